@@ -1,0 +1,267 @@
+"""Files and what they are worth: atomic writes, JSON lines, fingerprints, the run directory.
+
+A run directory holds one `manifest.json`. A stage is *fresh* when the key recorded there (a hash of
+its inputs, its configuration and the package version) equals today's and its outputs still have the
+bytes they had. Anything else is run again; a stale file is never reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from embedsmith.errors import InputError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write `content` so that a reader sees the old file or the new one, never a part; durable on return."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable (a no-op where folders cannot be synced)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write UTF-8 text atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: object) -> Path:
+    """Write `value` (dataclasses allowed) as indented JSON, atomically."""
+    return write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read one JSON file; a clear `InputError` when it is missing or broken."""
+    with open_text(path) as handle:
+        try:
+            return json.load(handle)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path} is not JSON (line {error.lineno}: {error.msg})",
+                expected="one JSON value",
+                action="restore the file, or delete it and run the stage that writes it again",
+            ) from None
+
+
+def open_text(path: Path | str) -> IO[str]:
+    """Open a plain or gzip file as UTF-8 text (a byte order mark is dropped)."""
+    path = Path(path)
+    require_file(path)
+    with path.open("rb") as probe:
+        compressed = probe.read(2) == GZIP_MAGIC
+    raw: IO[bytes] = gzip.open(path, "rb") if compressed else path.open("rb")  # type: ignore[assignment]
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+
+
+def require_file(path: Path | str) -> None:
+    """Raise `InputError` unless `path` is a file with something in it."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist", expected="a file", action="check the path")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", expected="a file", action="name a file inside it")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty", expected="at least one row", action="check how it was written")
+
+
+def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file, plain or gzip; blank lines are passed over.
+
+    Raises:
+        InputError: the file is missing, empty, not UTF-8, or a line is not a JSON object.
+    """
+    with open_text(path) as handle:
+        try:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield number, _parse_object(line, path, number)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 (byte {error.start} of a block)",
+                expected="UTF-8 text",
+                action=f"convert it, for example: iconv -f latin1 -t utf-8 {path}",
+            ) from None
+
+
+def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {number}: not JSON ({error.msg})",
+            expected="one JSON object a line",
+            action="mend or remove the line",
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{path}, line {number}: a JSON {type(value).__name__}, not an object",
+            expected='an object such as {"text": "..."}',
+            action="mend or remove the line",
+        )
+    return value
+
+
+def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
+    """Write rows (mappings or dataclasses) as JSON lines, atomically; return their number.
+
+    Same rows, same bytes: keys keep their order and gzip (by the `.gz` ending) carries no time stamp.
+    """
+    lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+    content = "".join(lines).encode("utf-8")
+    if str(path).endswith(".gz"):
+        content = gzip.compress(content, mtime=0)
+    write_bytes(path, content)
+    return len(lines)
+
+
+def plain(value: object) -> Any:
+    """Return `value` with dataclasses, paths and tuples turned into what JSON knows; None fields are kept."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, without importing numpy
+        return value.tolist()
+    return value
+
+
+def fingerprint(value: object) -> str:
+    """Return 16 hex digits that depend on the content of `value` only, not on key order."""
+    canonical = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+
+
+def fingerprint_file(path: Path | str) -> str:
+    """Return 16 hex digits of the SHA-256 of a file's bytes, or of all files below a folder."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    for item in files:
+        if item != path:
+            digest.update(str(item.relative_to(path)).encode("utf-8"))
+        with item.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What the manifest remembers of one finished stage."""
+
+    key: str
+    outputs: Mapping[str, str]
+    seconds: float
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    finished: str = ""
+
+
+class RunDirectory:
+    """A folder whose stages are run once for the same inputs and configuration.
+
+    >>> run = RunDirectory("runs/support")                                    # doctest: +SKIP
+    >>> if not run.is_fresh("synthesize", inputs, configuration):             # doctest: +SKIP
+    ...     with run.stage("synthesize", inputs, configuration, ["examples.jsonl"]): ...
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def stages(self) -> dict[str, StageRecord]:
+        """The finished stages by name."""
+        file = self.path / "manifest.json"
+        if not file.exists():
+            return {}
+        return {name: StageRecord(**record) for name, record in read_json(file)["stages"].items()}
+
+    def is_fresh(self, name: str, inputs: Mapping[str, str], configuration: Mapping[str, Any]) -> bool:
+        """Say whether `name` ran with these inputs and this configuration and its outputs are untouched."""
+        record = self.stages.get(name)
+        return (
+            record is not None
+            and record.key == stage_key(inputs, configuration)
+            and all(
+                (self.path / output).exists() and fingerprint_file(self.path / output) == digest
+                for output, digest in record.outputs.items()
+            )
+        )
+
+    @contextlib.contextmanager
+    def stage(
+        self,
+        name: str,
+        inputs: Mapping[str, str],
+        configuration: Mapping[str, Any],
+        outputs: Sequence[str],
+    ) -> Iterator[None]:
+        """Run the body as stage `name`; its record is taken out first and written only when it succeeds.
+
+        Args:
+            inputs: fingerprint by input name.
+            configuration: everything else the outputs depend on.
+            outputs: paths below the run directory, files or folders.
+        """
+        self._record(name, None)
+        started = time.monotonic()
+        yield
+        record = StageRecord(
+            key=stage_key(inputs, configuration),
+            outputs={output: fingerprint_file(self.path / output) for output in outputs},
+            seconds=round(time.monotonic() - started, 3),
+            inputs=dict(inputs),
+            configuration=plain(configuration),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        self._record(name, record)
+
+    def _record(self, name: str, record: StageRecord | None) -> None:
+        stages = self.stages
+        stages.pop(name, None)
+        if record is not None:
+            stages[name] = record
+        write_json(self.path / "manifest.json", {"stages": stages})
+
+
+def stage_key(inputs: Mapping[str, str], configuration: Mapping[str, Any]) -> str:
+    """Return the hash that decides whether a stage has to run again."""
+    from embedsmith import __version__
+
+    return fingerprint({"inputs": inputs, "configuration": configuration, "version": __version__})

@@ -1,0 +1,43 @@
+"""The one-method protocol that everything hangs on.
+
+Whoever has `encode` is an encoder: a trained folder, a hosted endpoint, a test double, your own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embeddings: TypeAlias = NDArray[np.float32]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns n texts into an (n, d) float32 matrix of unit rows, in the order of the texts."""
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return the embeddings of `texts`: shape (n, d), float32, each row of length 1."""
+        ...
+
+
+def normalize(vectors: NDArray[np.floating]) -> Embeddings:
+    """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
+
+
+def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
+    """Return the embeddings of `texts` (n, d), encoding each distinct text once."""
+    distinct = list(dict.fromkeys(texts))
+    place = {text: row for row, text in enumerate(distinct)}
+    return encoder.encode(distinct)[[place[text] for text in texts]]
+
+
+def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
+    """Return the cosine of each (left[i], right[i]), shape (n,), in [-1, 1]; higher is closer."""
+    vectors = encode_unique(encoder, [*left, *right])
+    return np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :], dtype=np.float64)

@@ -1,0 +1,68 @@
+"""The tree of exceptions. Each says what was found, what was expected, and what to do.
+
+The command line prints `str(error)` and exits with `error.exit_code`; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class EmbedsmithError(Exception):
+    """Base of all errors a caller may want to catch.
+
+    Args:
+        found: what was found, in one sentence that names the file, row, option or model.
+        expected: what would have been right.
+        action: what the user can do now.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, expected: str = "", action: str = "") -> None:
+        self.found = found
+        self.expected = expected
+        self.action = action
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.expected:
+            lines.append(f"Expected: {self.expected}")
+        if self.action:
+            lines.append(f"To do: {self.action}")
+        return "\n".join(lines)
+
+
+class InputError(EmbedsmithError):
+    """A file or a row of the user's cannot be used (missing, empty, wrong encoding, wrong column)."""
+
+    exit_code = 2
+
+
+class ConfigurationError(EmbedsmithError):
+    """An option, a recipe key or a combination of options is wrong."""
+
+    exit_code = 2
+
+
+class MissingPartError(EmbedsmithError):
+    """An optional part is not installed; `action` holds the exact install line."""
+
+    exit_code = 2
+
+
+class ModelError(EmbedsmithError):
+    """A model cannot be loaded, or is not what its folder says."""
+
+    exit_code = 2
+
+
+class LanguageModelError(EmbedsmithError):
+    """An LLM cannot be reached or refuses the calls (after retries). Finished calls stay in the journal."""
+
+    exit_code = 3
+
+
+class CalibrationRefused(EmbedsmithError):
+    """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing."""
+
+    exit_code = 4
