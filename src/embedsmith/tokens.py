@@ -1,0 +1,99 @@
+"""Texts as token ids: tokenised once, stored flat, cut into micro-batches with almost no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The ids of n texts in one array: text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        ids: (sum of lengths,) int32.
+        offsets: (n + 1,) int64, starting at 0.
+        truncated: (n,) bool; texts that were longer than the model reads.
+    """
+
+    ids: Ids
+    offsets: Index
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Index:
+        """Tokens per text, (n,) int64."""
+        return np.diff(self.offsets)
+
+    def padded(self, rows: Index, *, fill: int, left: bool = False) -> tuple[Index, Index]:
+        """Return (ids, mask) of the texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
+        lengths = self.lengths[rows]
+        width = int(lengths.max())
+        columns = np.arange(width)
+        starts = self.offsets[rows][:, None]
+        if left:
+            mask = columns >= (width - lengths)[:, None]
+            places = starts + columns - (width - lengths)[:, None]
+        else:
+            mask = columns < lengths[:, None]
+            places = starts + columns
+        ids = np.where(mask, self.ids[np.where(mask, places, 0)], fill).astype(np.int64)
+        return ids, mask.astype(np.int64)
+
+
+def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length: int | None) -> Tokens:
+    """Return the ids of `texts` as the model's own tokenizer makes them, special tokens included.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        max_length: longer texts are cut to it, and marked in `truncated`; None cuts nothing.
+    """
+    rows: list[list[int]] = []
+    truncated: list[bool] = []
+    for start in range(0, len(texts), 4096):
+        block = list(texts[start : start + 4096])
+        limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+        rows.extend(tokenizer(block, padding=False, return_attention_mask=False, **limit)["input_ids"])
+    if max_length is not None:
+        longest = [index for index, row in enumerate(rows) if len(row) >= max_length]
+        whole = _lengths(tokenizer, [texts[index] for index in longest])
+        cut = {index for index, length in zip(longest, whole, strict=True) if length > max_length}
+        truncated = [index in cut for index in range(len(rows))]
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+    return Tokens(ids, offsets, np.array(truncated or [False] * len(rows), dtype=np.bool_))
+
+
+def _lengths(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[int]:
+    if not texts:
+        return []
+    return [len(row) for row in tokenizer(list(texts), padding=False, verbose=False)["input_ids"]]
+
+
+def cut_microbatches(lengths: Index, budget: int) -> list[Index]:
+    """Return positions into `lengths`, longest texts first, in blocks of at most `budget` padded tokens.
+
+    A text longer than the budget gets a block of its own. Within a block lengths are close to each
+    other, so padding is small: lengths (9, 3, 8, 2) with budget 18 give [[0, 2], [1, 3]], 24 padded
+    tokens for 22 real ones instead of 36.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    blocks: list[Index] = []
+    start = 0
+    while start < len(order):
+        width = max(int(lengths[order[start]]), 1)
+        size = max(budget // width, 1)
+        blocks.append(order[start : start + size])
+        start += size
+    return blocks
