@@ -55,7 +55,7 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPair:
-    """Two texts and whether one answer serves both: label 1 yes, 0 no (columns sentence1, sentence2, label)."""
+    """Two texts, and 1 if one answer serves both, else 0 (columns sentence1, sentence2, label)."""
 
     sentence1: str
     sentence2: str

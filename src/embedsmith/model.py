@@ -85,7 +85,7 @@ def load_encoder(
 
 
 def load_network(spec: str | Path, *, attention: str | None = None) -> SentenceTransformer:
-    """Return the SentenceTransformer at `spec` on the best device; no code of the model's repository is run."""
+    """Return the SentenceTransformer at `spec`; no code from the model's repository is run."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -153,7 +153,7 @@ def fingerprint_model(spec: str | Path) -> str:
 
 
 def save_network(network: SentenceTransformer, path: Path | str, *, card: str) -> Path:
-    """Write a sentence-transformers folder with the model card `card`; the old folder stays until it is whole."""
+    """Write a sentence-transformers folder with its model card; the old one stays until it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -36,7 +36,7 @@ class Tokens:
         return np.diff(self.offsets)
 
     def padded(self, rows: Index, *, fill: int, left: bool = False) -> tuple[Index, Index]:
-        """Return (ids, mask) of the texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
+        """Return (ids, mask) of texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
         lengths = self.lengths[rows]
         width = int(lengths.max())
         columns = np.arange(width)

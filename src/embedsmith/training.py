@@ -232,7 +232,7 @@ def keep_memory() -> None:
 
 
 def batch_loss(embeddings: torch.Tensor, batch: Batch, config: TrainingConfig) -> torch.Tensor:
-    """Return the weighted sum of the configured losses on one batch; `embeddings` (n, d) float32 unit rows."""
+    """Return the weighted sum of the configured losses; `embeddings` are (n, d) float32 unit rows."""
     import torch
 
     from embedsmith import losses

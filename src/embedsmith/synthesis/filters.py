@@ -1,0 +1,190 @@
+"""Filters: each says why a candidate is not used, or nothing. Verdicts carry the evidence.
+
+The filters run in order, rows in the order of the log, so the same completions give the same examples
+whatever order they came in. All comparisons are on normalised text (case, spaces and closing
+punctuation do not count); *near* means a trigram Jaccard of at least 0.9 with the same numbers and
+negations, so that "30 days" is never near "60 days".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from embedsmith.corpus import Query
+from embedsmith.examples import Rejected
+from embedsmith.text import jaccard, normalize, same_facts, trigrams
+
+NEAR = 0.9
+LONGEST = 2000  # characters; no question of a log is longer
+REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
+LABEL = {"paraphrases": 1, "distinct": 0}
+
+
+class NearIndex:
+    """Finds the texts whose trigram sets are near a given one, exactly, without comparing all pairs.
+
+    Two sets with Jaccard ≥ t share one of their first ⌊(1 − t)·size⌋ + 1 elements in any common order
+    (prefix filtering: Chaudhuri et al. 2006), so only sets that share such an element are compared.
+    """
+
+    def __init__(self, threshold: float = NEAR) -> None:
+        self.threshold = threshold
+        self._texts: list[tuple[str, frozenset[str]]] = []
+        self._places: dict[str, list[int]] = {}
+
+    def add(self, text: str) -> None:
+        """Make `text` findable."""
+        grams = trigrams(text)
+        for gram in self._prefix(grams):
+            self._places.setdefault(gram, []).append(len(self._texts))
+        self._texts.append((text, grams))
+
+    def find(self, text: str) -> tuple[str, float] | None:
+        """Return the first added text that is near `text` with its Jaccard, or None."""
+        grams = trigrams(text)
+        near = {place for gram in self._prefix(grams) for place in self._places.get(gram, ())}
+        for place in sorted(near):
+            other, other_grams = self._texts[place]
+            closeness = jaccard(grams, other_grams)
+            if closeness >= self.threshold and same_facts(text, other):
+                return other, closeness
+        return None
+
+    def _prefix(self, grams: frozenset[str]) -> list[str]:
+        return sorted(grams)[: int((1 - self.threshold) * len(grams) + 1e-9) + 1]
+
+
+@dataclass(slots=True)
+class Context:
+    """What a candidate is compared with.
+
+    Attributes:
+        query: the row it was made from.
+        task: "paraphrases" or "distinct".
+        accepted: texts of this row that passed so far, by task.
+        elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
+        evaluation: texts of the evaluation sets.
+    """
+
+    query: Query
+    task: str
+    accepted: dict[str, list[str]]
+    elsewhere: dict[str, str]
+    evaluation: NearIndex
+    evaluation_exact: frozenset[str] = field(default_factory=frozenset)
+
+
+Verdict = tuple[str, str] | None  # (reason, detail)
+Filter = Callable[[str, Context], Verdict]
+
+
+def check_form(text: str, _context: Context) -> Verdict:
+    """Reject what is no question: empty, without letters, far too long."""
+    if not text.strip():
+        return "malformed", "empty"
+    if sum(character.isalpha() for character in text) < 3:
+        return "malformed", "fewer than three letters"
+    if len(text) > LONGEST:
+        return "malformed", f"{len(text)} characters"
+    return None
+
+
+def check_refusal(text: str, context: Context) -> Verdict:
+    """Reject a refusal, unless the user's question itself speaks that way."""
+    found = REFUSAL.search(text)
+    if found and not REFUSAL.search(context.query.text):
+        return "refusal", f"“{found.group(0)}”"
+    return None
+
+
+def check_echo(text: str, _context: Context) -> Verdict:
+    """Reject pieces of the prompt: placeholders and the names of JSON keys."""
+    if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
+        return "prompt-echo", "a piece of the prompt"
+    return None
+
+
+def check_copy(text: str, context: Context) -> Verdict:
+    """Reject the query itself, or nearly itself."""
+    if normalize(text) == normalize(context.query.text):
+        return "copy-of-query", "the same text"
+    closeness = _near([context.query.text], text)
+    if closeness is not None:
+        return "copy-of-query", f"Jaccard {closeness[1]:.2f}"
+    return None
+
+
+def check_conflict(text: str, context: Context) -> Verdict:
+    """Reject a candidate that the other task of the same row also has: it cannot be both."""
+    other = "distinct" if context.task == "paraphrases" else "paraphrases"
+    found = _near(context.accepted[other], text)
+    return ("label-conflict", f"also among the {other}: “{found[0]}”") if found else None
+
+
+def check_repeat(text: str, context: Context) -> Verdict:
+    """Reject a repeat within the row."""
+    for other in context.accepted[context.task]:
+        if normalize(other) == normalize(text):
+            return "duplicate", "the same text in this row"
+    found = _near(context.accepted[context.task], text)
+    return ("near-duplicate", f"Jaccard {found[1]:.2f} with “{found[0]}”") if found else None
+
+
+def check_elsewhere(text: str, context: Context) -> Verdict:
+    """Reject a text that another row has: it would be a false negative there."""
+    row = context.elsewhere.get(normalize(text))
+    if row is not None and row != context.query.id:
+        return "duplicate-elsewhere", f"row {row} has the same text"
+    return None
+
+
+def check_leak(text: str, context: Context) -> Verdict:
+    """Reject a text of an evaluation set, so that the evaluation stays honest."""
+    if normalize(text) in context.evaluation_exact:
+        return "evaluation-leak", "the same text is in the evaluation set"
+    found = context.evaluation.find(text)
+    return ("evaluation-leak", f"Jaccard {found[1]:.2f} with “{found[0]}”") if found else None
+
+
+CHAIN: tuple[Filter, ...] = (
+    check_form,
+    check_refusal,
+    check_echo,
+    check_copy,
+    check_conflict,
+    check_repeat,
+    check_elsewhere,
+    check_leak,
+)
+CHECKS = tuple(check.__name__.removeprefix("check_") for check in CHAIN)
+
+
+def judge(text: str, context: Context) -> Rejected | None:
+    """Return the first objection of the chain as a `Rejected`, or None when the candidate is good."""
+    for check in CHAIN:
+        verdict = check(text, context)
+        if verdict is not None:
+            reason, detail = verdict
+            about = {"query": context.query.text, "task": context.task}
+            return Rejected(reason, detail, text, source=context.query.id, context=about)
+    return None
+
+
+def index_evaluation(texts: Iterable[str]) -> tuple[NearIndex, frozenset[str]]:
+    """Return what `check_leak` needs of the evaluation texts."""
+    index = NearIndex()
+    distinct = list(dict.fromkeys(texts))
+    for text in distinct:
+        index.add(text)
+    return index, frozenset(normalize(text) for text in distinct)
+
+
+def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:
+    grams = trigrams(text)
+    for other in others:
+        closeness = jaccard(grams, trigrams(other))
+        if closeness >= NEAR and same_facts(text, other):
+            return other, closeness
+    return None

@@ -1,0 +1,115 @@
+"""Recipes: what is asked of the LLM for one query. The prompts are data files that users may replace."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from embedsmith.corpus import Query
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.llm import Prompt
+
+TASKS = ("paraphrases", "distinct")  # label 1, label 0
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The two messages of one call, with the placeholders {query} and {count}."""
+
+    system: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How many texts of which kind are asked for each query, and in which words.
+
+    Attributes:
+        counts: number of texts by task; a task with 0 is not called.
+        templates: the messages by task.
+    """
+
+    name: str
+    counts: dict[str, int]
+    templates: dict[str, Template]
+
+
+def load_recipe(
+    name: str = "langcache",
+    *,
+    paraphrases: int = 3,
+    distinct: int = 3,
+    prompts: Path | str | None = None,
+) -> Recipe:
+    """Return the recipe `name`, with the user's own `prompts` file when one is given.
+
+    Raises:
+        ConfigurationError: unknown recipe, negative counts, a prompts file with a wrong key or placeholder.
+    """
+    known = sorted(item.name.removesuffix(".toml") for item in _shipped().iterdir())
+    if name not in known:
+        raise ConfigurationError(f"there is no recipe {name!r}", expected=" or ".join(known))
+    if min(paraphrases, distinct) < 0 or paraphrases + distinct == 0:
+        raise ConfigurationError(
+            f"{paraphrases} paraphrases and {distinct} distinct questions", expected="at least one in all"
+        )
+    if prompts is not None and not Path(prompts).is_file():
+        raise InputError(f"{prompts} does not exist", expected="a prompts file (TOML)")
+    source = Path(prompts) if prompts is not None else _shipped() / f"{name}.toml"
+    templates = _parse_templates(source.read_text(encoding="utf-8"), str(source))
+    return Recipe(name, {"paraphrases": paraphrases, "distinct": distinct}, templates)
+
+
+def _shipped() -> Traversable:
+    return resources.files("embedsmith.synthesis") / "prompts"
+
+
+def _parse_templates(text: str, source: str) -> dict[str, Template]:
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(
+            f"{source} is not TOML: {error}", expected="[paraphrases] and [distinct]"
+        ) from None
+    if set(tables) != set(TASKS):
+        raise ConfigurationError(
+            f"{source} has the tables {', '.join(sorted(tables))}", expected=f"exactly {' and '.join(TASKS)}"
+        )
+    return {task: _parse_template(tables[task], f"{source} [{task}]") for task in TASKS}
+
+
+def _parse_template(table: dict[str, str], source: str) -> Template:
+    if set(table) != {"system", "user"}:
+        raise ConfigurationError(
+            f"{source} has the keys {', '.join(sorted(table))}", expected="system and user"
+        )
+    template = Template(table["system"].strip(), table["user"].strip())
+    try:
+        filled = template.user.format(query="\0", count=1)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigurationError(
+            f"{source}: the user prompt has a wrong placeholder ({error})",
+            expected="{query} and {count}, and {{ }} for literal braces",
+        ) from None
+    if "\0" not in filled:
+        raise ConfigurationError(
+            f"{source}: the user prompt never names the question", expected="{query} in it"
+        )
+    return template
+
+
+def render(recipe: Recipe, query: Query) -> list[Prompt]:
+    """Return the prompts that are sent for `query`, exactly as they are sent."""
+    return [
+        Prompt(
+            system=recipe.templates[task].system,
+            user=recipe.templates[task].user.format(query=query.text, count=recipe.counts[task]),
+            row=query.id,
+            task=task,
+        )
+        for task in TASKS
+        if recipe.counts[task]
+    ]

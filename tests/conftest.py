@@ -1,0 +1,41 @@
+"""Shared by all tests: where the data is, and the small real model that the demo trains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared development data; tests that need it are skipped, visibly, where it is missing."""
+    folder = Path(os.environ.get("EMBEDSMITH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the development data is not at {folder} (set EMBEDSMITH_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers with random weights and the demo model's tokenizer, as a folder."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    from embedsmith.model import DEMO_MODEL, load_network, resolve_model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    config = BertConfig(
+        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    load_network(resolve_model(DEMO_MODEL)).tokenizer.save_pretrained(folder / "bert")
+    body = Transformer(str(folder / "bert"), max_seq_length=32)
+    SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Normalize()]).save(
+        str(folder / "model")
+    )
+    return folder / "model"

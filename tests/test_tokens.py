@@ -1,0 +1,46 @@
+"""Micro-batches hold every text once, under the budget; padded ids are the tokenizer's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedsmith.model import DEMO_MODEL, load_network
+from embedsmith.tokens import cut_microbatches, tokenize
+
+
+def test_texts_of_like_length_share_a_microbatch() -> None:
+    blocks = cut_microbatches(np.array([9, 3, 8, 2]), budget=18)
+    assert [block.tolist() for block in blocks] == [[0, 2], [1, 3]]
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))
+def test_every_text_is_in_one_microbatch_and_none_is_over_the_budget(lengths: list[int], budget: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    blocks = cut_microbatches(array, budget)
+    assert sorted(place for block in blocks for place in block.tolist()) == list(range(len(lengths)))
+    for block in blocks:
+        assert len(block) == 1 or array[block].max() * len(block) <= budget
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padded_ids_are_those_of_the_tokenizer(left: bool) -> None:
+    tokenizer = load_network(DEMO_MODEL).tokenizer
+    texts = ["short", "a somewhat longer question?", "", "one " * 40]
+    tokens = tokenize(tokenizer, texts, max_length=16)
+    side = "left" if left else "right"
+    reference = tokenizer(
+        texts, padding=True, truncation=True, max_length=16, padding_side=side, return_tensors="np"
+    )
+    ids, mask = tokens.padded(np.arange(4), fill=tokenizer.pad_token_id, left=left)
+    assert (ids == reference["input_ids"]).all()
+    assert (mask == reference["attention_mask"]).all()
+    assert tokens.truncated.tolist() == [False, False, False, True]
+
+
+def test_a_text_that_just_fits_is_not_called_truncated() -> None:
+    tokenizer = load_network(DEMO_MODEL).tokenizer
+    tokens = tokenize(tokenizer, ["one two three", "one two three four"], max_length=5)
+    assert tokens.truncated.tolist() == [False, True]

@@ -1,0 +1,189 @@
+"""The training step: same result however the batch is cut, and however often the run is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from embedsmith.batches import assemble, collect_rows
+from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import Example, LabelledPair, LabelledText
+from embedsmith.model import embed, load_encoder, load_network, tokenize_for
+from embedsmith.training import (
+    Progress,
+    TrainingConfig,
+    batch_loss,
+    config_from,
+    learning_rate_at,
+    train,
+)
+
+WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
+CONFIG = TrainingConfig(batch=4, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
+
+
+def make_examples(count: int = 24) -> list[Example]:
+    examples: list[Example] = []
+    for row in range(count):
+        word, other = WORDS[row % len(WORDS)], WORDS[(row + 5) % len(WORDS)]
+        anchor = f"how do I change my {word} number {row}"
+        examples.append(
+            LabelledPair(anchor, f"{word} {row} has to be another one, please " * (row % 3 + 1), 1, str(row))
+        )
+        examples.append(LabelledPair(anchor, f"how do I change my {other} number {row}", 0, str(row)))
+    return examples
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["infonce", "online_contrastive", "cosent"])
+def test_micro_batches_give_the_loss_and_gradients_of_the_padded_batch(tiny_model: Path, name: str) -> None:
+    data = collect_rows(make_examples(8))
+    batch = assemble(data.rows)
+    found = []
+    for budget in (10_000, 60):
+        network = load_network(tiny_model).eval()
+        config = TrainingConfig(losses={name: 1.0})
+        vectors = embed(network, tokenize_for(network, data.texts), batch.texts, budget=budget)
+        loss = batch_loss(vectors, batch, config)
+        loss.backward()
+        found.append(
+            (loss.item(), [weight.grad for weight in network.parameters() if weight.grad is not None])
+        )
+    (whole, whole_gradients), (cut, cut_gradients) = found
+    assert cut == pytest.approx(whole, abs=1e-5)
+    for left, right in zip(whole_gradients, cut_gradients, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+def test_the_trained_folder_loads_in_sentence_transformers_and_has_learnt(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    examples = make_examples()
+    result = train(examples, base=tiny_model, out=tmp_path / "model", config=CONFIG, card="# a card")
+    theirs = SentenceTransformer(str(tmp_path / "model")).encode(["change my pin"], normalize_embeddings=True)
+    ours = load_encoder(tmp_path / "model").encode(["change my pin"])
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert (tmp_path / "model" / "README.md").read_text() == "# a card"
+    assert result.steps == 6
+    assert result.losses[-1][1] < result.losses[0][1]
+    assert not (tmp_path / "model.checkpoint").exists()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(
+            make_examples(), base=tiny_model, out=tmp_path / name, config=TrainingConfig(batch=4, seed=seed)
+        )
+    first, same, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(batch=4, learning_rate=1e-3, checkpoint_seconds=0.0, average=0.9, epochs=2)
+    train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=config)
+
+    class Killed(Exception):
+        pass
+
+    def kill_at(step: int) -> object:
+        def check(progress: Progress) -> None:
+            if progress.step == step:
+                raise Killed
+
+        return check
+
+    for step in (3, 7, 10):
+        with pytest.raises(Killed):
+            train(
+                make_examples(),
+                base=tiny_model,
+                out=tmp_path / "resumed",
+                config=config,
+                on_progress=kill_at(step),
+            )
+    result = train(make_examples(), base=tiny_model, out=tmp_path / "resumed", config=config)
+    assert result.resumed_from == 9
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+KILLED_RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import CONFIG, make_examples
+from embedsmith.training import train
+train(make_examples(), base={base!r}, out={out!r}, config=CONFIG,
+      on_progress=lambda progress: print(progress.step, flush=True))
+"""
+
+
+def test_sigkill_of_the_process_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=CONFIG)
+    script = KILLED_RUN.format(
+        tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed")
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline().strip() != "4":
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+    result = train(make_examples(), base=tiny_model, out=tmp_path / "resumed", config=CONFIG)
+    assert 0 < result.resumed_from <= 4
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "model.checkpoint"
+    write_checkpoint(path, Checkpoint(5, {"weight/x": torch.ones(2)}), key="one")
+    found = read_checkpoint(path, "one")
+    assert found is not None
+    assert found.step == 5
+    assert read_checkpoint(path, "two") is None
+    path.write_bytes(b"torn")
+    assert read_checkpoint(path, "one") is None
+
+
+def test_the_whole_share_of_the_base_gives_the_base_back(tiny_model: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(batch=4, learning_rate=1e-3, base_weight=1.0)
+    train(make_examples(), base=tiny_model, out=tmp_path / "model", config=config)
+    base, mixed = weights(tiny_model), weights(tmp_path / "model")
+    for key in base:
+        torch.testing.assert_close(base[key], mixed[key], atol=1e-6, rtol=0)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    config = TrainingConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate_at(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(1 / 90)
+
+
+def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="warmup is 3"):
+        TrainingConfig(warmup=3)
+    with pytest.raises(ConfigurationError, match="lerning_rate"):
+        config_from({"lerning_rate": 1})
+    with pytest.raises(ConfigurationError, match="hinge"):
+        TrainingConfig(losses={"hinge": 1.0})
+    with pytest.raises(InputError, match="no example"):
+        train([], base=tiny_model, out=tmp_path / "model")
+    with pytest.raises(InputError, match="LabelledText"):
+        train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model")
