@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedsmith.model import DEMO_MODEL, load_network
-from embedsmith.tokens import cut_microbatches, tokenize
+from embedsmith.tokens import BLOCK_PRICE, cut_microbatches, tokenize
 
 
 def test_texts_of_like_length_share_a_microbatch() -> None:
-    blocks = cut_microbatches(np.array([9, 3, 8, 2]), budget=18)
+    blocks = cut_microbatches(np.array([90, 30, 80, 20]), budget=180)
     assert [block.tolist() for block in blocks] == [[0, 2], [1, 3]]
+
+
+@given(st.lists(st.integers(1, 50), max_size=9), st.integers(1, 200))
+def test_no_other_cut_of_the_sorted_texts_is_cheaper(lengths: list[int], budget: int) -> None:
+    widths = sorted(lengths, reverse=True)
+
+    def price(cuts: tuple[int, ...]) -> float:
+        total = 0.0
+        for start, end in itertools.pairwise([0, *cuts, len(widths)]):
+            padded = (end - start) * widths[start]
+            total += np.inf if padded > budget and end - start > 1 else padded + BLOCK_PRICE
+        return total
+
+    blocks = cut_microbatches(np.array(lengths, dtype=np.int64), budget)
+    ours = tuple(np.cumsum([len(block) for block in blocks])[:-1].tolist())
+    inner = range(1, len(widths))
+    every = (cuts for size in range(len(widths)) for cuts in itertools.combinations(inner, size))
+    assert not widths or price(ours) == min(map(price, every))
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))

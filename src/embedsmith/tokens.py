@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+EXACT_CUT = 1024  # texts; beyond it the best cuts cost more time than they save
+BLOCK_PRICE = 32  # padded tokens that one more block costs (measured on MiniLM, 2 cores)
 
 Ids = NDArray[np.int32]
 Index = NDArray[np.int64]
@@ -84,16 +88,40 @@ def _lengths(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[int]:
 def cut_microbatches(lengths: Index, budget: int) -> list[Index]:
     """Return positions into `lengths`, longest texts first, in blocks of at most `budget` padded tokens.
 
-    A text longer than the budget gets a block of its own. Within a block lengths are close to each
-    other, so padding is small: lengths (9, 3, 8, 2) with budget 18 give [[0, 2], [1, 3]], 24 padded
-    tokens for 22 real ones instead of 36.
+    A text longer than the budget gets a block of its own. The cuts minimise padded tokens plus a fixed
+    price per block (what a forward and backward pass costs beside its tokens): lengths (90, 30, 80, 20)
+    with budget 180 give [[0, 2], [1, 3]], 240 padded tokens for 220 real ones instead of 360.
     """
     order = np.argsort(-lengths, kind="stable")
-    blocks: list[Index] = []
+    widths = np.maximum(lengths[order], 1)
+    starts = _cut_greedily(widths, budget) if len(order) > EXACT_CUT else _cut_exactly(widths, budget)
+    return [order[start:end] for start, end in pairwise([*starts, len(order)])]
+
+
+def _cut_greedily(widths: Index, budget: int) -> list[int]:
+    starts = []
     start = 0
-    while start < len(order):
-        width = max(int(lengths[order[start]]), 1)
-        size = max(budget // width, 1)
-        blocks.append(order[start : start + size])
-        start += size
-    return blocks
+    while start < len(widths):
+        starts.append(start)
+        start += max(budget // int(widths[start]), 1)
+    return starts
+
+
+def _cut_exactly(widths: Index, budget: int) -> list[int]:
+    """Shortest path over cut points: cost[end] is the least of cost[start] + padded tokens + price."""
+    count = len(widths)
+    cost = np.zeros(count + 1)
+    came_from = np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        sizes = end - np.arange(end)
+        padded = sizes * widths[:end]
+        price = cost[:end] + padded + BLOCK_PRICE
+        price[(padded > budget) & (sizes > 1)] = np.inf
+        came_from[end] = int(price.argmin())
+        cost[end] = price[came_from[end]]
+    starts: list[int] = []
+    end = count
+    while end > 0:
+        end = int(came_from[end])
+        starts.append(end)
+    return starts[::-1]
