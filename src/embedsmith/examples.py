@@ -5,9 +5,17 @@ Column names are those of sentence-transformers; the order of columns never matt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.tables import read_rows
+from embedsmith.text import normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +96,241 @@ class Rejected:
     line: int | None = None
     source: str | None = None  # id of the row of the log it was made from
     context: Mapping[str, str] = field(default_factory=dict)
+
+
+PAIR_NAMES = (
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("a", "b"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("question1", "question2"),
+)
+ANCHORS = ("anchor", "query", "question")
+POSITIVES = ("positive", "pos", "answer", "passage", "paraphrase", "document")
+NEGATIVES = ("negative", "neg", "negatives", "hard_negative")
+LABELS = ("label", "is_duplicate")
+SCORES = ("score", "similarity", "similarity_score")
+CLASSES = ("label", "intent", "class")
+GROUPS = ("group", "source_id")
+LAYOUTS = (
+    "anchor + positive; anchor + positive + negative (also negative_1, negative_2, … or a list); "
+    "sentence1 + sentence2 + label (0 or 1); sentence1 + sentence2 + score; text + label (a class)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The kind of a table's rows and which column plays which part."""
+
+    kind: type[Example]
+    columns: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSet:
+    """The examples of a file, and its rows that are none."""
+
+    kind: type[Example]
+    examples: tuple[Example, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def detect_format(columns: Iterable[str]) -> Format:
+    """Return the format of a table by the names of its columns; their order never matters.
+
+    Raises:
+        InputError: no layout fits, or a pair has both a label and a score.
+    """
+    names = {name.strip().lower(): name for name in columns}
+
+    def first(wanted: Sequence[str]) -> tuple[str, ...]:
+        return next(((names[name],) for name in wanted if name in names), ())
+
+    group = {"group": first(GROUPS)} if first(GROUPS) else {}
+    negatives = tuple(
+        names[name] for name in sorted(names) if name in NEGATIVES or name.startswith(("negative_", "neg_"))
+    )
+    anchor, positive, text = first(ANCHORS), first(POSITIVES), first(("text",))
+    if anchor and positive:
+        kind: type[Example] = Triplet if negatives else PositivePair
+        found = {"anchor": anchor, "positive": positive}
+        return Format(kind, found | ({"negatives": negatives} if negatives else {}) | group)
+    pair = next((both for both in PAIR_NAMES if both[0] in names and both[1] in names), None)
+    label, score = first(LABELS), first(SCORES)
+    if pair and label and score:
+        raise InputError(
+            f"a pair with both {label[0]} and {score[0]}", expected="one of them", action="drop one"
+        )
+    if pair and (label or score):
+        sides = {"sentence1": (names[pair[0]],), "sentence2": (names[pair[1]],)}
+        if score:
+            return Format(ScoredPair, sides | {"score": score} | group)
+        return Format(LabelledPair, sides | {"label": label} | group)
+    if text and first(CLASSES):
+        return Format(LabelledText, {"text": text, "label": first(CLASSES)} | group)
+    raise InputError(
+        f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS
+    )
+
+
+def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> ExampleSet:
+    """Return the examples of a file; a row that is none is in `rejected` with its line and reason.
+
+    Args:
+        kind: what the caller can use; another kind is an error that names both.
+
+    Raises:
+        InputError: the file cannot be read, its columns fit no layout, or not one row is usable.
+    """
+    examples: list[Example] = []
+    rejected: list[Rejected] = []
+    layout: Format | None = None
+    for line, row in read_rows(path):
+        layout = layout or _detect(row, path)
+        try:
+            examples.append(_parse(row, layout))
+        except (KeyError, ValueError, TypeError) as error:
+            detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            rejected.append(Rejected("bad-row", detail, file=str(path), line=line))
+    if layout is None or not examples:
+        first = f"; the first: line {rejected[0].line}, {rejected[0].detail}" if rejected else ""
+        raise InputError(f"{path} has no usable row ({len(rejected)} rejected{first})", expected=LAYOUTS)
+    if kind is not None and layout.kind is not kind:
+        raise InputError(f"{path} has {layout.kind.__name__} rows", expected=f"{kind.__name__} rows")
+    return ExampleSet(layout.kind, tuple(examples), tuple(rejected))
+
+
+def _detect(row: Mapping[str, Any], path: Path | str) -> Format:
+    try:
+        return detect_format(row)
+    except InputError as error:
+        raise InputError(
+            f"{path}: {error.found}", expected=error.expected, action="rename the columns"
+        ) from None
+
+
+def _parse(row: Mapping[str, Any], layout: Format) -> Example:
+    def text(part: str) -> str:
+        value = row[layout.columns[part][0]]
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{layout.columns[part][0]} has no text")
+        return value
+
+    shared: dict[str, Any] = {"group": _group(row, layout), "provenance": _provenance(row.get("provenance"))}
+    if layout.kind is PositivePair:
+        return PositivePair(text("anchor"), text("positive"), **shared)
+    if layout.kind is Triplet:
+        return Triplet(text("anchor"), text("positive"), _negatives(row, layout), **shared)
+    if layout.kind is LabelledText:
+        return LabelledText(text("text"), str(row[layout.columns["label"][0]]), **shared)
+    left, right = text("sentence1"), text("sentence2")
+    if layout.kind is ScoredPair:
+        return ScoredPair(left, right, float(row[layout.columns["score"][0]]), **shared)
+    label = row[layout.columns["label"][0]]
+    if str(label).strip() not in {"0", "1", "0.0", "1.0", "True", "False"}:
+        raise ValueError(f"{layout.columns['label'][0]} is {label!r}, not 0 or 1")
+    return LabelledPair(left, right, int(str(label).strip() in {"1", "1.0", "True"}), **shared)
+
+
+def _negatives(row: Mapping[str, Any], layout: Format) -> tuple[str, ...]:
+    found: list[Any] = []
+    for column in layout.columns["negatives"]:
+        value = row.get(column)
+        found.extend(value if isinstance(value, list) else [value])
+    return tuple(text for text in found if isinstance(text, str) and text.strip())
+
+
+def _group(row: Mapping[str, Any], layout: Format) -> str | None:
+    value = row.get(layout.columns["group"][0]) if "group" in layout.columns else None
+    return None if value is None or value == "" else str(value)
+
+
+def _provenance(value: Any) -> Provenance | None:
+    if not isinstance(value, Mapping):
+        return None
+    return Provenance(**{**value, "checks": tuple(value.get("checks", ()))})
+
+
+def write_examples(path: Path | str, examples: Iterable[Example]) -> int:
+    """Write examples as JSON lines that `read_examples` gives back; return their number."""
+    return write_jsonl(path, (_to_row(example) for example in examples))
+
+
+def _to_row(example: Example) -> dict[str, Any]:
+    row = {key: value for key, value in plain(example).items() if value is not None}
+    if isinstance(example, Triplet):
+        row["negative"] = row.pop("negatives")
+    return row
+
+
+def texts_of(example: Example) -> tuple[str, ...]:
+    """Return all texts of an example."""
+    match example:
+        case PositivePair():
+            return example.anchor, example.positive
+        case Triplet():
+            return example.anchor, example.positive, *example.negatives
+        case LabelledText():
+            return (example.text,)
+        case _:
+            return example.sentence1, example.sentence2
+
+
+def split(
+    examples: Sequence[Example], fractions: Mapping[str, float], *, seed: int = 0
+) -> dict[str, list[Example]]:
+    """Return the examples in parts that share no group and no text, so that nothing leaks between them.
+
+    Examples that share a group or a text (in normal form) are one unit; units are drawn in an order
+    that depends on their content and `seed` only, not on the order of rows, and go to the part that
+    is farthest below its share.
+
+    Args:
+        fractions: share of each part by name; they sum to 1.
+
+    Raises:
+        ConfigurationError: shares that do not sum to 1. InputError: fewer units than parts.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values(), default=-1) <= 0:
+        raise ConfigurationError(f"the shares {dict(fractions)}", expected="positive shares that sum to 1")
+    units = _connect(examples)
+    if len(units) < len(fractions):
+        raise InputError(
+            f"{len(examples)} examples form {len(units)} unit(s) that share texts or groups",
+            expected=f"at least {len(fractions)} that do not",
+            action="give more labelled rows",
+        )
+    order = random.Random(seed).sample(sorted(units), len(units))
+    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    for unit in order:
+        name = min(fractions, key=lambda part: (len(parts[part]) + len(units[unit]) / 2) / fractions[part])
+        parts[name].extend(units[unit])
+    return {name: [examples[place] for place in sorted(places)] for name, places in parts.items()}
+
+
+def _connect(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the places of the examples of each connected unit, by the unit's smallest key."""
+    parent: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        root = key
+        while parent.setdefault(root, root) != root:
+            root = parent[root]
+        while parent[key] != root:
+            parent[key], key = root, parent[key]
+        return root
+
+    keys = []
+    for example in examples:
+        names = [f"text:{normalize(text)}" for text in texts_of(example)]
+        names += [f"group:{example.group}"] if example.group is not None else []
+        roots = sorted({find(name) for name in names})
+        for root in roots[1:]:
+            parent[root] = roots[0]  # the smallest key wins, so the unit's name does not depend on the order
+        keys.append(names[0])
+    units: dict[str, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        units[find(key)].append(place)
+    return dict(units)

@@ -15,9 +15,9 @@ from embedsmith.examples import LabelledPair, Provenance, Rejected, write_exampl
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.journal import Journal, complete_durably
 from embedsmith.llm.structured import parse_list
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, NearIndex, index_evaluation, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, judge
 from embedsmith.synthesis.recipes import TASKS, Recipe, load_recipe, render
-from embedsmith.text import normalize
+from embedsmith.text import NearIndex, normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ def synthesize(
         sent = opened.count() - known
     examples, rejected, notes = _sift(usable, asked, all_prompts, completions, sampling, leaks, exact)
     rejected = leaking + rejected
+    if not examples:
+        raise _nothing_usable(usable, rejected)
     result = Synthesis(
         tuple(examples),
         tuple(rejected),
@@ -110,12 +112,22 @@ def synthesize(
     return result
 
 
+def _nothing_usable(queries: Sequence[Query], rejected: Sequence[Rejected]) -> InputError:
+    reasons = ", ".join(f"{count} × {reason}" for reason, count in _tally(rejected).items())
+    return InputError(
+        f"not one usable example came of {len(queries)} queries ({reasons or 'no answers'})",
+        expected="answers with JSON lists of questions",
+        action="look at rejected prompts with `embedsmith explain`; try another model",
+    )
+
+
 def _drop_leaks(
     queries: Sequence[Query], leaks: NearIndex, exact: frozenset[str]
 ) -> tuple[list[Query], list[Rejected]]:
     kept, dropped = [], []
     for query in queries:
-        found = query.text if normalize(query.text) in exact else (leaks.find(query.text) or (None,))[0]
+        near = leaks.find(query.text)
+        found = query.text if normalize(query.text) in exact else near[1] if near else None
         if found is None:
             kept.append(query)
         else:

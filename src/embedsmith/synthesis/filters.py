@@ -14,46 +14,12 @@ from dataclasses import dataclass, field
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
-from embedsmith.text import jaccard, normalize, same_facts, trigrams
+from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 LABEL = {"paraphrases": 1, "distinct": 0}
-
-
-class NearIndex:
-    """Finds the texts whose trigram sets are near a given one, exactly, without comparing all pairs.
-
-    Two sets with Jaccard ≥ t share one of their first ⌊(1 − t)·size⌋ + 1 elements in any common order
-    (prefix filtering: Chaudhuri et al. 2006), so only sets that share such an element are compared.
-    """
-
-    def __init__(self, threshold: float = NEAR) -> None:
-        self.threshold = threshold
-        self._texts: list[tuple[str, frozenset[str]]] = []
-        self._places: dict[str, list[int]] = {}
-
-    def add(self, text: str) -> None:
-        """Make `text` findable."""
-        grams = trigrams(text)
-        for gram in self._prefix(grams):
-            self._places.setdefault(gram, []).append(len(self._texts))
-        self._texts.append((text, grams))
-
-    def find(self, text: str) -> tuple[str, float] | None:
-        """Return the first added text that is near `text` with its Jaccard, or None."""
-        grams = trigrams(text)
-        near = {place for gram in self._prefix(grams) for place in self._places.get(gram, ())}
-        for place in sorted(near):
-            other, other_grams = self._texts[place]
-            closeness = jaccard(grams, other_grams)
-            if closeness >= self.threshold and same_facts(text, other):
-                return other, closeness
-        return None
-
-    def _prefix(self, grams: frozenset[str]) -> list[str]:
-        return sorted(grams)[: int((1 - self.threshold) * len(grams) + 1e-9) + 1]
 
 
 @dataclass(slots=True)
@@ -145,7 +111,7 @@ def check_leak(text: str, context: Context) -> Verdict:
     if normalize(text) in context.evaluation_exact:
         return "evaluation-leak", "the same text is in the evaluation set"
     found = context.evaluation.find(text)
-    return ("evaluation-leak", f"Jaccard {found[1]:.2f} with “{found[0]}”") if found else None
+    return ("evaluation-leak", f"Jaccard {found[2]:.2f} with “{found[1]}”") if found else None
 
 
 CHAIN: tuple[Filter, ...] = (
@@ -174,11 +140,8 @@ def judge(text: str, context: Context) -> Rejected | None:
 
 def index_evaluation(texts: Iterable[str]) -> tuple[NearIndex, frozenset[str]]:
     """Return what `check_leak` needs of the evaluation texts."""
-    index = NearIndex()
     distinct = list(dict.fromkeys(texts))
-    for text in distinct:
-        index.add(text)
-    return index, frozenset(normalize(text) for text in distinct)
+    return NearIndex(distinct, threshold=NEAR), frozenset(normalize(text) for text in distinct)
 
 
 def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:

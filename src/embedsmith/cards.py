@@ -1,0 +1,55 @@
+"""Model cards: what a trained folder says about itself, for people and for hubs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedsmith.artifacts import plain
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card of a model is written from."""
+
+    base: str
+    examples: int
+    source: str  # where the examples come from, in one sentence
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)  # metric → "before → after", already formatted
+
+
+def write_card(facts: CardFacts) -> str:
+    """Return the Markdown of a model card with the metadata that model hubs read."""
+    settings = json.dumps(plain(facts.configuration), indent=2, ensure_ascii=False)
+    measured = "".join(f"| {name} | {value} |\n" for name, value in facts.figures.items())
+    table = f"\n## Measured\n\n| metric | before → after |\n|---|---|\n{measured}" if measured else ""
+    base = "" if facts.base.startswith(("/", ".", "wheel:")) else f"base_model: {facts.base}\n"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+{base}tags: [sentence-transformers, feature-extraction, embedsmith]
+---
+
+# A sentence-transformers model tuned by embedsmith
+
+Base: `{facts.base}`. Tuned on {facts.examples:,} examples: {facts.source}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+similarity = model.similarity(model.encode("one question"), model.encode("another"))
+```
+
+`calibration.json`, where present beside the model, holds the similarity from which two questions may share an
+answer, and what that threshold promises.
+{table}
+## Training
+
+```json
+{settings}
+```
+"""

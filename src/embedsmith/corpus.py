@@ -1,0 +1,154 @@
+"""The corpus: a log of queries in any common form, read as a stream, repeats merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from embedsmith.errors import InputError
+from embedsmith.examples import Rejected
+from embedsmith.tables import read_rows
+from embedsmith.text import NearIndex, normalize
+
+TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
+ID_COLUMNS = ("id", "query_id", "_id", "qid", "uid")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question of the log.
+
+    Attributes:
+        id: the row's own id, or its number from 0.
+        frequency: how many rows of the log it stands for.
+        also: ids of the rows that were merged into it.
+    """
+
+    id: str
+    text: str
+    frequency: int = 1
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplicated:
+    """The distinct queries in the order of the log, and the rows that were merged, with the reason."""
+
+    kept: tuple[Query, ...]
+    merged: tuple[Rejected, ...]
+
+
+def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Query | Rejected]:
+    """Yield the queries of a log; a row without a usable text is yielded as `Rejected` with file and line.
+
+    Reads txt (one query a line), jsonl, csv, tsv, parquet, plain or gzip, and chat logs
+    ({"messages": [...]}: the last user message). One row in memory at a time.
+
+    Args:
+        column: name of the text column; by default the first of the usual names that a row has.
+
+    Raises:
+        InputError: the file cannot be read, or no row has the text column.
+    """
+    found_column = False
+    columns: set[str] = set()
+    for index, (line, row) in enumerate(read_rows(path)):
+        columns.update(row)
+        name = column if column is not None else _find_column(row)
+        if name is None or name not in row:
+            yield _reject("no-text-column", f"columns: {', '.join(row) or 'none'}", path, line)
+            continue
+        found_column = True
+        text = _last_user_message(row[name]) if name == "messages" else row[name]
+        if not isinstance(text, str) or not text.strip():
+            yield _reject("no-text", f"{name} is {_describe(text)}", path, line)
+            continue
+        yield Query(_find_id(row, index), text.strip())
+    if not found_column:
+        raise InputError(
+            f"{path} has no column {column!r}" if column else f"{path} has no text column",
+            expected=f"one of {', '.join(TEXT_COLUMNS)}, messages",
+            action=f"name it with --column; the file has: {', '.join(sorted(columns)) or 'no column'}",
+        )
+
+
+def deduplicate(queries: Iterable[Query], *, threshold: float = 0.9) -> Deduplicated:
+    """Return the queries with exact and near repeats merged into the first of their kind.
+
+    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations; the
+    search is exact (prefix filtering), not sampled. Frequencies add up.
+    """
+    exact: dict[str, int] = {}
+    queries = list(queries)
+    index = NearIndex(threshold=threshold, like=(query.text for query in queries))
+    kept: list[Query] = []
+    repeats: list[list[Query]] = []
+    merged: list[Rejected] = []
+    for query in queries:
+        key = normalize(query.text)
+        place, detail = exact.get(key), "the same text"
+        if place is None:
+            near = index.find(query.text)
+            if near is not None:
+                place, detail = near[0], f"Jaccard {near[2]:.2f}"
+        if place is None:
+            exact[key] = index.add(query.text)
+            kept.append(query)
+            repeats.append([])
+            continue
+        exact.setdefault(key, place)
+        repeats[place].append(query)
+        reason = "repeat" if detail == "the same text" else "near-repeat"
+        about = {"merged_into": kept[place].id, "text": kept[place].text}
+        merged.append(Rejected(reason, detail, query.text, source=query.id, context=about))
+    return Deduplicated(tuple(map(_merge, kept, repeats)), tuple(merged))
+
+
+def _merge(query: Query, repeats: list[Query]) -> Query:
+    if not repeats:
+        return query
+    also = query.also + tuple(name for other in repeats for name in (other.id, *other.also))
+    return replace(query, frequency=query.frequency + sum(other.frequency for other in repeats), also=also)
+
+
+def _find_column(row: Mapping[str, Any]) -> str | None:
+    if "messages" in row:
+        return "messages"
+    names = {name.strip().lower(): name for name in row}
+    return next((names[name] for name in TEXT_COLUMNS if name in names), None)
+
+
+def _find_id(row: Mapping[str, Any], index: int) -> str:
+    found = next((row[name] for name in ID_COLUMNS if row.get(name) not in (None, "")), index)
+    return str(found)
+
+
+def _last_user_message(messages: Any) -> str | None:
+    if not isinstance(messages, list):
+        return None
+    for message in reversed(messages):
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return _text_of(message.get("content"))
+    return None
+
+
+def _text_of(content: Any) -> str | None:
+    """Return the text of an OpenAI message content: a string, or a list of parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [
+            part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"
+        ]
+        return "\n".join(part for part in parts if isinstance(part, str))
+    return None
+
+
+def _describe(value: Any) -> str:
+    return "empty" if value in (None, "") or isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _reject(reason: str, detail: str, path: Path | str, line: int) -> Rejected:
+    return Rejected(reason, detail, file=str(path), line=line)

@@ -1,0 +1,108 @@
+"""Language models behind one protocol: a list of prompts in, completions out as they are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from embedsmith.artifacts import fingerprint
+from embedsmith.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One call: the two messages that are sent, and which row and task they are for.
+
+    Attributes:
+        row: id of the row of the log.
+        task: name of the list that the answer holds, e.g. "paraphrases".
+    """
+
+    system: str
+    user: str
+    row: str
+    task: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of what is sent; row and task do not count."""
+        return fingerprint([self.system, self.user])
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat messages in OpenAI form."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.user}]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the model draws its answer; part of the key of a call."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: None when there is none.
+        finish: "stop", "length" (cut at max_tokens), "filtered", "missing" (a recorded file lacks the
+            row) or "error" (the call failed for good; it is tried again in the next run).
+        seconds: wall time of the call.
+    """
+
+    text: str | None
+    finish: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    model: str = ""
+
+
+class LanguageModel(Protocol):
+    """Answers prompts. `name` is part of the key of a call: another name, another call."""
+
+    name: str
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+        """Yield (place in `prompts`, completion) as each is ready, in any order."""
+        ...
+
+
+def open_llm(
+    spec: str, *, base_url: str | None = None, api_key: str | None = None, concurrency: int = 8
+) -> LanguageModel:
+    """Return the language model that `spec` names.
+
+    Args:
+        spec: `openai:MODEL` (any OpenAI-compatible server with `base_url`), `local:PATH_OR_HUB_ID` (in this
+            process; a .gguf file too) or `recorded:FILE` (completions written earlier).
+        concurrency: calls in flight at once, for servers.
+
+    Raises:
+        ConfigurationError: a spec of another form.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "openai" and name:
+        from embedsmith.llm.openai_chat import OpenAIChat
+
+        return OpenAIChat(name, base_url=base_url, api_key=api_key, concurrency=concurrency)
+    if kind == "local" and name:
+        from embedsmith.llm.local import LocalModel
+
+        return LocalModel(name)
+    if kind == "recorded" and name:
+        from embedsmith.llm.recorded import Recorded
+
+        return Recorded(name)
+    raise ConfigurationError(
+        f"--llm {spec!r} names no language model",
+        expected="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE",
+    )

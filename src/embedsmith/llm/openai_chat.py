@@ -1,0 +1,162 @@
+"""Any OpenAI-compatible chat server: vLLM, Ollama, llama.cpp, hosted ones."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+from embedsmith.errors import LanguageModelError
+from embedsmith.llm import Completion, Prompt, Sampling
+
+RETRIES = 6  # with the client's exponential waits, and Retry-After where the server sends it
+TIMEOUT = 120.0  # seconds for one call
+
+
+class OpenAIChat:
+    """Chat completions with `concurrency` calls in flight.
+
+    Rate limits, server errors, timeouts and dropped connections are tried again (six times, waiting as
+    long as the server asks). A call that still fails is a completion with finish "error"; when nothing
+    at all succeeds, or the key or the model is refused, the run stops with the reason.
+
+    Args:
+        base_url: default is OpenAI's own, or the environment's OPENAI_BASE_URL.
+        api_key: default is the environment's OPENAI_API_KEY; local servers need none. Never stored.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+    ) -> None:
+        from openai import OpenAI
+
+        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
+        self._model = model
+        self._concurrency = max(concurrency, 1)
+        self._formats: list[str] = ["json_schema", "json_object", "none"]  # the first that the server takes
+        self._tokens_name = "max_completion_tokens"
+        self.name = f"openai:{model}"
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+        """Yield completions as they arrive.
+
+        Raises:
+            LanguageModelError: the key or the model is refused, or the server cannot be reached.
+        """
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            futures: dict[Future[Completion], int] = {}
+            try:
+                # The first call goes alone: it finds out what the server takes, and fails alone.
+                for place in range(min(1, len(prompts))):
+                    yield place, self._call(prompts[place], sampling)
+                for place in range(1, len(prompts)):
+                    futures[pool.submit(self._call, prompts[place], sampling)] = place
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _call(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        from openai import APIConnectionError, APIError, APIStatusError
+
+        began = time.monotonic()
+        try:
+            answer = self._request(prompt, sampling)
+        except APIStatusError as error:
+            if error.status_code in {400, 401, 403, 404, 422}:
+                raise self._refused(error) from None
+            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
+        except APIConnectionError as error:
+            if "refused" in str(error.__cause__).lower() or "name" in str(error.__cause__).lower():
+                raise self._unreachable(error) from None
+            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
+        except (APIError, ValueError):  # an answer that is no JSON at all
+            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
+        return self._read(answer, time.monotonic() - began)
+
+    def _request(self, prompt: Prompt, sampling: Sampling) -> Any:
+        """Send one call, stepping down to what the server supports."""
+        from openai import BadRequestError, UnprocessableEntityError
+
+        while True:
+            form, tokens_name = self._formats[0], self._tokens_name
+            arguments: dict[str, Any] = {
+                "model": self._model,
+                "messages": prompt.messages,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                tokens_name: sampling.max_tokens,
+            }
+            if sampling.seed is not None:
+                arguments["seed"] = sampling.seed
+            if form != "none":
+                arguments["response_format"] = _response_format(form, prompt.task)
+            try:
+                return self._client.chat.completions.create(**arguments)
+            except (BadRequestError, UnprocessableEntityError) as error:
+                if not self._step_down(str(error), form, tokens_name):
+                    raise
+
+    def _step_down(self, message: str, form: str, tokens_name: str) -> bool:
+        """Say whether a call that was refused is worth another try in simpler terms."""
+        if (form, tokens_name) != (self._formats[0], self._tokens_name):
+            return True  # another thread has stepped down since
+        if "max_completion_tokens" in message and tokens_name == "max_completion_tokens":
+            self._tokens_name = "max_tokens"
+            return True
+        if len(self._formats) > 1:
+            self._formats = self._formats[1:]
+            return True
+        return False
+
+    def _read(self, answer: Any, seconds: float) -> Completion:
+        usage = getattr(answer, "usage", None)
+        choice = answer.choices[0] if getattr(answer, "choices", None) else None
+        finish = {"content_filter": "filtered"}.get(getattr(choice, "finish_reason", ""), "")
+        text = choice.message.content if choice is not None and choice.message is not None else None
+        return Completion(
+            text=text if text is not None else "",  # an empty answer is an answer: counted, not repeated
+            finish=finish or str(getattr(choice, "finish_reason", None) or "stop"),
+            prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
+            completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+            seconds=round(seconds, 4),
+            model=str(getattr(answer, "model", None) or self._model),
+        )
+
+    def _refused(self, error: Any) -> LanguageModelError:
+        known = {401: "the API key", 403: "the API key", 404: f"the model {self._model!r}"}
+        what = known.get(error.status_code, "the call")
+        return LanguageModelError(
+            f"{self._client.base_url} answered {error.status_code} to {what}",
+            expected="a completion",
+            action="check OPENAI_API_KEY, the model's name and --base-url; finished calls are kept",
+        )
+
+    def _unreachable(self, error: Exception) -> LanguageModelError:
+        return LanguageModelError(
+            f"{self._client.base_url} cannot be reached ({error.__cause__ or error})",
+            expected="an OpenAI-compatible server",
+            action="check --base-url and the network; finished calls are kept",
+        )
+
+
+def _response_format(form: str, task: str) -> dict[str, Any]:
+    if form == "json_object":
+        return {"type": "json_object"}
+    schema = {
+        "type": "object",
+        "properties": {task: {"type": "array", "items": {"type": "string"}}},
+        "required": [task],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": task, "strict": True, "schema": schema}}

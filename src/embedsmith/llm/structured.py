@@ -1,0 +1,124 @@
+"""Lists out of what language models really answer: thinking, prose, fences, broken and cut JSON."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.S | re.I)
+FENCE = re.compile(r"```[a-zA-Z]*\n?(.*?)(?:```|\Z)", re.S)
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+BULLET = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.+?)\s*$", re.M)
+TEXT_KEYS = ("question", "text", "query", "paraphrase", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The texts of an answer, and what had to be done to get them.
+
+    Attributes:
+        notes: of "thinking-removed", "repaired", "truncated", "empty", "not-json"; each at most once.
+    """
+
+    items: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def parse_list(text: str | None, key: str) -> Parsed:
+    """Return the texts under `key` of a JSON answer, repaired where it can be; never raises.
+
+    >>> parse_list('<think>hm</think>{"paraphrases": ["one", "two",]}', "paraphrases")
+    Parsed(items=('one', 'two'), notes=('thinking-removed', 'repaired'))
+    """
+    notes: list[str] = []
+    body = THINKING.sub("", text or "")
+    if body != (text or ""):
+        notes.append("thinking-removed")
+    body = body.strip()
+    if not body:
+        return Parsed((), (*notes, "empty"))
+    fenced = FENCE.search(body)
+    if fenced and fenced.group(1).strip():
+        body = fenced.group(1).strip()
+    found, how = _find_list(body, key)
+    if how:
+        notes.append(how)
+    return Parsed(tuple(found), tuple(notes))
+
+
+def _find_list(body: str, key: str) -> tuple[list[str], str]:
+    """Return the texts and the note for the first way that works, strictest first."""
+    whole = _load(body)
+    if whole is not None:
+        return _texts(whole, key), ""
+    start, end = _outline(body)
+    if start >= 0:
+        inner = _load(body[start:end])
+        if inner is not None:
+            return _texts(inner, key), "repaired"
+        mended = _load(_mend(body[start:end])) or _load_python(body[start:end])
+        if mended is not None:
+            return _texts(mended, key), "repaired"
+        cut = _complete_strings(body[start:], key)
+        if cut:
+            return cut, "truncated"
+    return [match.strip().strip("\"'") for match in BULLET.findall(body)], "not-json"
+
+
+def _load(body: str) -> Any | None:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+def _load_python(body: str) -> Any | None:
+    """Read single-quoted "JSON", which is a Python literal."""
+    try:
+        return ast.literal_eval(body)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _outline(body: str) -> tuple[int, int]:
+    starts = [place for place in (body.find("{"), body.find("[")) if place >= 0]
+    if not starts:
+        return -1, -1
+    start = min(starts)
+    end = body.rfind("}" if body[start] == "{" else "]")
+    return start, end + 1 if end > start else len(body)
+
+
+def _mend(body: str) -> str:
+    body = re.sub(r",\s*([\]}])", r"\1", body)  # trailing commas
+    return re.sub(r"[\x00-\x1f]+", " ", body)  # raw line breaks inside strings
+
+
+def _complete_strings(body: str, key: str) -> list[str]:
+    """Return the strings of a list that was cut off; the last, unclosed one is lost."""
+    opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', body)
+    inner = body[opening.end() :] if opening else body[body.find("[") + 1 :] if "[" in body else ""
+    texts = [_load(f'"{match}"') for match in STRING.findall(inner.split("]")[0])]
+    return [text for text in texts if isinstance(text, str) and text not in TEXT_KEYS]
+
+
+def _texts(value: Any, key: str) -> list[str]:
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        value = value.get(key, lists[0] if len(lists) == 1 else [])
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        return []
+    return [text for item in value if (text := _text(item)) is not None]
+
+
+def _text(item: Any) -> str | None:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, dict):
+        return next((item[name] for name in TEXT_KEYS if isinstance(item.get(name), str)), None)
+    return None
