@@ -1,0 +1,368 @@
+"""Evaluation: encoders and labelled pairs in; metrics with intervals, comparisons, latency out.
+
+A threshold is never reported on the rows it was chosen on. Beside the honest figures stand those of
+the published protocol (best threshold on the same rows), named as such, for comparison with papers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsmith.encoder import Encoder, pair_similarities
+from embedsmith.errors import InputError
+from embedsmith.examples import Example, LabelledPair, ScoredPair, read_examples, split
+from embedsmith.metrics import (
+    Difference,
+    Estimate,
+    PairScores,
+    Ranking,
+    Weights,
+    bootstrap,
+    paired_bootstrap,
+    resample_weights,
+    spearman,
+)
+
+RESAMPLES = 2000
+RECALL_FLOOR = 0.95
+HARDEST = 20  # errors of each kind that a report keeps
+BINS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class PairError:
+    """A pair on the wrong side of the threshold."""
+
+    sentence1: str
+    sentence2: str
+    label: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of similarities in equal bins, by label."""
+
+    edges: tuple[float, ...]
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairReport:
+    """How well one encoder tells duplicates from near misses.
+
+    Attributes:
+        pairs, positives: rows the figures are on; `validation_pairs` chose the threshold and are not among them.
+        metrics: by name: average_precision, pchr_auc, recall_at_precision_95 (no threshold needed) and
+            precision, recall, f1, accuracy (at the threshold chosen on validation).
+        published: the figures at the best-F1 threshold of these very rows; optimistic, for papers.
+        false_hits, misses: the hardest errors at the threshold.
+    """
+
+    name: str
+    pairs: int
+    positives: int
+    validation_pairs: int
+    threshold: float
+    metrics: Mapping[str, Estimate]
+    published: PairScores
+    published_accuracy: float
+    curve: Mapping[str, Sequence[float]]
+    histogram: Histogram
+    false_hits: tuple[PairError, ...]
+    misses: tuple[PairError, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Encoders side by side on the same rows.
+
+    Attributes:
+        baseline: name of the encoder the others are compared with.
+        differences: by encoder and metric: encoder − baseline, with interval and p-value.
+    """
+
+    baseline: str
+    reports: Mapping[str, PairReport]
+    differences: Mapping[str, Mapping[str, Difference]]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one query takes, in milliseconds, and how many texts a second go through in bulk."""
+
+    p50_ms: float
+    p95_ms: float
+    texts_per_second: float
+    queries: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class GeneralScore:
+    """One figure of general ability: average precision of labelled pairs or Spearman of scored ones."""
+
+    data: str
+    metric: str
+    rows: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One encoder's similarities on the validation and the reported rows."""
+
+    validation: Ranking
+    test: Ranking
+    similarities: NDArray[np.float64]
+    threshold: float
+
+
+def evaluate(
+    encoder: Encoder,
+    pairs: Sequence[LabelledPair],
+    *,
+    validation: Sequence[LabelledPair] | None = None,
+    name: str = "model",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> PairReport:
+    """Return the report of one encoder.
+
+    Args:
+        pairs: the rows to report on. Without `validation`, half of them (whole groups) choose the
+            threshold and the other half is reported.
+
+    Raises:
+        InputError: no pairs, or only one label among them.
+    """
+    return compare({name: encoder}, pairs, validation=validation, seed=seed, resamples=resamples).reports[
+        name
+    ]
+
+
+def compare(
+    encoders: Mapping[str, Encoder],
+    pairs: Sequence[LabelledPair],
+    *,
+    validation: Sequence[LabelledPair] | None = None,
+    baseline: str | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Comparison:
+    """Return the encoders side by side on the same rows, each against the baseline (default: the first)."""
+    chosen, reported = halve(pairs, seed=seed) if validation is None else (list(validation), list(pairs))
+    for rows, what in ((chosen, "validation"), (reported, "reported")):
+        _require_both_labels(rows, what)
+    groups = [pair.group if pair.group is not None else pair.sentence1 for pair in reported]
+    weights = resample_weights(len(reported), groups=groups, resamples=resamples, seed=seed)
+    scored = {name: _score(encoder, chosen, reported) for name, encoder in encoders.items()}
+    reports = {name: _report(name, item, chosen, reported, weights) for name, item in scored.items()}
+    base = baseline if baseline is not None else next(iter(encoders))
+    differences = {
+        name: {
+            metric: paired_bootstrap(first, second, weights)
+            for (metric, first), second in zip(
+                _statistics(scored[base]).items(), _statistics(item).values(), strict=True
+            )
+        }
+        for name, item in scored.items()
+        if name != base
+    }
+    return Comparison(base, reports, differences)
+
+
+def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Return (validation, reported): two halves that share no group and no text."""
+    parts = split(pairs, {"validation": 0.5, "reported": 0.5}, seed=seed)
+    return _only_pairs(parts["validation"]), _only_pairs(parts["reported"])
+
+
+def _only_pairs(examples: Sequence[Example]) -> list[LabelledPair]:
+    return [example for example in examples if isinstance(example, LabelledPair)]
+
+
+def _require_both_labels(pairs: Sequence[LabelledPair], what: str) -> None:
+    found = {pair.label for pair in pairs}
+    if found != {0, 1}:
+        raise InputError(
+            f"the {len(pairs)} {what} pairs have the labels {sorted(found) or 'none'}",
+            expected="both 0 and 1",
+            action="give more labelled pairs of both kinds",
+        )
+
+
+def similarities_of(encoder: Encoder, pairs: Sequence[LabelledPair | ScoredPair]) -> NDArray[np.float64]:
+    """Return the cosine of each pair, (n,)."""
+    return pair_similarities(encoder, [pair.sentence1 for pair in pairs], [pair.sentence2 for pair in pairs])
+
+
+def labels_of(pairs: Sequence[LabelledPair]) -> NDArray[np.int64]:
+    """Return the labels, (n,) of 0 and 1."""
+    return np.array([pair.label for pair in pairs], dtype=np.int64)
+
+
+def _score(encoder: Encoder, chosen: list[LabelledPair], reported: list[LabelledPair]) -> _Scored:
+    similarities = similarities_of(encoder, [*chosen, *reported])
+    validation = Ranking(labels_of(chosen), similarities[: len(chosen)])
+    own = similarities[len(chosen) :]
+    return _Scored(validation, Ranking(labels_of(reported), own), own, validation.best_f1().threshold)
+
+
+def _statistics(scored: _Scored) -> dict[str, Callable[[Weights], float]]:
+    test, threshold = scored.test, scored.threshold
+    return {
+        "average_precision": test.average_precision,
+        "pchr_auc": test.pchr_auc,
+        "recall_at_precision_95": lambda weights: test.recall_at_precision(RECALL_FLOOR, weights),
+        "precision": lambda weights: test.at(threshold, weights).precision,
+        "recall": lambda weights: test.at(threshold, weights).recall,
+        "f1": lambda weights: test.at(threshold, weights).f1,
+        "accuracy": lambda weights: test.at(threshold, weights).accuracy,
+    }
+
+
+def _report(
+    name: str,
+    scored: _Scored,
+    chosen: list[LabelledPair],
+    reported: list[LabelledPair],
+    weights: NDArray[np.float64],
+) -> PairReport:
+    false_hits, misses = _hardest(reported, scored.similarities, scored.threshold)
+    return PairReport(
+        name=name,
+        pairs=len(reported),
+        positives=int(labels_of(reported).sum()),
+        validation_pairs=len(chosen),
+        threshold=scored.threshold,
+        metrics={metric: bootstrap(run, weights) for metric, run in _statistics(scored).items()},
+        published=scored.test.best_f1(),
+        published_accuracy=scored.test.best_accuracy().accuracy,
+        curve=scored.test.curve(),
+        histogram=_histogram(labels_of(reported), scored.similarities),
+        false_hits=false_hits,
+        misses=misses,
+    )
+
+
+def _hardest(
+    pairs: Sequence[LabelledPair], similarities: NDArray[np.float64], threshold: float
+) -> tuple[tuple[PairError, ...], tuple[PairError, ...]]:
+    rows = [
+        PairError(pair.sentence1, pair.sentence2, pair.label, round(float(value), 4))
+        for pair, value in zip(pairs, similarities, strict=True)
+        if (value >= threshold) != bool(pair.label)
+    ]
+    false_hits = sorted(
+        (row for row in rows if row.label == 0), key=lambda row: (-row.similarity, row.sentence1)
+    )
+    misses = sorted((row for row in rows if row.label == 1), key=lambda row: (row.similarity, row.sentence1))
+    return tuple(false_hits[:HARDEST]), tuple(misses[:HARDEST])
+
+
+def _histogram(labels: NDArray[np.int64], similarities: NDArray[np.float64]) -> Histogram:
+    low = min(0.0, float(np.floor(similarities.min() * 10) / 10))
+    edges = np.linspace(low, 1.0, BINS + 1)
+    clipped = np.clip(similarities, low, 1.0)
+    positives, _ = np.histogram(clipped[labels == 1], edges)
+    negatives, _ = np.histogram(clipped[labels == 0], edges)
+    return Histogram(tuple(np.round(edges, 4).tolist()), tuple(positives.tolist()), tuple(negatives.tolist()))
+
+
+def evaluate_scored(
+    encoder: Encoder, pairs: Sequence[ScoredPair], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Return Spearman's correlation of cosine and score, with its interval."""
+    scores = np.array([pair.score for pair in pairs])
+    similarities = similarities_of(encoder, pairs)
+    weights = resample_weights(len(pairs), resamples=resamples, seed=seed)
+
+    def correlate(row: Weights) -> float:
+        rows = np.repeat(np.arange(len(pairs)), row.astype(np.int64))
+        return spearman(similarities[rows], scores[rows])
+
+    return bootstrap(correlate, weights)
+
+
+def evaluate_general(
+    encoder: Encoder,
+    guards: Mapping[str, Sequence[Example]] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+) -> tuple[GeneralScore, ...]:
+    """Return general ability: average precision on labelled pairs, Spearman on scored ones.
+
+    Args:
+        guards: examples by name; default is the small set that ships with the package (everyday
+            questions and sentences, written for this project).
+    """
+    guards = guards if guards is not None else shipped_guards()
+    return tuple(_guard(encoder, name, rows, seed, resamples) for name, rows in guards.items())
+
+
+def _guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
+    pairs = _only_pairs(rows)
+    if pairs:
+        ranking = Ranking(labels_of(pairs), similarities_of(encoder, pairs))
+        groups = [pair.group if pair.group is not None else pair.sentence1 for pair in pairs]
+        weights = resample_weights(len(pairs), groups=groups, resamples=resamples, seed=seed)
+        return GeneralScore(
+            name, "average precision", len(pairs), bootstrap(ranking.average_precision, weights)
+        )
+    scored = [row for row in rows if isinstance(row, ScoredPair)]
+    if not scored:
+        raise InputError(f"the guard {name} has neither labelled nor scored pairs", expected="one of them")
+    return GeneralScore(
+        name, "Spearman", len(scored), evaluate_scored(encoder, scored, seed=seed, resamples=resamples)
+    )
+
+
+def shipped_guards() -> dict[str, tuple[Example, ...]]:
+    """Return the general pairs that ship with the package, by name."""
+    folder = resources.files("embedsmith") / "data"
+    found = {}
+    for name in ("general_pairs", "general_sts"):
+        with resources.as_file(folder / f"{name}.jsonl") as path:
+            found[name] = read_examples(path).examples
+    return found
+
+
+def read_guards(paths: Sequence[Path | str]) -> dict[str, tuple[Example, ...]]:
+    """Return the user's own guard files by file name (without endings), besides the shipped ones."""
+    own = {Path(path).name.split(".")[0]: read_examples(path).examples for path in paths}
+    return shipped_guards() | own
+
+
+def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 100) -> Latency:
+    """Return the latency of single queries (after a warm-up) and the bulk throughput on `texts`."""
+    singles = [texts[place % len(texts)] for place in range(queries + 10)]
+    times = []
+    for text in singles:
+        began = time.perf_counter()
+        encoder.encode([text])
+        times.append((time.perf_counter() - began) * 1000)
+    began = time.perf_counter()
+    encoder.encode(list(texts))
+    seconds = time.perf_counter() - began
+    p50, p95 = np.percentile(times[10:], [50, 95])
+    return Latency(
+        round(float(p50), 3), round(float(p95), 3), round(len(texts) / seconds, 1), queries, _threads()
+    )
+
+
+def _threads() -> int:
+    import sys
+
+    torch = sys.modules.get("torch")  # only if someone else loaded it
+    return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))

@@ -1,0 +1,251 @@
+"""Metrics of scored pairs, numpy only: independent of row order, right at ties, with intervals.
+
+Throughout, `labels` is (n,) of 0 and 1, `scores` (n,) of any float, higher is closer. A threshold t
+means: score ≥ t is called a duplicate (a *hit*). Rows with equal scores are always on the same side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Scores = NDArray[np.float64]
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval; `level` is the probability that the interval covers the truth."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """What a threshold does to labelled pairs.
+
+    Attributes:
+        precision: right answers among hits; 1 where there is no hit.
+        recall: hits among the duplicates. accuracy: rows on the right side.
+        hit_rate: hits among all rows.
+    """
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float
+    hit_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The second model less the first on the same rows, with its interval and two-sided p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    level: float = 0.95
+
+
+class Ranking:
+    """Scored rows, sorted once; every metric is then a few cumulative sums, for any row weights.
+
+    A bootstrap resample is a vector of weights (how often each row was drawn), so 2,000 resamples of
+    10,000 rows need no further sorting.
+    """
+
+    def __init__(self, labels: NDArray[np.integer], scores: NDArray[np.floating]) -> None:
+        labels, scores = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
+        if labels.shape != scores.shape or labels.ndim != 1:
+            raise ValueError(f"labels {labels.shape} and scores {scores.shape} must be (n,) both")
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError("labels must be 0 or 1")
+        self.order = np.argsort(-scores, kind="stable")
+        self.labels, self.scores = labels[self.order], scores[self.order]
+        # Last row of each run of equal scores: a threshold can only lie there.
+        self.ends = (
+            np.append(np.flatnonzero(np.diff(self.scores)), len(scores) - 1)
+            if len(scores)
+            else np.zeros(0, int)
+        )
+        self.thresholds: Scores = self.scores[self.ends]
+
+    def counts(self, weights: Weights | None = None) -> tuple[Scores, Scores]:
+        """Return (true hits, hits) at each threshold, from the highest down; `weights` by original row."""
+        sorted_weights = np.ones(len(self.labels)) if weights is None else weights[self.order]
+        hits = np.cumsum(sorted_weights)[self.ends]
+        true_hits = np.cumsum(sorted_weights * self.labels)[self.ends]
+        return true_hits, hits
+
+    def average_precision(self, weights: Weights | None = None) -> float:
+        """Return Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over thresholds from high to low, as scikit-learn does.
+
+        Labels 1, 0, 1 in the order of scores: (1 + 2/3) / 2 = 0.8333. NaN without a positive row.
+        """
+        true_hits, hits = self.counts(weights)
+        if not len(hits) or true_hits[-1] == 0:
+            return float("nan")
+        steps = np.diff(true_hits, prepend=0.0)
+        return float(np.sum(steps * _share(true_hits, hits)) / true_hits[-1])
+
+    def pchr_auc(self, weights: Weights | None = None) -> float:
+        """Return precision integrated over the cache-hit ratio (share of rows that are hits), 0 to 1.
+
+        What a cache sees while its threshold falls: Σ (Hᵢ − Hᵢ₋₁)·Pᵢ with H the hit ratio (P-CHR of
+        arXiv 2606.19719, taken over pairs). Labels 1, 0, 1: (1 + 1/2 + 2/3) / 3 = 0.7222.
+        """
+        true_hits, hits = self.counts(weights)
+        if not len(hits) or hits[-1] == 0:
+            return float("nan")
+        steps = np.diff(hits, prepend=0.0)
+        return float(np.sum(steps * _share(true_hits, hits)) / hits[-1])
+
+    def recall_at_precision(self, floor: float = 0.95, weights: Weights | None = None) -> float:
+        """Return the highest recall of any threshold whose precision is at least `floor`; 0 if none is."""
+        true_hits, hits = self.counts(weights)
+        if not len(hits) or true_hits[-1] == 0:
+            return float("nan")
+        good = (_share(true_hits, hits) >= floor) & (hits > 0)
+        return float(true_hits[good].max() / true_hits[-1]) if good.any() else 0.0
+
+    def roc_auc(self) -> float:
+        """Return the probability that a duplicate scores above a non-duplicate; ties count half."""
+        true_hits, hits = self.counts()
+        false_hits = hits - true_hits
+        if not len(hits) or true_hits[-1] == 0 or false_hits[-1] == 0:
+            return float("nan")
+        x = np.concatenate([[0.0], false_hits / false_hits[-1]])
+        y = np.concatenate([[0.0], true_hits / true_hits[-1]])
+        return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
+
+    def best_f1(self) -> PairScores:
+        """Return the figures at the threshold with the highest F1 (the highest such threshold, at ties)."""
+        true_hits, hits = self.counts()
+        f1 = _share(2 * true_hits, hits + self.labels.sum())
+        return self.at(float(self.thresholds[int(np.argmax(f1))]))
+
+    def best_accuracy(self) -> PairScores:
+        """Return the figures at the threshold with the highest accuracy."""
+        true_hits, hits = self.counts()
+        right = true_hits + (len(self.labels) - self.labels.sum() - (hits - true_hits))
+        return self.at(float(self.thresholds[int(np.argmax(right))]))
+
+    def at(self, threshold: float, weights: Weights | None = None) -> PairScores:
+        """Return the figures at `threshold`."""
+        sorted_weights = np.ones(len(self.labels)) if weights is None else weights[self.order]
+        hit = self.scores >= threshold
+        true_hits = float(np.sum(sorted_weights * hit * self.labels))
+        hits, positives = float(np.sum(sorted_weights * hit)), float(np.sum(sorted_weights * self.labels))
+        total = float(np.sum(sorted_weights))
+        right = true_hits + (total - positives) - (hits - true_hits)
+        return PairScores(
+            threshold=threshold,
+            precision=true_hits / hits if hits else 1.0,
+            recall=true_hits / positives if positives else float("nan"),
+            f1=2 * true_hits / (hits + positives) if hits + positives else float("nan"),
+            accuracy=right / total if total else float("nan"),
+            hit_rate=hits / total if total else float("nan"),
+        )
+
+    def curve(self, points: int = 400) -> dict[str, list[float]]:
+        """Return threshold, precision, recall and hit_rate from the highest threshold down, thinned."""
+        true_hits, hits = self.counts()
+        keep = np.unique(np.linspace(0, len(hits) - 1, min(points, len(hits))).round().astype(int))
+        positives = max(int(self.labels.sum()), 1)
+        columns = {
+            "threshold": self.thresholds,
+            "precision": _share(true_hits, hits),
+            "recall": true_hits / positives,
+            "hit_rate": hits / len(self.labels),
+        }
+        return {name: np.round(values[keep], 5).tolist() for name, values in columns.items()}
+
+
+def spearman(left: Sequence[float] | Scores, right: Sequence[float] | Scores) -> float:
+    """Return Spearman's rank correlation, ties averaged; NaN where one side is constant."""
+    first, second = _ranks(np.asarray(left, dtype=np.float64)), _ranks(np.asarray(right, dtype=np.float64))
+    return _correlation(first, second)
+
+
+def _ranks(values: Scores) -> Scores:
+    distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    upper = np.cumsum(counts)
+    return np.asarray((upper - (counts - 1) / 2)[inverse], dtype=np.float64) if len(distinct) else values
+
+
+def _correlation(left: Scores, right: Scores) -> float:
+    left, right = left - left.mean(), right - right.mean()
+    scale = float(np.sqrt(np.sum(left**2) * np.sum(right**2)))
+    return float(np.sum(left * right) / scale) if scale else float("nan")
+
+
+def resample_weights(
+    rows: int, *, groups: Sequence[object] | None = None, resamples: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return (resamples, rows) weights: how often each row is in each bootstrap resample.
+
+    With `groups`, whole groups are drawn, so that rows of one source question stay together and the
+    intervals do not pretend that they are independent.
+    """
+    generator = np.random.default_rng(seed)
+    names = [f"row {row}" if group is None else group for row, group in enumerate(groups or [None] * rows)]
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    unit = np.array([places[name] for name in names], dtype=np.int64)
+    count = len(places)
+    weights = np.empty((resamples, rows))
+    for start in range(0, resamples, 100):
+        drawn = generator.integers(0, count, size=(min(100, resamples - start), count))
+        drawn += np.arange(len(drawn))[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=len(drawn) * count).reshape(len(drawn), count)
+        weights[start : start + len(drawn)] = times[:, unit]
+    return weights
+
+
+def bootstrap(
+    statistic: Callable[[Weights], float], weights: NDArray[np.float64], *, level: float = 0.95
+) -> Estimate:
+    """Return the statistic on all rows with its percentile interval over the resamples (Efron 1979)."""
+    value = statistic(np.ones(weights.shape[1]))
+    draws = np.array([statistic(row) for row in weights])
+    return Estimate(value, *_interval(draws, level), level)
+
+
+def paired_bootstrap(
+    first: Callable[[Weights], float],
+    second: Callable[[Weights], float],
+    weights: NDArray[np.float64],
+    *,
+    level: float = 0.95,
+) -> Difference:
+    """Return second − first on the same resamples, with a two-sided p-value for "no difference".
+
+    The p-value is twice the share of resamples on the less frequent side of 0 (ties half), at least
+    1 / resamples.
+    """
+    ones = np.ones(weights.shape[1])
+    draws = np.array([second(row) - first(row) for row in weights])
+    draws = draws[np.isfinite(draws)]
+    below = float(np.mean(draws < 0) + np.mean(draws == 0) / 2) if len(draws) else 0.5
+    p_value = min(1.0, max(2 * min(below, 1 - below), 1 / max(len(draws), 1)))
+    return Difference(second(ones) - first(ones), *_interval(draws, level), p_value, level)
+
+
+def _interval(draws: Scores, level: float) -> tuple[float, float]:
+    draws = draws[np.isfinite(draws)]
+    if not len(draws):
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _share(part: Scores, whole: Scores) -> Scores:
+    return np.asarray(np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0))
