@@ -34,9 +34,7 @@ FLOPS_PER_TOKEN = 6 * 10_617_216  # forward and backward of MiniLM-L6's matrices
 
 def load_pairs(count: int) -> list[LabelledPair]:
     rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:count]
-    return [
-        LabelledPair(row["a"], row["b"], row["label"], group=str(index)) for index, row in enumerate(rows)
-    ]
+    return [LabelledPair(row["a"], row["b"], row["label"], group=str(index)) for index, row in enumerate(rows)]
 
 
 def count_tokens(pairs: Sequence[LabelledPair], steps: slice) -> int:
@@ -62,9 +60,7 @@ def run_ours(steps: int, threads: int) -> float:
 
     pairs = load_pairs((steps + WARM) * BATCH)
     config = TrainingConfig(losses={"online_contrastive": 1.0}, batch=BATCH, checkpoint_seconds=1e9)
-    result = train(
-        pairs, base=DEMO_MODEL, out="/tmp/embedsmith-speed/model", config=config, on_progress=stamp
-    )
+    result = train(pairs, base=DEMO_MODEL, out="/tmp/embedsmith-speed/model", config=config, on_progress=stamp)
     share = (len(stamps) - WARM) / len(stamps)
     return result.tokens * share / (stamps[-1] - stamps[WARM - 1])
 
@@ -155,9 +151,7 @@ def in_process(name: str, steps: int, threads: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)

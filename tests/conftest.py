@@ -35,7 +35,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(folder / "bert")
     load_network(resolve_model(DEMO_MODEL)).tokenizer.save_pretrained(folder / "bert")
     body = Transformer(str(folder / "bert"), max_seq_length=32)
-    SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Normalize()]).save(
-        str(folder / "model")
-    )
+    SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Normalize()]).save(str(folder / "model"))
     return folder / "model"

@@ -54,9 +54,7 @@ def test_a_contrast_never_has_another_positive_of_its_anchor_among_the_negatives
 
 
 @given(groups=st.lists(st.integers(0, 6), max_size=40), size=st.integers(1, 8), seed=st.integers(0, 5))
-def test_an_epoch_has_every_row_once_and_no_group_twice_in_a_batch(
-    groups: list[int], size: int, seed: int
-) -> None:
+def test_an_epoch_has_every_row_once_and_no_group_twice_in_a_batch(groups: list[int], size: int, seed: int) -> None:
     rows = [Row(index, (), (), str(group)) for index, group in enumerate(groups)]
     batches = order_batches(rows, size=size, seed=seed, epoch=0)
     assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))

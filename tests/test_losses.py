@@ -43,9 +43,7 @@ def test_infonce_of_two_candidates_at_cosine_one_and_zero() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_infonce_and_its_gradients_equal_multiple_negatives_ranking(seed: int, negatives: int) -> None:
     columns = [raw_rows(6, seed * 10 + column) for column in range(2 + negatives)]
-    reference = MultipleNegativesRankingLoss(model=None, scale=20.0).compute_loss_from_embeddings(
-        columns, None
-    )
+    reference = MultipleNegativesRankingLoss(model=None, scale=20.0).compute_loss_from_embeddings(columns, None)
     ours = infonce(unit(columns[0]), unit(torch.cat(columns[1:])), torch.arange(6), temperature=1 / 20)
     assert ours.item() == pytest.approx(reference.item(), abs=1e-5)
     for mine, theirs in zip(gradient(ours, *columns), gradient(reference, *columns), strict=True):
@@ -73,9 +71,7 @@ def test_online_contrastive_counts_only_the_hard_pairs() -> None:
 def test_online_contrastive_equals_sentence_transformers(seed: int, labels: list[int]) -> None:
     left, right = raw_rows(len(labels), seed), raw_rows(len(labels), seed + 1)
     target = torch.tensor(labels)
-    reference = OnlineContrastiveLoss(model=None, margin=0.5).compute_loss_from_embeddings(
-        [left, right], target
-    )
+    reference = OnlineContrastiveLoss(model=None, margin=0.5).compute_loss_from_embeddings([left, right], target)
     ours = online_contrastive((unit(left) * unit(right)).sum(dim=1), target, margin=0.5)
     assert ours.item() == pytest.approx(reference.item(), abs=1e-5)
     for mine, theirs in zip(gradient(ours, left, right), gradient(reference, left, right), strict=True):
@@ -88,9 +84,7 @@ def test_cosent_of_one_wrong_order() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), scores=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=10)
-)
+@given(seed=st.integers(0, 10_000), scores=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=10))
 def test_cosent_equals_sentence_transformers(seed: int, scores: list[float]) -> None:
     left, right = raw_rows(len(scores), seed), raw_rows(len(scores), seed + 1)
     target = torch.tensor(scores)

@@ -51,9 +51,7 @@ def test_padded_ids_are_those_of_the_tokenizer(left: bool) -> None:
     texts = ["short", "a somewhat longer question?", "", "one " * 40]
     tokens = tokenize(tokenizer, texts, max_length=16)
     side = "left" if left else "right"
-    reference = tokenizer(
-        texts, padding=True, truncation=True, max_length=16, padding_side=side, return_tensors="np"
-    )
+    reference = tokenizer(texts, padding=True, truncation=True, max_length=16, padding_side=side, return_tensors="np")
     ids, mask = tokens.padded(np.arange(4), fill=tokenizer.pad_token_id, left=left)
     assert (ids == reference["input_ids"]).all()
     assert (mask == reference["attention_mask"]).all()

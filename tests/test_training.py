@@ -59,18 +59,14 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_padded_batch(tiny_mode
         vectors = embed(network, tokenize_for(network, data.texts), batch.texts, budget=budget)
         loss = batch_loss(vectors, batch, config)
         loss.backward()
-        found.append(
-            (loss.item(), [weight.grad for weight in network.parameters() if weight.grad is not None])
-        )
+        found.append((loss.item(), [weight.grad for weight in network.parameters() if weight.grad is not None]))
     (whole, whole_gradients), (cut, cut_gradients) = found
     assert cut == pytest.approx(whole, abs=1e-5)
     for left, right in zip(whole_gradients, cut_gradients, strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
-def test_the_trained_folder_loads_in_sentence_transformers_and_has_learnt(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_trained_folder_loads_in_sentence_transformers_and_has_learnt(tiny_model: Path, tmp_path: Path) -> None:
     examples = make_examples()
     result = train(examples, base=tiny_model, out=tmp_path / "model", config=CONFIG, card="# a card")
     theirs = SentenceTransformer(str(tmp_path / "model")).encode(["change my pin"], normalize_embeddings=True)
@@ -82,13 +78,9 @@ def test_the_trained_folder_loads_in_sentence_transformers_and_has_learnt(
     assert not (tmp_path / "model.checkpoint").exists()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_model: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(
-            make_examples(), base=tiny_model, out=tmp_path / name, config=TrainingConfig(batch=4, seed=seed)
-        )
+        train(make_examples(), base=tiny_model, out=tmp_path / name, config=TrainingConfig(batch=4, seed=seed))
     first, same, other = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
@@ -135,9 +127,7 @@ train(make_examples(), base={base!r}, out={out!r}, config=CONFIG,
 
 def test_sigkill_of_the_process_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
     train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=CONFIG)
-    script = KILLED_RUN.format(
-        tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed")
-    )
+    script = KILLED_RUN.format(tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed"))
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         while process.stdout.readline().strip() != "4":

@@ -80,9 +80,7 @@ def calibrate(
         raise ConfigurationError(f"delta {delta}, alpha {alpha}", expected="both between 0 and 1")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     if not len(truth) or not np.isfinite(scores).all():
-        raise InputError(
-            "there are no labelled pairs to calibrate on", expected="pairs with finite similarities"
-        )
+        raise InputError("there are no labelled pairs to calibrate on", expected="pairs with finite similarities")
     thresholds, hits, false_hits = _cumulate(truth, scores)
     certified = _walk(hits, false_hits, delta, alpha)
     if certified is None:
@@ -207,9 +205,7 @@ def read_calibration(path: Path | str, *, model: str | None = None) -> Calibrati
     try:
         found = Calibration(**read_json(path))
     except TypeError as error:
-        raise InputError(
-            f"{path} is not a calibration ({error})", expected="what `calibrate` wrote"
-        ) from None
+        raise InputError(f"{path} is not a calibration ({error})", expected="what `calibrate` wrote") from None
     if model is not None and found.model != model:
         raise InputError(
             f"{path} belongs to the model {found.model}, not to {model}",

@@ -139,9 +139,7 @@ def _text_of(content: Any) -> str | None:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        parts = [
-            part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"
-        ]
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         return "\n".join(part for part in parts if isinstance(part, str))
     return None
 

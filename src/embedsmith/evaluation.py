@@ -145,9 +145,7 @@ def evaluate(
     Raises:
         InputError: no pairs, or only one label among them.
     """
-    return compare({name: encoder}, pairs, validation=validation, seed=seed, resamples=resamples).reports[
-        name
-    ]
+    return compare({name: encoder}, pairs, validation=validation, seed=seed, resamples=resamples).reports[name]
 
 
 def compare(
@@ -263,9 +261,7 @@ def _hardest(
         for pair, value in zip(pairs, similarities, strict=True)
         if (value >= threshold) != bool(pair.label)
     ]
-    false_hits = sorted(
-        (row for row in rows if row.label == 0), key=lambda row: (-row.similarity, row.sentence1)
-    )
+    false_hits = sorted((row for row in rows if row.label == 0), key=lambda row: (-row.similarity, row.sentence1))
     misses = sorted((row for row in rows if row.label == 1), key=lambda row: (row.similarity, row.sentence1))
     return tuple(false_hits[:HARDEST]), tuple(misses[:HARDEST])
 
@@ -317,15 +313,11 @@ def _guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resa
         ranking = Ranking(labels_of(pairs), similarities_of(encoder, pairs))
         groups = [pair.group if pair.group is not None else pair.sentence1 for pair in pairs]
         weights = resample_weights(len(pairs), groups=groups, resamples=resamples, seed=seed)
-        return GeneralScore(
-            name, "average precision", len(pairs), bootstrap(ranking.average_precision, weights)
-        )
+        return GeneralScore(name, "average precision", len(pairs), bootstrap(ranking.average_precision, weights))
     scored = [row for row in rows if isinstance(row, ScoredPair)]
     if not scored:
         raise InputError(f"the guard {name} has neither labelled nor scored pairs", expected="one of them")
-    return GeneralScore(
-        name, "Spearman", len(scored), evaluate_scored(encoder, scored, seed=seed, resamples=resamples)
-    )
+    return GeneralScore(name, "Spearman", len(scored), evaluate_scored(encoder, scored, seed=seed, resamples=resamples))
 
 
 def shipped_guards() -> dict[str, tuple[Example, ...]]:
@@ -356,9 +348,7 @@ def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 10
     encoder.encode(list(texts))
     seconds = time.perf_counter() - began
     p50, p95 = np.percentile(times[10:], [50, 95])
-    return Latency(
-        round(float(p50), 3), round(float(p95), 3), round(len(texts) / seconds, 1), queries, _threads()
-    )
+    return Latency(round(float(p50), 3), round(float(p95), 3), round(len(texts) / seconds, 1), queries, _threads())
 
 
 def _threads() -> int:

@@ -159,9 +159,7 @@ def detect_format(columns: Iterable[str]) -> Format:
     pair = next((both for both in PAIR_NAMES if both[0] in names and both[1] in names), None)
     label, score = first(LABELS), first(SCORES)
     if pair and label and score:
-        raise InputError(
-            f"a pair with both {label[0]} and {score[0]}", expected="one of them", action="drop one"
-        )
+        raise InputError(f"a pair with both {label[0]} and {score[0]}", expected="one of them", action="drop one")
     if pair and (label or score):
         sides = {"sentence1": (names[pair[0]],), "sentence2": (names[pair[1]],)}
         if score:
@@ -169,9 +167,7 @@ def detect_format(columns: Iterable[str]) -> Format:
         return Format(LabelledPair, sides | {"label": label} | group)
     if text and first(CLASSES):
         return Format(LabelledText, {"text": text, "label": first(CLASSES)} | group)
-    raise InputError(
-        f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS
-    )
+    raise InputError(f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS)
 
 
 def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> ExampleSet:
@@ -205,9 +201,7 @@ def _detect(row: Mapping[str, Any], path: Path | str) -> Format:
     try:
         return detect_format(row)
     except InputError as error:
-        raise InputError(
-            f"{path}: {error.found}", expected=error.expected, action="rename the columns"
-        ) from None
+        raise InputError(f"{path}: {error.found}", expected=error.expected, action="rename the columns") from None
 
 
 def _parse(row: Mapping[str, Any], layout: Format) -> Example:
@@ -278,9 +272,7 @@ def texts_of(example: Example) -> tuple[str, ...]:
             return example.sentence1, example.sentence2
 
 
-def split(
-    examples: Sequence[Example], fractions: Mapping[str, float], *, seed: int = 0
-) -> dict[str, list[Example]]:
+def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: int = 0) -> dict[str, list[Example]]:
     """Return the examples in parts that share no group and no text, so that nothing leaks between them.
 
     Examples that share a group or a text (in normal form) are one unit; units are drawn in an order

@@ -73,9 +73,7 @@ class Ranking:
         self.labels, self.scores = labels[self.order], scores[self.order]
         # Last row of each run of equal scores: a threshold can only lie there.
         self.ends = (
-            np.append(np.flatnonzero(np.diff(self.scores)), len(scores) - 1)
-            if len(scores)
-            else np.zeros(0, int)
+            np.append(np.flatnonzero(np.diff(self.scores)), len(scores) - 1) if len(scores) else np.zeros(0, int)
         )
         self.thresholds: Scores = self.scores[self.ends]
 
@@ -210,9 +208,7 @@ def resample_weights(
     return weights
 
 
-def bootstrap(
-    statistic: Callable[[Weights], float], weights: NDArray[np.float64], *, level: float = 0.95
-) -> Estimate:
+def bootstrap(statistic: Callable[[Weights], float], weights: NDArray[np.float64], *, level: float = 0.95) -> Estimate:
     """Return the statistic on all rows with its percentile interval over the resamples (Efron 1979)."""
     value = statistic(np.ones(weights.shape[1]))
     draws = np.array([statistic(row) for row in weights])

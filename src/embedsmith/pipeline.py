@@ -1,15 +1,16 @@
 """The main job: an unlabelled log in; a tuned, evaluated, calibrated model and a report out.
 
-Six stages, each a function that reads and writes files of the run directory: corpus, synthesis,
-training, evaluation, calibration, report. A stage whose inputs and configuration did not change is
-not run again.
+Six stages, each reading and writing files of the run directory: corpus, synthesis, training,
+evaluation, calibration, report. A stage whose inputs and configuration did not change is not run again.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,300 @@ from embedsmith.artifacts import (
     fingerprint_file,
     plain,
     read_json,
+    read_jsonl,
     write_json,
     write_jsonl,
 )
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries
-from embedsmith.encoder import Encoder
 from embedsmith.errors import CalibrationRefused, InputError
-from embedsmith.evaluation import compare, evaluate_general, measure_latency
-from embedsmith.examples import Example, LabelledPair, Rejected, read_examples, split
+from embedsmith.evaluation import (
+    compare,
+    evaluate_general,
+    halve,
+    labels_of,
+    measure_latency,
+    read_guards,
+    similarities_of,
+)
+from embedsmith.examples import (
+    Example,
+    LabelledPair,
+    Rejected,
+    read_examples,
+    split,
+    texts_of,
+)
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.model import fingerprint_model, load_encoder
 from embedsmith.report import write_report
-from embedsmith.synthesis import Synthesis, synthesize
+from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.training import Progress, TrainingConfig, train
+
+HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that decides what a run produces, besides the LLM's answers.
+
+    Attributes:
+        log: the unlabelled queries. base: the model to tune.
+        evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
+        guards: the user's own files for general ability, besides the set that ships.
+        peers: further models for the comparison (folders, hub ids, openai:MODEL).
+        delta, alpha: the promise of the threshold; see `calibration`.
+    """
+
+    log: Path
+    base: str
+    out: Path
+    evaluation: Path | None = None
+    column: str | None = None
+    guards: tuple[Path, ...] = ()
+    peers: tuple[str, ...] = ()
+    paraphrases: int = 3
+    distinct: int = 3
+    prompts: Path | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    delta: float = 0.05
+    alpha: float = 0.05
+    seed: int = 0
+    base_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where everything is, and the figures of the report as plain JSON."""
+
+    out: Path
+    model: Path
+    report: Path
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What a caller wants to hear of: a line of text, calls that finished, training steps."""
+
+    say: Callable[[str], None] = lambda _: None
+    calls: Callable[[int, int], None] | None = None
+    steps: Callable[[Progress], None] | None = None
+
+
+def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult:
+    """Return the finished run; stages that are up to date are not run again, a killed run goes on.
+
+    Raises:
+        InputError and other `EmbedsmithError`s, each with what to do.
+    """
+    watch = watch or Watcher()
+    folder = RunDirectory(job.out)
+    queries = _corpus(job, folder, watch)
+    examples, evaluation = _synthesis(job, llm, queries, folder, watch)
+    _training(job, examples, folder, watch)
+    _evaluation(job, evaluation, folder, watch)
+    _calibration(job, evaluation, folder, watch)
+    return _report(job, llm, folder)
+
+
+def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
+    inputs = {"log": fingerprint_file(_require(job.log))}
+    settings = {"column": job.column}
+    if not folder.is_fresh("corpus", inputs, settings):
+        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
+            rows = list(read_queries(job.log, column=job.column))
+            distinct = deduplicate(row for row in rows if isinstance(row, Query))
+            bad = [row for row in rows if isinstance(row, Rejected)]
+            write_jsonl(folder / "queries.jsonl", distinct.kept)
+            write_jsonl(folder / "queries_rejected.jsonl", [*bad, *distinct.merged])
+    queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
+    rows_read = sum(query.frequency for query in queries)
+    watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}")
+    return queries
+
+
+def _require(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", expected="a file", action="check the path")
+    return path
+
+
+def _synthesis(
+    job: Job, llm: LanguageModel, queries: Sequence[Query], folder: RunDirectory, watch: Watcher
+) -> tuple[list[Example], list[LabelledPair]]:
+    """Return (examples to train on, labelled pairs to judge by)."""
+    judged = _read_pairs(job.evaluation) if job.evaluation else []
+    recipe = load_recipe(paraphrases=job.paraphrases, distinct=job.distinct, prompts=job.prompts)
+    inputs = {"queries": fingerprint_file(folder / "queries.jsonl"), "llm": llm.name}
+    inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
+    settings = {"recipe": recipe, "sampling": job.sampling}
+    outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
+    if not folder.is_fresh("synthesis", inputs, settings):
+        with folder.stage("synthesis", inputs, settings, outputs):
+            result = synthesize(
+                queries,
+                llm=llm,
+                paraphrases=job.paraphrases,
+                distinct=job.distinct,
+                prompts=job.prompts,
+                sampling=job.sampling,
+                evaluation=[text for pair in judged for text in texts_of(pair)],
+                out=folder / "synthesis",
+                on_progress=watch.calls,
+            )
+            counts = {"counts": result.counts, "calls": result.calls, "llm": llm.name}
+            write_json(folder / "synthesis/counts.json", counts)
+    counts = read_json(folder / "synthesis/counts.json")["counts"]
+    lost = sum(count for reason, count in counts.items() if reason != "kept")
+    watch.say(f"synthesis: {counts['kept']} examples kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
+    if judged:
+        return examples, judged
+    parts = split(examples, {"train": 1 - HELD_OUT, "judge": HELD_OUT}, seed=job.seed)
+    watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
+    return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
+
+
+def _read_pairs(path: Path) -> list[LabelledPair]:
+    found = read_examples(_require(path), kind=LabelledPair)
+    return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+
+
+def _training(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
+    inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base)}
+    config = replace(job.training, seed=job.seed)
+    if folder.is_fresh("training", inputs, plain(config)):
+        watch.say("training: up to date")
+        return
+    facts = CardFacts(
+        base=job.base,
+        examples=len(examples),
+        source=f"paraphrases and near-miss questions that a language model wrote for {job.log.name}.",
+        configuration=plain(config),
+    )
+    with folder.stage("training", inputs, plain(config), ["model", "training.json"]):
+        out = folder / "model"
+        result = train(examples, base=job.base, out=out, config=config, card=write_card(facts), on_progress=watch.steps)
+        write_json(folder / "training.json", result)
+    for note in result.notes:
+        watch.say(f"training: {note}")
+    resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
+    watch.say(
+        f"training: {result.steps} steps on {result.rows} queries and {result.pairs} pairs in "
+        f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s{resumed}"
+    )
+
+
+def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
+    inputs = {
+        "pairs": fingerprint(judged),
+        "model": fingerprint_model(folder / "model"),
+        **{f"guard {path}": fingerprint_file(_require(path)) for path in job.guards},
+    }
+    settings = {"base": fingerprint_model(job.base), "peers": job.peers, "seed": job.seed}
+    if folder.is_fresh("evaluation", inputs, settings):
+        watch.say("evaluation: up to date")
+        return
+    with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
+        names = {"base": job.base, "tuned": str(folder / "model")} | {peer: peer for peer in job.peers}
+        watch.say(f"evaluation: {len(judged)} labelled pairs, {len(names)} models")
+        encoders = {name: load_encoder(spec, base_url=job.base_url) for name, spec in names.items()}
+        comparison = compare(encoders, judged, baseline="base", seed=job.seed)
+        guards = read_guards(job.guards)
+        general = {name: evaluate_general(encoders[name], guards, seed=job.seed) for name in ("base", "tuned")}
+        texts = [pair.sentence1 for pair in judged][:500]
+        latency = {name: measure_latency(encoder, texts) for name, encoder in encoders.items()}
+        found = {"comparison": comparison, "general": general, "latency": latency}
+        write_json(folder / "evaluation.json", found)
+
+
+def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
+    """Choose the threshold on the validation half; check it on the half that the figures are reported on."""
+    model = fingerprint_model(folder / "model")
+    inputs, settings = (
+        {"pairs": fingerprint(judged), "model": model},
+        {
+            "delta": job.delta,
+            "alpha": job.alpha,
+            "seed": job.seed,
+        },
+    )
+    if folder.is_fresh("calibration", inputs, settings):
+        return
+    (folder / "calibration.json").unlink(missing_ok=True)
+    chosen, reported = halve(judged, seed=job.seed)
+    with folder.stage("calibration", inputs, settings, ["calibration_check.json"]):
+        encoder = load_encoder(folder / "model")
+        check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
+        try:
+            similarities = similarities_of(encoder, chosen)
+            found = calibrate(labels_of(chosen), similarities, delta=job.delta, alpha=job.alpha, model=model)
+            hit = similarities_of(encoder, reported) >= found.threshold
+            wrong = int((hit & (labels_of(reported) == 0)).sum())
+            check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
+            write_calibration(folder / "calibration.json", found)
+            watch.say(f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%})")
+        except CalibrationRefused as refusal:
+            check["refused"] = str(refusal)
+            watch.say(f"threshold: refused. {refusal.found}")
+        write_json(folder / "calibration_check.json", check)
+
+
+def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:
+    summary = summarize(folder, job, llm.name)
+    write_json(folder / "report.json", summary)
+    write_report(folder / "report.html", summary)
+    return RunResult(folder.path, folder / "model", folder / "report.html", summary)
+
+
+def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
+    """Return everything the report shows, as plain JSON, from the files of the run directory."""
+    rejected = [row for _, row in _rows(folder / "synthesis/rejected.jsonl")]
+    queries = [row for _, row in _rows(folder / "queries.jsonl")]
+    return {
+        "log": str(job.log),
+        "base": job.base,
+        "llm": llm,
+        "evaluation_data": str(job.evaluation) if job.evaluation else None,
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": "embedsmith " + shlex.join(sys.argv[1:]),
+        "corpus": {
+            "queries": len(queries),
+            "rows": sum(row["frequency"] for row in queries),
+            "not_used": _count_reasons(row for _, row in _rows(folder / "queries_rejected.jsonl")),
+        },
+        "synthesis": read_json(folder / "synthesis/counts.json"),
+        "rejected_examples": _pick_examples(rejected),
+        "training": read_json(folder / "training.json"),
+        "configuration": plain(replace(job.training, seed=job.seed)),
+        **read_json(folder / "evaluation.json"),
+        "calibration": read_json(folder / "calibration_check.json"),
+        "seconds": {name: record.seconds for name, record in folder.stages.items()},
+        "seed": job.seed,
+    }
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a JSON-lines file that may be empty."""
+    return list(read_jsonl(path)) if path.stat().st_size else []
+
+
+def _count_reasons(rows: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+    return counts
+
+
+def _pick_examples(rejected: Sequence[Mapping[str, Any]], each: int = 3) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the first few rejected candidates of each reason."""
+    picked: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rejected:
+        picked.setdefault(row["reason"], [])
+        if len(picked[row["reason"]]) < each:
+            picked[row["reason"]].append(row)
+    return picked

@@ -10,9 +10,7 @@ from functools import lru_cache
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-NEGATIONS = frozenset(
-    {"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"}
-)
+NEGATIONS = frozenset({"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"})
 CLOSING = " \t\r\n.?!…。？！"
 
 
@@ -78,9 +76,7 @@ class NearIndex:
             the same answers, a fitting one gives them fast.
     """
 
-    def __init__(
-        self, texts: Iterable[str] = (), *, threshold: float = 0.9, like: Iterable[str] | None = None
-    ) -> None:
+    def __init__(self, texts: Iterable[str] = (), *, threshold: float = 0.9, like: Iterable[str] | None = None) -> None:
         self.threshold = threshold
         texts = list(texts)
         self._counts = Counter(gram for text in (texts if like is None else like) for gram in trigrams(text))

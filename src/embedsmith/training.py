@@ -163,9 +163,7 @@ def train(
     config = config or TrainingConfig()
     data = collect_rows(examples)
     if not data.pairs:
-        raise InputError(
-            "there is no example to train on", expected="positive pairs, triplets or labelled pairs"
-        )
+        raise InputError("there is no example to train on", expected="positive pairs, triplets or labelled pairs")
     keep_memory()
     network = load_network(base, attention="eager" if _on_cpu() else None)
     precision, reason = choose_precision(config.precision, network.device.type)
@@ -272,16 +270,12 @@ def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
 class _State:
     """The weights, the optimiser and the running average: all that a checkpoint holds."""
 
-    def __init__(
-        self, network: SentenceTransformer, config: TrainingConfig, *, steps: int, average: bool
-    ) -> None:
+    def __init__(self, network: SentenceTransformer, config: TrainingConfig, *, steps: int, average: bool) -> None:
         import torch
 
         self.network, self.config, self.steps = network, config, steps
         _set_dropout(network, config.dropout)
-        self.parameters = {
-            name: weight for name, weight in network.named_parameters() if weight.requires_grad
-        }
+        self.parameters = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         plain = [weight for weight in self.parameters.values() if weight.ndim >= 2]
         free = [weight for weight in self.parameters.values() if weight.ndim < 2]  # biases, norms: no decay
         groups = [
@@ -289,9 +283,7 @@ class _State:
             {"params": free, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        self.average = (
-            {name: weight.detach().clone() for name, weight in self.parameters.items()} if average else None
-        )
+        self.average = {name: weight.detach().clone() for name, weight in self.parameters.items()} if average else None
 
     def update(self, step: int) -> None:
         """Apply the gradients: clip, step, average."""
@@ -386,9 +378,7 @@ class _Run:
     def _steps(self, start: int) -> Iterator[tuple[int, list[int]]]:
         step = 0
         for epoch in range(self.config.epochs):
-            for rows in order_batches(
-                self.data.rows, size=self.config.batch, seed=self.config.seed, epoch=epoch
-            ):
+            for rows in order_batches(self.data.rows, size=self.config.batch, seed=self.config.seed, epoch=epoch):
                 if step >= start:
                     yield step, rows
                 step += 1

@@ -65,8 +65,7 @@ class Journal:
     def get(self, key: str) -> Completion | None:
         """Return the finished call `key`, or None."""
         row = self._connection.execute(
-            "select text, finish, prompt_tokens, completion_tokens, seconds, answered_by "
-            "from calls where key = ?",
+            "select text, finish, prompt_tokens, completion_tokens, seconds, answered_by from calls where key = ?",
             (key,),
         ).fetchone()
         return None if row is None else Completion(*row)

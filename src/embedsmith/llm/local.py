@@ -40,11 +40,7 @@ class LocalModel:
 
     def _render(self, prompt: Prompt) -> str:
         if self._tokenizer.chat_template:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    prompt.messages, tokenize=False, add_generation_prompt=True
-                )
-            )
+            return str(self._tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True))
         return f"{prompt.system}\n\n{prompt.user}\n"
 
     def _generate(self, texts: list[str], sampling: Sampling) -> list[Completion]:

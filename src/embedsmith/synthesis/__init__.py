@@ -89,9 +89,7 @@ def synthesize(
     leaks, exact = index_evaluation(evaluation)
     usable, leaking = _drop_leaks(queries, leaks, exact)
     all_prompts = [prompt for query in usable for prompt in render(asked, query)]
-    store = (
-        journal if journal is not None else (Path(out) / "journal.sqlite" if out is not None else ":memory:")
-    )
+    store = journal if journal is not None else (Path(out) / "journal.sqlite" if out is not None else ":memory:")
     with Journal(store) as opened:
         known = opened.count()
         completions = complete_durably(llm, all_prompts, sampling, opened, on_progress=on_progress)
@@ -145,9 +143,7 @@ def _sift(
     leaks: NearIndex,
     exact: frozenset[str],
 ) -> tuple[list[LabelledPair], list[Rejected], Counter[str]]:
-    answers = {
-        (prompt.row, prompt.task): (prompt, done) for prompt, done in zip(prompts, completions, strict=True)
-    }
+    answers = {(prompt.row, prompt.task): (prompt, done) for prompt, done in zip(prompts, completions, strict=True)}
     elsewhere = {normalize(query.text): query.id for query in reversed(queries)}
     examples: list[LabelledPair] = []
     rejected: list[Rejected] = []
@@ -189,9 +185,7 @@ def _unanswered(query: Query, task: str, completion: Completion) -> Rejected:
     return Rejected(reason, f"finish: {completion.finish}", source=query.id, context=about)
 
 
-def _shortfall(
-    query: Query, task: str, found: int, recipe: Recipe, completion: Completion
-) -> Iterator[Rejected]:
+def _shortfall(query: Query, task: str, found: int, recipe: Recipe, completion: Completion) -> Iterator[Rejected]:
     """Yield a record when the answer held fewer texts than asked for, so that the gap is not silent."""
     asked = recipe.counts[task]
     if found < asked:

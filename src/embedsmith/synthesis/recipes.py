@@ -71,9 +71,7 @@ def _parse_templates(text: str, source: str) -> dict[str, Template]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(
-            f"{source} is not TOML: {error}", expected="[paraphrases] and [distinct]"
-        ) from None
+        raise ConfigurationError(f"{source} is not TOML: {error}", expected="[paraphrases] and [distinct]") from None
     if set(tables) != set(TASKS):
         raise ConfigurationError(
             f"{source} has the tables {', '.join(sorted(tables))}", expected=f"exactly {' and '.join(TASKS)}"
@@ -83,9 +81,7 @@ def _parse_templates(text: str, source: str) -> dict[str, Template]:
 
 def _parse_template(table: dict[str, str], source: str) -> Template:
     if set(table) != {"system", "user"}:
-        raise ConfigurationError(
-            f"{source} has the keys {', '.join(sorted(table))}", expected="system and user"
-        )
+        raise ConfigurationError(f"{source} has the keys {', '.join(sorted(table))}", expected="system and user")
     template = Template(table["system"].strip(), table["user"].strip())
     try:
         filled = template.user.format(query="\0", count=1)
@@ -95,9 +91,7 @@ def _parse_template(table: dict[str, str], source: str) -> Template:
             expected="{query} and {count}, and {{ }} for literal braces",
         ) from None
     if "\0" not in filled:
-        raise ConfigurationError(
-            f"{source}: the user prompt never names the question", expected="{query} in it"
-        )
+        raise ConfigurationError(f"{source}: the user prompt never names the question", expected="{query} in it")
     return template
 
 

@@ -1,0 +1,95 @@
+"""The report: one self-contained HTML page with pictures, from the summary of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from embedsmith.artifacts import write_text
+from embedsmith.report.plots import draw_curves, draw_general, draw_histograms
+
+METRICS = {
+    "average_precision": "Average precision",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "accuracy": "Accuracy",
+    "pchr_auc": "P-CHR AUC",
+    "recall_at_precision_95": "Recall at precision .95",
+}
+REASONS = {
+    "repeat": "the same question again",
+    "near-repeat": "nearly the same question again",
+    "no-text": "a row without text",
+    "no-text-column": "a row without the text column",
+    "malformed": "no question (empty, no letters, too long)",
+    "refusal": "a refusal of the model",
+    "prompt-echo": "a piece of the prompt",
+    "copy-of-query": "a copy of the query",
+    "label-conflict": "among paraphrases and distinct questions both",
+    "duplicate": "the same text twice in a row",
+    "near-duplicate": "nearly the same text twice in a row",
+    "duplicate-elsewhere": "the same text in another row",
+    "evaluation-leak": "in the evaluation set",
+    "too-few": "an answer with fewer texts than asked for",
+    "no-completion": "no recorded completion for this row",
+    "no-answer": "a call that failed",
+}
+
+
+def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
+    """Write the page; every user text is escaped, nothing is loaded from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("embedsmith", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": _figure, "change": _change, "seconds": _seconds}
+    comparison = summary["comparison"]
+    reports = comparison["reports"]
+    page = environment.get_template("page.html").render(
+        summary=summary,
+        reports=reports,
+        differences=comparison["differences"],
+        metrics=METRICS,
+        reasons=REASONS,
+        verdict=judge(summary),
+        histograms=draw_histograms(reports),
+        curves=draw_curves(reports, summary["calibration"].get("calibration")),
+        general_plot=draw_general(summary["general"]),
+    )
+    return write_text(path, page)
+
+
+def judge(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the one sentence a reader wants first, and its tone: better, worse or open."""
+    difference = summary["comparison"]["differences"]["tuned"]["average_precision"]
+    value, low, high = (difference[key] for key in ("value", "low", "high"))
+    spread = f"average precision {value:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
+    if low > 0:
+        return {"tone": "better", "text": f"The tuned model is better than its base: {spread}."}
+    if high < 0:
+        return {
+            "tone": "worse",
+            "text": f"The tuned model is worse than its base: {spread}. Do not deploy it.",
+        }
+    return {
+        "tone": "open",
+        "text": f"No difference is proven: {spread}. More labelled pairs would narrow the interval.",
+    }
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _change(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:+.{digits}f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"
