@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from embedsmith.artifacts import write_jsonl
+from embedsmith.artifacts import read_jsonl, write_jsonl
 from embedsmith.corpus import Query
 from embedsmith.errors import InputError
-from embedsmith.examples import LabelledPair, Provenance, Rejected, write_examples
+from embedsmith.examples import LabelledPair, Provenance, Rejected, read_examples, write_examples
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.journal import Journal, complete_durably
 from embedsmith.llm.structured import parse_list
@@ -228,21 +227,42 @@ def explain(
     paraphrases: int = 3,
     distinct: int = 3,
     prompts: Path | str | None = None,
-    synthesis: Synthesis | None = None,
-    completions: Mapping[str, Any] | None = None,
+    examples: Sequence[LabelledPair] = (),
+    rejected: Sequence[Rejected] = (),
+    completions: Mapping[str, str] | None = None,
 ) -> list[Explanation]:
     """Return, for each query, the prompts exactly as they are sent and what they led to.
 
     Args:
-        synthesis: a finished synthesis whose kept and rejected candidates are shown.
+        examples, rejected: of a finished synthesis.
         completions: text of the completion by prompt fingerprint (`Journal.texts`).
     """
     asked = load_recipe(recipe, paraphrases=paraphrases, distinct=distinct, prompts=prompts)
     shown = []
     for query in queries:
         rendered = tuple(render(asked, query))
-        kept = tuple(item for item in (synthesis.examples if synthesis else ()) if item.group == query.id)
-        lost = tuple(item for item in (synthesis.rejected if synthesis else ()) if item.source == query.id)
+        kept = tuple(pair for pair in examples if pair.group == query.id)
+        lost = tuple(item for item in rejected if item.source == query.id)
         texts = tuple((completions or {}).get(prompt.fingerprint) for prompt in rendered)
         shown.append(Explanation(query, rendered, texts, kept, lost))
     return shown
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSynthesis:
+    """What a finished synthesis left on disk."""
+
+    examples: tuple[LabelledPair, ...]
+    rejected: tuple[Rejected, ...]
+    completions: Mapping[str, str]
+
+
+def read_synthesis(folder: Path | str) -> StoredSynthesis:
+    """Return the examples, the rejected candidates and the completions of the synthesis in `folder`."""
+    folder = Path(folder)
+    pairs = read_examples(folder / "examples.jsonl", kind=LabelledPair).examples
+    lost = folder / "rejected.jsonl"
+    rows = [Rejected(**row) for _, row in read_jsonl(lost)] if lost.exists() and lost.stat().st_size else []
+    with Journal(folder / "journal.sqlite") as journal:
+        texts = journal.texts()
+    return StoredSynthesis(tuple(pair for pair in pairs if isinstance(pair, LabelledPair)), tuple(rows), texts)

