@@ -47,10 +47,11 @@ def test_a_contrast_never_has_another_positive_of_its_anchor_among_the_negatives
         [False, False, False, False],
     ]
     pairs = [(text[left], text[right]) for left, right in zip(batch.left, batch.right, strict=True)]
-    assert list(zip(pairs, batch.labels.tolist(), strict=True))[-1] == (
-        ("freeze my card", "unfreeze my card"),
-        0,
-    )
+    labels = dict(zip(pairs, batch.labels.tolist(), strict=True))
+    assert labels["freeze my card", "unfreeze my card"] == 0
+    assert labels["block my debit card", "lock the card for now"] == 1  # both answer as the anchor does
+    assert labels["block my debit card", "unfreeze my card"] == 0
+    assert len(pairs) == 7
 
 
 @given(groups=st.lists(st.integers(0, 6), max_size=40), size=st.integers(1, 8), seed=st.integers(0, 5))

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embedsmith.losses import cosent, infonce, online_contrastive
+from embedsmith.losses import cosent, infonce, logistic, online_contrastive
 
 
 def raw_rows(count: int, seed: int, dimension: int = 8) -> Tensor:
@@ -91,3 +91,18 @@ def test_cosent_equals_sentence_transformers(seed: int, scores: list[float]) -> 
     reference = CoSENTLoss(model=None, scale=20.0).compute_loss_from_embeddings([left, right], target)
     ours = cosent((unit(left) * unit(right)).sum(dim=1), target, temperature=1 / 20)
     assert ours.item() == pytest.approx(reference.item(), abs=1e-5)
+
+
+def test_logistic_at_the_border_and_against_binary_cross_entropy() -> None:
+    assert logistic(torch.tensor([0.65, 0.65]), torch.tensor([1, 0])).item() == pytest.approx(2 * math.log(2))
+    similarities, labels = torch.tensor([0.9, 0.4, 0.8, 0.1, 0.3]), torch.tensor([1, 1, 0, 0, 0])
+    weights = torch.where(labels == 1, 1 / 2, 1 / 3)
+    reference = torch.nn.functional.binary_cross_entropy_with_logits(
+        15 * (similarities - 0.65), labels.float(), weight=weights, reduction="sum"
+    )
+    assert logistic(similarities, labels).item() == pytest.approx(reference.item(), abs=1e-6)
+
+
+def test_logistic_of_one_label_only_is_finite() -> None:
+    assert logistic(torch.tensor([0.9]), torch.tensor([1])).item() > 0
+    assert logistic(torch.tensor([]), torch.tensor([])).item() == 0

@@ -48,7 +48,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["infonce", "online_contrastive", "cosent"])
+@pytest.mark.parametrize("name", ["infonce", "online_contrastive", "cosent", "logistic"])
 def test_micro_batches_give_the_loss_and_gradients_of_the_padded_batch(tiny_model: Path, name: str) -> None:
     data = collect_rows(make_examples(8))
     batch = assemble(data.rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,8 @@ class Batch:
 
     Attributes:
         texts: (n,) rows of the training set's texts, each once.
-        left, right, labels: (P,) every labelled pair.
+        left, right, labels: (P,) every pair whose label follows from a row: the anchor and its positives
+            are alike (1), each of them and each negative are not (0).
         anchors, positives: (A,) one contrast each: the positive has to be found among all candidates.
         candidates: (C,) the distinct positives and negatives of the batch.
         positive_of: (A,) place in `candidates` of each anchor's positive.
@@ -135,17 +137,16 @@ def order_batches(rows: Sequence[Row], *, size: int, seed: int, epoch: int) -> l
 
 
 def assemble(rows: Sequence[Row]) -> Batch:
-    """Return the batch of `rows`: every labelled pair, and one contrast for every positive.
+    """Return the batch of `rows`: every pair with a known label, and one contrast for every positive.
 
     The candidates of a contrast are the positives and negatives of all rows of the batch; what
     answers the anchor as well (its other positives, the anchor itself) is excluded.
     """
     used = dict.fromkeys(text for row in rows for text in (row.anchor, *row.positives, *row.negatives))
     place = {text: index for index, text in enumerate(used)}
-    pairs = [(row.anchor, text, 1) for row in rows for text in row.positives]
-    pairs += [(row.anchor, text, 0) for row in rows for text in row.negatives]
+    pairs = [pair for row in rows for pair in _pairs_of(row)]
     contrasts = [(row, text) for row in rows for text in row.positives]
-    candidates = list(dict.fromkeys(right for _, right, _ in pairs))
+    candidates = list(dict.fromkeys([text for _, text in contrasts] + [text for row in rows for text in row.negatives]))
     column = {text: index for index, text in enumerate(candidates)}
     excluded = np.zeros((len(contrasts), len(candidates)), dtype=np.bool_)
     for index, (row, chosen) in enumerate(contrasts):
@@ -161,6 +162,12 @@ def assemble(rows: Sequence[Row]) -> Batch:
         positive_of=_index(column[text] for _, text in contrasts),
         excluded=excluded,
     )
+
+
+def _pairs_of(row: Row) -> list[tuple[int, int, int]]:
+    same = (row.anchor, *row.positives)
+    alike = [(left, right, 1) for left, right in combinations(same, 2)]
+    return alike + [(left, right, 0) for left, right in product(same, row.negatives)]
 
 
 def _index(values: Iterable[int]) -> Index:

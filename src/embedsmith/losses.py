@@ -85,3 +85,25 @@ def cosent(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05) -
     wrong_order = scores[:, None] < scores[None, :]
     masked = differences.masked_fill(~wrong_order, float("-inf")).flatten()
     return torch.logsumexp(torch.cat([masked.new_zeros(1), masked]), dim=0)
+
+
+def logistic(similarities: Tensor, labels: Tensor, *, scale: float = 15.0, bias: float = 0.65) -> Tensor:
+    """Return how badly the cosine separates the labels as a probability: one global threshold for all pairs.
+
+    Mean over positives of log(1 + e^(−k(s − b))) plus mean over negatives of log(1 + e^(k(s − b))): logistic
+    regression on the cosine, both labels with equal weight (the sigmoid loss of Zhai et al. 2023, arXiv
+    2303.15343, on labelled pairs). A positive and a negative both at s = b cost 2 · log 2 = 1.3863.
+
+    Args:
+        similarities: (P,) cosine of each pair.
+        labels: (P,) 1 where one answer serves both texts, else 0.
+        scale: k; how sharp the border is.
+        bias: b; the cosine where the border lies, which keeps the model's scores on the scale they had.
+    """
+    logits = scale * (similarities - bias)
+    total = similarities.new_zeros(())
+    for wanted, sign in ((1, -1.0), (0, 1.0)):
+        chosen = logits[labels == wanted]
+        if len(chosen):
+            total = total + functional.softplus(sign * chosen).mean()
+    return total

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Schedule = Literal["linear", "cosine", "constant"]
-LOSSES = ("infonce", "online_contrastive", "cosent")
+LOSSES = ("infonce", "online_contrastive", "cosent", "logistic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class TrainingConfig:
         learning_rate: its peak; reached after `warmup` (share of all steps), then decayed by `schedule`.
         gradient_norm: cap of the global norm; 0.5 keeps the model near its base (LangCache-Embed).
         temperature, margin: of infonce and cosent, of online_contrastive.
-        dropout: None keeps the base's own.
+        logistic_scale, logistic_bias: sharpness and place of the border of the logistic loss.
+        dropout: None keeps the base's own; none at all is as good in one epoch, and faster (docs/log.md).
         base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903).
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
         token_budget: padded tokens a micro-batch; changes memory and speed, not the result.
@@ -63,7 +64,7 @@ class TrainingConfig:
         checkpoint_seconds: at least this long between checkpoints.
     """
 
-    losses: Mapping[str, float] = field(default_factory=lambda: {"infonce": 1.0})
+    losses: Mapping[str, float] = field(default_factory=lambda: {"logistic": 1.0})
     epochs: int = 1
     batch: int = 16
     learning_rate: float = 5e-5
@@ -73,7 +74,9 @@ class TrainingConfig:
     gradient_norm: float = 0.5
     temperature: float = 0.05
     margin: float = 0.5
-    dropout: float | None = None
+    logistic_scale: float = 15.0
+    logistic_bias: float = 0.65
+    dropout: float | None = 0.0
     base_weight: float = 0.0
     average: float = 0.0
     token_budget: int = 1024
@@ -249,6 +252,8 @@ def batch_loss(embeddings: torch.Tensor, batch: Batch, config: TrainingConfig) -
             )
         elif name == "online_contrastive":
             value = losses.online_contrastive(similarities, labels, margin=config.margin) / len(batch.labels)
+        elif name == "logistic":
+            value = losses.logistic(similarities, labels, scale=config.logistic_scale, bias=config.logistic_bias)
         elif name == "cosent":
             value = losses.cosent(similarities, labels, temperature=config.temperature)
         else:

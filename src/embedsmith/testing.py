@@ -1,0 +1,268 @@
+"""Doubles that are real enough to build on: an encoder, a language model, an OpenAI-compatible server.
+
+They are deterministic, need no download, and are public, so that users can test their own programs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from embedsmith.encoder import Embeddings, normalize
+from embedsmith.llm import Completion, Prompt, Sampling
+from embedsmith.text import trigrams
+
+REWORDINGS = (
+    "what is the way to {}",
+    "{}, please advise",
+    "i was wondering about this: {}",
+    "could someone tell me {}",
+    "need help with {}",
+    "looking for an answer: {}",
+)
+NEAR_MISSES = (
+    "why should nobody {}",
+    "what does it cost to {}",
+    "who decided that people {}",
+    "what happened in 1998 when {}",
+    "is it forbidden to {}",
+    "what comes after {}",
+)
+
+
+class FakeEncoder:
+    """Hashed character trigrams as unit vectors: texts with common words are close, always the same."""
+
+    def __init__(self, dimension: int = 256) -> None:
+        self.dimension = dimension
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return unit rows (n, dimension) float32."""
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for gram in trigrams(text):
+                vectors[row, zlib.crc32(gram.encode()) % self.dimension] += 1
+        return normalize(vectors)
+
+
+def write_answer(prompt: str) -> str:
+    """Return what an obedient model would answer to a prompt of the langcache recipe, as JSON.
+
+    The question is found by its "Question:" line and the task by the key that the prompt asks for; the
+    words of the question stay, so the texts are true paraphrases in form only.
+    """
+    question = re.search(r"^Question: (.+)$", prompt, re.M)
+    asked = re.search(r'\{"(\w+)": \[(\d+) strings\]\}', prompt)
+    if not question or not asked:
+        return json.dumps({"answer": "no question found"})
+    task, count = asked.group(1), int(asked.group(2))
+    forms = REWORDINGS if task == "paraphrases" else NEAR_MISSES
+    body = question.group(1).strip().rstrip("?.! ")
+    return json.dumps({task: [form.format(body) for form in forms[:count]]})
+
+
+@dataclass
+class FakeLLM:
+    """A language model in memory; `answer` maps a prompt to a text, `calls` remembers the prompts."""
+
+    answer: Callable[[Prompt], str | None] = lambda prompt: write_answer(prompt.user)
+    name: str = "fake:llm"
+    calls: list[Prompt] = field(default_factory=list)
+
+    def complete(self, prompts: Sequence[Prompt], _: Sampling, /) -> Iterator[tuple[int, Completion]]:
+        """Yield answers in the reverse order of the prompts, as a slow server might."""
+        for place in reversed(range(len(prompts))):
+            self.calls.append(prompts[place])
+            text = self.answer(prompts[place])
+            yield place, Completion(text, "stop" if text is not None else "error", 10, 10, 0.0, self.name)
+
+
+FAULTS = (
+    "rate_limit",  # 429 with Retry-After
+    "server_error",  # 500
+    "drop",  # the connection is closed without an answer
+    "null",  # content: null
+    "empty",
+    "truncated",  # the JSON breaks off, finish_reason "length"
+    "thinking",  # <think>…</think> before the JSON
+    "fenced",  # prose and a code fence around the JSON
+    "broken",  # trailing comma
+    "refusal",
+)
+STATUS_FAULTS = {"rate_limit": 429, "server_error": 500}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that reached the server."""
+
+    path: str
+    body: Mapping[str, Any]
+    fault: str | None
+    authorization: str | None = None
+
+
+class FaultyServer:
+    """An OpenAI-compatible HTTP server on loopback that misbehaves on a seeded plan.
+
+    >>> with FaultyServer(faults={"rate_limit": 0.2, "thinking": 0.3}) as server:   # doctest: +SKIP
+    ...     open_llm("openai:any", base_url=server.base_url)
+
+    Args:
+        faults: probability of each fault, drawn per request from `seed` and the request's number.
+        delay: seconds before each answer.
+        rejects_formats: response_format types that are answered with status 400.
+        api_key: when given, other keys are answered with status 401.
+        answer: from the user's message to the content; default `write_answer`.
+        embed: from texts to vectors, for /v1/embeddings; default `FakeEncoder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        faults: Mapping[str, float] | None = None,
+        seed: int = 0,
+        delay: float = 0.0,
+        rejects_formats: Sequence[str] = (),
+        api_key: str | None = None,
+        answer: Callable[[str], str] = write_answer,
+        embed: Callable[[Sequence[str]], Embeddings] | None = None,
+    ) -> None:
+        unknown = set(faults or {}) - set(FAULTS)
+        if unknown:
+            raise ValueError(f"unknown faults {sorted(unknown)}; known: {FAULTS}")
+        self.faults, self.seed, self.delay = dict(faults or {}), seed, delay
+        self.rejects_formats, self.api_key, self.answer = tuple(rejects_formats), api_key, answer
+        self.embed = embed if embed is not None else FakeEncoder().encode
+        self.calls: list[Call] = []
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def base_url(self) -> str:
+        """The address for a client's `base_url`."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> FaultyServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answered(self) -> list[str]:
+        """Return the user messages that got a whole, usable answer, in order."""
+        good = {None, "thinking", "fenced", "broken", "null", "empty", "truncated", "refusal"}
+        chats = [call for call in self.calls if call.path.endswith("/chat/completions")]
+        return [call.body["messages"][-1]["content"] for call in chats if call.fault in good]
+
+    def record(self, path: str, body: Mapping[str, Any], authorization: str | None) -> str | None:
+        """Remember a request and return the fault that is due, if any."""
+        with self._lock:
+            draw = np.random.default_rng([self.seed, len(self.calls)]).random()
+            fault = None
+            if path.endswith("/chat/completions"):
+                total = 0.0
+                for name, share in self.faults.items():
+                    total += share
+                    if draw < total:
+                        fault = name
+                        break
+            refused = body.get("response_format", {}).get("type") in self.rejects_formats
+            fault = "rejected_format" if refused else fault
+            if self.api_key is not None and authorization != f"Bearer {self.api_key}":
+                fault = "wrong_key"
+            self.calls.append(Call(path, body, fault, authorization))
+            return fault
+
+    def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+        """Return the body of a chat completion, spoilt by `fault`."""
+        content: str | None = self.answer(str(body["messages"][-1]["content"]))
+        spoil: dict[str, Callable[[str], str | None]] = {
+            "null": lambda _: None,
+            "empty": lambda _: "",
+            "truncated": lambda text: text[: len(text) * 2 // 3],
+            "thinking": lambda text: f"<think>They want a list. [1, 2]</think>\n{text}",
+            "fenced": lambda text: f"Sure! Here you are:\n```json\n{text}\n```\nAnything else?",
+            "broken": lambda text: text.replace("]}", ",]}"),
+            "refusal": lambda _: '{"paraphrases": ["As an AI language model I cannot do that"]}',
+        }
+        if fault in spoil and content is not None:
+            content = spoil[fault](content)
+        return {
+            "id": f"chat-{len(self.calls)}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body.get("model", ""),
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": content},
+                    "finish_reason": "length" if fault == "truncated" else "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
+        }
+
+    def embeddings(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of an embeddings answer."""
+        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
+        rows = self.embed(texts)
+        data = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(rows)]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return {"object": "list", "data": data, "model": body.get("model", ""), "usage": usage}
+
+
+def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+            fault = server.record(self.path, body, self.headers.get("Authorization"))
+            time.sleep(server.delay)
+            if fault == "drop":
+                self.close_connection = True
+                self.connection.close()
+            elif fault in STATUS_FAULTS:
+                self._send(STATUS_FAULTS[fault], {"error": {"message": fault}}, {"Retry-After": "0"})
+            elif fault == "rejected_format":
+                self._send(400, {"error": {"message": "response_format is not supported"}})
+            elif fault == "wrong_key":
+                self._send(401, {"error": {"message": "wrong API key"}})
+            elif self.path.endswith("/embeddings"):
+                self._send(200, server.embeddings(body))
+            elif self.path.endswith("/chat/completions"):
+                self._send(200, server.chat(body, fault))
+            else:
+                self._send(404, {"error": {"message": f"no {self.path}"}})
+
+        def _send(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Keep quiet; `calls` is the log."""
+
+    return Handler
