@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.batches import Row, assemble, collect_rows, order_batches
+from embedsmith.batches import Row, assemble, collect_rows, count_batches, order_batches
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet
 
@@ -59,6 +59,7 @@ def test_an_epoch_has_every_row_once_and_no_group_twice_in_a_batch(groups: list[
     rows = [Row(index, (), (), str(group)) for index, group in enumerate(groups)]
     batches = order_batches(rows, size=size, seed=seed, epoch=0)
     assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))
+    assert len(batches) == count_batches(rows, size=size)
     for batch in batches:
         assert len(batch) <= size
         assert len({rows[row].group for row in batch}) == len(batch)

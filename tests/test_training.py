@@ -29,7 +29,7 @@ from embedsmith.training import (
 )
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
-CONFIG = TrainingConfig(batch=4, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
+CONFIG = TrainingConfig(batch=4, runs=1, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
 
 
 def make_examples(count: int = 24) -> list[Example]:
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_model
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
-    config = TrainingConfig(batch=4, learning_rate=1e-3, checkpoint_seconds=0.0, average=0.9, epochs=2)
+    config = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0, average=0.9)
     train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=config)
 
     class Killed(Exception):
@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
 
         return check
 
-    for step in (3, 7, 10):
+    for step in (3, 6, 7, 10):
         with pytest.raises(Killed):
             train(
                 make_examples(),
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
                 on_progress=kill_at(step),
             )
     result = train(make_examples(), base=tiny_model, out=tmp_path / "resumed", config=config)
-    assert result.resumed_from == 9
+    assert result.resumed_from == 10
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 

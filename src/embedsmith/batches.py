@@ -7,7 +7,7 @@ because both come from the same source.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -112,28 +112,29 @@ def _roles(example: Example) -> tuple[str, Sequence[str], Sequence[str]]:
             )
 
 
+def count_batches(rows: Sequence[Row], *, size: int) -> int:
+    """Return the number of batches of an epoch: enough for all rows and for the most frequent group."""
+    most = max(Counter(row.group for row in rows).values(), default=0)
+    return max(-(-len(rows) // size), most)
+
+
 def order_batches(rows: Sequence[Row], *, size: int, seed: int, epoch: int) -> list[list[int]]:
     """Return the rows of each batch of one epoch: every row once, no group twice in a batch.
 
-    The order depends on (seed, epoch) only, so a resumed run sees the same batches. A row whose group
-    is already in the batch waits for the next one; linear time.
+    There are `count_batches` of them, of nearly equal size. The order depends on (seed, epoch) only, so
+    a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after row
+    to the next batch, so that the rows of a group (at most as many as batches) land in different ones.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(rows)).tolist()
-    batches: list[list[int]] = []
-    groups: list[set[str]] = []
-    opened = 0  # batches before it are full
-    for row in order:
-        chosen = opened
-        while chosen < len(batches) and (len(batches[chosen]) >= size or rows[row].group in groups[chosen]):
-            chosen += 1
-        if chosen == len(batches):
-            batches.append([])
-            groups.append(set())
-        batches[chosen].append(row)
-        groups[chosen].add(rows[row].group)
-        while opened < len(batches) and len(batches[opened]) >= size:
-            opened += 1
-    return batches
+    generator = np.random.default_rng([seed, epoch])
+    count = count_batches(rows, size=size)
+    members: dict[str, list[int]] = defaultdict(list)
+    for row in generator.permutation(len(rows)).tolist():
+        members[rows[row].group].append(row)
+    dealt = [row for group in members.values() for row in group]
+    batches: list[list[int]] = [[] for _ in range(count)]
+    for place, row in enumerate(dealt):
+        batches[place % count].append(row)
+    return [batches[place] for place in generator.permutation(count).tolist()]
 
 
 def assemble(rows: Sequence[Row]) -> Batch:

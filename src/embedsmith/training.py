@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.batches import Batch, TrainingSet, assemble, collect_rows, order_batches
+from embedsmith.batches import Batch, TrainingSet, assemble, collect_rows, count_batches, order_batches
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import Example
@@ -59,6 +59,8 @@ class TrainingConfig:
         dropout: None keeps the base's own; none at all is as good in one epoch, and faster (docs/log.md).
         base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903).
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
+        runs: how many runs with other orders of the rows have their weights averaged (a model soup,
+            Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
         token_budget: padded tokens a micro-batch; changes memory and speed, not the result.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
         checkpoint_seconds: at least this long between checkpoints.
@@ -79,6 +81,7 @@ class TrainingConfig:
     dropout: float | None = 0.0
     base_weight: float = 0.0
     average: float = 0.0
+    runs: int = 2
     token_budget: int = 1024
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
@@ -104,6 +107,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("margin", 0.0, 2.0),
     ("base_weight", 0.0, 1.0),
     ("average", 0.0, 0.9999),
+    ("runs", 1, 100),
     ("token_budget", 1, 10_000_000),
 )
 
@@ -173,17 +177,17 @@ def train(
     tokens = tokenize_for(network, data.texts)
     key = fingerprint([data, fingerprint_model(base), config, precision])
     store = Path(out).with_name(f"{Path(out).name}.checkpoint")
-    state = _State(network, config, steps=_count_steps(data, config), average=config.average > 0)
+    state = _State(network, config, steps=_count_steps(data, config))
     start = state.restore(read_checkpoint(store, key))
     run = _Run(data, tokens, config, precision, state, store, key, on_progress)
     losses = run.go(start)
-    state.finish(base_weights=_weights(load_network(base)) if config.base_weight else None)
+    state.finish()
     notes = (reason, *_describe_truncation(tokens))
     save_network(network, out, card=card or "")
     remove_checkpoint(store)
     return TrainingResult(
         model=Path(out),
-        steps=state.steps,
+        steps=state.steps * config.runs,
         resumed_from=start,
         seconds=round(run.seconds, 3),
         tokens=run.tokens_seen,
@@ -273,25 +277,42 @@ def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
 
 
 class _State:
-    """The weights, the optimiser and the running average: all that a checkpoint holds."""
+    """The weights, the optimiser and the averages: all that a checkpoint holds."""
 
-    def __init__(self, network: SentenceTransformer, config: TrainingConfig, *, steps: int, average: bool) -> None:
-        import torch
-
+    def __init__(self, network: SentenceTransformer, config: TrainingConfig, *, steps: int) -> None:
         self.network, self.config, self.steps = network, config, steps
         _set_dropout(network, config.dropout)
         self.parameters = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        plain = [weight for weight in self.parameters.values() if weight.ndim >= 2]
+        self.base = _copy(self.parameters)
+        self.soup: dict[str, torch.Tensor] | None = None  # sum over the finished runs
+        self._begin()
+
+    def _begin(self) -> None:
+        import torch
+
+        decayed = [weight for weight in self.parameters.values() if weight.ndim >= 2]
         free = [weight for weight in self.parameters.values() if weight.ndim < 2]  # biases, norms: no decay
         groups = [
-            {"params": plain, "weight_decay": config.weight_decay},
+            {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        self.average = {name: weight.detach().clone() for name, weight in self.parameters.items()} if average else None
+        self.average = _copy(self.parameters) if self.config.average else None
+
+    def next_run(self) -> None:
+        """Put the finished run into the soup and go back to the base."""
+        self._stir()
+        _assign(self.parameters, self.base)
+        self._begin()
+
+    def _stir(self) -> None:
+        done = self.average if self.average is not None else self.parameters
+        self.soup = {
+            name: weight.detach() + (self.soup[name] if self.soup is not None else 0) for name, weight in done.items()
+        }
 
     def update(self, step: int) -> None:
-        """Apply the gradients: clip, step, average."""
+        """Apply the gradients of step `step` of the run: clip, step, average."""
         import torch
 
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
@@ -306,43 +327,61 @@ class _State:
                 torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything to store, by name."""
+        """Return everything to store, by "kind/parameter name"."""
         found = {f"weight/{name}": weight.detach() for name, weight in self.parameters.items()}
         for name, weight in self.parameters.items():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 found[f"{key}/{name}"] = value
-        if self.average is not None:
-            found |= {f"average/{name}": weight for name, weight in self.average.items()}
+        for kind, tensors in (("average", self.average), ("soup", self.soup)):
+            found |= {f"{kind}/{name}": weight for name, weight in (tensors or {}).items()}
         return found
 
     def restore(self, checkpoint: Checkpoint | None) -> int:
         """Take over a checkpoint, if there is one, and return the step to go on with."""
-        import torch
-
         if checkpoint is None:
             return 0
-        with torch.no_grad():
-            for name, weight in self.parameters.items():
-                weight.copy_(checkpoint.tensors[f"weight/{name}"])
+        _assign(self.parameters, _part(checkpoint, "weight"))
+        moments = {kind: _part(checkpoint, kind) for kind in ("step", "exp_avg", "exp_avg_sq")}
+        for name, weight in self.parameters.items():
+            if name in moments["step"]:
+                state = {kind: tensors[name] for kind, tensors in moments.items()}
                 self.optimizer.state[weight] = {
-                    key: checkpoint.tensors[f"{key}/{name}"].to(weight.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}/{name}" in checkpoint.tensors
+                    kind: value if kind == "step" else value.to(weight.device) for kind, value in state.items()
                 }
-                if self.average is not None:
-                    self.average[name].copy_(checkpoint.tensors[f"average/{name}"])
+        device = self.network.device
+        if self.average is not None:
+            stored = _part(checkpoint, "average")
+            self.average = {name: stored[name].to(device) for name in self.parameters}  # the order counts
+        self.soup = {name: weight.to(device) for name, weight in _part(checkpoint, "soup").items()} or None
         return checkpoint.step
 
-    def finish(self, base_weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Put the averaged weights, mixed with the base's share, into the network."""
+    def finish(self) -> None:
+        """Put the mean of all runs, mixed with the base's share, into the network."""
         import torch
 
+        self._stir()
+        assert self.soup is not None
         with torch.no_grad():
             for name, weight in self.parameters.items():
-                if self.average is not None:
-                    weight.copy_(self.average[name])
-                if base_weights is not None:
-                    weight.lerp_(base_weights[name].to(weight.device), self.config.base_weight)
+                weight.copy_(self.soup[name] / self.config.runs)
+                weight.lerp_(self.base[name], self.config.base_weight)
+
+
+def _copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _assign(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, weight in parameters.items():
+            weight.copy_(values[name])
+
+
+def _part(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 class _Run:
@@ -365,33 +404,40 @@ class _Run:
         self.seconds = 0.0
 
     def go(self, start: int) -> list[tuple[int, float]]:
-        """Run steps `start` and later; return (step, loss)."""
+        """Run steps `start` and later, over all runs; return (step, loss)."""
         history: list[tuple[int, float]] = []
         began = saved = time.monotonic()
-        self.state.network.train()
-        for step, rows in self._steps(start):
+        every = self.state.steps * self.config.runs
+        for step, rows in self._steps():
+            if step < start:
+                continue
+            if step and step % self.state.steps == 0:
+                self.state.next_run()
+            self.state.network.train()
             loss = self._step(step, assemble([self.data.rows[row] for row in rows]))
             history.append((step, loss))
             now = time.monotonic()
             self.seconds = now - began
-            self._report(step, start, loss)
-            if now - saved >= self.config.checkpoint_seconds and step + 1 < self.state.steps:
+            if now - saved >= self.config.checkpoint_seconds and step + 1 < every:
                 write_checkpoint(self.store, Checkpoint(step + 1, self.state.tensors()), self.key)
                 saved = time.monotonic()
+            self._report(step, start, loss, every)
         return history
 
-    def _steps(self, start: int) -> Iterator[tuple[int, list[int]]]:
+    def _steps(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""
         step = 0
-        for epoch in range(self.config.epochs):
-            for rows in order_batches(self.data.rows, size=self.config.batch, seed=self.config.seed, epoch=epoch):
-                if step >= start:
+        for run in range(self.config.runs):
+            for epoch in range(self.config.epochs):
+                seed = _seed(self.config.seed, run)
+                for rows in order_batches(self.data.rows, size=self.config.batch, seed=seed, epoch=epoch):
                     yield step, rows
-                step += 1
+                    step += 1
 
     def _step(self, step: int, batch: Batch) -> float:
         import torch
 
-        torch.manual_seed(_step_seed(self.config.seed, step))  # dropout depends on the step, not on the past
+        torch.manual_seed(_seed(self.config.seed, 0, step))  # dropout depends on the step, not on the past
         network = self.state.network
         with autocast(network, self.precision):
             vectors = embed(network, self.tokens, batch.texts, budget=self.config.token_budget)
@@ -406,7 +452,7 @@ class _Run:
             )
         if loss.requires_grad:
             torch.autograd.backward(loss)
-            self.state.update(step)
+            self.state.update(step % self.state.steps)
         self._count(batch)
         return value
 
@@ -418,23 +464,22 @@ class _Run:
         blocks = cut_microbatches(lengths, self.config.token_budget)
         self.padded += sum(int(lengths[block].max()) * len(block) for block in blocks)
 
-    def _report(self, step: int, start: int, loss: float) -> None:
+    def _report(self, step: int, start: int, loss: float, every: int) -> None:
         if self.on_progress is None:
             return
-        left = (self.state.steps - step - 1) * self.seconds / (step + 1 - start)
+        left = (every - step - 1) * self.seconds / (step + 1 - start)
         rate = self.tokens_seen / max(self.seconds, 1e-9)
-        self.on_progress(Progress(step + 1, self.state.steps, loss, rate, left))
+        self.on_progress(Progress(step + 1, every, loss, rate, left))
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def _seed(*parts: int) -> int:
+    """Return a seed that differs wherever any part does."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _count_steps(data: TrainingSet, config: TrainingConfig) -> int:
-    return sum(
-        len(order_batches(data.rows, size=config.batch, seed=config.seed, epoch=epoch))
-        for epoch in range(config.epochs)
-    )
+    """Return the steps of one run. Their number may not depend on the order, or runs would differ in length."""
+    return config.epochs * count_batches(data.rows, size=config.batch)
 
 
 def _set_dropout(network: SentenceTransformer, dropout: float | None) -> None:
@@ -445,10 +490,6 @@ def _set_dropout(network: SentenceTransformer, dropout: float | None) -> None:
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-
-
-def _weights(network: SentenceTransformer) -> dict[str, torch.Tensor]:
-    return {name: weight.detach() for name, weight in network.named_parameters()}
 
 
 def _describe_truncation(tokens: Tokens) -> tuple[str, ...]:
