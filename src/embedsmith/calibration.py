@@ -79,8 +79,7 @@ def calibrate(
     if not (0 < delta < 1 and 0 < alpha < 1):
         raise ConfigurationError(f"delta {delta}, alpha {alpha}", expected="both between 0 and 1")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
-    if not len(truth) or not np.isfinite(scores).all():
-        raise InputError("there are no labelled pairs to calibrate on", expected="pairs with finite similarities")
+    _check(truth, scores, labels)
     thresholds, hits, false_hits = _cumulate(truth, scores)
     certified = _walk(hits, false_hits, delta, alpha)
     if certified is None:
@@ -98,6 +97,17 @@ def calibrate(
         pairs=len(truth),
         model=model,
     )
+
+
+def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequence[int] | NDArray[np.integer]) -> None:
+    if truth.ndim != 1 or truth.shape != scores.shape:
+        raise InputError(
+            f"labels of shape {truth.shape}, similarities of shape {scores.shape}", expected="one label per similarity"
+        )
+    if not len(truth) or not np.isfinite(scores).all():
+        raise InputError("there are no labelled pairs to calibrate on", expected="pairs with finite similarities")
+    if not np.isin(np.asarray(labels), (0, 1)).all():
+        raise InputError(f"labels {sorted(set(np.asarray(labels).tolist()))[:5]}", expected="labels 0 and 1")
 
 
 def bound_rate(events: int, trials: int, alpha: float) -> float:
@@ -161,31 +171,35 @@ def _refuse(
     alpha: float,
 ) -> CalibrationRefused:
     """Say how many more pairs it would take, if new ones are like those at hand."""
+    total = len(truth)
     rates = false_hits / hits
-    enough = hits >= min(20, int(hits[-1]))
-    rate = float(rates[enough].min())
-    share = float(hits[enough][int(rates[enough].argmin())]) / len(truth)
-    best = f"the best threshold has {rate:.1%} false hits on {share * len(truth):.0f} hits"
-    if rate >= delta:
+    enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
+    place = int(enough[rates[enough].argmin()])
+    best = f"the best threshold has {rates[place]:.1%} false hits on {hits[place]} hits"
+    if rates[place] >= delta:
         return CalibrationRefused(
             f"no threshold keeps the false-hit rate at {delta:.1%}: {best}",
             expected=f"a model that separates better: {hits_needed(delta, alpha)} hits without a false one would do",
             action="allow a higher --delta, or train on more and harder examples",
         )
-    needed = max(_pairs_needed(rate, share, delta, alpha), len(truth) + 1)
+    # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
+    below = enough[rates[enough] < delta]
+    below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
+    needed = max(_pairs_needed(rates[below], hits[below] / total, delta, alpha), total + 1)
     return CalibrationRefused(
-        f"{len(truth)} labelled pairs are too few to promise {delta:.1%} at confidence {1 - alpha:.0%} ({best})",
-        expected=f"about {needed} labelled pairs, {needed - len(truth)} more than now",
+        f"{total} labelled pairs are too few to promise {delta:.1%} at confidence {1 - alpha:.0%}: {best}",
+        expected=f"at least {needed} labelled pairs like these, {needed - total} more than now",
         action="label more pairs, or allow a higher --delta or --alpha",
     )
 
 
-def _pairs_needed(rate: float, share: float, delta: float, alpha: float) -> int:
-    """Return the pairs at which a threshold with this false-hit rate and share of hits would pass."""
-    count = hits_needed(delta, alpha / WALKS)
-    while binom.cdf(math.ceil(rate * count), count, delta) > alpha / WALKS and count < 10_000_000:
-        count = math.ceil(count * 1.1)
-    return math.ceil(count / max(share, 1e-6))
+def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], delta: float, alpha: float) -> int:
+    """Return the fewest pairs at which a threshold with one of these false-hit rates and shares of hits passes."""
+    fewest = hits_needed(delta, alpha)
+    counts = np.unique(np.geomspace(fewest, 1e7, 250).round())[None, :]
+    passes = binom.cdf(np.ceil(rates[:, None] * counts - 1e-9), counts, delta) <= alpha
+    pairs = np.where(passes, counts / shares[:, None], np.inf).min()
+    return math.ceil(pairs) if math.isfinite(pairs) else 10_000_000
 
 
 def write_calibration(path: Path | str, calibration: Calibration) -> Path:

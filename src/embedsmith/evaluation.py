@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, pair_similarities
-from embedsmith.errors import InputError
-from embedsmith.examples import Example, LabelledPair, ScoredPair, read_examples, split
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import Example, LabelledPair, ScoredPair, connect, read_examples, split
 from embedsmith.metrics import (
     Difference,
     Estimate,
@@ -161,8 +161,9 @@ def compare(
     chosen, reported = halve(pairs, seed=seed) if validation is None else (list(validation), list(pairs))
     for rows, what in ((chosen, "validation"), (reported, "reported")):
         _require_both_labels(rows, what)
-    groups = [pair.group if pair.group is not None else pair.sentence1 for pair in reported]
-    weights = resample_weights(len(reported), groups=groups, resamples=resamples, seed=seed)
+    if baseline is not None and baseline not in encoders:
+        raise ConfigurationError(f"the baseline {baseline!r} is not compared", expected=f"one of {', '.join(encoders)}")
+    weights = resample_weights(len(reported), groups=units_of(reported), resamples=resamples, seed=seed)
     scored = {name: _score(encoder, chosen, reported) for name, encoder in encoders.items()}
     reports = {name: _report(name, item, chosen, reported, weights) for name, item in scored.items()}
     base = baseline if baseline is not None else next(iter(encoders))
@@ -183,6 +184,15 @@ def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[Labelle
     """Return (validation, reported): two halves that share no group and no text."""
     parts = split(pairs, {"validation": 0.5, "reported": 0.5}, seed=seed)
     return _only_pairs(parts["validation"]), _only_pairs(parts["reported"])
+
+
+def units_of(examples: Sequence[Example]) -> list[str]:
+    """Return the unit of each example, (n,): rows that share a group or a text are resampled together."""
+    names = [""] * len(examples)
+    for name, places in connect(examples).items():
+        for place in places:
+            names[place] = name
+    return names
 
 
 def _only_pairs(examples: Sequence[Example]) -> list[LabelledPair]:
@@ -281,7 +291,7 @@ def evaluate_scored(
     """Return Spearman's correlation of cosine and score, with its interval."""
     scores = np.array([pair.score for pair in pairs])
     similarities = similarities_of(encoder, pairs)
-    weights = resample_weights(len(pairs), resamples=resamples, seed=seed)
+    weights = resample_weights(len(pairs), groups=units_of(pairs), resamples=resamples, seed=seed)
 
     def correlate(row: Weights) -> float:
         rows = np.repeat(np.arange(len(pairs)), row.astype(np.int64))
@@ -311,8 +321,7 @@ def _guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resa
     pairs = _only_pairs(rows)
     if pairs:
         ranking = Ranking(labels_of(pairs), similarities_of(encoder, pairs))
-        groups = [pair.group if pair.group is not None else pair.sentence1 for pair in pairs]
-        weights = resample_weights(len(pairs), groups=groups, resamples=resamples, seed=seed)
+        weights = resample_weights(len(pairs), groups=units_of(pairs), resamples=resamples, seed=seed)
         return GeneralScore(name, "average precision", len(pairs), bootstrap(ranking.average_precision, weights))
     scored = [row for row in rows if isinstance(row, ScoredPair)]
     if not scored:
@@ -338,6 +347,8 @@ def read_guards(paths: Sequence[Path | str]) -> dict[str, tuple[Example, ...]]:
 
 def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 100) -> Latency:
     """Return the latency of single queries (after a warm-up) and the bulk throughput on `texts`."""
+    if not texts:
+        raise InputError("there is no text to measure the latency on", expected="at least one text")
     singles = [texts[place % len(texts)] for place in range(queries + 10)]
     times = []
     for text in singles:

@@ -287,7 +287,7 @@ def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: 
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values(), default=-1) <= 0:
         raise ConfigurationError(f"the shares {dict(fractions)}", expected="positive shares that sum to 1")
-    units = _connect(examples)
+    units = connect(examples)
     if len(units) < len(fractions):
         raise InputError(
             f"{len(examples)} examples form {len(units)} unit(s) that share texts or groups",
@@ -302,8 +302,11 @@ def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: 
     return {name: [examples[place] for place in sorted(places)] for name, places in parts.items()}
 
 
-def _connect(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Return the places of the examples of each connected unit, by the unit's smallest key."""
+def connect(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the places of the examples by unit: those that share a group or a text, also through others.
+
+    The name of a unit is the smallest of its keys, so it does not depend on the order of rows.
+    """
     parent: dict[str, str] = {}
 
     def find(key: str) -> str:

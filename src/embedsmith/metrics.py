@@ -64,11 +64,14 @@ class Ranking:
     """
 
     def __init__(self, labels: NDArray[np.integer], scores: NDArray[np.floating]) -> None:
-        labels, scores = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
+        labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
         if labels.shape != scores.shape or labels.ndim != 1:
             raise ValueError(f"labels {labels.shape} and scores {scores.shape} must be (n,) both")
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("labels must be 0 or 1")
+        if not np.isfinite(scores).all():
+            raise ValueError("scores must be finite")
+        labels = labels.astype(np.int64)
         self.order = np.argsort(-scores, kind="stable")
         self.labels, self.scores = labels[self.order], scores[self.order]
         # Last row of each run of equal scores: a threshold can only lie there.
@@ -195,7 +198,7 @@ def resample_weights(
     intervals do not pretend that they are independent.
     """
     generator = np.random.default_rng(seed)
-    names = [f"row {row}" if group is None else group for row, group in enumerate(groups or [None] * rows)]
+    names = [("row", row) if group is None else group for row, group in enumerate(groups or [None] * rows)]
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     unit = np.array([places[name] for name in names], dtype=np.int64)
     count = len(places)

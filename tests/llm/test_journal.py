@@ -1,0 +1,288 @@
+"""The journal: a finished call is never made again, whatever happens to the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedsmith.errors import InputError, LanguageModelError
+from embedsmith.llm import Completion, Prompt, Sampling
+from embedsmith.llm.journal import Journal, call_key, complete_durably
+from embedsmith.llm.recorded import Recorded
+from embedsmith.testing import FakeLLM, FaultyServer
+
+SAMPLING = Sampling(seed=1)
+
+
+def echo(name: str = "fake:echo") -> FakeLLM:
+    return FakeLLM(answer=lambda prompt: f"answer to {prompt.user}", name=name)
+
+
+def write_prompts(*texts: str) -> list[Prompt]:
+    return [Prompt("system", text, row=str(row), task="paraphrases") for row, text in enumerate(texts)]
+
+
+def test_a_second_run_sends_nothing_and_answers_the_same(tmp_path: Path) -> None:
+    prompts = write_prompts("a", "b", "c")
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        first = complete_durably(echo(), prompts, SAMPLING, journal)
+    again = echo()
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert complete_durably(again, prompts, SAMPLING, journal) == first
+    assert again.calls == []
+    assert [one.text for one in first] == ["answer to a", "answer to b", "answer to c"]
+
+
+def test_only_what_is_new_is_sent() -> None:
+    with Journal(":memory:") as journal:
+        complete_durably(echo(), write_prompts("a", "b"), SAMPLING, journal)
+        llm = echo()
+        done = complete_durably(llm, write_prompts("c", "b", "d"), SAMPLING, journal)
+    assert sorted(prompt.user for prompt in llm.calls) == ["c", "d"]
+    assert [one.text for one in done] == ["answer to c", "answer to b", "answer to d"]
+
+
+@given(st.lists(st.sampled_from("abcde"), max_size=12), st.sets(st.sampled_from("abcde")))
+def test_each_text_is_sent_once_and_every_place_is_answered(texts: list[str], known: set[str]) -> None:
+    with Journal(":memory:") as journal:
+        complete_durably(echo(), write_prompts(*sorted(known)), SAMPLING, journal)
+        llm = echo()
+        done = complete_durably(llm, write_prompts(*texts), SAMPLING, journal)
+    assert Counter(prompt.user for prompt in llm.calls) == Counter(set(texts) - known)
+    assert [one.text for one in done] == [f"answer to {text}" for text in texts]
+
+
+def test_all_that_decides_an_answer_is_in_the_key_and_nothing_else() -> None:
+    prompt = Prompt("s", "u", "row", "task")
+    key = call_key(prompt, "m", SAMPLING)
+    others = [
+        call_key(replace(prompt, system="s2"), "m", SAMPLING),
+        call_key(replace(prompt, user="u2"), "m", SAMPLING),
+        call_key(Prompt("su", "", "row", "task"), "m", SAMPLING),
+        call_key(prompt, "m2", SAMPLING),
+        *(
+            call_key(prompt, "m", replace(SAMPLING, **changed))
+            for changed in ({"seed": 2}, {"seed": None}, {"temperature": 0.9}, {"top_p": 0.9}, {"max_tokens": 9})
+        ),
+    ]
+    assert len({key, *others}) == 1 + len(others)
+    assert call_key(replace(prompt, row="other", task="other"), "m", SAMPLING) == key
+
+
+def test_recorded_answers_are_kept_by_row(tmp_path: Path) -> None:
+    """Two rows of the log with the same words were recorded with different answers."""
+    file = tmp_path / "completions.jsonl"
+    file.write_text('{"id": 0, "paraphrases": ["x"]}\n{"id": 1, "paraphrases": ["y"]}\n', encoding="utf-8")
+    with Journal(":memory:") as journal:
+        for _ in range(2):  # sent, then from the journal
+            done = complete_durably(Recorded(file), write_prompts("same", "same"), SAMPLING, journal)
+            assert [one.text for one in done] == ['{"paraphrases": ["x"]}', '{"paraphrases": ["y"]}']
+
+
+def test_failures_are_tried_again_and_empty_answers_are_not() -> None:
+    answers: dict[str, Completion] = {
+        "failed": Completion(None, "error"),
+        "unknown": Completion(None, "missing"),
+        "empty": Completion("", "stop"),
+        "cut": Completion('{"a": [', "length"),
+        "filtered": Completion("", "filtered"),
+    }
+
+    class Scripted:
+        name = "fake:scripted"
+        sent: list[str]
+
+        def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+            self.sent = [prompt.user for prompt in prompts]
+            yield from ((place, answers[prompt.user]) for place, prompt in enumerate(prompts))
+
+    llm = Scripted()
+    with Journal(":memory:") as journal:
+        assert complete_durably(llm, write_prompts(*answers), SAMPLING, journal) == list(answers.values())
+        assert journal.count() == 3
+        assert complete_durably(llm, write_prompts(*answers), SAMPLING, journal) == list(answers.values())
+    assert llm.sent == ["failed", "unknown"]
+
+
+def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
+    whole = Completion("Größe: 5 µg\n“ok” 🥚", "length", 12, 34, 0.125, "gpt-x-2026")
+    prompt = write_prompts("a")[0]
+    with Journal(tmp_path / "deep" / "folder" / "journal.sqlite") as journal:
+        journal.put("key", prompt, "openai:gpt-x", whole)
+    with Journal(tmp_path / "deep" / "folder" / "journal.sqlite") as journal:
+        assert journal.get("key") == whole
+        assert journal.get("other") is None
+        assert journal.texts() == {prompt.fingerprint: whole.text}
+
+
+def test_a_completion_is_committed_before_progress_is_reported(tmp_path: Path) -> None:
+    """Seen through a second connection, as after a kill at that moment."""
+    path = tmp_path / "journal.sqlite"
+    seen: list[tuple[int, int, int]] = []
+
+    def look(done: int, total: int) -> None:
+        with sqlite3.connect(path) as other:
+            seen.append((done, total, other.execute("select count(*) from calls").fetchone()[0]))
+
+    with Journal(path) as journal:
+        complete_durably(echo(), write_prompts("a", "b", "a"), SAMPLING, journal, on_progress=look)
+    assert seen == [(0, 3, 0), (1, 3, 1), (3, 3, 2)]
+
+
+def test_what_was_finished_before_the_model_gave_up_is_kept(tmp_path: Path) -> None:
+    class GivesUp:
+        name = "fake:gives-up"
+
+        def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+            yield 1, Completion("second", "stop")
+            raise LanguageModelError("the key was revoked")
+
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        with pytest.raises(LanguageModelError):
+            complete_durably(GivesUp(), write_prompts("a", "b"), SAMPLING, journal)
+        assert journal.count() == 1
+
+
+def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        ask = journal._connection.execute
+        assert ask("pragma synchronous").fetchone()[0] == 2  # FULL: the log is flushed at every commit
+        assert ask("pragma journal_mode").fetchone()[0] == "wal"
+
+
+def test_no_key_of_a_user_reaches_the_file(tmp_path: Path) -> None:
+    from embedsmith.llm.openai_chat import OpenAIChat
+
+    with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
+        llm = OpenAIChat("m", base_url=server.base_url, api_key="sk-very-secret")
+        complete_durably(llm, write_prompts("a"), SAMPLING, journal)
+    assert server.calls[0].authorization == "Bearer sk-very-secret"
+    assert all(b"very-secret" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as a header " * 9, None])
+def test_another_file_in_its_place_is_a_clear_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a journal") as caught:
+        Journal(path)
+    assert str(path) in str(caught.value)
+    assert content is None or path.read_bytes() == content
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="a lone surrogate in an answer stops the run")
+def test_an_answer_with_half_an_emoji_can_be_stored() -> None:
+    """Servers that cut at a token boundary send it, as the escape \\ud83d of their JSON."""
+    with Journal(":memory:") as journal:
+        complete_durably(FakeLLM(answer=lambda _: "is it bad \ud83d"), write_prompts("a"), SAMPLING, journal)
+
+
+# SIGKILL. A child synthesizes against a server in this process and is killed again and again; the
+# benchmark sets EMBEDSMITH_KILLS=20 and more. A kill falls a random time after a random number of
+# calls, so it meets the child while it sends, waits, commits and (at the end) writes its files.
+
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+CALLS_BETWEEN = 12  # calls that reach the server before the next kill, at most
+CONCURRENCY = 4
+CHILD = f"""
+import sys
+from embedsmith.corpus import Query
+from embedsmith.llm import Sampling, open_llm
+from embedsmith.synthesis import synthesize
+
+url, out, count = sys.argv[1:]
+queries = [Query(str(n), f"how do i repair bicycle part number {{n}}") for n in range(int(count))]
+llm = open_llm("openai:tiny", base_url=url, concurrency={CONCURRENCY})
+synthesize(queries, llm=llm, out=out, sampling=Sampling(seed=5))
+"""
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """What the server and the disk saw of a run that was killed `kills` times."""
+
+    kills: int
+    repeated: list[str]  # calls whose completion had been committed before, yet came again
+    answered: Counter[tuple[str, str]]  # calls that were answered, by their messages
+    folder: Path
+    undisturbed: Path
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
+    folder, undisturbed = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("undisturbed")
+    queries = (KILLS * CALLS_BETWEEN) // 2 + 10  # two calls each: enough that every kill meets work
+    with FaultyServer() as server:
+        start_child(server, undisturbed, queries).wait(timeout=120)
+    draw, repeated, kills = random.Random(KILLS), [], 0
+    with FaultyServer(delay=0.01, faults={"drop": 0.02}) as server:
+        for _ in range(KILLS):
+            before, committed = len(server.calls), read_committed(folder)
+            child = start_child(server, folder, queries)
+            wait_for_calls(server, child, before + draw.randint(1, CALLS_BETWEEN))
+            time.sleep(draw.uniform(0, 0.02))
+            child.send_signal(signal.SIGKILL)
+            kills += child.wait(timeout=60) == -signal.SIGKILL
+            repeated += find_repeated(server, before, committed)
+        before, committed = len(server.calls), read_committed(folder)
+        assert start_child(server, folder, queries).wait(timeout=120) == 0
+        repeated += find_repeated(server, before, committed)
+    return KilledRun(kills, repeated, Counter(read_calls(server, answered=True)), folder, undisturbed)
+
+
+def start_child(server: FaultyServer, out: Path, queries: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, server.base_url, str(out), str(queries)])
+
+
+def wait_for_calls(server: FaultyServer, child: subprocess.Popen[bytes], count: int) -> None:
+    while len(server.calls) < count and child.poll() is None:
+        time.sleep(0.001)
+
+
+def read_committed(folder: Path) -> set[str]:
+    """Fingerprints of the prompts in the journal, read as the next process will read them."""
+    if not (folder / "journal.sqlite").exists():
+        return set()
+    with Journal(folder / "journal.sqlite") as journal:
+        return set(journal.texts())
+
+
+def find_repeated(server: FaultyServer, start: int, committed: set[str]) -> list[str]:
+    return [user for system, user in read_calls(server, start) if Prompt(system, user, "", "").fingerprint in committed]
+
+
+def read_calls(server: FaultyServer, start: int = 0, *, answered: bool = False) -> list[tuple[str, str]]:
+    """System and user message of the calls; a request that a kill cut in half has none and is no call."""
+    whole = [call for call in server.calls[start:] if "messages" in call.body and not (answered and call.fault)]
+    return [(call.body["messages"][0]["content"], call.body["messages"][1]["content"]) for call in whole]
+
+
+def test_a_killed_run_repeats_no_committed_call(killed_run: KilledRun) -> None:
+    assert killed_run.kills == KILLS  # every child was killed at work, none had already ended
+    assert killed_run.repeated == []
+
+
+def test_a_killed_run_writes_the_bytes_of_an_undisturbed_one(killed_run: KilledRun) -> None:
+    for name in ("examples.jsonl", "rejected.jsonl"):
+        assert (killed_run.folder / name).read_bytes() == (killed_run.undisturbed / name).read_bytes()
+    lines = (killed_run.folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["label"] for line in lines} == {0, 1}
+
+
+@pytest.mark.xfail(strict=False, reason="calls run ahead of commits; see test_openai_chat, test_no_more_calls_…")
+def test_a_kill_costs_at_most_the_calls_in_flight(killed_run: KilledRun) -> None:
+    assert sum(killed_run.answered.values()) - len(killed_run.answered) <= killed_run.kills * CONCURRENCY

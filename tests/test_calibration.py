@@ -1,0 +1,221 @@
+"""The threshold keeps its promise in simulation, is there when the data allow it, and is refused otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from embedsmith.calibration import (
+    Calibration,
+    bound_rate,
+    calibrate,
+    hits_needed,
+    read_calibration,
+    write_calibration,
+)
+from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
+
+Floats = NDArray[np.float64]
+Risk = Callable[[Floats], Floats]  # similarity → chance that the pair is no duplicate
+
+
+def constant(similarity: Floats) -> Floats:
+    return np.full_like(similarity, 0.0501)  # just above delta everywhere: every threshold breaks the promise
+
+
+def falling(similarity: Floats) -> Floats:
+    return 1 / (1 + np.exp(12 * (similarity - 0.6)))
+
+
+def stepwise(similarity: Floats) -> Floats:
+    return np.where(similarity > 0.5, 0.015, 0.97)
+
+
+def trapped(similarity: Floats) -> Floats:
+    return np.where(similarity > 0.93, 0.25, np.where(similarity > 0.4, 0.02, 0.9))  # near-copies that differ
+
+
+def true_rate(risk: Risk, threshold: float) -> float:
+    return float(risk(np.linspace(threshold, 1, 20_001)).mean())  # similarities are uniform below
+
+
+def simulate(risk: Risk, *, size: int, draws: int, seed: int = 0) -> tuple[float, float]:
+    """Return (share of draws whose threshold breaks the promise, share that got a threshold)."""
+    generator = np.random.default_rng(seed)
+    broken = found = 0
+    for _ in range(draws):
+        scores = generator.random(size)
+        labels = (generator.random(size) >= risk(scores)).astype(int)
+        try:
+            threshold = calibrate(labels, scores, delta=0.05, alpha=0.05).threshold
+        except CalibrationRefused:
+            continue
+        found += 1
+        broken += true_rate(risk, threshold) > 0.05
+    return broken / draws, found / draws
+
+
+@pytest.mark.parametrize("risk", [constant, falling, stepwise, trapped])
+@pytest.mark.parametrize("size", [150, 600])
+def test_the_promise_is_broken_in_at_most_alpha_of_the_draws(risk: Risk, size: int) -> None:
+    broken, _ = simulate(risk, size=size, draws=400)
+
+    assert broken <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_more_pairs_make_a_threshold_likelier() -> None:
+    few, many = (simulate(stepwise, size=size, draws=60)[1] for size in (300, 2000))
+
+    assert few > 0.2
+    assert many > 0.95
+
+
+def test_separable_pairs_are_served_nearly_all() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([1, 0], 150)
+    found = calibrate(labels, np.where(labels == 1, 0.8, 0.3) + generator.normal(0, 0.05, 300))
+
+    assert found.recall > 0.99
+    assert found.upper_bound <= 0.05
+    assert 0.4 < found.threshold < 0.75
+
+
+def test_the_numbers_fit_together() -> None:
+    labels, scores = np.repeat([1, 0], 100), np.linspace(1, 0, 200)
+    found = calibrate(labels, scores, delta=0.1, model="abc")
+    served = scores >= found.threshold
+
+    assert found.hits == served.sum()
+    assert found.false_hits == (served & (labels == 0)).sum()
+    assert found.hit_rate == pytest.approx(served.mean())
+    assert found.recall == pytest.approx((served & (labels == 1)).sum() / 100)
+    assert found.upper_bound == bound_rate(found.false_hits, found.hits, 0.05) <= 0.1
+    assert (found.pairs, found.model, found.delta, found.alpha) == (200, "abc", 0.1, 0.05)
+
+
+@given(st.integers(0, 60), st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.2]))
+def test_the_bound_is_where_so_few_wrong_answers_are_as_rare_as_alpha(wrong: int, hits: int, alpha: float) -> None:
+    from scipy.stats import binom
+
+    wrong = min(wrong, hits)
+    bound = bound_rate(wrong, hits, alpha)
+    assert bound == 1 if wrong == hits else binom.cdf(wrong, hits, bound) == pytest.approx(alpha)
+
+
+def test_59_hits_without_an_error_are_just_enough() -> None:
+    assert hits_needed(0.05, 0.05) == 59
+    assert bound_rate(0, 59, 0.05) == pytest.approx(0.0495, abs=1e-4)
+    assert calibrate([1] * 59, np.linspace(0.5, 1, 59)).hits == 59
+    with pytest.raises(CalibrationRefused):
+        calibrate([1] * 58, np.linspace(0.5, 1, 58))
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_rows_never_matters(random) -> None:
+    labels = np.repeat([1, 0], [120, 60])
+    scores = np.round(np.linspace(1, 0, 180), 2)  # with ties
+    order = list(range(180))
+    random.shuffle(order)
+
+    assert calibrate(labels, scores) == calibrate(labels[order], scores[order])
+
+
+def test_equal_similarities_are_served_together_or_not_at_all() -> None:
+    labels = np.repeat([1, 0], [100, 100])
+    scores = np.repeat([0.9, 0.5], [100, 100])
+
+    assert calibrate(labels, scores).threshold == 0.9
+    with pytest.raises(CalibrationRefused):
+        calibrate(labels, np.full(200, 0.9))
+
+
+def test_a_stricter_promise_serves_less() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.random(1500)
+    labels = (generator.random(1500) >= falling(scores)).astype(int)
+
+    hits = [calibrate(labels, scores, delta=delta).hits for delta in (0.1, 0.2, 0.3)]
+    assert hits[0] < hits[1] < hits[2]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_separate_is_refused_without_asking_for_more_pairs() -> None:
+    labels = np.tile([1, 0], 200)
+    with pytest.raises(CalibrationRefused, match="false-hit rate") as refused:
+        calibrate(labels, np.linspace(1, 0, 400))
+
+    assert "more than now" not in str(refused.value)
+
+
+def test_too_few_pairs_says_how_many_are_missing() -> None:
+    with pytest.raises(CalibrationRefused, match=r"too few.*\n.*more than now"):
+        calibrate([1] * 40, np.linspace(0.5, 1, 40))
+
+
+def test_the_missing_pairs_are_not_overstated() -> None:
+    with pytest.raises(CalibrationRefused) as refused:
+        calibrate([1] * 40, np.linspace(0.5, 1, 40))
+
+    missing = int(str(refused.value).split(" labelled pairs, ")[1].split(" more")[0])
+    assert calibrate([1] * 59, np.linspace(0.5, 1, 59)).hits == 59
+    assert missing <= 30  # 19 pairs like these do
+
+
+@pytest.mark.parametrize(("delta", "alpha"), [(0, 0.05), (1, 0.05), (0.05, 0), (0.05, 1.5)])
+def test_delta_and_alpha_are_probabilities(delta: float, alpha: float) -> None:
+    with pytest.raises(ConfigurationError):
+        calibrate([1] * 100, np.linspace(0, 1, 100), delta=delta, alpha=alpha)
+
+
+def test_nothing_to_calibrate_on() -> None:
+    with pytest.raises(InputError):
+        calibrate([], [])
+    with pytest.raises(InputError):
+        calibrate([1] * 100, [float("nan")] * 100)
+
+
+def test_a_label_other_than_0_and_1_is_refused() -> None:
+    with pytest.raises(InputError, match="label"):
+        calibrate([2] * 100, np.linspace(0, 1, 100))
+
+
+def test_labels_and_similarities_of_different_length_are_refused() -> None:
+    with pytest.raises(InputError, match="labels"):
+        calibrate([1] * 100, np.linspace(0, 1, 200))
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    return calibrate([1] * 80, np.linspace(0.5, 1, 80), model="abc")
+
+
+def test_the_file_gives_back_what_was_written(calibration: Calibration, tmp_path: Path) -> None:
+    path = write_calibration(tmp_path / "calibration.json", calibration)
+
+    assert read_calibration(path) == calibration
+    assert read_calibration(path, model="abc") == calibration
+
+
+def test_the_threshold_of_another_model_is_refused(calibration: Calibration, tmp_path: Path) -> None:
+    path = write_calibration(tmp_path / "calibration.json", replace(calibration, model="other"))
+    with pytest.raises(InputError, match="other, not to abc"):
+        read_calibration(path, model="abc")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"threshold": 0.8}', '{"unknown": 1}', "not json"])
+def test_a_file_that_is_no_calibration_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(InputError):
+        read_calibration(tmp_path / "calibration.json")

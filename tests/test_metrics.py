@@ -1,0 +1,296 @@
+"""Metrics agree with scikit-learn and scipy, obey their laws at ties, and their intervals cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+
+from embedsmith.metrics import Ranking, bootstrap, paired_bootstrap, resample_weights, spearman
+
+Rows = tuple[NDArray[np.int64], NDArray[np.float64]]
+SOME = Ranking(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7]))
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Rows:
+    """Labels of both kinds and scores on a grid of five values, so that ties are the rule."""
+    size = draw(st.integers(2, 40))
+    labels = draw(st.lists(st.integers(0, 1), min_size=size - 2, max_size=size - 2))
+    scores = draw(st.lists(st.integers(-2, 2), min_size=size, max_size=size))
+    return np.array([0, 1, *labels]), np.array(scores) / 4
+
+
+def figures(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> list[float]:
+    ranking = Ranking(labels, scores)
+    best = ranking.best_f1()
+    return [
+        ranking.average_precision(),
+        ranking.pchr_auc(),
+        ranking.roc_auc(),
+        ranking.recall_at_precision(0.8),
+        best.f1,
+        best.hit_rate,
+        ranking.best_accuracy().accuracy,
+    ]
+
+
+# --- the references -------------------------------------------------------------------------------
+
+
+@given(rows())
+def test_average_precision_and_roc_auc_are_scikit_learns(drawn: Rows) -> None:
+    labels, scores = drawn
+    ranking = Ranking(labels, scores)
+
+    assert ranking.average_precision() == pytest.approx(average_precision_score(labels, scores))
+    assert ranking.roc_auc() == pytest.approx(roc_auc_score(labels, scores))
+
+
+@given(rows(), st.sampled_from([-0.5, -0.1, 0.0, 0.25]))
+def test_figures_at_a_threshold_are_scikit_learns(drawn: Rows, threshold: float) -> None:
+    labels, scores = drawn
+    found = Ranking(labels, scores).at(threshold)
+    called = (scores >= threshold).astype(int)
+
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, called, average="binary", zero_division=1.0)
+    assert found.precision == pytest.approx(precision)  # 1 where nothing is served
+    assert found.recall == pytest.approx(recall)
+    assert found.accuracy == pytest.approx(np.mean(called == labels))
+    assert found.hit_rate == pytest.approx(np.mean(called))
+    if called.any():
+        assert found.f1 == pytest.approx(f1)
+
+
+@given(rows(), st.integers(0, 2**32 - 1))
+def test_spearman_is_scipys_with_ties_averaged(drawn: Rows, seed: int) -> None:
+    _, scores = drawn
+    other = np.random.default_rng(seed).integers(0, 4, len(scores)).astype(float)
+    if len(set(scores)) == 1 or len(set(other)) == 1:
+        assert np.isnan(spearman(scores, other))
+    else:
+        assert spearman(scores, other) == pytest.approx(spearmanr(scores, other).statistic)
+
+
+# --- worked numbers -------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_the_docstrings() -> None:
+    assert SOME.average_precision() == pytest.approx((1 + 2 / 3) / 2)
+    assert SOME.pchr_auc() == pytest.approx((1 + 1 / 2 + 2 / 3) / 3)
+    assert SOME.recall_at_precision(0.95) == 0.5
+    assert SOME.best_f1().f1 == pytest.approx(0.8)
+
+
+def test_no_threshold_reaches_the_precision() -> None:
+    assert Ranking(np.array([0, 1]), np.array([0.9, 0.8])).recall_at_precision(0.95) == 0.0
+
+
+def test_one_label_only_has_no_ranking_figures() -> None:
+    assert np.isnan(Ranking(np.array([0, 0]), np.array([0.9, 0.8])).average_precision())
+    assert np.isnan(Ranking(np.array([1, 1]), np.array([0.9, 0.8])).roc_auc())
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+@given(rows(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_never_matters(drawn: Rows, random) -> None:
+    labels, scores = drawn
+    order = list(range(len(labels)))
+    random.shuffle(order)
+
+    assert figures(labels, scores) == pytest.approx(figures(labels[order], scores[order]))
+
+
+@given(rows())
+def test_a_rising_transform_of_the_scores_changes_nothing(drawn: Rows) -> None:
+    labels, scores = drawn
+
+    assert figures(labels, scores) == pytest.approx(figures(labels, np.exp(3 * scores) - 7))
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_perfect_separation_gives_one(positives: int, negatives: int) -> None:
+    labels = np.repeat([1, 0], [positives, negatives])
+    ranking = Ranking(labels, labels + np.linspace(0, 0.5, len(labels)))
+
+    assert ranking.average_precision() == pytest.approx(1)
+    assert ranking.roc_auc() == pytest.approx(1)
+    assert ranking.recall_at_precision(1.0) == ranking.best_f1().f1 == ranking.best_accuracy().accuracy == 1.0
+
+
+@given(rows())
+def test_all_scores_equal_is_the_share_of_duplicates(drawn: Rows) -> None:
+    labels, _ = drawn
+    ranking = Ranking(labels, np.zeros(len(labels)))
+
+    assert ranking.average_precision() == pytest.approx(labels.mean())
+    assert ranking.pchr_auc() == pytest.approx(labels.mean())
+    assert ranking.roc_auc() == pytest.approx(0.5)
+
+
+@given(rows())
+def test_best_f1_is_the_best_of_all_thresholds(drawn: Rows) -> None:
+    labels, scores = drawn
+    ranking = Ranking(labels, scores)
+
+    assert ranking.best_f1().f1 == pytest.approx(max(ranking.at(value).f1 for value in scores))
+
+
+@given(rows(), st.data())
+def test_weights_equal_repeated_rows(drawn: Rows, data: st.DataObject) -> None:
+    labels, scores = drawn
+    size = len(labels)
+    times = np.array(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))
+    kept = np.repeat(np.arange(size), times)
+    weighted, repeated = Ranking(labels, scores), Ranking(labels[kept], scores[kept])
+    weights = times.astype(float)
+
+    for name in ("average_precision", "pchr_auc"):
+        assert getattr(weighted, name)(weights) == pytest.approx(getattr(repeated, name)(), nan_ok=True)
+    assert weighted.recall_at_precision(0.8, weights) == pytest.approx(repeated.recall_at_precision(0.8), nan_ok=True)
+    if len(kept):
+        one, other = weighted.at(0.0, weights), repeated.at(0.0)
+        assert (one.precision, one.accuracy) == pytest.approx((other.precision, other.accuracy))
+
+
+def test_a_curve_is_thinned_and_keeps_both_ends() -> None:
+    scores = np.linspace(1, 0, 5000)
+    ranking = Ranking((np.arange(5000) % 3 == 0).astype(int), scores)
+    curve = ranking.curve(points=400)
+
+    assert 300 < len(curve["threshold"]) <= 400
+    assert {len(column) for column in curve.values()} == {len(curve["threshold"])}
+    assert curve["recall"][-1] == curve["hit_rate"][-1] == 1.0
+    assert curve["threshold"][0] == 1.0
+    assert np.all(np.diff(curve["recall"]) >= 0)
+
+
+# --- what must be refused -------------------------------------------------------------------------
+
+
+def test_lengths_and_labels_are_checked() -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Ranking(np.array([1, 0]), np.array([0.5]))
+    with pytest.raises(ValueError, match="0 or 1"):
+        Ranking(np.array([1, 2]), np.array([0.5, 0.4]))
+
+
+def test_a_similarity_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Ranking(np.array([1, 0, 1]), np.array([0.5, np.nan, 0.4]))
+
+
+def test_a_label_between_0_and_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 or 1"):
+        Ranking(np.array([0.7, 0.2]), np.array([0.5, 0.4]))
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def test_groups_are_drawn_whole() -> None:
+    weights = resample_weights(5, groups=["a", "a", "b", "b", "b"], resamples=50)
+
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 2] == weights[:, 4]).all()
+    assert (weights[:, 0] + weights[:, 2] == 2).all()  # two groups drawn each time
+
+
+def test_weights_depend_on_the_seed_only() -> None:
+    assert (resample_weights(30, resamples=150, seed=4) == resample_weights(30, resamples=150, seed=4)).all()
+    assert (resample_weights(30, resamples=150, seed=4) != resample_weights(30, resamples=150, seed=5)).any()
+
+
+def test_a_group_whose_name_looks_like_a_row_is_its_own_group() -> None:
+    weights = resample_weights(2, groups=["row 1", None], resamples=50)
+
+    assert (weights.sum(axis=1) == 2).all()
+    assert (weights[:, 0] != weights[:, 1]).any()
+
+
+def test_a_bootstrap_of_the_mean_has_the_textbook_interval() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    found = bootstrap(lambda weights: float(weights @ values / weights.sum()), resample_weights(400))
+    half = 1.96 * values.std() / 20
+
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.012)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows())
+def test_a_model_compared_with_itself_does_not_differ(drawn: Rows) -> None:
+    same = Ranking(*drawn).average_precision
+    found = paired_bootstrap(same, same, resample_weights(len(drawn[0]), resamples=50))
+
+    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_swapping_the_models_turns_the_difference_round() -> None:
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 2, 200)
+    weak = Ranking(labels, labels + generator.normal(0, 1.5, 200)).average_precision
+    strong = Ranking(labels, labels + generator.normal(0, 0.5, 200)).average_precision
+    weights = resample_weights(200, resamples=400)
+    there, back = paired_bootstrap(weak, strong, weights), paired_bootstrap(strong, weak, weights)
+
+    assert there.low > 0
+    assert there.p_value <= 0.01
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+    assert back.p_value == pytest.approx(there.p_value)
+
+
+# --- simulations ----------------------------------------------------------------------------------
+
+
+def draw_rows(generator: np.random.Generator, size: int, *, noise: float = 0.7) -> Rows:
+    labels = (generator.random(size) < 0.5).astype(int)
+    return labels, labels + generator.normal(0, noise, size)
+
+
+def test_the_interval_of_average_precision_covers_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    truth = Ranking(*draw_rows(generator, 400_000)).average_precision()
+    covered = 0
+    for draw in range(300):
+        weights = resample_weights(200, resamples=200, seed=draw)
+        found = bootstrap(Ranking(*draw_rows(generator, 200)).average_precision, weights)
+        covered += found.low <= truth <= found.high
+
+    assert 0.90 <= covered / 300 <= 0.985  # 95% nominal; three standard errors are 3.8 points
+
+
+def test_grouped_intervals_cover_where_independent_ones_are_too_sure() -> None:
+    generator = np.random.default_rng(0)
+    covered = {"groups": 0, "rows": 0}
+    groups = np.repeat(np.arange(50), 6).astype(str).tolist()
+    for draw in range(200):
+        values = np.repeat(generator.normal(size=50), 6) + generator.normal(0, 0.3, 300)
+        for name, given_groups in (("groups", groups), ("rows", None)):
+            weights = resample_weights(300, groups=given_groups, resamples=150, seed=draw)
+            found = bootstrap(lambda row, v=values: float(row @ v / row.sum()), weights)
+            covered[name] += found.low <= 0 <= found.high
+
+    assert covered["groups"] / 200 > 0.88
+    assert covered["rows"] / 200 < 0.70
+
+
+def test_equal_models_differ_significantly_as_rarely_as_promised() -> None:
+    generator = np.random.default_rng(0)
+    false_alarms = 0
+    for draw in range(250):
+        labels, scores = draw_rows(generator, 150)
+        other = labels + generator.normal(0, 0.7, 150)
+        weights = resample_weights(150, resamples=200, seed=draw)
+        found = paired_bootstrap(
+            Ranking(labels, scores).average_precision, Ranking(labels, other).average_precision, weights
+        )
+        false_alarms += found.p_value < 0.05
+
+    assert false_alarms / 250 <= 0.05 + 3 * (0.05 * 0.95 / 250) ** 0.5
