@@ -188,7 +188,7 @@ def _refuse(
     needed = max(_pairs_needed(rates[below], hits[below] / total, delta, alpha), total + 1)
     return CalibrationRefused(
         f"{total} labelled pairs are too few to promise {delta:.1%} at confidence {1 - alpha:.0%}: {best}",
-        expected=f"at least {needed} labelled pairs like these, {needed - total} more than now",
+        expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
         action="label more pairs, or allow a higher --delta or --alpha",
     )
 
