@@ -206,7 +206,6 @@ def test_an_older_server_gets_max_tokens_under_its_older_name(monkeypatch: pytes
 # Found in the first session; strict, so that a repair turns them into plain tests.
 
 
-@pytest.mark.xfail(strict=True, reason="all prompts are submitted at once: calls finish ahead of the journal's commits")
 def test_no_more_calls_are_made_than_the_reader_keeps_up_with() -> None:
     """A reader that commits each completion can lose `concurrency` calls to a kill, and no more."""
     taken = 3
@@ -220,7 +219,6 @@ def test_no_more_calls_are_made_than_the_reader_keeps_up_with() -> None:
     assert sent <= taken + 2
 
 
-@pytest.mark.xfail(strict=True, raises=LanguageModelError, reason="a 400 to one prompt stops the whole run")
 def test_one_prompt_that_the_server_refuses_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too long for the context, or against the server's rules: status 400 for this prompt alone."""
     monkeypatch.setitem(STATUS_FAULTS, "too long", 400)
@@ -230,7 +228,6 @@ def test_one_prompt_that_the_server_refuses_does_not_stop_the_others(monkeypatch
     assert done[2].finish == "error"
 
 
-@pytest.mark.xfail(strict=True, reason="when a call is refused, answers that arrive beside it are dropped")
 def test_answers_that_were_paid_for_are_handed_on_before_the_run_stops() -> None:
     """The key is revoked in the middle of the run: three calls are in flight beside the refused one."""
 
@@ -255,7 +252,6 @@ def test_answers_that_were_paid_for_are_handed_on_before_the_run_stops() -> None
     assert len(handed) == answered
 
 
-@pytest.mark.xfail(strict=True, reason="the docstring promises a stop when nothing succeeds; every call is tried")
 def test_a_run_in_which_nothing_succeeds_stops_with_the_reason() -> None:
     with FaultyServer(faults={"server_error": 1.0}) as server, pytest.raises(LanguageModelError):
         complete(connect(server, retries=0), write_prompts(5))

@@ -91,23 +91,19 @@ def test_any_text_is_taken_without_an_error(text: str) -> None:
 # Found in the first session; strict, so that a repair of the parser turns them into plain tests.
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="ast.literal_eval of a set of lists: TypeError is not caught")
 def test_a_list_in_bare_braces() -> None:
     assert parse_list('{["How is it done?", "How to do it?"]}', KEY).items == ("How is it done?", "How to do it?")
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="json.loads: RecursionError is not caught")
 def test_a_model_that_loops_on_brackets() -> None:
     assert parse_list('{"paraphrases": ' + "[" * 100_000, KEY).items == ()
 
 
-@pytest.mark.xfail(strict=True, reason="a bracket inside a text ends the list: complete texts are lost")
 def test_brackets_in_the_texts_of_a_cut_answer() -> None:
     parsed = parse_list('{"paraphrases": ["Is [Lipitor] a statin?", "second one", "thi', KEY)
     assert parsed == Parsed(("Is [Lipitor] a statin?", "second one"), ("truncated",))
 
 
-@pytest.mark.xfail(strict=True, reason="ast.literal_eval joins neighbouring strings: two questions become one")
 def test_a_missing_comma_does_not_glue_two_texts_together() -> None:
     assert parse_list('{"paraphrases": ["How is it done?" "How to do it?"]}', KEY).items == (
         "How is it done?",
@@ -115,13 +111,11 @@ def test_a_missing_comma_does_not_glue_two_texts_together() -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="servers often strip the opening tag; a draft in the thoughts is then taken")
 def test_thoughts_without_an_opening_tag() -> None:
     text = 'Maybe {"paraphrases": ["a draft"]}? No.\n</think>\n{"paraphrases": ["the answer"]}'
     assert parse_list(text, KEY) == Parsed(("the answer",), ("thinking-removed",))
 
 
-@pytest.mark.xfail(strict=True, reason="half an emoji, escaped, is a lone surrogate; UTF-8 files cannot hold it")
 def test_texts_can_always_be_written_as_utf_8() -> None:
     for item in parse_list('{"paraphrases": ["is it bad \\ud83d"]}', KEY).items:
         item.encode("utf-8")

@@ -14,6 +14,7 @@ from types import TracebackType
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
+from embedsmith.llm.structured import storable
 
 SCHEMA = """
 create table if not exists calls (
@@ -79,7 +80,7 @@ class Journal:
                     key,
                     prompt.fingerprint,
                     model,
-                    completion.text,
+                    None if completion.text is None else storable(completion.text),
                     completion.finish,
                     completion.prompt_tokens,
                     completion.completion_tokens,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 
 RETRIES = 6  # with the client's exponential waits, and Retry-After where the server sends it
+FIRST_FAILURES = 5  # calls that fail before any succeeds, after which a run stops
 TIMEOUT = 120.0  # seconds for one call
 
 
@@ -19,8 +21,8 @@ class OpenAIChat:
     """Chat completions with `concurrency` calls in flight.
 
     Rate limits, server errors, timeouts and dropped connections are tried again (six times, waiting as
-    long as the server asks). A call that still fails is a completion with finish "error"; when nothing
-    at all succeeds, or the key or the model is refused, the run stops with the reason.
+    long as the server asks). A call that still fails is a completion with finish "error"; when none of
+    the first calls succeeds, or the key or the model is refused, the run stops with the reason.
 
     Args:
         base_url: default is OpenAI's own, or the environment's OPENAI_BASE_URL.
@@ -45,26 +47,41 @@ class OpenAIChat:
         self._concurrency = max(concurrency, 1)
         self._formats: list[str] = ["json_schema", "json_object", "none"]  # the first that the server takes
         self._tokens_name = "max_completion_tokens"
+        self._last_error = ""
         self.name = f"openai:{model}"
 
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
-        """Yield completions as they arrive.
+        """Yield completions as they arrive; no more calls are out than the reader has room for.
 
         Raises:
-            LanguageModelError: the key or the model is refused, or the server cannot be reached.
+            LanguageModelError: the key or the model is refused, the server cannot be reached, or none of
+                the first calls succeeds. What arrived until then has been yielded.
         """
+        waiting = iter(range(len(prompts)))
+        failed, succeeded = 0, False
+        stop: LanguageModelError | None = None
         with ThreadPoolExecutor(self._concurrency) as pool:
-            futures: dict[Future[Completion], int] = {}
-            try:
-                # The first call goes alone: it finds out what the server takes, and fails alone.
-                for place in range(min(1, len(prompts))):
-                    yield place, self._call(prompts[place], sampling)
-                for place in range(1, len(prompts)):
-                    futures[pool.submit(self._call, prompts[place], sampling)] = place
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            # The first call goes alone: it finds out what the server takes, and fails alone.
+            running = {pool.submit(self._call, prompts[place], sampling): place for place in islice(waiting, 1)}
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    place = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, LanguageModelError):
+                        stop = stop or error
+                        continue
+                    completion = future.result()
+                    good = completion.finish != "error"
+                    succeeded, failed = succeeded or good, failed + (not good)
+                    yield place, completion
+                if not succeeded and failed >= min(FIRST_FAILURES, len(prompts)):
+                    stop = stop or self._nothing_succeeds(failed)
+                if stop is None:
+                    room = self._concurrency - len(running)
+                    running |= {pool.submit(self._call, prompts[at], sampling): at for at in islice(waiting, room)}
+        if stop is not None:
+            raise stop
 
     def _call(self, prompt: Prompt, sampling: Sampling) -> Completion:
         from openai import APIConnectionError, APIError, APIStatusError
@@ -73,16 +90,19 @@ class OpenAIChat:
         try:
             answer = self._request(prompt, sampling)
         except APIStatusError as error:
-            if error.status_code in {400, 401, 403, 404, 422}:
+            if error.status_code in {401, 403, 404}:
                 raise self._refused(error) from None
-            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
+            self._last_error = f"status {error.status_code}: {error.message}"
         except APIConnectionError as error:
-            if "refused" in str(error.__cause__).lower() or "name" in str(error.__cause__).lower():
-                raise self._unreachable(error) from None
-            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
-        except (APIError, ValueError):  # an answer that is no JSON at all
-            return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
-        return self._read(answer, time.monotonic() - began)
+            cause = str(error.__cause__ or error)
+            if "refused" in cause.lower() or "name" in cause.lower():
+                raise self._unreachable(cause) from None
+            self._last_error = cause
+        except (APIError, ValueError) as error:  # an answer that is no JSON at all
+            self._last_error = str(error)
+        else:
+            return self._read(answer, time.monotonic() - began)
+        return Completion(None, "error", seconds=time.monotonic() - began, model=self._model)
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> Any:
         """Send one call, stepping down to what the server supports."""
@@ -142,9 +162,16 @@ class OpenAIChat:
             action="check OPENAI_API_KEY, the model's name and --base-url; finished calls are kept",
         )
 
-    def _unreachable(self, error: Exception) -> LanguageModelError:
+    def _nothing_succeeds(self, failed: int) -> LanguageModelError:
         return LanguageModelError(
-            f"{self._client.base_url} cannot be reached ({error.__cause__ or error})",
+            f"the first {failed} calls to {self._client.base_url} all failed, the last with {self._last_error}",
+            expected="completions",
+            action="check the server; finished calls are kept, run the same command again to go on",
+        )
+
+    def _unreachable(self, cause: str) -> LanguageModelError:
+        return LanguageModelError(
+            f"{self._client.base_url} cannot be reached ({cause})",
             expected="an OpenAI-compatible server",
             action="check --base-url and the network; finished calls are kept",
         )

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.S | re.I)
+THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)|\A.*</(think|thinking|reasoning)>", re.S | re.I)
 FENCE = re.compile(r"```[a-zA-Z]*\n?(.*?)(?:```|\Z)", re.S)
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 BULLET = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.+?)\s*$", re.M)
@@ -71,7 +71,7 @@ def _find_list(body: str, key: str) -> tuple[list[str], str]:
 def _load(body: str) -> Any | None:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # a model that loops writes brackets without end
         return None
 
 
@@ -79,7 +79,7 @@ def _load_python(body: str) -> Any | None:
     """Read single-quoted "JSON", which is a Python literal."""
     try:
         return ast.literal_eval(body)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
 
 
@@ -94,14 +94,18 @@ def _outline(body: str) -> tuple[int, int]:
 
 def _mend(body: str) -> str:
     body = re.sub(r",\s*([\]}])", r"\1", body)  # trailing commas
+    body = re.sub(r'(?<=[^\[{,:\s\\])"\s+"(?=[^\]},:])', '", "', body)  # missing commas between strings
     return re.sub(r"[\x00-\x1f]+", " ", body)  # raw line breaks inside strings
 
 
 def _complete_strings(body: str, key: str) -> list[str]:
     """Return the strings of a list that was cut off; the last, unclosed one is lost."""
     opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', body)
-    inner = body[opening.end() :] if opening else body[body.find("[") + 1 :] if "[" in body else ""
-    texts = [_load(f'"{match}"') for match in STRING.findall(inner.split("]")[0])]
+    place = opening.end() if opening else body.find("[") + 1
+    texts = []
+    while place and (match := STRING.search(body, place)) and "]" not in body[place : match.start()]:
+        texts.append(_load(match.group(0)))
+        place = match.end()
     return [text for text in texts if isinstance(text, str) and text not in TEXT_KEYS]
 
 
@@ -117,8 +121,11 @@ def _texts(value: Any, key: str) -> list[str]:
 
 
 def _text(item: Any) -> str | None:
-    if isinstance(item, str):
-        return item
     if isinstance(item, dict):
-        return next((item[name] for name in TEXT_KEYS if isinstance(item.get(name), str)), None)
-    return None
+        item = next((item[name] for name in TEXT_KEYS if isinstance(item.get(name), str)), None)
+    return storable(item) if isinstance(item, str) else None
+
+
+def storable(text: str) -> str:
+    """Return `text` with half characters (lone surrogates, from cut escapes) replaced, so that UTF-8 holds it."""
+    return text.encode("utf-8", "replace").decode("utf-8")

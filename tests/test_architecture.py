@@ -1,0 +1,71 @@
+"""The house rules that a machine can check: imports go one way, and the package loads light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import embedsmith
+
+SOURCE = Path(embedsmith.__file__).parent
+# From the ground up; a module may import from its own layer and from those before it.
+LAYERS = (
+    ("__init__",),
+    ("errors",),
+    ("artifacts",),
+    ("text", "tables"),
+    ("examples", "metrics", "encoder"),
+    ("corpus", "llm", "tokens"),
+    ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints"),
+    ("training", "evaluation", "calibration"),
+    ("report",),
+    ("pipeline",),
+    ("cli",),
+)
+LAYER = {name: place for place, names in enumerate(LAYERS) for name in names}
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("embedsmith"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names if alias.name in LAYER}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = module_of(path)
+    assert own in LAYER, f"{own} has no layer: give it one here and in ARCHITECTURE.md"
+    for other in imports_of(path):
+        assert LAYER[other] <= LAYER[own], f"{own} must not import {other}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(' '.join(name for name in sys.modules if '.' not in name))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
+    assert not loaded_by("import embedsmith") & {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers"}
+
+
+@pytest.mark.parametrize("module", ["metrics", "calibration", "evaluation", "synthesis", "model", "report", "testing"])
+def test_what_serves_and_measures_needs_no_torch(module: str) -> None:
+    assert not loaded_by(f"import embedsmith.{module}") & {"torch", "transformers", "sentence_transformers"}
+
+
+def test_every_public_name_exists() -> None:
+    for name in embedsmith.__all__:
+        assert getattr(embedsmith, name) is not None

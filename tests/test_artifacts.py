@@ -1,0 +1,92 @@
+"""Files are whole or absent; a stage runs again when anything it depends on has changed."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from embedsmith.artifacts import (
+    RunDirectory,
+    fingerprint,
+    fingerprint_file,
+    read_json,
+    read_jsonl,
+    write_jsonl,
+    write_text,
+)
+from embedsmith.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rows_come_back_and_the_same_rows_give_the_same_bytes(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "ünïcode\u2028line"}, {"text": "b", "n": 1}]
+    assert write_jsonl(tmp_path / name, rows) == 2
+    first = (tmp_path / name).read_bytes()
+    assert [row for _, row in read_jsonl(tmp_path / name)] == rows
+    write_jsonl(tmp_path / name, rows)
+    assert (tmp_path / name).read_bytes() == first
+    assert list(tmp_path.iterdir()) == [tmp_path / name]  # no temporary file is left
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\nnot json\n', "line 2: not JSON"),
+        (b"[1, 2]\n", "a JSON list, not an object"),
+        (b'{"a": "\xff\xfe"}\n', "not UTF-8"),
+        (b"", "is empty"),
+    ],
+)
+def test_broken_files_are_refused_in_words(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_jsonl(path))
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+    with pytest.raises(InputError, match="is a folder"):
+        list(read_jsonl(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "bom.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    assert list(read_jsonl(tmp_path / "bom.jsonl")) == [(1, {"a": 1})]
+    (tmp_path / "zipped").write_bytes(gzip.compress(b'{"a": 2}\n'))  # by content, not by name
+    assert list(read_jsonl(tmp_path / "zipped")) == [(1, {"a": 2})]
+
+
+def test_fingerprints_follow_content_not_key_order(tmp_path: Path) -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    (tmp_path / "x").write_text("one")
+    before = fingerprint_file(tmp_path)
+    (tmp_path / "x").write_text("two")
+    assert fingerprint_file(tmp_path) != before
+
+
+def test_a_stage_is_fresh_until_inputs_configuration_or_outputs_change(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    inputs, settings = {"log": "1234"}, {"n": 3}
+    assert not run.is_fresh("corpus", inputs, settings)
+    with run.stage("corpus", inputs, settings, ["out.txt"]):
+        write_text(run / "out.txt", "result")
+    assert run.is_fresh("corpus", inputs, settings)
+    assert not run.is_fresh("corpus", {"log": "5678"}, settings)
+    assert not run.is_fresh("corpus", inputs, {"n": 4})
+    (run / "out.txt").write_text("someone else's")
+    assert not run.is_fresh("corpus", inputs, settings)
+
+
+def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with run.stage("corpus", {}, {}, []):
+        pass
+    with pytest.raises(RuntimeError), run.stage("corpus", {}, {}, []):
+        raise RuntimeError
+    assert not run.is_fresh("corpus", {}, {})
+    assert read_json(run / "manifest.json") == {"stages": {}}

