@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -115,28 +117,34 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))  # `make kills` raises it
 KILLED_RUN = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_training import CONFIG, make_examples
+from test_training import KILLED, make_examples
 from embedsmith.training import train
-train(make_examples(), base={base!r}, out={out!r}, config=CONFIG,
+train(make_examples(400), base={base!r}, out={out!r}, config=KILLED,
       on_progress=lambda progress: print(progress.step, flush=True))
 """
+KILLED = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0)
 
 
-def test_sigkill_of_the_process_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=CONFIG)
+def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint."""
+    whole = train(make_examples(400), base=tiny_model, out=tmp_path / "whole", config=KILLED)
     script = KILLED_RUN.format(tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed"))
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while process.stdout.readline().strip() != "4":
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-    result = train(make_examples(), base=tiny_model, out=tmp_path / "resumed", config=CONFIG)
-    assert 0 < result.resumed_from <= 4
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    chance = random.Random(KILLS)
+    for _ in range(KILLS):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(chance.randint(1, max(whole.steps // (KILLS + 1), 2))):
+                process.stdout.readline()
+            time.sleep(chance.random() * 0.05)
+            os.kill(process.pid, signal.SIGKILL)
+    result = train(make_examples(400), base=tiny_model, out=tmp_path / "resumed", config=KILLED)
+    assert result.resumed_from > 0
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:

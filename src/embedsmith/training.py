@@ -85,7 +85,7 @@ class TrainingConfig:
     token_budget: int = 1024
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.losses) - set(LOSSES))

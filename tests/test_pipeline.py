@@ -1,0 +1,101 @@
+"""The main job end to end on a tiny model: stages run once, reports are whole, errors are words."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from embedsmith.errors import InputError
+from embedsmith.llm import open_llm
+from embedsmith.pipeline import Job, Watcher, run
+from embedsmith.testing import FakeLLM, FaultyServer
+from embedsmith.training import TrainingConfig
+
+WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path) -> Job:
+    log = tmp_path / "log.txt"
+    log.write_text("".join(f"how do I change my {word}\n" for word in [*WORDS, "card"]))
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"a": f"where is the {word} page", "b": f"{form} {word} page", "label": label, "group": word}
+        for word in WORDS
+        for form, label in (("find the", 1), ("delete the whole", 0))
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = TrainingConfig(batch=4, runs=1)
+    return Job(log, str(tiny_model), tmp_path / "run", evaluation=pairs, training=training)
+
+
+def test_a_run_leaves_model_report_and_json(job: Job) -> None:
+    result = run(job, FakeLLM())
+    assert (result.model / "model.safetensors").exists()
+    page = result.report.read_text()
+    for heading in ("Before and after", "The threshold and what it promises", "General ability", "How to reproduce"):
+        assert heading in page
+    assert page.count("<svg") == 3
+    assert not re.search(r"""(src|href)=["']https?:""", page)  # self-contained
+    summary = json.loads((job.out / "report.json").read_text())
+    assert summary["corpus"] == {"queries": 10, "rows": 11, "not_used": {"repeat": 1}}
+    assert summary["comparison"]["reports"]["tuned"]["pairs"] == 10
+    assert summary["calibration"]["refused"]  # twenty pairs cannot promise anything
+    assert not (job.out / "calibration.json").exists()
+
+
+def test_a_second_run_does_nothing_again_and_a_changed_option_only_what_depends_on_it(job: Job) -> None:
+    llm = FakeLLM()
+    run(job, llm)
+    calls, said = len(llm.calls), list[str]()
+    trained = (job.out / "model" / "model.safetensors").stat().st_mtime_ns
+    run(job, llm, Watcher(say=said.append))
+    assert len(llm.calls) == calls
+    assert "training: up to date" in said
+    assert (job.out / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    run(replace(job, training=replace(job.training, epochs=2)), llm)
+    assert len(llm.calls) == calls
+    assert (job.out / "model" / "model.safetensors").stat().st_mtime_ns != trained
+
+
+def test_user_text_in_the_report_is_escaped(job: Job) -> None:
+    assert job.evaluation is not None
+    with job.evaluation.open("a") as handle:
+        handle.write(json.dumps({"a": "<script>alert(1)</script>", "b": "<b>x</b>", "label": 0, "group": "x"}) + "\n")
+    page = run(job, FakeLLM()).report.read_text()
+    assert "<script>alert" not in page
+
+
+def test_without_labelled_pairs_a_part_of_the_synthetic_ones_judges_and_it_says_so(job: Job) -> None:
+    said: list[str] = []
+    result = run(replace(job, evaluation=None), FakeLLM(), Watcher(say=said.append))
+    assert any("held out" in line for line in said)
+    assert "synthetic pairs held out" in result.report.read_text()
+
+
+def test_a_weak_language_model_is_said_plainly(job: Job) -> None:
+    def mumble(prompt: object) -> str:
+        task = prompt.task  # type: ignore[attr-defined]
+        good = "please tell me about " + prompt.row  # type: ignore[attr-defined]
+        return json.dumps({task: ["", "As an AI model I cannot", f"{task} {good}"]})
+
+    page = run(job, FakeLLM(answer=mumble)).report.read_text()
+    assert "It is too weak for this job" in page
+
+
+def test_the_whole_job_against_a_real_http_server_that_misbehaves(job: Job) -> None:
+    faults = {"rate_limit": 0.1, "server_error": 0.1, "drop": 0.05, "thinking": 0.1, "fenced": 0.1, "null": 0.05}
+    with FaultyServer(faults=faults, rejects_formats=["json_schema"], seed=1) as server:
+        result = run(job, open_llm("openai:any", base_url=server.base_url))
+    counts = result.summary["synthesis"]["counts"]
+    assert counts["kept"] > 30
+    assert result.summary["synthesis"]["calls"]["prompt_tokens"] > 0
+
+
+def test_a_missing_log_is_an_error_with_its_name(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none\\.txt does not exist"):
+        run(replace(job, log=tmp_path / "none.txt"), FakeLLM())

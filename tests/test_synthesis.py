@@ -1,0 +1,144 @@
+"""Synthesis: every candidate ends as an example or as a rejection with its reason; files do not depend on order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embedsmith.corpus import Query
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import read_examples
+from embedsmith.llm import Prompt, open_llm
+from embedsmith.synthesis import explain, read_synthesis, synthesize
+from embedsmith.synthesis.recipes import load_recipe, render
+from embedsmith.testing import FakeLLM, FaultyServer, write_answer
+
+QUERY = Query("7", "How do I freeze my card for 30 days?")
+QUERIES = [QUERY, Query("8", "Where is my new PIN?")]
+
+
+def answer_with(paraphrases: list[str], distinct: list[str]) -> FakeLLM:
+    texts = {"paraphrases": paraphrases, "distinct": distinct}
+    return FakeLLM(answer=lambda prompt: json.dumps({prompt.task: texts[prompt.task]}))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        ("how do i freeze my card for 30 days", "copy-of-query"),
+        ("How do I freeze my card for 30 days please?", None),
+        ("", "malformed"),
+        ("12 34 ??", "malformed"),
+        ("As an AI language model I cannot help", "refusal"),
+        ("{query}", "prompt-echo"),
+        ("lock my card for a month, please", "evaluation-leak"),
+        ("temporarily block the card, thirty days", None),
+    ],
+)
+def test_each_filter_says_why(candidate: str, reason: str | None) -> None:
+    llm = answer_with([candidate, "put a hold on the debit card"], ["How do I freeze my card for 60 days?"])
+    made = synthesize([QUERY], llm=llm, paraphrases=2, distinct=1, evaluation=["Lock my card for a month please"])
+    reasons = [lost.reason for lost in made.rejected]
+    assert reasons == ([reason] if reason else [])
+    assert made.counts["kept"] == 3 - len(reasons)
+
+
+def test_a_number_that_differs_is_no_copy_and_no_near_duplicate() -> None:
+    llm = answer_with(["block the card, 30 days"], ["How do I freeze my card for 60 days?"])
+    made = synthesize([QUERY], llm=llm, paraphrases=1, distinct=1)
+    assert [(pair.sentence2, pair.label) for pair in made.examples] == [
+        ("block the card, 30 days", 1),
+        ("How do I freeze my card for 60 days?", 0),
+    ]
+
+
+def test_a_text_cannot_be_a_paraphrase_and_a_near_miss() -> None:
+    llm = answer_with(["put my card on hold"], ["Put my card on hold!"])
+    made = synthesize([QUERY], llm=llm, paraphrases=1, distinct=1)
+    assert [lost.reason for lost in made.rejected] == ["label-conflict"]
+
+
+def test_a_text_of_another_row_would_be_a_false_negative_there() -> None:
+    llm = answer_with(["where is my new pin"], ["why was it frozen"])
+    made = synthesize(QUERIES, llm=llm, paraphrases=1, distinct=1)
+    assert [(lost.reason, lost.source) for lost in made.rejected] == [
+        ("duplicate-elsewhere", "7"),
+        ("copy-of-query", "8"),
+        ("duplicate-elsewhere", "8"),
+    ]
+
+
+def test_a_query_of_the_evaluation_set_is_not_asked_about() -> None:
+    llm = FakeLLM()
+    made = synthesize(QUERIES, llm=llm, evaluation=["where is my new pin"])
+    assert made.counts["evaluation-leak"] == 1
+    assert {prompt.row for prompt in llm.calls} == {"7"}
+
+
+def test_provenance_names_source_prompt_model_and_checks() -> None:
+    made = synthesize([QUERY], llm=FakeLLM())
+    first = made.examples[0].provenance
+    assert first is not None
+    assert (first.source, first.model) == ("7", "fake:llm")
+    assert first.prompt == render(load_recipe(), QUERY)[0].fingerprint
+    assert "leak" in first.checks
+
+
+def test_files_do_not_depend_on_the_order_of_answers_nor_on_faults(tmp_path: Path) -> None:
+    words = ["pin", "card", "app", "loan"]
+    queries = [Query(str(row), f"How do I change the {word}?") for row, word in enumerate(words)]
+    synthesize(queries, llm=FakeLLM(name="openai:any"), out=tmp_path / "calm")
+    with FaultyServer(faults={"rate_limit": 0.2, "server_error": 0.1, "drop": 0.1}, seed=3) as server:
+        llm = open_llm("openai:any", base_url=server.base_url)
+        synthesize(queries, llm=llm, out=tmp_path / "stormy")
+        calls = len(server.calls)
+        again = synthesize(queries, llm=llm, out=tmp_path / "stormy")
+        assert again.calls.sent == 0
+        assert len(server.calls) == calls
+    calm, stormy = (read_examples(tmp_path / name / "examples.jsonl").examples for name in ("calm", "stormy"))
+    assert [(pair.sentence2, pair.label) for pair in calm] == [(pair.sentence2, pair.label) for pair in stormy]  # type: ignore[union-attr]
+
+
+def test_recorded_completions_say_which_rows_they_lack(tmp_path: Path) -> None:
+    recorded = tmp_path / "completions.jsonl"
+    recorded.write_text(json.dumps({"id": 7, "paraphrases": ["hold the card, 30 days"], "distinct": ["is it frozen?"]}))
+    made = synthesize(QUERIES, llm=open_llm(f"recorded:{recorded}"), paraphrases=1, distinct=1)
+    assert made.counts == {"kept": 2, "no-completion": 2}
+
+
+def test_nothing_usable_is_an_error_that_counts_the_reasons() -> None:
+    with pytest.raises(InputError, match="2 × too-few"):
+        synthesize([QUERY], llm=FakeLLM(answer=lambda _: "I would rather not."))
+
+
+def test_explain_shows_what_is_sent_and_what_came_of_it(tmp_path: Path) -> None:
+    sent: list[Prompt] = []
+    llm = FakeLLM(answer=lambda prompt: sent.append(prompt) or write_answer(prompt.user))  # type: ignore[func-returns-value]
+    synthesize([QUERY], llm=llm, out=tmp_path)
+    done = read_synthesis(tmp_path)
+    (shown,) = explain([QUERY], examples=done.examples, rejected=done.rejected, completions=done.completions)
+    assert sorted(prompt.user for prompt in shown.prompts) == sorted(prompt.user for prompt in sent)
+    assert None not in shown.completions
+    assert len(shown.kept) == 6
+
+
+def test_own_prompts_are_used_and_wrong_ones_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[paraphrases]\nsystem = "s"\nuser = "say {query} {count}×"\n[distinct]\nsystem = ""\nuser = "{query}"'
+    )
+    prompts = render(load_recipe(prompts=path), QUERY)
+    assert prompts[0].user == "say How do I freeze my card for 30 days? 3×"
+    assert prompts[1].messages == [{"role": "user", "content": QUERY.text}]
+    for broken, message in (
+        ('[paraphrases]\nsystem = "s"\nuser = "{query}"', "has the tables paraphrases"),
+        ('[paraphrases]\nsystem=""\nuser="{query}"\ntone="x"\n[distinct]\nsystem=""\nuser="{query}"', "has the keys"),
+        ('[paraphrases]\nsystem=""\nuser="{queri}"\n[distinct]\nsystem=""\nuser="{query}"', "wrong placeholder"),
+        ('[paraphrases]\nsystem=""\nuser="hello"\n[distinct]\nsystem=""\nuser="{query}"', "never names the question"),
+        ("not toml", "is not TOML"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(ConfigurationError, match=message):
+            load_recipe(prompts=path)
