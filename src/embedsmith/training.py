@@ -81,7 +81,7 @@ class TrainingConfig:
     dropout: float | None = 0.0
     base_weight: float = 0.0
     average: float = 0.0
-    runs: int = 2
+    runs: int = 1
     token_budget: int = 1024
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
