@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, write_result
-
 from embedsmith.artifacts import plain
 from embedsmith.evaluation import compare
 from embedsmith.examples import LabelledPair, read_examples

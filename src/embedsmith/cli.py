@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -451,16 +452,22 @@ def _watch() -> Iterator[Watcher]:
 
 
 def _print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print the figures of one model with intervals, or of several with the intervals of their differences."""
     from embedsmith.report import METRICS
 
     reports, differences = comparison["reports"], comparison["differences"]
     first = next(iter(reports.values()))
     title = f"{first['pairs']} labelled pairs; thresholds from {first['validation_pairs']} others; 95% intervals"
-    headers = ["metric", *reports, *(f"{name} − {comparison['baseline']}" for name in differences)]
+    headers = ["metric", *reports]
+    for name in differences:
+        headers += [f"{name} − {comparison['baseline']}", "p"]
     rows = []
     for key, label in METRICS.items():
-        values = [_spread(report["metrics"][key]) for report in reports.values()]
-        rows.append([label, *values, *(_change(rows_of[key]) for rows_of in differences.values())])
+        found = [report["metrics"][key] for report in reports.values()]
+        row = [label, *(f"{item['value']:.3f}" if differences else _spread(item) for item in found)]
+        for changes in differences.values():
+            row += [_change(changes[key]), _sure(changes[key]["p_value"])]
+        rows.append(row)
     _print_table(title, headers, rows)
 
 
@@ -469,13 +476,15 @@ def _spread(estimate: Mapping[str, float]) -> str:
 
 
 def _change(difference: Mapping[str, float]) -> str:
-    p_value = difference["p_value"]
-    sure = "p < .001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}] {sure}"
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _sure(p_value: float) -> str:
+    return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if place == 0 else "right")
     for row in rows:

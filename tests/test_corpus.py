@@ -1,0 +1,136 @@
+"""Logs of every kind, broken ones too; repeats merged without losing one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedsmith.corpus import Query, deduplicate, read_queries
+from embedsmith.errors import InputError
+from embedsmith.examples import Rejected
+
+
+def texts(path: Path, column: str | None = None) -> list[str]:
+    return [row.text for row in read_queries(path, column=column) if isinstance(row, Query)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log.txt", "first question\nsecond, with comma\n"),
+        ("log.jsonl", '{"query": "first question"}\n\n{"query": "second, with comma"}\n'),
+        ("log.csv", 'id,Text\n1,first question\n2,"second, with comma"\n'),
+        ("log.tsv", "question\tn\nfirst question\t1\nsecond, with comma\t2\n"),
+        ("log.txt", "\ufefffirst question\r\nsecond, with comma\r\n"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_same_queries_come_out_of_every_form(tmp_path: Path, name: str, content: str, zipped: bool) -> None:
+    path = tmp_path / (name + ".gz" if zipped else name)
+    data = content.encode()
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    assert texts(path) == ["first question", "second, with comma"]
+
+
+def test_parquet_and_fields_with_line_breaks(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"prompt": ["a question", None]}), tmp_path / "log.parquet")
+    assert texts(tmp_path / "log.parquet") == ["a question"]
+    (tmp_path / "log.csv").write_text('text\n"two\nlines"\n')
+    assert texts(tmp_path / "log.csv") == ["two\nlines"]
+
+
+def test_the_last_user_message_of_a_chat_is_the_query(tmp_path: Path) -> None:
+    chats = [
+        [{"role": "user", "content": "old"}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "new"}],
+        [{"role": "user", "content": [{"type": "text", "text": "part"}, {"type": "image_url", "image_url": {}}]}],
+        [{"role": "system", "content": "no user here"}],
+    ]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    rows = list(read_queries(path))
+    assert texts(path) == ["new", "part"]
+    assert isinstance(rows[2], Rejected)
+    assert (rows[2].reason, rows[2].line) == ("no-text", 3)
+
+
+def test_rows_without_text_keep_file_line_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"text": "good"}\n{"text": "  "}\n{"text": 5}\n{"other": "x"}\n')
+    lost = [row for row in read_queries(path) if isinstance(row, Rejected)]
+    assert [(row.reason, row.line) for row in lost] == [("no-text", 2), ("no-text", 3), ("no-text-column", 4)]
+    assert all(row.file == str(path) for row in lost)
+
+
+def test_ids_are_the_rows_own_or_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"id": 7, "text": "a"}\n{"text": "b"}\n{"query_id": "q", "text": "c"}\n')
+    assert [row.id for row in read_queries(path) if isinstance(row, Query)] == ["7", "1", "q"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "words"),
+    [
+        ("log.jsonl", b'{"body": "x"}\n', None, "no text column"),
+        ("log.jsonl", b'{"text": "x"}\n', "body", "no column 'body'"),
+        ("log.csv", "text\ncaf\u00e9\n".encode("latin-1"), None, "not UTF-8"),
+        ("log.xyz", b"text", None, "has the ending"),
+        ("log.csv", b"text\na,b,c\n", None, "more fields than columns"),
+        ("log.parquet", b"PAR1nonsense", None, "is not Parquet"),
+        ("log.txt", b"", None, "is empty"),
+    ],
+)
+def test_broken_logs_are_refused_in_words(
+    tmp_path: Path, name: str, content: bytes, column: str | None, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        list(read_queries(tmp_path / name, column=column))
+
+
+def test_repeats_are_merged_into_the_first_and_counted() -> None:
+    found = deduplicate(
+        Query(str(row), text)
+        for row, text in enumerate(
+            [
+                "Where is my new card?",
+                "where is my NEW card",
+                "Why has my new card not arrived in 5 days?",
+                "Why has my new card not arrived in 7 days?",
+                "Can you tell me why I haven't received my new card yet?",
+                "Can you tell me why I haven't received my new card?",
+            ]
+        )
+    )
+    assert [(query.id, query.frequency, query.also) for query in found.kept] == [
+        ("0", 2, ("1",)),
+        ("2", 1, ()),
+        ("3", 1, ()),
+        ("4", 2, ("5",)),
+    ]
+    assert [(lost.reason, lost.context["merged_into"]) for lost in found.merged] == [
+        ("repeat", "0"),
+        ("near-repeat", "4"),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=12), max_size=20))
+def test_merging_keeps_order_and_count_and_is_done_after_once(rows: list[str]) -> None:
+    first = deduplicate(Query(str(row), text) for row, text in enumerate(rows))
+    assert sum(query.frequency for query in first.kept) == len(rows)
+    assert len(first.kept) + len(first.merged) == len(rows)
+    places = [int(query.id) for query in first.kept]
+    assert places == sorted(places)
+    assert deduplicate(first.kept).kept == first.kept
+
+
+def test_the_medical_log_is_read_whole(data: Path) -> None:
+    assert len(texts(data / "medical_queries/queries.jsonl.gz")) == 762

@@ -1,0 +1,121 @@
+"""Formats are found by column names; splits leak nothing; what is written comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import (
+    Example,
+    LabelledPair,
+    LabelledText,
+    PositivePair,
+    Provenance,
+    ScoredPair,
+    Triplet,
+    detect_format,
+    read_examples,
+    split,
+    texts_of,
+    write_examples,
+)
+from embedsmith.text import normalize
+
+KINDS: list[Example] = [
+    PositivePair("a", "b"),
+    Triplet("a", "b", ("c", "d")),
+    ScoredPair("a", "b", 4.5),
+    LabelledPair("a", "b", 1, group="7", provenance=Provenance("7", "abcd", "openai:m", 3, ("form", "leak"))),
+    LabelledText("where is my card", "card_arrival"),
+]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind"),
+    [
+        ("anchor positive", PositivePair),
+        ("positive negative anchor", Triplet),
+        ("query pos neg", Triplet),
+        ("negative_2 negative_1 anchor positive", Triplet),
+        ("label b a", LabelledPair),
+        ("sentence1 sentence2 score", ScoredPair),
+        ("question1 question2 is_duplicate", LabelledPair),
+        ("text label", LabelledText),
+    ],
+)
+def test_names_decide_and_their_order_does_not(columns: str, kind: type[Example]) -> None:
+    names = columns.split()
+    assert detect_format(names).kind is kind
+    assert detect_format(reversed(names)).kind is kind
+
+
+@pytest.mark.parametrize("columns", ["a b", "foo bar", "", "sentence1 sentence2 label score"])
+def test_what_fits_no_layout_is_refused_with_the_layouts(columns: str) -> None:
+    with pytest.raises(InputError):
+        detect_format(columns.split())
+
+
+@pytest.mark.parametrize("example", KINDS, ids=lambda example: type(example).__name__)
+def test_what_is_written_comes_back(tmp_path: Path, example: Example) -> None:
+    write_examples(tmp_path / "x.jsonl", [example])
+    assert read_examples(tmp_path / "x.jsonl").examples == (example,)
+
+
+def test_bad_rows_keep_their_line_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b,label\nx,y,1\nx,,1\nx,z,2\n")
+    found = read_examples(path)
+    assert found.examples == (LabelledPair("x", "y", 1),)
+    assert [(row.line, row.reason) for row in found.rejected] == [(3, "bad-row"), (4, "bad-row")]
+    with pytest.raises(InputError, match="LabelledPair rows"):
+        read_examples(path, kind=Triplet)
+
+
+PAIRS = st.lists(
+    st.builds(
+        LabelledPair,
+        st.sampled_from("abcdefghijklmnop"),
+        st.sampled_from("qrstuvwxyz"),
+        st.integers(0, 1),
+        st.sampled_from([None, "1", "2", "3"]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PAIRS, st.randoms(use_true_random=False), st.integers(0, 3))
+def test_parts_share_no_group_and_no_text_and_do_not_depend_on_order(pairs: list[LabelledPair], chance, seed) -> None:  # type: ignore[no-untyped-def]
+    fractions = {"train": 0.6, "test": 0.4}
+    try:
+        parts = split(pairs, fractions, seed=seed)
+    except InputError:
+        return  # everything hangs together: said in words, and tested below
+    assert sum(map(len, parts.values())) == len(pairs)
+    texts = [{normalize(text) for item in part for text in texts_of(item)} for part in parts.values()]
+    groups = [{item.group for item in part} - {None} for part in parts.values()]
+    assert not texts[0] & texts[1]
+    assert not groups[0] & groups[1]
+    shuffled = list(pairs)
+    chance.shuffle(shuffled)
+    again = split(shuffled, fractions, seed=seed)
+    for name in fractions:
+        assert sorted(map(repr, parts[name])) == sorted(map(repr, again[name]))
+
+
+def test_a_set_that_hangs_together_cannot_be_split() -> None:
+    pairs = [LabelledPair("a", "b", 1), LabelledPair("b", "c", 0)]
+    with pytest.raises(InputError, match="1 unit"):
+        split(pairs, {"train": 0.5, "test": 0.5})
+    with pytest.raises(ConfigurationError, match="sum to 1"):
+        split(pairs, {"train": 0.5, "test": 0.1})
+
+
+def test_shares_are_met_on_many_small_units() -> None:
+    pairs = [LabelledPair(f"a{row}", f"b{row}", row % 2) for row in range(1000)]
+    parts = split(pairs, {"train": 0.8, "test": 0.2})
+    assert len(parts["test"]) == pytest.approx(200, abs=2)
