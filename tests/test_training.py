@@ -25,6 +25,7 @@ from embedsmith.training import (
     Progress,
     TrainingConfig,
     batch_loss,
+    choose_batch,
     config_from,
     learning_rate_at,
     train,
@@ -172,6 +173,15 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(1 / 90)
+
+
+def test_the_batch_is_smaller_where_a_small_set_would_give_few_steps() -> None:
+    assert choose_batch(TrainingConfig(), 762)[0].batch == 16
+    config, reason = choose_batch(TrainingConfig(), 302)
+    assert config.batch == 6
+    assert reason == "batch 6: 302 rows would give too few steps at 16"
+    assert choose_batch(TrainingConfig(), 3)[0].batch == 1
+    assert choose_batch(TrainingConfig(batch=64), 3)[0].batch == 64
 
 
 def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Schedule = Literal["linear", "cosine", "constant"]
+LARGEST_BATCH, FEWEST_STEPS = 16, 45  # what the automatic batch size keeps to (docs/log.md)
 LOSSES = ("infonce", "online_contrastive", "cosent", "logistic")
 
 
@@ -51,7 +52,8 @@ class TrainingConfig:
         losses: weight by loss name; the step minimises their weighted sum. The online contrastive sum
             is divided by the number of pairs of the batch, so that weights mean the same at any size.
         epochs: passes over the rows.
-        batch: rows (anchors with all their positives and negatives) a step.
+        batch: rows (anchors with all their positives and negatives) a step; 0 chooses 16, or less where a small
+            set would give fewer than 45 steps.
         learning_rate: its peak; reached after `warmup` (share of all steps), then decayed by `schedule`.
         gradient_norm: cap of the global norm; 0.5 keeps the model near its base (LangCache-Embed).
         temperature, margin: of infonce and cosent, of online_contrastive.
@@ -68,7 +70,7 @@ class TrainingConfig:
 
     losses: Mapping[str, float] = field(default_factory=lambda: {"logistic": 1.0})
     epochs: int = 1
-    batch: int = 16
+    batch: int = 0
     learning_rate: float = 5e-5
     warmup: float = 0.1
     schedule: Schedule = "linear"
@@ -99,7 +101,7 @@ class TrainingConfig:
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1000),
-    ("batch", 1, 1_000_000),
+    ("batch", 0, 1_000_000),
     ("learning_rate", 1e-9, 1.0),
     ("warmup", 0.0, 1.0),
     ("gradient_norm", 1e-6, math.inf),
@@ -171,6 +173,7 @@ def train(
     data = collect_rows(examples)
     if not data.pairs:
         raise InputError("there is no example to train on", expected="positive pairs, triplets or labelled pairs")
+    config, batch_reason = choose_batch(config, len(data.rows))
     keep_memory()
     network = load_network(base, attention="eager" if _on_cpu() else None)
     precision, reason = choose_precision(config.precision, network.device.type)
@@ -182,7 +185,7 @@ def train(
     run = _Run(data, tokens, config, precision, state, store, key, on_progress)
     losses = run.go(start)
     state.finish()
-    notes = (reason, *_describe_truncation(tokens))
+    notes = (batch_reason, reason, *_describe_truncation(tokens))
     save_network(network, out, card=card or "")
     remove_checkpoint(store)
     return TrainingResult(
@@ -200,6 +203,15 @@ def train(
         precision=precision,
         notes=notes,
     )
+
+
+def choose_batch(config: TrainingConfig, rows: int) -> tuple[TrainingConfig, str]:
+    """Return the configuration with its batch size settled, and the reason for it."""
+    if config.batch:
+        return config, f"batch {config.batch} as asked"
+    size = min(LARGEST_BATCH, max(rows // FEWEST_STEPS, 1))
+    why = "the default" if size == LARGEST_BATCH else f"{rows} rows would give too few steps at {LARGEST_BATCH}"
+    return replace(config, batch=size), f"batch {size}: {why}"
 
 
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
