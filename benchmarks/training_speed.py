@@ -59,7 +59,9 @@ def run_ours(steps: int, threads: int) -> float:
         stamps.append(time.perf_counter())
 
     pairs = load_pairs((steps + WARM) * BATCH)
-    config = TrainingConfig(losses={"online_contrastive": 1.0}, batch=BATCH, checkpoint_seconds=1e9)
+    # The base's own dropout, as the peer trains with it; our default is none.
+    losses = {"online_contrastive": 1.0}
+    config = TrainingConfig(losses=losses, batch=BATCH, dropout=None, checkpoint_seconds=1e9)
     result = train(pairs, base=DEMO_MODEL, out="/tmp/embedsmith-speed/model", config=config, on_progress=stamp)
     share = (len(stamps) - WARM) / len(stamps)
     return result.tokens * share / (stamps[-1] - stamps[WARM - 1])
