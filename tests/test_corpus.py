@@ -121,6 +121,14 @@ def test_repeats_are_merged_into_the_first_and_counted() -> None:
     ]
 
 
+def test_rows_without_text_go_through_and_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"text": "good"}\n{"text": ""}\n{"text": "Good!"}\n')
+    found = deduplicate(read_queries(path))
+    assert [query.frequency for query in found.kept] == [2]
+    assert [row.line for row in found.rejected] == [2]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=12), max_size=20))
 def test_merging_keeps_order_and_count_and_is_done_after_once(rows: list[str]) -> None:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from embedsmith import __version__
-from embedsmith.artifacts import plain
+from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.errors import CalibrationRefused, EmbedsmithError
 
 if TYPE_CHECKING:
-    from embedsmith.corpus import Query
+    from embedsmith.corpus import Deduplicated
     from embedsmith.examples import LabelledPair
     from embedsmith.llm import Sampling
     from embedsmith.pipeline import Watcher
@@ -159,10 +159,11 @@ def synthesize(
     from embedsmith.synthesis import synthesize as synthesize_examples
 
     leaks = [text for path in evaluation or () for item in read_examples(path).examples for text in texts_of(item)]
-    queries = _read_log(log, column)
+    found = _read_log(log, column)
+    write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     with _watch() as watch:
         result = synthesize_examples(
-            queries,
+            found.kept,
             llm=open_llm(llm, base_url=base_url, concurrency=concurrency),
             paraphrases=paraphrases,
             distinct=distinct,
@@ -175,7 +176,7 @@ def synthesize(
     if as_json:
         _print_json({"counts": result.counts, "calls": plain(result.calls), "examples": str(out / "examples.jsonl")})
         return
-    _print_table(f"{len(queries)} queries", ["candidates", "count"], sorted(result.counts.items()))
+    _print_table(f"{len(found.kept)} queries", ["candidates", "count"], sorted(result.counts.items()))
     console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
 
 
@@ -194,7 +195,7 @@ def explain(
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    queries = _read_log(log, column)
+    queries = _read_log(log, column).kept
     wanted = [query for query in queries if query.id in row] if row else queries[:1]
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
@@ -392,10 +393,16 @@ def _parse_losses(text: str) -> dict[str, float]:
     return weights
 
 
-def _read_log(log: Path, column: str | None) -> list[Query]:
-    from embedsmith.corpus import Query, deduplicate, read_queries
+def _read_log(log: Path, column: str | None) -> Deduplicated:
+    from embedsmith.corpus import deduplicate, read_queries
 
-    return list(deduplicate(row for row in read_queries(log, column=column) if isinstance(row, Query)).kept)
+    found = deduplicate(read_queries(log, column=column))
+    if found.rejected:
+        first = found.rejected[0]
+        console.print(
+            f"{log}: {len(found.rejected)} rows not used, e.g. line {first.line}: {first.detail}", markup=False
+        )
+    return found
 
 
 def _read_pairs(path: Path) -> list[LabelledPair]:

@@ -34,10 +34,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Deduplicated:
-    """The distinct queries in the order of the log, and the rows that were merged, with the reason."""
+    """The distinct queries in the order of the log, the rows that were merged, and those that had no text."""
 
     kept: tuple[Query, ...]
     merged: tuple[Rejected, ...]
+    rejected: tuple[Rejected, ...] = ()
 
 
 def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Query | Rejected]:
@@ -74,14 +75,15 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
         )
 
 
-def deduplicate(queries: Iterable[Query], *, threshold: float = 0.9) -> Deduplicated:
+def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
     """Return the queries with exact and near repeats merged into the first of their kind.
 
     Near means a trigram Jaccard of at least `threshold` with the same numbers and negations; the
-    search is exact (prefix filtering), not sampled. Frequencies add up.
+    search is exact (prefix filtering), not sampled. Frequencies add up. Takes what `read_queries` yields.
     """
+    rows = list(rows)
+    queries = [row for row in rows if isinstance(row, Query)]
     exact: dict[str, int] = {}
-    queries = list(queries)
     index = NearIndex(threshold=threshold, like=(query.text for query in queries))
     kept: list[Query] = []
     repeats: list[list[Query]] = []
@@ -103,7 +105,8 @@ def deduplicate(queries: Iterable[Query], *, threshold: float = 0.9) -> Deduplic
         reason = "repeat" if detail == "the same text" else "near-repeat"
         about = {"merged_into": kept[place].id, "text": kept[place].text}
         merged.append(Rejected(reason, detail, query.text, source=query.id, context=about))
-    return Deduplicated(tuple(map(_merge, kept, repeats)), tuple(merged))
+    lost = tuple(row for row in rows if isinstance(row, Rejected))
+    return Deduplicated(tuple(map(_merge, kept, repeats)), tuple(merged), lost)
 
 
 def _merge(query: Query, repeats: list[Query]) -> Query:

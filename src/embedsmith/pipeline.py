@@ -40,7 +40,6 @@ from embedsmith.evaluation import (
 from embedsmith.examples import (
     Example,
     LabelledPair,
-    Rejected,
     read_examples,
     split,
     texts_of,
@@ -125,11 +124,9 @@ def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     settings = {"column": job.column}
     if not folder.is_fresh("corpus", inputs, settings):
         with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
-            rows = list(read_queries(job.log, column=job.column))
-            distinct = deduplicate(row for row in rows if isinstance(row, Query))
-            bad = [row for row in rows if isinstance(row, Rejected)]
+            distinct = deduplicate(read_queries(job.log, column=job.column))
             write_jsonl(folder / "queries.jsonl", distinct.kept)
-            write_jsonl(folder / "queries_rejected.jsonl", [*bad, *distinct.merged])
+            write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
     queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
     rows_read = sum(query.frequency for query in queries)
     watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}")

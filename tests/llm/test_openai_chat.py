@@ -255,3 +255,16 @@ def test_answers_that_were_paid_for_are_handed_on_before_the_run_stops() -> None
 def test_a_run_in_which_nothing_succeeds_stops_with_the_reason() -> None:
     with FaultyServer(faults={"server_error": 1.0}) as server, pytest.raises(LanguageModelError):
         complete(connect(server, retries=0), write_prompts(5))
+
+
+@pytest.mark.xfail(
+    strict=True, raises=LanguageModelError, reason="few prompts left, all refused: taken for a dead server"
+)
+def test_a_resumed_run_with_only_a_refused_prompt_left_ends_like_an_undisturbed_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All other calls are in the journal; the one that is too long is tried again, and fails again."""
+    monkeypatch.setitem(STATUS_FAULTS, "too long", 400)
+    with ScriptedServer(lambda body: "too long") as server:
+        (done,) = complete(connect(server), write_prompts(1))
+    assert done.finish == "error"
