@@ -1,0 +1,185 @@
+"""Where cached answers live: one protocol, four stores, one contract suite (tests/contracts/test_stores.py).
+
+A store keeps entries and finds the nearest ones; it decides nothing. Time is always an argument (`now`,
+Unix seconds), so that expiry can be tested and replayed. Similarity is cosine, higher is closer; a
+distance exists only inside a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from embedsmith.encoder import Embeddings
+from embedsmith.errors import ConfigurationError, EmbedsmithError
+
+Order = Literal["lru", "lfu", "size"]
+SCHEMA = 1  # version of what is on disk; a newer one is refused, an older one migrated
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cached answer.
+
+    Attributes:
+        id: fingerprint of the partition and the normalised text (the key of the exact tier).
+        namespace: the tenant.
+        partition: fingerprint of all that must be equal for an answer to serve (namespace, model, system
+            prompt, ...). A search never leaves its partition.
+        text: the question as it was asked.
+        answer: what is served, as the caller wrote it (JSON in the proxy).
+        vector: (d,) float32 of length 1.
+        created: Unix seconds. expires: Unix seconds, absolute (a hit does not extend it), or None.
+        tags: for purging; no empty ones.
+    """
+
+    id: str
+    namespace: str
+    partition: str
+    text: str
+    answer: str
+    vector: Embeddings
+    created: float
+    expires: float | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of text, answer and vector."""
+        return len(self.text.encode()) + len(self.answer.encode()) + 4 * len(self.vector)
+
+    def alive(self, now: float) -> bool:
+        """Say whether the entry has not expired."""
+        return self.expires is None or now < self.expires
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An entry and its cosine with the query, in [-1, 1]."""
+
+    entry: Entry
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a store holds, expired entries that are still there included."""
+
+    entries: int
+    bytes: int
+
+
+class StoreError(EmbedsmithError):
+    """A store cannot be reached, opened or read."""
+
+    exit_code = 5
+
+
+class ModelMismatch(StoreError):
+    """The store holds vectors of another model, or of another dimension."""
+
+
+class Store(Protocol):
+    """Entries by id and by nearness. Safe to use from many threads at once."""
+
+    url: str
+
+    def get(self, id: str, now: float) -> Entry | None:
+        """Return the living entry `id`, or None."""
+        ...
+
+    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+        """Return up to `k` living entries of `partition`, closest first (equal similarities by id)."""
+        ...
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Add entries, replacing those with the same id. On return they are found, and durable where the store is."""
+        ...
+
+    def touch(self, id: str, now: float) -> None:
+        """Count a hit: last use and number of uses, which order eviction. Expiry does not move."""
+        ...
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove entries, their vectors too; return how many there were."""
+        ...
+
+    def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
+        """Remove what has this namespace and this tag (of those given; none given: all); return how many."""
+        ...
+
+    def expire(self, now: float) -> int:
+        """Remove what has expired; return how many."""
+        ...
+
+    def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
+        """Remove the least recently used (never used: by creation), least used or largest entries first until at
+        most `entries` entries and `bytes` bytes (`Entry.size`) are left; return how many were removed."""
+        ...
+
+    def count(self, namespace: str | None = None) -> Counts:
+        """Return how much there is, in all or of one namespace."""
+        ...
+
+    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+        """Yield all entries in order of creation, then id (to re-encode, export or look at)."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+        ...
+
+
+def open_store(url: str, *, dimension: int, model: str) -> Store:
+    """Return the store at `url`.
+
+    Args:
+        url: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://host:port/0?prefix=name`,
+            `postgresql://user@host/database?table=name`.
+        dimension: of the vectors. model: fingerprint of the model that makes them; kept in the store.
+
+    Raises:
+        ConfigurationError: another kind of URL. MissingPartError: the store's driver is not installed.
+        ModelMismatch: the store holds vectors of another model. StoreError: it cannot be reached.
+    """
+    kind = url.partition(":")[0]
+    if kind == "memory":
+        from embedsmith.cache.stores.memory import MemoryStore
+
+        return MemoryStore(dimension=dimension, model=model)
+    if kind == "sqlite":
+        from embedsmith.cache.stores.sqlite import SQLiteStore
+
+        return SQLiteStore(url, dimension=dimension, model=model)
+    if kind in {"redis", "rediss", "unix"}:
+        from embedsmith.cache.stores.redis import RedisStore
+
+        return RedisStore(url, dimension=dimension, model=model)
+    if kind in {"postgresql", "postgres"}:
+        from embedsmith.cache.stores.postgres import PostgresStore
+
+        return PostgresStore(url, dimension=dimension, model=model)
+    raise ConfigurationError(
+        f"{url!r} names no store",
+        expected="memory://, sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE",
+    )
+
+
+def mismatch(url: str, found: tuple[str, int], wanted: tuple[str, int]) -> ModelMismatch:
+    """Return the error for a store whose (model, dimension) is not the one that is asked for."""
+    return ModelMismatch(
+        f"{url} holds vectors of model {found[0] or 'unknown'} with {found[1]} dimensions",
+        expected=f"vectors of model {wanted[0] or 'unknown'} with {wanted[1]} dimensions",
+        action="use another store, or re-encode this one with `embedsmith cache reencode`",
+    )
+
+
+def check_vector(vector: Embeddings, dimension: int) -> Embeddings:
+    """Return `vector` as (d,) float32; a `ValueError` when its shape or a value is wrong."""
+    checked = np.ascontiguousarray(vector, dtype=np.float32)
+    if checked.shape != (dimension,) or not np.isfinite(checked).all():
+        raise ValueError(f"a vector of shape {checked.shape}; expected ({dimension},) finite numbers")
+    return checked
