@@ -1,0 +1,110 @@
+"""The store for tests, notebooks and single processes: everything in this process, gone with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector, rank
+from embedsmith.cache.stores.index import VectorIndex
+from embedsmith.encoder import Embeddings
+
+
+class MemoryStore:
+    """Entries in a dictionary, vectors in a `VectorIndex`; one lock."""
+
+    def __init__(self, *, dimension: int, model: str) -> None:
+        self.url, self.dimension, self.model = "memory://", dimension, model
+        self._lock = threading.RLock()
+        self._index = VectorIndex(dimension)
+        self._entries: dict[str, Entry] = {}
+        self._keys: dict[str, int] = {}  # id -> key in the index
+        self._ids: dict[int, str] = {}
+        self._uses: dict[str, tuple[float, int]] = {}  # id -> last use, number of uses
+        self._next = 0
+
+    def get(self, id: str, now: float) -> Entry | None:
+        entry = self._entries.get(id)
+        return entry if entry is not None and entry.alive(now) else None
+
+    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+        vector = check_vector(vector, self.dimension)
+        with self._lock:
+            return rank(vector, k, now, lambda count: self._near(partition, vector, count))
+
+    def _near(self, partition: str, vector: Embeddings, count: int) -> list[Entry]:
+        return [self._entries[self._ids[int(key)]] for key in self._index.nearest(partition, vector, count)]
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        checked = [check_vector(entry.vector, self.dimension) for entry in entries]
+        with self._lock:
+            for entry, vector in zip(entries, checked, strict=True):
+                self._remove([entry.id])
+                self._entries[entry.id] = entry
+                self._keys[entry.id], self._ids[self._next] = self._next, entry.id
+                self._uses[entry.id] = (entry.created, 0)
+                self._index.add(entry.partition, [self._next], vector[None])
+                self._next += 1
+
+    def touch(self, id: str, now: float) -> None:
+        with self._lock:
+            if id in self._uses:
+                used, uses = self._uses[id]
+                self._uses[id] = (max(used, now), uses + 1)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        with self._lock:
+            return self._remove(ids)
+
+    def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
+        with self._lock:
+            return self._remove(
+                [
+                    entry.id
+                    for entry in self._entries.values()
+                    if namespace in (None, entry.namespace) and (tag is None or tag in entry.tags)
+                ]
+            )
+
+    def expire(self, now: float) -> int:
+        with self._lock:
+            return self._remove([entry.id for entry in self._entries.values() if not entry.alive(now)])
+
+    def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
+        with self._lock:
+            left = self.count()
+            going: list[str] = []
+            for entry in sorted(self._entries.values(), key=lambda entry: self._worth(entry, order)):
+                if (entries is None or left.entries <= entries) and (bytes is None or left.bytes <= bytes):
+                    break
+                left = Counts(left.entries - 1, left.bytes - entry.size)
+                going.append(entry.id)
+            return self._remove(going)
+
+    def _worth(self, entry: Entry, order: Order) -> tuple[float, float, str]:
+        used, uses = self._uses[entry.id]
+        return ({"lru": used, "lfu": uses, "size": -entry.size}[order], used, entry.id)
+
+    def count(self, namespace: str | None = None) -> Counts:
+        with self._lock:
+            found = [entry.size for entry in self._entries.values() if namespace in (None, entry.namespace)]
+        return Counts(len(found), int(np.sum(found)))
+
+    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+        with self._lock:
+            found = [entry for entry in self._entries.values() if namespace in (None, entry.namespace)]
+        yield from sorted(found, key=lambda entry: (entry.created, entry.id))
+
+    def close(self) -> None:
+        with self._lock:
+            self._remove(list(self._entries))
+
+    def _remove(self, ids: Sequence[str]) -> int:
+        gone = [entry for entry in (self._entries.pop(id, None) for id in ids) if entry is not None]
+        for entry in gone:
+            key = self._keys.pop(entry.id)
+            del self._ids[key], self._uses[entry.id]
+            self._index.remove(entry.partition, [key])
+        return len(gone)
