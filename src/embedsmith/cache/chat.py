@@ -1,0 +1,103 @@
+"""OpenAI chat requests as cache questions: the text that may vary, the scope that may not, or a reason to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HARMLESS = frozenset(  # of a request: what does not change the answer
+    {
+        *("messages", "stream", "stream_options", "user", "metadata", "store", "n", "service_tier"),
+        *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that the cache may answer.
+
+    Attributes:
+        text: the last message of the user, which is compared by meaning.
+        scope: everything else that decides the answer, which must be equal.
+        stream: whether the answer is wanted as a stream (any stored answer can be given either way).
+    """
+
+    text: str
+    scope: Mapping[str, Any]
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A request that goes to the upstream untouched, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowances:
+    """What else may be answered from the cache.
+
+    Attributes:
+        tools: requests that offer tools; an answer that calls one is never stored.
+        temperature: highest one at which an answer may be repeated; above, the user asks for variety.
+    """
+
+    tools: bool = False
+    temperature: float = 1.0
+
+
+def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Question | Passed:
+    """Return the question in a chat request, or why it is none for the cache.
+
+    Raises:
+        ValueError: `messages` is not what the protocol says.
+    """
+    allowed = allowed or Allowances()
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+        raise ValueError("messages must be a list of objects")
+    reason = _reason_to_pass(body, messages, allowed)
+    if reason:
+        return Passed(reason)
+    text = _text_of(messages[-1].get("content"))
+    if text is None or not text.strip():
+        return Passed("the last message is not text")
+    scope = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
+    scope["turns"] = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
+    return Question(text, scope, bool(body.get("stream")))
+
+
+def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], allowed: Allowances) -> str:
+    if not messages or messages[-1].get("role") != "user":
+        return "the last message is not the user's"
+    if body.get("n") not in (None, 1):
+        return "more than one answer is asked for"
+    temperature = body.get("temperature")
+    if isinstance(temperature, (int, float)) and temperature > allowed.temperature:
+        return f"temperature {temperature:g} asks for variety"
+    if body.get("tools") or body.get("functions"):
+        return "" if allowed.tools else "tools are offered"
+    if body.get("modalities") not in (None, ["text"]) or body.get("audio"):
+        return "more than text is asked for"
+    return ""
+
+
+def _text_of(content: object) -> str | None:
+    """Return the text of a message, None when it holds anything else (images, audio, files)."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and content and all(_is_text(part) for part in content):
+        return "\n".join(part["text"] for part in content)
+    return None
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    text = _text_of(message.get("content"))
+    return {**message, "content": text if text is not None else message.get("content")}

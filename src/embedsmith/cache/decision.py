@@ -1,0 +1,103 @@
+"""The decision, pure: what was asked, what is stored, the rules → hit or miss, with the reason.
+
+What must be equal for one answer to serve two requests is never left to similarity: it is the *scope*
+(model, system prompt, earlier turns, tools, sampling, ...), and with the tenant it makes the partition in
+which a search stays. Callers can only narrow it. Within a partition the exact tier (same normalised text)
+goes before the semantic one, and a candidate above the threshold can still be vetoed by the guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from embedsmith.artifacts import fingerprint
+from embedsmith.cache.guard import Veto, find_veto
+from embedsmith.cache.stores import Entry, Match
+from embedsmith.text import normalize
+
+Tier = Literal["exact", "semantic"]
+Guard = Callable[[str, str], Veto | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of a cache.
+
+    Attributes:
+        threshold: cosine from which on an answer may be served (from a calibration of this model).
+        guard: the veto on candidates that differ in a fact; None serves them.
+        candidates: how many of the nearest entries are looked at; a vetoed one does not hide the next.
+    """
+
+    threshold: float
+    guard: Guard | None = find_veto
+    candidates: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Vetoed:
+    """A stored question that was near enough, and why it was not served."""
+
+    entry: Entry
+    similarity: float
+    veto: Veto
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Hit or miss, and why.
+
+    Attributes:
+        entry: what is served; None for a miss.
+        tier: which tier found it.
+        similarity: of the entry served, or of the nearest one that was not; 1 in the exact tier, None
+            where there was nothing.
+        reason: "same text", "similar", "nothing stored", "below threshold" or "guard: KIND".
+        nearest: the closest entry that was looked at, served or not.
+    """
+
+    entry: Entry | None
+    tier: Tier | None
+    similarity: float | None
+    reason: str
+    nearest: Entry | None = None
+    vetoed: tuple[Vetoed, ...] = ()
+
+    @property
+    def hit(self) -> bool:
+        """Say whether there is an answer to serve."""
+        return self.entry is not None
+
+
+def partition_of(namespace: str, scope: Mapping[str, Any]) -> str:
+    """Return the fingerprint of all that must be equal: the tenant and the scope."""
+    return fingerprint([namespace, dict(sorted(scope.items()))], length=32)
+
+
+def entry_id(partition: str, text: str) -> str:
+    """Return the key of the exact tier: 32 hex digits of the partition and the normalised text."""
+    return fingerprint([partition, normalize(text)], length=32)
+
+
+def decide_exact(entry: Entry | None) -> Decision | None:
+    """Return the hit of the exact tier, or None: then the semantic tier decides."""
+    return Decision(entry, "exact", 1.0, "same text", entry) if entry is not None else None
+
+
+def decide(text: str, matches: Sequence[Match], policy: Policy) -> Decision:
+    """Return the decision of the semantic tier on `matches`, closest first."""
+    if not matches:
+        return Decision(None, None, None, "nothing stored")
+    nearest = matches[0]
+    vetoed: list[Vetoed] = []
+    for match in matches:
+        if match.similarity < policy.threshold:
+            break
+        veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
+        if veto is None:
+            return Decision(match.entry, "semantic", match.similarity, "similar", nearest.entry, tuple(vetoed))
+        vetoed.append(Vetoed(match.entry, match.similarity, veto))
+    reason = f"guard: {vetoed[0].veto.kind}" if vetoed else "below threshold"
+    return Decision(None, None, nearest.similarity, reason, nearest.entry, tuple(vetoed))

@@ -1,0 +1,243 @@
+"""The guard: two questions that look alike and differ in a fact get different answers. Microseconds, no model.
+
+An embedding sees that "raise my limit" and "lower my limit" are near; it does not see that nothing else
+matters. The guard looks at the words. The more of them two questions share, the more the few that they do
+not share decide: near misses are mostly one sentence with one word exchanged, true paraphrases are mostly
+other sentences. So it vetoes a candidate when
+
+- the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or
+- among mostly the same words: an odd number of negations differs, a word meets its opposite, the same
+  words stand in another order (from A to B, from B to A), or a name or other word is exchanged.
+
+It only ever turns a hit into a miss. What it knows of English is in words.toml. Its figures are those of
+`benchmarks/cache_traps.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+from embedsmith.text import normalize
+
+TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
+ALIKE = 0.5  # share of the words of the shorter question that the other has too, from which on words decide
+MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
+STOP = frozenset(
+    "a an the of to in on at for by with from as is are was were be been am do does did have has had it its this that "
+    "these those i me my mine we us our you your he she they them their there and or but if so than then can could "
+    "will would shall should may might must what which who whom whose when where why how any some please just also "
+    "very too about into up out off over s t re ve ll d m get got go not no hi hello thanks".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Veto:
+    """Why a candidate must not be served.
+
+    Attributes:
+        kind: "number", "negation", "opposite", "order" or "word".
+        detail: what stands against what.
+    """
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A question as the guard sees it.
+
+    Attributes:
+        words: stems in order, numbers out. quantities: (kind, value) with their counts. negations: how many.
+        content: stems that carry meaning, synonyms under one name.
+    """
+
+    words: tuple[str, ...]
+    quantities: Counter[tuple[str, float]]
+    negations: int
+    content: frozenset[str]
+
+
+def find_veto(query: str, candidate: str) -> Veto | None:
+    """Return why an answer to `candidate` must not be served to `query`, or None.
+
+    >>> find_veto("how do I raise my limit", "how do I lower my limit")
+    Veto(kind='opposite', detail='raise / lower')
+    """
+    left, right = read_facts(query), read_facts(candidate)
+    ours, theirs = left.quantities - right.quantities, right.quantities - left.quantities
+    if ours and theirs:
+        return Veto("number", f"{_name(ours)} / {_name(theirs)}")
+    if not _are_alike(left, right):
+        return None
+    if left.negations % 2 != right.negations % 2:
+        return Veto("negation", f"{left.negations} / {right.negations}")
+    if ours or theirs:
+        return Veto("number", f"{_name(ours)} / {_name(theirs)}")
+    return _find_opposite(left, right) or _find_order(left, right) or _find_exchange(left, right)
+
+
+def _are_alike(left: Facts, right: Facts) -> bool:
+    shorter = min(len(left.content), len(right.content))
+    return len(left.content & right.content) >= ALIKE * shorter if shorter else left.words == right.words
+
+
+def _find_opposite(left: Facts, right: Facts) -> Veto | None:
+    ours, theirs = set(left.words) - set(right.words), set(right.words) - set(left.words)
+    for word in sorted(ours):
+        against = _lexicon().opposites.get(word, frozenset()) & theirs
+        if against:
+            return Veto("opposite", f"{word} / {min(against)}")
+    return None
+
+
+def _find_order(left: Facts, right: Facts) -> Veto | None:
+    if left.words != right.words and Counter(left.words) == Counter(right.words):
+        place = next(at for at, (one, other) in enumerate(zip(left.words, right.words, strict=True)) if one != other)
+        return Veto("order", f"{left.words[place]} / {right.words[place]}")
+    return None
+
+
+def _find_exchange(left: Facts, right: Facts) -> Veto | None:
+    ours, theirs = left.content - right.content, right.content - left.content
+    if ours and theirs and len(ours) + len(theirs) <= MANY:
+        return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
+    return None
+
+
+def _name(quantities: Counter[tuple[str, float]]) -> str:
+    return " ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(quantities)) or "none"
+
+
+@lru_cache(maxsize=1 << 14)
+def read_facts(text: str) -> Facts:
+    """Return the facts of a question."""
+    lexicon = _lexicon()
+    tokens = _expand(TOKEN.findall(normalize(text)))
+    quantities: Counter[tuple[str, float]] = Counter()
+    words: list[str] = []
+    place = 0
+    while place < len(tokens):
+        value, used = _number(tokens, place, lexicon)
+        if value is None:
+            words.append(stem(tokens[place]))
+            place += 1
+            continue
+        kind, value, more = _unit(value, tokens, place + used, lexicon)
+        quantities[kind, round(value, 6)] += 1
+        words.append(f"{value:g}")
+        place += used + more
+    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in STOP)
+    content -= {f"{value:g}" for _, value in quantities}
+    negations = sum(word in lexicon.negators for word in words)
+    return Facts(tuple(words), quantities, negations, content - lexicon.negators)
+
+
+def _expand(tokens: list[str]) -> list[str]:
+    """Return the tokens with contractions written out, as far as they matter."""
+    found: list[str] = []
+    for token in tokens:
+        word = token.replace("’", "'")
+        if word.endswith("n't"):
+            found += [{"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3], word[:-3]), "not"]
+        elif word == "cannot":
+            found += ["can", "not"]
+        else:
+            found.append(word.partition("'")[0] or word)
+    return found
+
+
+def _number(tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[float | None, int]:
+    """Return the number that begins at `place` (None: there is none) and how many tokens it takes."""
+    token = tokens[place]
+    if token[0].isdigit():
+        if ":" in token:
+            hours, minutes = token.split(":")[:2]
+            return int(hours) + int(minutes) / 60, 1
+        digits = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", token) else token.replace(",", ".")
+        return (float(digits), 1) if digits.count(".") <= 1 else (float(digits.replace(".", "")), 1)
+    value = lexicon.numbers.get(token)
+    if value is None and token in {"a", "an", "one"} and place + 1 < len(tokens):
+        following = stem(tokens[place + 1])
+        return (1.0, 1) if following in lexicon.units else (None, 0)
+    if value is None:
+        return None, 0
+    used = 1
+    while place + used < len(tokens) and (more := lexicon.numbers.get(tokens[place + used])) is not None:
+        if more < 10 <= value < 100:
+            value += more
+        elif more >= 100:
+            value *= more
+        else:
+            break
+        used += 1
+    return value, used
+
+
+def _unit(value: float, tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[str, float, int]:
+    """Return (kind, value in the unit of the kind, tokens taken) for a number before `place`."""
+    following = tokens[place] if place < len(tokens) else ""
+    if following in {"am", "pm"}:
+        return "clock", value % 12 + (12 if following == "pm" else 0), 1
+    if ":" in tokens[place - 1]:
+        return "clock", value, 0
+    if following in {"a", "an"} and place + 1 < len(tokens) and stem(tokens[place + 1]) in lexicon.units:
+        kind, factor = lexicon.units[stem(tokens[place + 1])]  # half an hour
+        return kind, value * factor, 2
+    if stem(following) in lexicon.units:
+        kind, factor = lexicon.units[stem(following)]
+        return kind, value * factor, 1
+    return "plain", value, 0
+
+
+def stem(word: str) -> str:
+    """Return the word without the endings of number and tense; the same for both questions is all that counts.
+
+    >>> stem("cancelled"), stem("cancelling"), stem("companies"), stem("fees")
+    ('cancel', 'cancel', 'company', 'fee')
+    """
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    for ending in ("ing", "ed"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
+            return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sz" else word
+    if len(word) > 3 and word.endswith(("sses", "shes", "ches", "xes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    return word[:-1] if len(word) > 4 and word.endswith("e") else word
+
+
+@dataclass(frozen=True, slots=True)
+class _Lexicon:
+    negators: frozenset[str]
+    opposites: dict[str, frozenset[str]]
+    alike: dict[str, str]
+    units: dict[str, tuple[str, float]]
+    numbers: dict[str, float]
+
+
+@lru_cache(maxsize=1)
+def _lexicon() -> _Lexicon:
+    tables = tomllib.loads((resources.files("embedsmith.cache") / "words.toml").read_text(encoding="utf-8"))
+    opposites: dict[str, set[str]] = {}
+    for left, right in tables["opposites"]:
+        one, other = ({stem(word) for word in side.split()} for side in (left, right))
+        for word in one:
+            opposites.setdefault(word, set()).update(other - {word})
+        for word in other:
+            opposites.setdefault(word, set()).update(one - {word})
+    alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
+    return _Lexicon(
+        negators=frozenset(stem(word) for word in tables["negators"]),
+        opposites={word: frozenset(others) for word, others in opposites.items()},
+        alike=alike,
+        units={stem(name): (kind, factor) for names, factor, kind in tables["units"] for name in names.split()},
+        numbers={word: float(value) for word, value in tables["numbers"].items()},
+    )

@@ -1,0 +1,286 @@
+"""The semantic cache in a Python program: look up, add, serve; what the decision needs is gathered here."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.stores import Entry, Order, Store, open_store
+from embedsmith.calibration import read_calibration
+from embedsmith.encoder import Embeddings, Encoder
+from embedsmith.errors import ConfigurationError
+
+SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a lookup found.
+
+    Attributes:
+        decision: hit or miss, and why.
+        text, namespace, scope, partition, id: of the question that was asked.
+        vector: its embedding, so that an addition need not encode it again; None after an exact hit.
+        age: seconds since the answer was stored; None for a miss.
+        seconds: what the lookup took, encoding included.
+    """
+
+    decision: Decision
+    text: str
+    namespace: str
+    scope: Mapping[str, Any]
+    partition: str
+    id: str
+    vector: Embeddings | None
+    age: float | None
+    seconds: float
+
+    @property
+    def hit(self) -> bool:
+        """Say whether there is an answer to serve."""
+        return self.decision.hit
+
+    @property
+    def answer(self) -> str | None:
+        """The stored answer, None for a miss."""
+        return self.decision.entry.answer if self.decision.entry is not None else None
+
+
+class SemanticCache:
+    """A cache that serves an answer to every question it answers, and to no other. Safe for many threads.
+
+    >>> cache = SemanticCache("runs/support/model", store="sqlite:///cache.db")       # doctest: +SKIP
+    >>> cache.serve("how do i freeze my card", ask_the_llm)                          # doctest: +SKIP
+
+    Args:
+        model: a folder that `embedsmith run` wrote, or anything with `encode` (then `fingerprint` names it).
+        store: see `open_store`.
+        threshold: cosine from which on answers are served; default is that of the model's calibration.json.
+        calibration: another calibration file; it must be of this very model.
+        policy: other rules altogether; `threshold` and `guard` are then those of the policy.
+        guard: False serves candidates that differ in a fact.
+        ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
+        max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
+        eviction: what goes first: "lru", "lfu" or "size".
+        feedback: a file to which marked hits and misses are appended as labelled pairs, to train on.
+        clock: Unix seconds.
+
+    Raises:
+        ConfigurationError: no threshold is known. InputError: the calibration is of another model.
+        ModelMismatch: the store holds vectors of another model.
+    """
+
+    def __init__(
+        self,
+        model: Encoder | Path | str,
+        *,
+        store: Store | str = "memory://",
+        threshold: float | None = None,
+        calibration: Path | str | None = None,
+        policy: Policy | None = None,
+        guard: bool = True,
+        ttl: float | None = None,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        eviction: Order = "lru",
+        fingerprint: str | None = None,
+        feedback: Path | str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.encoder, self.fingerprint = open_encoder(model, fingerprint)
+        if policy is None:
+            policy = Policy(_threshold(model, threshold, calibration, self.fingerprint))
+            policy = policy if guard else replace(policy, guard=None)
+        self.policy = policy
+        dimension = int(self.encoder.encode(["dimension"]).shape[1])
+        self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
+        self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
+        self._feedback, self._clock = Path(feedback) if feedback is not None else None, clock
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[str]] = {}
+        self._added = 0
+        self.outcomes: Counter[str] = Counter()  # lookups by tier or reason
+
+    def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
+        """Return hit or miss for `text`.
+
+        Args:
+            namespace: the tenant; no lookup sees another's entries.
+            scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
+        """
+        began, now = time.perf_counter(), self._clock()
+        scope = dict(scope or {})
+        partition = partition_of(namespace, scope)
+        id = entry_id(partition, text)
+        vector = None
+        decision = decide_exact(self.store.get(id, now))
+        if decision is None:
+            vector = self.encoder.encode([text])[0]
+            matches = self.store.search(partition, vector, self.policy.candidates, now)
+            decision = decide(text, matches, self.policy)
+        if decision.entry is not None:
+            self.store.touch(decision.entry.id, now)
+        with self._lock:
+            self.outcomes[f"hit: {decision.tier}" if decision.hit else f"miss: {decision.reason}"] += 1
+        age = now - decision.entry.created if decision.entry is not None else None
+        seconds = time.perf_counter() - began
+        return Lookup(decision, text, namespace, scope, partition, id, vector, age, seconds)
+
+    def add(
+        self,
+        question: Lookup | str,
+        answer: str,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Entry:
+        """Store an answer and return its entry; the same question in the same scope is replaced.
+
+        Args:
+            question: the lookup that missed (its vector is used again), or a text with `namespace` and `scope`.
+        """
+        now = self._clock()
+        if isinstance(question, str):
+            partition = partition_of(namespace, dict(scope or {}))
+            text, id, vector = question, entry_id(partition, question), None
+        else:
+            text, id, vector = question.text, question.id, question.vector
+            namespace, partition = question.namespace, question.partition
+        vector = vector if vector is not None else self.encoder.encode([text])[0]
+        life = ttl if ttl is not None else self.ttl
+        expires = now + life if life is not None else None
+        entry = Entry(id, namespace, partition, text, answer, vector, now, expires, tuple(dict.fromkeys(tags)))
+        self.store.put([entry])
+        self._keep_limits(now)
+        return entry
+
+    def _keep_limits(self, now: float) -> None:
+        if self.max_entries is None and self.max_bytes is None:
+            return
+        with self._lock:
+            self._added += 1
+            due = self._added % max((self.max_entries or SHARE) // SHARE, 1) == 0
+        if due:
+            self.store.expire(now)
+            self.store.evict(entries=self.max_entries, bytes=self.max_bytes, order=self.eviction)
+
+    def serve(
+        self,
+        text: str,
+        compute: Callable[[str], str],
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> str:
+        """Return the stored answer, or that of `compute(text)`, which is stored.
+
+        Single flight: while one caller computes, others with the same question wait for it. When it fails,
+        all of them get its error, and nothing is stored.
+        """
+        found = self.lookup(text, namespace=namespace, scope=scope)
+        if found.answer is not None:
+            return found.answer
+        with self._lock:
+            flight = self._flights.get(found.id)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[found.id] = Future()
+        if not leads:
+            return flight.result()
+        try:
+            answer = compute(text)
+            self.add(found, answer, ttl=ttl, tags=tags)
+            flight.set_result(answer)
+        except BaseException as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._flights[found.id]
+        return answer
+
+    def cached(self, function: Callable[[str], str], **options: Any) -> Callable[[str], str]:
+        """Return `function` behind the cache; usable as a decorator. `options` are those of `serve`."""
+
+        def cached_function(text: str) -> str:
+            return self.serve(text, function, **options)
+
+        return cached_function
+
+    def mark_wrong(self, asked: str, entry: Entry) -> None:
+        """Say that `entry` did not answer `asked`: it is removed, and the pair kept as a near miss to learn from."""
+        self.store.delete([entry.id])
+        self._remember(asked, entry.text, 0)
+
+    def mark_same(self, asked: str, stored: str) -> None:
+        """Say that one answer serves both texts although the cache did not see it."""
+        self._remember(asked, stored, 1)
+
+    def _remember(self, asked: str, stored: str, label: int) -> None:
+        if self._feedback is None:
+            return
+        row = {"sentence1": asked, "sentence2": stored, "label": label, "marked": self._clock()}
+        with self._lock:
+            self._feedback.parent.mkdir(parents=True, exist_ok=True)
+            with self._feedback.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
+        """Remove what has this namespace and this tag (none given: all); return how many."""
+        return self.store.purge(namespace=namespace, tag=tag)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:
+    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch."""
+    if not isinstance(model, (str, Path)):
+        mark = fingerprint or getattr(model, "fingerprint", None)
+        if not isinstance(mark, str) or not mark:
+            raise ConfigurationError(
+                f"{type(model).__name__} has no fingerprint",
+                expected="one, so that a store never mixes the vectors of two models",
+                action="pass fingerprint='any name you change when the vectors change'",
+            )
+        return model, mark
+    from embedsmith.model import fingerprint_model, load_encoder
+
+    return load_encoder(model), fingerprint or fingerprint_model(model)
+
+
+def _threshold(
+    model: Encoder | Path | str, threshold: float | None, calibration: Path | str | None, fingerprint: str
+) -> float:
+    if threshold is not None:
+        if not -1 <= threshold <= 1:
+            raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
+        return threshold
+    path = Path(calibration) if calibration is not None else None
+    if path is None and isinstance(model, (str, Path)):
+        path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
+    if path is None:
+        raise ConfigurationError(
+            "there is no threshold from which on answers may be served",
+            expected="calibration.json beside the model, or a threshold",
+            action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+        )
+    return read_calibration(path, model=fingerprint).threshold
+
+
+def _calibrations(model: Path) -> tuple[Path, Path]:
+    """Return where a calibration may lie: in the model folder, or beside it as `run` writes it."""
+    return model / "calibration.json", model.parent / "calibration.json"
