@@ -12,7 +12,7 @@ import pytest
 from embedsmith.errors import InputError
 from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
-from embedsmith.testing import FakeLLM, FaultyServer
+from embedsmith.testing import FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
@@ -60,6 +60,15 @@ def test_a_second_run_does_nothing_again_and_a_changed_option_only_what_depends_
     run(replace(job, training=replace(job.training, epochs=2)), llm)
     assert len(llm.calls) == calls
     assert (job.out / "model" / "model.safetensors").stat().st_mtime_ns != trained
+
+
+def test_calls_that_failed_are_made_again_by_the_next_run(job: Job) -> None:
+    down = FakeLLM(answer=lambda prompt: None if prompt.row in {"1", "2"} else write_answer(prompt.user))
+    run(job, down)
+    up = FakeLLM()
+    summary = run(job, up).summary
+    assert {prompt.row for prompt in up.calls} == {"1", "2"}
+    assert summary["synthesis"]["calls"]["missing"] == 0
 
 
 def test_user_text_in_the_report_is_escaped(job: Job) -> None:

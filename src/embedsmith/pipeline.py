@@ -149,7 +149,7 @@ def _synthesis(
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
-    if not folder.is_fresh("synthesis", inputs, settings):
+    if not folder.is_fresh("synthesis", inputs, settings) or _has_failed_calls(folder, llm):
         with folder.stage("synthesis", inputs, settings, outputs):
             result = synthesize(
                 queries,
@@ -162,11 +162,14 @@ def _synthesis(
                 out=folder / "synthesis",
                 on_progress=watch.calls,
             )
-            counts = {"counts": result.counts, "calls": result.calls, "llm": llm.name}
+            counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
             write_json(folder / "synthesis/counts.json", counts)
-    counts = read_json(folder / "synthesis/counts.json")["counts"]
+    written = read_json(folder / "synthesis/counts.json")
+    counts = written["counts"]
     lost = sum(count for reason, count in counts.items() if reason != "kept")
     watch.say(f"synthesis: {counts['kept']} examples kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    for warning in written["warnings"]:
+        watch.say(f"warning: {warning}")
     examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
     if judged:
         return examples, judged
@@ -265,6 +268,12 @@ def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:
     write_json(folder / "report.json", summary)
     write_report(folder / "report.html", summary)
     return RunResult(folder.path, folder / "model", folder / "report.html", summary)
+
+
+def _has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
+    """Say whether calls failed that may succeed now; a recorded file will not change its mind."""
+    missing = read_json(folder / "synthesis/counts.json")["calls"]["missing"]
+    return missing > 0 and not llm.name.startswith("recorded:")
 
 
 def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:

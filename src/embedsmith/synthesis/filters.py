@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
-from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
+WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same, and a match with the prompt is no accident
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 LABEL = {"paraphrases": 1, "distinct": 0}
 
@@ -32,6 +33,7 @@ class Context:
         accepted: texts of this row that passed so far, by task.
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: texts of the evaluation sets.
+        asked: the prompt in normal form, without the query.
     """
 
     query: Query
@@ -40,20 +42,24 @@ class Context:
     elsewhere: dict[str, str]
     evaluation: NearIndex
     evaluation_exact: frozenset[str] = field(default_factory=frozenset)
+    asked: str = ""
 
 
 Verdict = tuple[str, str] | None  # (reason, detail)
 Filter = Callable[[str, Context], Verdict]
 
 
-def check_form(text: str, _context: Context) -> Verdict:
-    """Reject what is no question: empty, without letters, far too long."""
+def check_form(text: str, context: Context) -> Verdict:
+    """Reject what is no question: empty, without letters, far too long, one word for a whole question."""
     if not text.strip():
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
         return "malformed", "fewer than three letters"
     if len(text) > LONGEST:
         return "malformed", f"{len(text)} characters"
+    asked = len(words(context.query.text))  # 1 in languages without spaces
+    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1:
+        return "malformed", f"one word for a question of {asked}"
     return None
 
 
@@ -65,8 +71,11 @@ def check_refusal(text: str, context: Context) -> Verdict:
     return None
 
 
-def check_echo(text: str, _context: Context) -> Verdict:
-    """Reject pieces of the prompt: placeholders and the names of JSON keys."""
+def check_echo(text: str, context: Context) -> Verdict:
+    """Reject pieces of the prompt: its sentences, placeholders, the names of JSON keys."""
+    plain = normalize(text)
+    if len(words(plain)) >= WORDS_OF_A_QUESTION and plain in context.asked:
+        return "prompt-echo", "the words of the prompt"
     if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
         return "prompt-echo", "a piece of the prompt"
     return None
@@ -115,9 +124,9 @@ def check_leak(text: str, context: Context) -> Verdict:
 
 
 CHAIN: tuple[Filter, ...] = (
+    check_echo,
     check_form,
     check_refusal,
-    check_echo,
     check_copy,
     check_conflict,
     check_repeat,
