@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embedsmith.errors import InputError
+from embedsmith.errors import InputError, ModelError
 from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.testing import FakeLLM, FaultyServer, write_answer
@@ -103,6 +103,14 @@ def test_the_whole_job_against_a_real_http_server_that_misbehaves(job: Job) -> N
     counts = result.summary["synthesis"]["counts"]
     assert counts["kept"] > 30
     assert result.summary["synthesis"]["calls"]["prompt_tokens"] > 0
+
+
+def test_a_base_that_is_no_model_is_found_before_the_first_call(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    llm = FakeLLM()
+    with pytest.raises(ModelError, match="holds no model"):
+        run(replace(job, base=str(tmp_path / "empty")), llm)
+    assert llm.calls == []
 
 
 def test_a_missing_log_is_an_error_with_its_name(job: Job, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def answer_with(paraphrases: list[str], distinct: list[str]) -> FakeLLM:
         ("As an AI language model I cannot help", "refusal"),
         ("{query}", "prompt-echo"),
         ("Do not answer the question, and do not add facts that are not in it.", "prompt-echo"),
+        ("1. Change the wording as much as they can: other words, other structures", "prompt-echo"),
         ("idOfQuestion", "malformed"),
         ("freeze card?", None),
         ("lock my card for a month, please", "evaluation-leak"),

@@ -45,7 +45,7 @@ from embedsmith.examples import (
     texts_of,
 )
 from embedsmith.llm import LanguageModel, Sampling
-from embedsmith.model import fingerprint_model, load_encoder
+from embedsmith.model import check_model, fingerprint_model, load_encoder
 from embedsmith.report import write_report
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.recipes import load_recipe
@@ -111,6 +111,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     """
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
+    check_model(job.base)  # before the first call that costs money
     queries = _corpus(job, folder, watch)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
     _training(job, examples, folder, watch)

@@ -14,7 +14,7 @@ from embedsmith.examples import LabelledPair, Provenance, Rejected, read_example
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.journal import Journal, complete_durably
 from embedsmith.llm.structured import parse_list
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, index_prompt, judge
 from embedsmith.synthesis.recipes import TASKS, Recipe, load_recipe, render
 from embedsmith.text import NearIndex, normalize
 
@@ -177,7 +177,7 @@ def _sift(
             if (query.id, task) not in answers:
                 continue
             prompt, completion = answers[query.id, task]
-            asked = normalize(prompt.user.replace(query.text, ""))
+            asked = index_prompt(prompt.user, query.text)
             context = Context(query, task, accepted, elsewhere, leaks, exact, asked)
             if completion.text is None:
                 rejected.append(_unanswered(query, task, completion))

@@ -18,7 +18,8 @@ from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams,
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
-WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same, and a match with the prompt is no accident
+WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
+ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 LABEL = {"paraphrases": 1, "distinct": 0}
 
@@ -33,7 +34,7 @@ class Context:
         accepted: texts of this row that passed so far, by task.
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: texts of the evaluation sets.
-        asked: the prompt in normal form, without the query.
+        asked: runs of three words of the prompt, without the query.
     """
 
     query: Query
@@ -42,7 +43,7 @@ class Context:
     elsewhere: dict[str, str]
     evaluation: NearIndex
     evaluation_exact: frozenset[str] = field(default_factory=frozenset)
-    asked: str = ""
+    asked: frozenset[str] = frozenset()
 
 
 Verdict = tuple[str, str] | None  # (reason, detail)
@@ -73,9 +74,10 @@ def check_refusal(text: str, context: Context) -> Verdict:
 
 def check_echo(text: str, context: Context) -> Verdict:
     """Reject pieces of the prompt: its sentences, placeholders, the names of JSON keys."""
-    plain = normalize(text)
-    if len(words(plain)) >= WORDS_OF_A_QUESTION and plain in context.asked:
-        return "prompt-echo", "the words of the prompt"
+    runs = _runs(text)
+    shared = sum(run in context.asked for run in runs)
+    if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
+        return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
     if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
         return "prompt-echo", "a piece of the prompt"
     return None
@@ -151,6 +153,16 @@ def index_evaluation(texts: Iterable[str]) -> tuple[NearIndex, frozenset[str]]:
     """Return what `check_leak` needs of the evaluation texts."""
     distinct = list(dict.fromkeys(texts))
     return NearIndex(distinct, threshold=NEAR), frozenset(normalize(text) for text in distinct)
+
+
+def index_prompt(prompt: str, query: str) -> frozenset[str]:
+    """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
+    return frozenset(_runs(prompt.replace(query, " ")))
+
+
+def _runs(text: str) -> list[str]:
+    found = words(text)
+    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
 
 
 def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:
