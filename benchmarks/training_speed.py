@@ -21,9 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -59,11 +62,11 @@ class Figures:
 
 def judge(network: Any) -> float:
     """Return the average precision on validation pairs that no run trains on."""
-    from embedsmith.metrics import average_precision
+    from embedsmith.metrics import Ranking
 
     rows = read_rows(data_folder() / "duplicate_questions/validation.jsonl.gz")[:JUDGED]
     left, right = (network.encode([row[side] for row in rows], normalize_embeddings=True) for side in "ab")
-    return float(average_precision([row["label"] for row in rows], (left * right).sum(axis=1)))
+    return Ranking(np.array([row["label"] for row in rows]), (left * right).sum(axis=1)).average_precision()
 
 
 def run_ours(steps: int, threads: int, *, dropout: float | None) -> Figures:
@@ -161,19 +164,14 @@ RUNS: dict[str, Callable[[int, int], Figures]] = {
 }
 
 
-def _call(name: str, steps: int, threads: int, queue: Any) -> None:
-    queue.put(measure_gemm_peak(threads) if name == "gemm" else RUNS[name](steps, threads))
+def _call(name: str, steps: int, threads: int) -> Any:
+    return measure_gemm_peak(threads) if name == "gemm" else RUNS[name](steps, threads)
 
 
 def in_process(name: str, steps: int, threads: int) -> Any:
     """Return the result of `name`, measured in a fresh process so that none inherits another's memory."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_call, args=(name, steps, threads, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_call, name, steps, threads).result()
 
 
 def spread(values: Sequence[float], digits: int) -> dict[str, float]:
