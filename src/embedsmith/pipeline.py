@@ -45,7 +45,7 @@ from embedsmith.examples import (
     texts_of,
 )
 from embedsmith.llm import LanguageModel, Sampling
-from embedsmith.model import fingerprint_model, load_encoder
+from embedsmith.model import check_model, fingerprint_model, load_encoder
 from embedsmith.report import write_report
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.recipes import load_recipe
@@ -111,6 +111,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     """
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
+    check_model(job.base)  # before the first call that costs money
     queries = _corpus(job, folder, watch)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
     _training(job, examples, folder, watch)
@@ -149,7 +150,7 @@ def _synthesis(
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
-    if not folder.is_fresh("synthesis", inputs, settings):
+    if not folder.is_fresh("synthesis", inputs, settings) or _has_failed_calls(folder, llm):
         with folder.stage("synthesis", inputs, settings, outputs):
             result = synthesize(
                 queries,
@@ -162,11 +163,14 @@ def _synthesis(
                 out=folder / "synthesis",
                 on_progress=watch.calls,
             )
-            counts = {"counts": result.counts, "calls": result.calls, "llm": llm.name}
+            counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
             write_json(folder / "synthesis/counts.json", counts)
-    counts = read_json(folder / "synthesis/counts.json")["counts"]
+    written = read_json(folder / "synthesis/counts.json")
+    counts = written["counts"]
     lost = sum(count for reason, count in counts.items() if reason != "kept")
     watch.say(f"synthesis: {counts['kept']} examples kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    for warning in written["warnings"]:
+        watch.say(f"warning: {warning}")
     examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
     if judged:
         return examples, judged
@@ -265,6 +269,12 @@ def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:
     write_json(folder / "report.json", summary)
     write_report(folder / "report.html", summary)
     return RunResult(folder.path, folder / "model", folder / "report.html", summary)
+
+
+def _has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
+    """Say whether calls failed that may succeed now; a recorded file will not change its mind."""
+    missing = read_json(folder / "synthesis/counts.json")["calls"]["missing"]
+    return missing > 0 and not llm.name.startswith("recorded:")
 
 
 def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:

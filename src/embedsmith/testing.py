@@ -122,6 +122,7 @@ class FaultyServer:
         faults: probability of each fault, drawn per request from `seed` and the request's number.
         delay: seconds before each answer.
         rejects_formats: response_format types that are answered with status 400.
+        rejects_parameters: parameters that are answered with status 400, as reasoning models do.
         api_key: when given, other keys are answered with status 401.
         answer: from the user's message to the content; default `write_answer`.
         embed: from texts to vectors, for /v1/embeddings; default `FakeEncoder`.
@@ -134,6 +135,7 @@ class FaultyServer:
         seed: int = 0,
         delay: float = 0.0,
         rejects_formats: Sequence[str] = (),
+        rejects_parameters: Sequence[str] = (),
         api_key: str | None = None,
         answer: Callable[[str], str] = write_answer,
         embed: Callable[[Sequence[str]], Embeddings] | None = None,
@@ -142,13 +144,14 @@ class FaultyServer:
         if unknown:
             raise ValueError(f"unknown faults {sorted(unknown)}; known: {FAULTS}")
         self.faults, self.seed, self.delay = dict(faults or {}), seed, delay
-        self.rejects_formats, self.api_key, self.answer = tuple(rejects_formats), api_key, answer
+        self.rejects_formats, self.rejects_parameters = tuple(rejects_formats), tuple(rejects_parameters)
+        self.api_key, self.answer = api_key, answer
         self.embed = embed if embed is not None else FakeEncoder().encode
         self.calls: list[Call] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property
     def base_url(self) -> str:
@@ -185,6 +188,7 @@ class FaultyServer:
                         break
             refused = body.get("response_format", {}).get("type") in self.rejects_formats
             fault = "rejected_format" if refused else fault
+            fault = next((f"rejected {name}" for name in self.rejects_parameters if name in body), fault)
             if self.api_key is not None and authorization != f"Bearer {self.api_key}":
                 fault = "wrong_key"
             self.calls.append(Call(path, body, fault, authorization))
@@ -233,7 +237,12 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+            length = int(self.headers.get("Content-Length", 0))
+            content = self.rfile.read(length)
+            if len(content) < length:  # the client died while it was sending: no call
+                self.close_connection = True
+                return
+            body = json.loads(content or b"{}")
             fault = server.record(self.path, body, self.headers.get("Authorization"))
             time.sleep(server.delay)
             if fault == "drop":
@@ -243,6 +252,10 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self._send(STATUS_FAULTS[fault], {"error": {"message": fault}}, {"Retry-After": "0"})
             elif fault == "rejected_format":
                 self._send(400, {"error": {"message": "response_format is not supported"}})
+            elif fault is not None and fault.startswith("rejected "):
+                name = fault.removeprefix("rejected ")
+                error = {"message": f"Unsupported parameter: '{name}' is not supported.", "param": name}
+                self._send(400, {"error": error})
             elif fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
             elif self.path.endswith("/embeddings"):

@@ -203,6 +203,21 @@ def test_an_older_server_gets_max_tokens_under_its_older_name(monkeypatch: pytes
     assert {call.body["response_format"]["type"] for call in server.calls} == {"json_schema"}
 
 
+def test_a_reasoning_model_is_spared_what_it_refuses_and_the_call_can_do_without() -> None:
+    with FaultyServer(rejects_parameters=["top_p", "seed", "temperature"]) as server:
+        done = complete(connect(server), write_prompts(4), Sampling(temperature=1, top_p=1, seed=3))
+    assert all(one.finish == "stop" for one in done)
+    assert len(server.calls) == 4 + 3  # the first call finds all three out
+
+
+def test_a_temperature_that_the_model_refuses_is_an_error_and_not_left_out() -> None:
+    with (
+        FaultyServer(rejects_parameters=["temperature"]) as server,
+        pytest.raises(LanguageModelError, match=r"does not take temperature 0\.5"),
+    ):
+        complete(connect(server), write_prompts(4))
+
+
 # Found in the first session; strict, so that a repair turns them into plain tests.
 
 
@@ -257,9 +272,6 @@ def test_a_run_in_which_nothing_succeeds_stops_with_the_reason() -> None:
         complete(connect(server, retries=0), write_prompts(5))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=LanguageModelError, reason="few prompts left, all refused: taken for a dead server"
-)
 def test_a_resumed_run_with_only_a_refused_prompt_left_ends_like_an_undisturbed_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -80,7 +81,7 @@ class Journal:
                     key,
                     prompt.fingerprint,
                     model,
-                    None if completion.text is None else storable(completion.text),
+                    completion.text,
                     completion.finish,
                     completion.prompt_tokens,
                     completion.completion_tokens,
@@ -94,7 +95,7 @@ class Journal:
         return int(self._connection.execute("select count(*) from calls").fetchone()[0])
 
     def texts(self) -> Mapping[str, str]:
-        """Return the text of each answer by the fingerprint of its prompt (the last one, if several)."""
+        """Return the text of each answer by the fingerprint of its prompt (one of them, if several)."""
         rows = self._connection.execute("select prompt, text from calls where text is not null")
         return {str(prompt): str(text) for prompt, text in rows}
 
@@ -134,6 +135,8 @@ def complete_durably(
     keys = list(waiting)
     for index, completion in llm.complete([prompts[waiting[key][0]] for key in keys], sampling):
         key = keys[index]
+        if completion.text is not None:  # what is handed on now is what later runs will find
+            completion = replace(completion, text=storable(completion.text))
         if completion.finish not in UNFINISHED:
             journal.put(key, prompts[waiting[key][0]], llm.name, completion)
         done.update(dict.fromkeys(waiting[key], completion))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.errors import MissingPartError, ModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 
@@ -39,9 +40,18 @@ class LocalModel:
             yield from zip(places, done, strict=True)
 
     def _render(self, prompt: Prompt) -> str:
-        if self._tokenizer.chat_template:
-            return str(self._tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True))
-        return f"{prompt.system}\n\n{prompt.user}\n"
+        from jinja2 import TemplateError
+
+        if not self._tokenizer.chat_template:
+            start = self._tokenizer.bos_token or ""  # what a template would have written
+            return start + "\n\n".join(part for part in (prompt.system, prompt.user) if part) + "\n"
+        try:
+            return self._chat(prompt.messages)
+        except TemplateError:  # some models (Gemma) know no system role: the first words of the user, then
+            return self._chat([{"role": "user", "content": f"{prompt.system}\n\n{prompt.user}"}])
+
+    def _chat(self, messages: list[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _generate(self, texts: list[str], sampling: Sampling) -> list[Completion]:
         import torch
@@ -49,13 +59,11 @@ class LocalModel:
         began = time.monotonic()
         inputs = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         inputs = inputs.to(self._model.device)
-        # A batch draws from its own seed, so what was generated before does not change it.
-        torch.manual_seed((sampling.seed or 0) + len(texts[0]))
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
-                **(drawn if sampling.temperature > 0 else {"do_sample": False}),
+                do_sample=False,
+                logits_processor=[_draw(texts, sampling)] if sampling.temperature > 0 else [],
                 max_new_tokens=sampling.max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
@@ -108,6 +116,28 @@ def _load(spec: str) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model.eval()
+
+
+def _draw(texts: Sequence[str], sampling: Sampling) -> Any:
+    """Return a logits processor under which the greedy choice is a draw, from one stream for each row.
+
+    The argmax of logits / temperature + Gumbel noise is a draw from the softmax (Gumbel-max). A row's noise
+    depends on its text and the seed alone, so a resumed run, whose batches are others, draws the same.
+    """
+    import torch
+    from transformers import TopPLogitsWarper
+
+    keys = [int(fingerprint([text, sampling.seed]), 16) % 2**63 for text in texts]
+    streams = [torch.Generator().manual_seed(key) for key in keys]
+    nucleus = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
+
+    def draw(tokens: Any, scores: Any) -> Any:
+        scores = scores.float() / sampling.temperature
+        scores = nucleus(tokens, scores) if nucleus is not None else scores
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=stream) for stream in streams])
+        return scores - noise.log().to(scores.device)
+
+    return draw
 
 
 def _stop_tokens(tokenizer: Any, model: Any) -> set[int]:

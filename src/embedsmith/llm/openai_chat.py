@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from embedsmith.llm import Completion, Prompt, Sampling
 
 RETRIES = 6  # with the client's exponential waits, and Retry-After where the server sends it
 FIRST_FAILURES = 5  # calls that fail before any succeeds, after which a run stops
+DRAWING = re.compile(r"['\"`](temperature|top_p|seed)['\"`]")  # as servers name a parameter they refuse
 TIMEOUT = 120.0  # seconds for one call
 
 
@@ -47,6 +49,7 @@ class OpenAIChat:
         self._concurrency = max(concurrency, 1)
         self._formats: list[str] = ["json_schema", "json_object", "none"]  # the first that the server takes
         self._tokens_name = "max_completion_tokens"
+        self._unsent: frozenset[str] = frozenset()  # parameters that the server refused and the call can do without
         self._last_error = ""
         self.name = f"openai:{model}"
 
@@ -75,7 +78,7 @@ class OpenAIChat:
                     good = completion.finish != "error"
                     succeeded, failed = succeeded or good, failed + (not good)
                     yield place, completion
-                if not succeeded and failed >= min(FIRST_FAILURES, len(prompts)):
+                if not succeeded and failed >= FIRST_FAILURES:
                     stop = stop or self._nothing_succeeds(failed)
                 if stop is None:
                     room = self._concurrency - len(running)
@@ -109,30 +112,36 @@ class OpenAIChat:
         from openai import BadRequestError, UnprocessableEntityError
 
         while True:
-            form, tokens_name = self._formats[0], self._tokens_name
+            terms = form, tokens_name, unsent = self._formats[0], self._tokens_name, self._unsent
+            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
             arguments: dict[str, Any] = {
                 "model": self._model,
                 "messages": prompt.messages,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
                 tokens_name: sampling.max_tokens,
+                **{name: value for name, value in drawn.items() if value is not None and name not in unsent},
             }
-            if sampling.seed is not None:
-                arguments["seed"] = sampling.seed
             if form != "none":
                 arguments["response_format"] = _response_format(form, prompt.task)
             try:
                 return self._client.chat.completions.create(**arguments)
             except (BadRequestError, UnprocessableEntityError) as error:
-                if not self._step_down(str(error), form, tokens_name):
+                if not self._step_down(str(error), terms, sampling):
                     raise
 
-    def _step_down(self, message: str, form: str, tokens_name: str) -> bool:
+    def _step_down(self, message: str, terms: tuple[str, str, frozenset[str]], sampling: Sampling) -> bool:
         """Say whether a call that was refused is worth another try in simpler terms."""
-        if (form, tokens_name) != (self._formats[0], self._tokens_name):
+        if terms != (self._formats[0], self._tokens_name, self._unsent):
             return True  # another thread has stepped down since
-        if "max_completion_tokens" in message and tokens_name == "max_completion_tokens":
+        if "max_completion_tokens" in message and self._tokens_name == "max_completion_tokens":
             self._tokens_name = "max_tokens"
+            return True
+        # Reasoning models refuse how to draw. What is asked for and cannot be had is an error, not a silence.
+        refused = set(DRAWING.findall(message)) - self._unsent
+        if refused:
+            asked = {name: getattr(sampling, name) for name in refused & {"temperature", "top_p"}}
+            if any(value != 1 for value in asked.values()):
+                raise self._undrawable(asked)
+            self._unsent |= refused
             return True
         if len(self._formats) > 1:
             self._formats = self._formats[1:]
@@ -160,6 +169,14 @@ class OpenAIChat:
             f"{self._client.base_url} answered {error.status_code} to {what}",
             expected="a completion",
             action="check OPENAI_API_KEY, the model's name and --base-url; finished calls are kept",
+        )
+
+    def _undrawable(self, asked: dict[str, float]) -> LanguageModelError:
+        names = " and ".join(f"{name} {value:g}" for name, value in asked.items())
+        return LanguageModelError(
+            f"the model {self._model!r} does not take {names}",
+            expected="the model's own way to draw, as reasoning models ask for",
+            action="leave --temperature and --top-p at 1",
         )
 
     def _nothing_succeeds(self, failed: int) -> LanguageModelError:

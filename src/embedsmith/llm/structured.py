@@ -94,7 +94,7 @@ def _outline(body: str) -> tuple[int, int]:
 
 def _mend(body: str) -> str:
     body = re.sub(r",\s*([\]}])", r"\1", body)  # trailing commas
-    body = re.sub(r'(?<=[^\[{,:\s\\])"\s+"(?=[^\]},:])', '", "', body)  # missing commas between strings
+    body = re.sub(r'(?<=[^\[{,:\s\\])"\s*"(?=[^\]},:])', '", "', body)  # missing commas between strings
     return re.sub(r"[\x00-\x1f]+", " ", body)  # raw line breaks inside strings
 
 

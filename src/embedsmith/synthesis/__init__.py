@@ -14,9 +14,11 @@ from embedsmith.examples import LabelledPair, Provenance, Rejected, read_example
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.journal import Journal, complete_durably
 from embedsmith.llm.structured import parse_list
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, index_prompt, judge
 from embedsmith.synthesis.recipes import TASKS, Recipe, load_recipe, render
 from embedsmith.text import NearIndex, normalize
+
+MOSTLY, OFTEN = 0.5, 0.1  # shares from which on a warning is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,14 @@ class CallCounts:
     Attributes:
         calls: prompts of this run; `sent` of them went out now, the others came from the journal.
         missing: prompts without a completion (a recorded file lacks the row, or the call failed).
+        cut: answers that the token limit ended.
         notes: how often an answer was empty, truncated, repaired or stripped of its thinking.
     """
 
     calls: int
     sent: int
     missing: int
+    cut: int
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -44,12 +48,32 @@ class Synthesis:
 
     Attributes:
         counts: rejected candidates and rows by reason, plus "kept".
+        warnings: what the counts say of the language model, in whole sentences.
     """
 
     examples: tuple[LabelledPair, ...]
     rejected: tuple[Rejected, ...]
     counts: Mapping[str, int]
     calls: CallCounts
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return a sentence for each sign that the examples will not be worth much."""
+        rejected = 1 - self.counts["kept"] / sum(self.counts.values())
+        said = []
+        if rejected > MOSTLY:
+            said.append(
+                f"{rejected:.0%} of what the language model wrote was rejected. It is too weak for this job, or the "
+                "prompts do not suit it; expect little of a model trained on the rest."
+            )
+        if self.calls.cut > OFTEN * self.calls.calls:
+            said.append(
+                f"{self.calls.cut} of {self.calls.calls} answers ended at the token limit (models that think need "
+                "more of them): raise --max-tokens."
+            )
+        if self.calls.missing > OFTEN * self.calls.calls:
+            said.append(f"{self.calls.missing} of {self.calls.calls} calls have no answer.")
+        return tuple(said)
 
 
 def synthesize(
@@ -153,7 +177,8 @@ def _sift(
             if (query.id, task) not in answers:
                 continue
             prompt, completion = answers[query.id, task]
-            context = Context(query, task, accepted, elsewhere, leaks, exact)
+            asked = index_prompt(prompt.user, query.text)
+            context = Context(query, task, accepted, elsewhere, leaks, exact, asked)
             if completion.text is None:
                 rejected.append(_unanswered(query, task, completion))
                 continue
@@ -202,6 +227,7 @@ def _count_calls(completions: Sequence[Completion], sent: int, notes: Counter[st
         calls=len(completions),
         sent=sent,
         missing=sum(completion.text is None for completion in completions),
+        cut=sum(completion.finish == "length" for completion in completions),
         prompt_tokens=sum(completion.prompt_tokens for completion in completions),
         completion_tokens=sum(completion.completion_tokens for completion in completions),
         seconds=round(sum(completion.seconds for completion in completions), 3),

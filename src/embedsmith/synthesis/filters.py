@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
-from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
+WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
+ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 LABEL = {"paraphrases": 1, "distinct": 0}
 
@@ -32,6 +34,7 @@ class Context:
         accepted: texts of this row that passed so far, by task.
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: texts of the evaluation sets.
+        asked: runs of three words of the prompt, without the query.
     """
 
     query: Query
@@ -40,20 +43,24 @@ class Context:
     elsewhere: dict[str, str]
     evaluation: NearIndex
     evaluation_exact: frozenset[str] = field(default_factory=frozenset)
+    asked: frozenset[str] = frozenset()
 
 
 Verdict = tuple[str, str] | None  # (reason, detail)
 Filter = Callable[[str, Context], Verdict]
 
 
-def check_form(text: str, _context: Context) -> Verdict:
-    """Reject what is no question: empty, without letters, far too long."""
+def check_form(text: str, context: Context) -> Verdict:
+    """Reject what is no question: empty, without letters, far too long, one word for a whole question."""
     if not text.strip():
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
         return "malformed", "fewer than three letters"
     if len(text) > LONGEST:
         return "malformed", f"{len(text)} characters"
+    asked = len(words(context.query.text))  # 1 in languages without spaces
+    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1:
+        return "malformed", f"one word for a question of {asked}"
     return None
 
 
@@ -65,8 +72,12 @@ def check_refusal(text: str, context: Context) -> Verdict:
     return None
 
 
-def check_echo(text: str, _context: Context) -> Verdict:
-    """Reject pieces of the prompt: placeholders and the names of JSON keys."""
+def check_echo(text: str, context: Context) -> Verdict:
+    """Reject pieces of the prompt: its sentences, placeholders, the names of JSON keys."""
+    runs = _runs(text)
+    shared = sum(run in context.asked for run in runs)
+    if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
+        return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
     if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
         return "prompt-echo", "a piece of the prompt"
     return None
@@ -115,9 +126,9 @@ def check_leak(text: str, context: Context) -> Verdict:
 
 
 CHAIN: tuple[Filter, ...] = (
+    check_echo,
     check_form,
     check_refusal,
-    check_echo,
     check_copy,
     check_conflict,
     check_repeat,
@@ -142,6 +153,16 @@ def index_evaluation(texts: Iterable[str]) -> tuple[NearIndex, frozenset[str]]:
     """Return what `check_leak` needs of the evaluation texts."""
     distinct = list(dict.fromkeys(texts))
     return NearIndex(distinct, threshold=NEAR), frozenset(normalize(text) for text in distinct)
+
+
+def index_prompt(prompt: str, query: str) -> frozenset[str]:
+    """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
+    return frozenset(_runs(prompt.replace(query, " ")))
+
+
+def _runs(text: str) -> list[str]:
+    found = words(text)
+    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
 
 
 def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:
