@@ -22,7 +22,8 @@ LAYERS = (
     ("corpus", "llm", "tokens"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints"),
     ("training", "evaluation", "calibration"),
-    ("report",),
+    ("report", "cache"),
+    ("server",),
     ("pipeline",),
     ("cli",),
 )

@@ -22,6 +22,7 @@ _HOMES = {
     "compare": "evaluation",
     "calibrate": "calibration",
     "load_encoder": "model",
+    "SemanticCache": "cache.semantic",
     "open_llm": "llm",
     "read_queries": "corpus",
     "deduplicate": "corpus",

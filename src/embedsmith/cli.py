@@ -350,6 +350,45 @@ def calibrate(
 
 
 @app.command()
+def serve(
+    upstream: Annotated[
+        str, typer.Option(help="Base URL with its /v1, or simulator: (a model that only echoes, to try things out).")
+    ],
+    model: Annotated[str, typer.Option(help="The model folder; its calibration.json gives the threshold.")],
+    store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
+    threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
+    guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
+    max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
+    feedback: Annotated[Path | None, typer.Option(help="File for hits and misses marked on the dashboard.")] = None,
+    allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
+    temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
+    from embedsmith.cache.chat import Allowances
+    from embedsmith.cache.semantic import SemanticCache
+    from embedsmith.server.run import Service, listen
+
+    cache = SemanticCache(
+        model,
+        store=store,
+        threshold=threshold,
+        calibration=calibration,
+        guard=guard,
+        ttl=ttl,
+        max_entries=max_entries,
+        feedback=feedback,
+    )
+    source = "given, without a promise" if threshold is not None else "from the calibration"
+    console.print(f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, store {store}")
+    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature))
+    listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

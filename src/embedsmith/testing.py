@@ -5,6 +5,7 @@ They are deterministic, need no download, and are public, so that users can test
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -98,6 +99,8 @@ FAULTS = (
     "fenced",  # prose and a code fence around the JSON
     "broken",  # trailing comma
     "refusal",
+    "cut",  # the connection breaks off in the middle of a stream
+    "hang",  # no answer for `hang` seconds
 )
 STATUS_FAULTS = {"rate_limit": 429, "server_error": 500}
 
@@ -120,7 +123,7 @@ class FaultyServer:
 
     Args:
         faults: probability of each fault, drawn per request from `seed` and the request's number.
-        delay: seconds before each answer.
+        delay: seconds before each answer. pause: seconds between the chunks of a stream. hang: of that fault.
         rejects_formats: response_format types that are answered with status 400.
         rejects_parameters: parameters that are answered with status 400, as reasoning models do.
         api_key: when given, other keys are answered with status 401.
@@ -134,6 +137,8 @@ class FaultyServer:
         faults: Mapping[str, float] | None = None,
         seed: int = 0,
         delay: float = 0.0,
+        pause: float = 0.0,
+        hang: float = 60.0,
         rejects_formats: Sequence[str] = (),
         rejects_parameters: Sequence[str] = (),
         api_key: str | None = None,
@@ -144,6 +149,7 @@ class FaultyServer:
         if unknown:
             raise ValueError(f"unknown faults {sorted(unknown)}; known: {FAULTS}")
         self.faults, self.seed, self.delay = dict(faults or {}), seed, delay
+        self.pause, self.hang = pause, hang
         self.rejects_formats, self.rejects_parameters = tuple(rejects_formats), tuple(rejects_parameters)
         self.api_key, self.answer = api_key, answer
         self.embed = embed if embed is not None else FakeEncoder().encode
@@ -223,6 +229,21 @@ class FaultyServer:
             "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
         }
 
+    def stream(self, body: Mapping[str, Any], fault: str | None) -> Iterator[str]:
+        """Yield the data of the events of a stream: a word each, and "[DONE]"; a cut one ends half way."""
+        whole = self.chat(body, fault)
+        (choice,) = whole["choices"]
+        words = re.findall(r"\S+\s*", choice["message"]["content"] or "")
+        deltas: list[tuple[dict[str, str], str | None]] = [({"content": word}, None) for word in words]
+        deltas = [({"role": "assistant"}, None), *deltas, ({}, choice["finish_reason"])]
+        for delta, finish in deltas[: len(deltas) // 2 if fault == "cut" else None]:
+            part = {"index": 0, "delta": delta, "finish_reason": finish}
+            chunk = {name: whole[name] for name in ("id", "created", "model")}
+            yield json.dumps(chunk | {"object": "chat.completion.chunk", "choices": [part]})
+            time.sleep(self.pause)
+        if fault != "cut":
+            yield "[DONE]"
+
     def embeddings(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body of an embeddings answer."""
         texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
@@ -244,7 +265,7 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 return
             body = json.loads(content or b"{}")
             fault = server.record(self.path, body, self.headers.get("Authorization"))
-            time.sleep(server.delay)
+            time.sleep(server.hang if fault == "hang" else server.delay)
             if fault == "drop":
                 self.close_connection = True
                 self.connection.close()
@@ -260,6 +281,8 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self._send(401, {"error": {"message": "wrong API key"}})
             elif self.path.endswith("/embeddings"):
                 self._send(200, server.embeddings(body))
+            elif self.path.endswith("/chat/completions") and body.get("stream"):
+                self._stream(server.stream(body, fault), whole=fault != "cut")
             elif self.path.endswith("/chat/completions"):
                 self._send(200, server.chat(body, fault))
             else:
@@ -274,6 +297,24 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
+
+        def _stream(self, events: Iterator[str], *, whole: bool) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # the client went away
+                for event in events:
+                    data = f"data: {event}\n\n".encode()
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+                if whole:
+                    self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = self.close_connection or not whole
+
+        def do_GET(self) -> None:
+            known = self.path.endswith("/models")
+            models = {"object": "list", "data": [{"id": "simulator", "object": "model"}]}
+            self._send(200 if known else 404, models if known else {"error": {"message": f"no {self.path}"}})
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Keep quiet; `calls` is the log."""

@@ -24,8 +24,10 @@ from importlib import resources
 
 from embedsmith.text import normalize
 
-TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
-ALIKE = 0.5  # share of the words of the shorter question that the other has too, from which on words decide
+TOKEN = re.compile(r"\d+/\d+|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
+Quantity = tuple[str, float]  # kind, value in the unit of that kind
+ALIKE = 0.4  # share of words in common from which on a negation, an opposite or the order decides
+SAME = 0.6  # from which on any exchanged word decides
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 STOP = frozenset(
     "a an the of to in on at for by with from as is are was were be been am do does did have has had it its this that "
@@ -53,12 +55,15 @@ class Facts:
     """A question as the guard sees it.
 
     Attributes:
-        words: stems in order, numbers out. quantities: (kind, value) with their counts. negations: how many.
+        words: stems in order, numbers among them, negations left out.
+        quantities: (kind, value) as written, with their counts. implied: those that "a week", "one day" may mean.
+        negations: how many.
         content: stems that carry meaning, synonyms under one name.
     """
 
     words: tuple[str, ...]
-    quantities: Counter[tuple[str, float]]
+    quantities: Counter[Quantity]
+    implied: Counter[Quantity]
     negations: int
     content: frozenset[str]
 
@@ -67,50 +72,68 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     """Return why an answer to `candidate` must not be served to `query`, or None.
 
     >>> find_veto("how do I raise my limit", "how do I lower my limit")
-    Veto(kind='opposite', detail='raise / lower')
+    Veto(kind='opposite', detail='rais / lower')
     """
     left, right = read_facts(query), read_facts(candidate)
-    ours, theirs = left.quantities - right.quantities, right.quantities - left.quantities
-    if ours and theirs:
-        return Veto("number", f"{_name(ours)} / {_name(theirs)}")
-    if not _are_alike(left, right):
-        return None
-    if left.negations % 2 != right.negations % 2:
-        return Veto("negation", f"{left.negations} / {right.negations}")
-    if ours or theirs:
-        return Veto("number", f"{_name(ours)} / {_name(theirs)}")
-    return _find_opposite(left, right) or _find_order(left, right) or _find_exchange(left, right)
+    alike = likeness(left, right)
+    veto = _find_number(left, right, alike)
+    if veto is not None or alike < ALIKE:
+        return veto
+    opposite = _find_opposite(left, right)
+    if left.negations % 2 != right.negations % 2:  # "not slow" and "fast": two turns lead back
+        return None if opposite else Veto("negation", f"{left.negations} / {right.negations}")
+    return opposite or _find_order(left, right) or _find_exchange(left, right, alike)
 
 
-def _are_alike(left: Facts, right: Facts) -> bool:
-    shorter = min(len(left.content), len(right.content))
-    return len(left.content & right.content) >= ALIKE * shorter if shorter else left.words == right.words
+def likeness(left: Facts, right: Facts) -> float:
+    """Return the share of words, small ones too, that the longer question shares with the shorter, 0 to 1."""
+    longer = max(len(left.words), len(right.words))
+    return sum((Counter(left.words) & Counter(right.words)).values()) / longer if longer else 1.0
+
+
+def _find_number(left: Facts, right: Facts, alike: float) -> Veto | None:
+    ours = left.quantities - right.quantities - right.implied
+    theirs = right.quantities - left.quantities - left.implied
+    same_kind = {kind for kind, _ in ours} & {kind for kind, _ in theirs}
+    if same_kind or ((ours or theirs) and alike >= SAME):
+        return Veto("number", f"{_name(ours)} / {_name(theirs)}")
+    return None
 
 
 def _find_opposite(left: Facts, right: Facts) -> Veto | None:
     ours, theirs = set(left.words) - set(right.words), set(right.words) - set(left.words)
     for word in sorted(ours):
-        against = _lexicon().opposites.get(word, frozenset()) & theirs
-        if against:
-            return Veto("opposite", f"{word} / {min(against)}")
+        against = _lexicon().opposites.get(word, frozenset())
+        if against & theirs and not against & set(left.words):  # "pros and cons" takes no side
+            return Veto("opposite", f"{word} / {min(against & theirs)}")
     return None
 
 
 def _find_order(left: Facts, right: Facts) -> Veto | None:
-    if left.words != right.words and Counter(left.words) == Counter(right.words):
-        place = next(at for at, (one, other) in enumerate(zip(left.words, right.words, strict=True)) if one != other)
-        return Veto("order", f"{left.words[place]} / {right.words[place]}")
+    one, other = _sort_choices(left.words), _sort_choices(right.words)
+    if one != other and Counter(one) == Counter(other):
+        place = next(at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+        return Veto("order", f"{one[place]} / {other[place]}")
     return None
 
 
-def _find_exchange(left: Facts, right: Facts) -> Veto | None:
+def _sort_choices(words: tuple[str, ...]) -> list[str]:
+    """Return the words with both sides of "or" and "and" in one order: "on or off" is "off or on"."""
+    found = list(words)
+    for place in range(1, len(found) - 1):
+        if found[place] in {"or", "and"} and found[place - 1] > found[place + 1]:
+            found[place - 1], found[place + 1] = found[place + 1], found[place - 1]
+    return found
+
+
+def _find_exchange(left: Facts, right: Facts, alike: float) -> Veto | None:
     ours, theirs = left.content - right.content, right.content - left.content
-    if ours and theirs and len(ours) + len(theirs) <= MANY:
+    if alike >= SAME and ours and theirs and len(ours) + len(theirs) <= MANY:
         return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
     return None
 
 
-def _name(quantities: Counter[tuple[str, float]]) -> str:
+def _name(quantities: Counter[Quantity]) -> str:
     return " ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(quantities)) or "none"
 
 
@@ -118,24 +141,26 @@ def _name(quantities: Counter[tuple[str, float]]) -> str:
 def read_facts(text: str) -> Facts:
     """Return the facts of a question."""
     lexicon = _lexicon()
-    tokens = _expand(TOKEN.findall(normalize(text)))
-    quantities: Counter[tuple[str, float]] = Counter()
+    tokens = _expand(TOKEN.findall(normalize(text).replace(" or not", "")))
+    found: dict[bool, Counter[Quantity]] = {True: Counter(), False: Counter()}
     words: list[str] = []
-    place = 0
+    negations = place = 0
     while place < len(tokens):
         value, used = _number(tokens, place, lexicon)
         if value is None:
-            words.append(stem(tokens[place]))
+            word = stem(tokens[place])
+            negations += word in lexicon.negators
+            words += [word] if word not in lexicon.negators else []
             place += 1
             continue
+        written = tokens[place] not in {"a", "an", "one"}
         kind, value, more = _unit(value, tokens, place + used, lexicon)
-        quantities[kind, round(value, 6)] += 1
-        words.append(f"{value:g}")
+        found[written][kind, round(value, 6)] += 1
+        words += [f"{value:g}"] if written else [stem(token) for token in tokens[place : place + used + more]]
         place += used + more
-    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in STOP)
-    content -= {f"{value:g}" for _, value in quantities}
-    negations = sum(word in lexicon.negators for word in words)
-    return Facts(tuple(words), quantities, negations, content - lexicon.negators)
+    numbers = {f"{value:g}" for _, value in found[True]}
+    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in STOP and word not in numbers)
+    return Facts(tuple(words), found[True], found[False], negations, content)
 
 
 def _expand(tokens: list[str]) -> list[str]:
@@ -156,6 +181,9 @@ def _number(tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[float | N
     """Return the number that begins at `place` (None: there is none) and how many tokens it takes."""
     token = tokens[place]
     if token[0].isdigit():
+        if "/" in token:
+            part, whole = token.split("/")
+            return (int(part) / int(whole), 1) if int(whole) else (None, 0)
         if ":" in token:
             hours, minutes = token.split(":")[:2]
             return int(hours) + int(minutes) / 60, 1

@@ -54,6 +54,9 @@ class Lookup:
         return self.decision.entry.answer if self.decision.entry is not None else None
 
 
+UNDECIDED = Decision(None, None, None, "not looked up")
+
+
 class SemanticCache:
     """A cache that serves an answer to every question it answers, and to no other. Safe for many threads.
 
@@ -116,23 +119,29 @@ class SemanticCache:
             namespace: the tenant; no lookup sees another's entries.
             scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
         """
-        began, now = time.perf_counter(), self._clock()
         scope = dict(scope or {})
         partition = partition_of(namespace, scope)
-        id = entry_id(partition, text)
-        vector = None
-        decision = decide_exact(self.store.get(id, now))
-        if decision is None:
-            vector = self.encoder.encode([text])[0]
-            matches = self.store.search(partition, vector, self.policy.candidates, now)
-            decision = decide(text, matches, self.policy)
-        if decision.entry is not None:
-            self.store.touch(decision.entry.id, now)
+        asked = Lookup(UNDECIDED, text, namespace, scope, partition, entry_id(partition, text), None, None, 0.0)
+        found = self.look_again(asked)
+        if found.decision.entry is not None:
+            self.store.touch(found.decision.entry.id, self._clock())
         with self._lock:
-            self.outcomes[f"hit: {decision.tier}" if decision.hit else f"miss: {decision.reason}"] += 1
+            told = f"hit: {found.decision.tier}" if found.hit else f"miss: {found.decision.reason}"
+            self.outcomes[told] += 1
+        return found
+
+    def look_again(self, asked: Lookup) -> Lookup:
+        """Return what a question finds now; it is not encoded again, and not counted."""
+        began, now = time.perf_counter(), self._clock()
+        vector = asked.vector
+        decision = decide_exact(self.store.get(asked.id, now))
+        if decision is None:
+            vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
+            matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
+            decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
-        seconds = time.perf_counter() - began
-        return Lookup(decision, text, namespace, scope, partition, id, vector, age, seconds)
+        seconds = asked.seconds + time.perf_counter() - began
+        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds)
 
     def add(
         self,
@@ -219,10 +228,10 @@ class SemanticCache:
 
         return cached_function
 
-    def mark_wrong(self, asked: str, entry: Entry) -> None:
-        """Say that `entry` did not answer `asked`: it is removed, and the pair kept as a near miss to learn from."""
-        self.store.delete([entry.id])
-        self._remember(asked, entry.text, 0)
+    def mark_wrong(self, asked: str, id: str, stored: str) -> None:
+        """Say that entry `id` (question `stored`) did not answer `asked`: it goes, and the pair is kept to learn from."""
+        self.store.delete([id])
+        self._remember(asked, stored, 0)
 
     def mark_same(self, asked: str, stored: str) -> None:
         """Say that one answer serves both texts although the cache did not see it."""

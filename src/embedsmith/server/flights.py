@@ -1,0 +1,64 @@
+"""Single flight: of equal and nearly equal questions that miss at once, one asks the upstream, the rest wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+from embedsmith.cache.decision import Policy, decide
+from embedsmith.cache.semantic import Lookup
+from embedsmith.cache.stores import Entry, rank
+
+
+class Flight:
+    """One question on its way to the upstream. Whoever leads it must land it, whatever happens."""
+
+    def __init__(self, found: Lookup, flights: Flights) -> None:
+        self.found = found
+        self._flights, self._landed = flights, asyncio.Event()
+
+    async def wait(self) -> None:
+        """Return when the flight has landed: its answer is stored, unless it failed or may not be stored."""
+        await self._landed.wait()
+
+    def land(self) -> None:
+        """Let all who wait go on; a second call does nothing."""
+        if not self._landed.is_set():
+            self._landed.set()
+            self._flights.remove(self)
+
+
+class Flights:
+    """The questions on their way. For one event loop."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._open: dict[str, list[Flight]] = {}  # by partition
+
+    def board(self, found: Lookup) -> tuple[Flight, bool]:
+        """Return the flight that will answer `found`, and whether the caller leads it."""
+        known = self._find(found)
+        if known is not None:
+            return known, False
+        flight = Flight(found, self)
+        self._open.setdefault(found.partition, []).append(flight)
+        return flight, True
+
+    def remove(self, flight: Flight) -> None:
+        """Forget a landed flight."""
+        rest = [other for other in self._open.pop(flight.found.partition, ()) if other is not flight]
+        if rest:
+            self._open[flight.found.partition] = rest
+
+    def _find(self, found: Lookup) -> Flight | None:
+        by_id = {flight.found.id: flight for flight in self._open.get(found.partition, ())}
+        if found.id in by_id or found.vector is None:
+            return by_id.get(found.id)
+        entries = [_as_entry(flight.found) for flight in by_id.values() if flight.found.vector is not None]
+        matches = rank(found.vector, self._policy.candidates, 0.0, lambda _: entries) if entries else []
+        decision = decide(found.text, matches, self._policy)
+        return by_id[decision.entry.id] if decision.entry is not None else None
+
+
+def _as_entry(found: Lookup) -> Entry:
+    assert found.vector is not None
+    return Entry(found.id, found.namespace, found.partition, found.text, "", found.vector, 0.0)

@@ -1,0 +1,97 @@
+"""The server as a process: where it listens, what it needs from the environment, how it starts and stops."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedsmith.cache.chat import Allowances
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.errors import ConfigurationError, MissingPartError
+
+SIMULATOR = "simulator:"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Where the server listens and what it stands in front of.
+
+    From the environment, never from the command line: EMBEDSMITH_ADMIN_TOKEN (else a new one is printed),
+    EMBEDSMITH_SECRET (hex; makes tenants of API keys; needed where several servers share a store),
+    EMBEDSMITH_UPSTREAM_KEY (for clients that bring no key).
+    """
+
+    upstream: str
+    store: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    allowed: Allowances = field(default_factory=Allowances)
+
+
+def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
+    """Serve until the process is told to stop; the store is closed on the way out."""
+    try:
+        import uvicorn
+
+        from embedsmith.server.app import create_app
+    except ImportError:
+        raise MissingPartError("serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'") from None
+    token = os.environ.get("EMBEDSMITH_ADMIN_TOKEN") or secrets.token_urlsafe(24)
+    with ExitStack() as stack:
+        stack.callback(cache.close)
+        upstream = service.upstream
+        if upstream == SIMULATOR:
+            from embedsmith.testing import FaultyServer
+
+            upstream = stack.enter_context(FaultyServer(answer=_echo, delay=0.4, pause=0.03)).base_url
+        app = create_app(
+            cache,
+            upstream=upstream,
+            admin_token=token,
+            secret=read_secret(service.store),
+            upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
+            allowed=service.allowed,
+        )
+        address = f"http://{service.host}:{service.port}"
+        say(f"OpenAI clients    base_url={address}/v1")
+        say(f"dashboard         {address}/dashboard#{token}")
+        uvicorn.run(app, host=service.host, port=service.port, log_level="warning", access_log=False)
+
+
+def read_secret(store: str) -> bytes:
+    """Return the key that makes tenants of API keys.
+
+    EMBEDSMITH_SECRET (hex digits), else the file beside a SQLite store (made once, for its owner only), else
+    a new one for a store that ends with the process.
+
+    Raises:
+        ConfigurationError: a store that several servers share, and no EMBEDSMITH_SECRET; or it is not hex.
+    """
+    given = os.environ.get("EMBEDSMITH_SECRET", "")
+    if given:
+        try:
+            return bytes.fromhex(given)
+        except ValueError:
+            raise ConfigurationError("EMBEDSMITH_SECRET is not hex", expected="64 hex digits") from None
+    if store.startswith("memory:"):
+        return secrets.token_bytes(32)
+    if not store.startswith("sqlite:///"):
+        raise ConfigurationError(
+            "EMBEDSMITH_SECRET is not set",
+            expected="the same 64 hex digits on every server that shares the store, so that tenants stay the same",
+            action="export EMBEDSMITH_SECRET=$(openssl rand -hex 32)",
+        )
+    path = Path(store.removeprefix("sqlite:///") + ".secret")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
+            handle.write(secrets.token_hex(32))
+    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+
+
+def _echo(question: str) -> str:
+    return f"This is the simulated upstream. You asked: “{question.strip()}”. A real model would answer here."

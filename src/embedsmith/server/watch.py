@@ -1,0 +1,116 @@
+"""What the server has seen: counts for Prometheus, and the latest decisions for the dashboard."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.server.answers import Answer
+
+LATEST = 500
+SIMILARITIES = tuple(step / 20 for step in range(21))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One lookup, as the dashboard shows it.
+
+    Attributes:
+        number: for marking it. nearest: the closest stored question, whether or not it was served.
+    """
+
+    number: int
+    at: float
+    text: str
+    outcome: str
+    reason: str
+    similarity: float | None
+    nearest: str
+    nearest_id: str
+    namespace: str
+    milliseconds: float
+
+
+class Watch:
+    """Counts and the latest lookups of one server."""
+
+    def __init__(self, cache: SemanticCache, *, price: float = 0.0) -> None:
+        self.cache, self.price = cache, price
+        self.registry = CollectorRegistry()
+        self.latest: deque[Seen] = deque(maxlen=LATEST)
+        self.saved_tokens = 0
+        self._numbers = itertools.count(1)
+        self._lookups = self._count("lookups", "Lookups by outcome", ("outcome", "reason"))
+        self._passed = self._count("passed", "Requests that are none for the cache", ("reason",))
+        self._failures = self._count("upstream_failures", "Calls of the upstream that failed", ("reason",))
+        self._stored = self._count("stored", "Answers stored")
+        self._saved = self._count("saved_completion_tokens", "Completion tokens that hits did not cost")
+        self._seconds = Histogram(
+            "embedsmith_lookup_seconds",
+            "Time of a lookup, encoding included",
+            registry=self.registry,
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
+        )
+        self._similarity = Histogram(
+            "embedsmith_similarity", "Cosine of the nearest entry", registry=self.registry, buckets=SIMILARITIES
+        )
+        Gauge("embedsmith_entries", "Entries in the store", registry=self.registry).set_function(
+            lambda: cache.store.count().entries
+        )
+
+    def _count(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(f"embedsmith_{name}", text, tuple(labels), registry=self.registry)
+
+    def looked_up(self, found: Lookup, answer: Answer | None = None) -> None:
+        """Count a lookup whose answer is on its way."""
+        decision = found.decision
+        outcome = "hit" if found.hit else "miss"
+        self._lookups.labels(outcome, decision.reason).inc()
+        self._seconds.observe(found.seconds)
+        if decision.similarity is not None:
+            self._similarity.observe(decision.similarity)
+        if answer is not None:
+            tokens = int((answer.body.get("usage") or {}).get("completion_tokens") or 0)
+            self.saved_tokens += tokens
+            self._saved.inc(tokens)
+        nearest = decision.nearest
+        self.latest.append(
+            Seen(
+                number=next(self._numbers),
+                at=time.time(),
+                text=found.text,
+                outcome=outcome,
+                reason=decision.reason,
+                similarity=decision.similarity,
+                nearest=nearest.text if nearest is not None else "",
+                nearest_id=nearest.id if nearest is not None else "",
+                namespace=found.namespace,
+                milliseconds=1000 * found.seconds,
+            )
+        )
+
+    def passed(self, reason: str) -> None:
+        """Count a request that the cache leaves alone."""
+        self._passed.labels(reason.partition(" ")[0] if reason.startswith("temperature") else reason).inc()
+
+    def failed(self, reason: str) -> None:
+        """Count a failure of the upstream."""
+        self._failures.labels(reason).inc()
+
+    def stored(self) -> None:
+        """Count an answer that was stored."""
+        self._stored.inc()
+
+    def find(self, number: int) -> Seen | None:
+        """Return one of the latest lookups."""
+        return next((seen for seen in self.latest if seen.number == number), None)
+
+    def exposition(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
