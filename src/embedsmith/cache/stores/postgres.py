@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ try:
     from psycopg import errors, pq, sql
     from psycopg.adapt import Buffer, Dumper, Loader
     from psycopg.types import TypeInfo
-    from psycopg_pool import ConnectionPool, PoolTimeout
+    from psycopg_pool import ConnectionPool
 except ImportError:  # also a psycopg without libpq
     raise MissingPartError(
         "a store in PostgreSQL needs psycopg and psycopg_pool", action="pip install 'embedsmith[postgres]'"
@@ -34,7 +34,7 @@ Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 Result = TypeVar("Result")
 
 CONNECT = 5  # seconds for a connection
-WAIT = 30.0  # seconds for a free connection
+WAIT = 5.0  # seconds for a free connection
 CONNECTIONS = 16  # at most, per store object
 TRIES = 5  # of a transaction that lost against another, or whose connection broke
 BLOCK = 256  # rows read or removed at once
@@ -173,7 +173,7 @@ class PostgresStore:
         """Check or write what the store is; one process at a time."""
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 4))", [self._address.name])
         self._check_extension(connection)
-        exists = connection.execute("select to_regclass(%s)", [f"{self._address.name}_about"]).fetchone()
+        exists = connection.execute("select to_regclass(%s)", [f'"{self._address.name}_about"']).fetchone()
         if exists == (None,):
             self._create(connection)
             return
@@ -237,12 +237,12 @@ class PostgresStore:
         connection.commit()
 
     def _sql(self, text: str, **parts: sql.Composable) -> sql.Composed:
-        return sql.SQL(text).format(**self._names, **parts)  # type: ignore[arg-type]
+        return sql.SQL(text).format(**self._names, **parts)
 
     def get(self, id: str, now: float) -> Entry | None:
         query = self._sql(f"select {COLUMNS} from {{entries}} where id = %s and (expires is null or expires > %s)")
         rows = self._run(lambda connection: self._fetch(connection, query, (id, now)))
-        return Entry(*rows[0][:-1], tuple(rows[0][-1])) if rows else None
+        return _entry(rows[0]) if rows else None
 
     def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
         vector = check_vector(vector, self.dimension)
@@ -259,8 +259,7 @@ class PostgresStore:
         query = self._sql(NEAR, distance=distance, columns=sql.SQL(COLUMNS))
 
         def near(count: int) -> list[Entry]:
-            rows = self._fetch(connection, query, (partition, now, vector, count))
-            return [Entry(*row[:-1], tuple(row[-1])) for row in rows]
+            return [_entry(row) for row in self._fetch(connection, query, (partition, now, vector, count))]
 
         return rank(vector, k, now, near)
 
@@ -292,7 +291,7 @@ class PostgresStore:
         return self._remove("expires <= %s", now)
 
     def _remove(self, rule: str, *values: object) -> int:
-        query = self._sql(REMOVE, rule=sql.SQL(rule))  # type: ignore[arg-type]
+        query = self._sql(REMOVE, rule=sql.SQL(rule))
         return self._change(lambda cursor: cursor.execute(query, values).rowcount)
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
@@ -343,7 +342,7 @@ class PostgresStore:
         while True:
             values = (*given, *last)
             rows = self._run(lambda connection, values=values: self._fetch(connection, query, values))  # type: ignore[misc]
-            yield from (Entry(*row[:-1], tuple(row[-1])) for row in rows)
+            yield from map(_entry, rows)
             if len(rows) < BLOCK:
                 return
             last = (rows[-1][6], rows[-1][0])
@@ -373,18 +372,19 @@ class PostgresStore:
     def _run(self, work: Callable[[Connection], Result]) -> Result:
         """Return what `work` does in one transaction, which is tried again when it lost against another."""
         with self._calls():
-            for last in (number == TRIES for number in range(1, TRIES + 1)):
-                try:
-                    with self._pool.connection() as connection:
-                        return work(connection)
-                except (errors.DeadlockDetected, errors.SerializationFailure):
-                    if last:
-                        raise
-                except psycopg.OperationalError as error:
-                    if last or isinstance(error, PoolTimeout):
-                        raise
-                    self._pool.check()  # the server was restarted: the other connections are broken too
-        raise AssertionError("the last try returns or raises")
+            for _ in range(TRIES - 1):
+                with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
+                    return self._try(work)
+            return self._try(work)
+
+    def _try(self, work: Callable[[Connection], Result]) -> Result:
+        with self._pool.connection() as connection:
+            try:
+                return work(connection)
+            except psycopg.OperationalError as error:
+                if connection.broken:  # the server was restarted: others of the pool are broken too
+                    raise _Broken(*error.args) from None
+                raise
 
     @contextmanager
     def _calls(self) -> Iterator[None]:
@@ -399,6 +399,10 @@ class PostgresStore:
             ) from None
         except psycopg.Error as error:
             raise StoreError(f"{self.url} failed: {self._address.censor(error)}") from None
+
+
+class _Broken(psycopg.OperationalError):
+    """The connection broke; another may do."""
 
 
 class _VectorDumper(Dumper):
@@ -427,11 +431,17 @@ def _names(table: str, dimension: int) -> dict[str, sql.Composable]:
     return {
         "entries": sql.Identifier(table),
         **{name: sql.Identifier(f"{table}_{name}") for name in ("about", "use", "counts", "tally")},
-        "dimension": sql.SQL(str(dimension)),  # type: ignore[arg-type]
-        "indexed": sql.SQL(f"{cast} {kind}_cosine_ops"),  # type: ignore[arg-type]
-        "approximate": sql.SQL(f"{cast} <=> {query}"),  # type: ignore[arg-type]
+        "dimension": sql.SQL(str(dimension)),
+        "indexed": sql.SQL(f"{cast} {kind}_cosine_ops"),
+        "approximate": sql.SQL(f"{cast} <=> {query}"),
         "exact": sql.SQL("vector <=> %s"),
     }
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    """Return the entry of the values of COLUMNS."""
+    id, namespace, partition, text, answer, vector, created, expires, tags = row
+    return Entry(id, namespace, partition, text, answer, vector, created, expires, tuple(tags))
 
 
 def _check_target(target: str) -> None:

@@ -32,7 +32,7 @@ try:
 except ModuleNotFoundError:
     raise MissingPartError("a store in Redis needs redis-py", action="pip install 'embedsmith[redis]'") from None
 
-WAIT = 30.0  # seconds for one answer of the server
+WAIT = 10.0  # seconds for one answer of the server
 CONNECT = 5.0  # seconds for a connection
 BLOCK = 256  # entries per script or pipeline: the server serves others in between
 EXACT = 4096  # a partition of up to so many entries is compared whole, without the graph
