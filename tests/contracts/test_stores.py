@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,9 @@ def store(place: Place) -> Store:
     return place.open()
 
 
-def entry(id: str = "a", vector: Sequence[float] = (1, 0, 0, 0), **fields: Any) -> Entry:
+def entry(id: str = "a", vector: Sequence[float] = (1, 0, 0, 0), **given: Any) -> Entry:
     values = {"namespace": "n", "partition": "p", "text": "a question", "answer": '{"a": 1}', "created": 1.0}
-    return Entry(id=id, vector=np.array(vector, dtype=np.float32), **(values | fields))
+    return Entry(id=id, vector=np.array(vector, dtype=np.float32), **(values | given))
 
 
 def units(count: int, dimension: int, seed: int = 0) -> Embeddings:
@@ -119,10 +119,15 @@ def ids(matches: Sequence[Match]) -> list[str]:
 
 
 def same(one: Entry | None, two: Entry | None) -> bool:
-    if one is None or two is None:
-        return one is two
-    blank = np.zeros(0, dtype=np.float32)
-    return np.array_equal(one.vector, two.vector) and replace(one, vector=blank) == replace(two, vector=blank)
+    return describe(one) == describe(two)
+
+
+def describe(one: Entry | None) -> tuple[Any, ...] | None:
+    """Return what can be compared: numpy's == is no truth value."""
+    if one is None:
+        return None
+    values = {each.name: getattr(one, each.name) for each in fields(one)}
+    return tuple((values | {"vector": one.vector.tolist()}).values())
 
 
 def found(
@@ -658,13 +663,9 @@ operations = st.one_of(
 
 
 def comparable(result: Any) -> Any:
-    if isinstance(result, Entry):
-        return replace(result, vector=np.zeros(0)), result.vector.tolist()
-    return (
-        [(one.entry.id, one.similarity) if isinstance(one, Match) else one for one in result]
-        if isinstance(result, list)
-        else result
-    )
+    if isinstance(result, list):
+        return [(one.entry.id, one.similarity) if isinstance(one, Match) else one for one in result]
+    return describe(result) if isinstance(result, Entry) else result
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
