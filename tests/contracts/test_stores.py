@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,10 @@ def test_a_wrong_vector_is_refused_and_nothing_is_written(store: Store, vector: 
 @pytest.mark.parametrize("field", ["id", "namespace", "partition", "text", "answer", "tags"])
 def test_any_text_survives_in_every_field(store: Store, field: str) -> None:
     texts = [text for text in ODD if text or field not in {"id", "tags"}]  # an empty id or tag means nothing
-    all_of_them = [
-        entry(**{"id": f"e{number}", field: (text, "common") if field == "tags" else text})
-        for number, text in enumerate(texts)
-    ]
+    all_of_them = []
+    for number, text in enumerate(texts):
+        values: dict[str, Any] = {"id": f"e{number}", field: (text, "common") if field == "tags" else text}
+        all_of_them.append(entry(**values))
     store.put(all_of_them)
     for one, text in zip(all_of_them, texts, strict=True):
         assert same(store.get(one.id, 1.0), one)
