@@ -792,6 +792,29 @@ def test_a_redis_that_was_emptied_works_again(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_lost_connections_are_replaced(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        place = find_place(kind, request, tmp_path, opened)
+        store = place.open()
+        run_threads(lambda number: store.put([entry(str(number))]))  # several connections are open now
+        server = request.getfixturevalue(f"{kind}_url")
+        if kind == "redis":
+            import redis
+
+            with redis.Redis.from_url(server) as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        else:
+            import psycopg
+
+            with psycopg.connect(server) as connection:
+                mine = "datname = current_database() and pid <> pg_backend_pid()"
+                connection.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {mine}")
+        assert found(store, "0")
+        run_threads(lambda number: store.touch(str(number), 5.0))
+        assert store.count().entries == 8
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_a_missing_driver_comes_with_its_install_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, DRIVERS[kind], None)
     monkeypatch.delitem(sys.modules, f"embedsmith.cache.stores.{kind}", raising=False)
