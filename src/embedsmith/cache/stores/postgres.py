@@ -40,10 +40,10 @@ TRIES = 5  # of a transaction that lost against another, or whose connection bro
 BLOCK = 256  # rows read or removed at once
 FOLD = 512  # statements that change counts, until their rows are added up
 PGVECTOR = (0, 8)  # the first with iterative scans
-EXACT = 2000  # a partition of up to so many entries is compared whole, without the graph
+EXACT = 1000  # a partition of up to so many entries is compared whole, without the graph
 RARE = 200  # so is one that is less than a RARE-th of all: the graph would pass through too many others
 INLINE = 1900  # dimensions up to which a vector fits into its page; beside it, each comparison would fetch it
-LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 200  # of the HNSW graph: neighbours, candidates
+LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 120  # of the HNSW graph: neighbours, candidates
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
 ORDERS: dict[Order, str] = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
 
@@ -116,6 +116,11 @@ delete from {entries} where id in (select id from {entries} where {rule} order b
 """
 TOUCH = "update {use} set used = greatest(used, %s), uses = uses + 1 where id = %s"
 TALLY = "select coalesce(sum(entries), 0)::bigint, coalesce(sum(bytes), 0)::bigint from {counts}"
+MEMBERS = """
+select coalesce(sum(entries) filter (where kind = 'partition'), 0)::bigint,
+    coalesce(sum(entries) filter (where kind = 'all'), 0)::bigint
+from {counts} where kind = 'partition' and name = %s or kind = 'all' and name = ''
+"""
 FOLDING = """
 with gone as (
     delete from {counts} where ctid in (select ctid from {counts} for update skip locked) returning *
@@ -161,7 +166,7 @@ class PostgresStore:
                 self._open(connection)
         self._pool = ConnectionPool(
             self._address.target,
-            kwargs={"connect_timeout": CONNECT},
+            kwargs={"connect_timeout": CONNECT, "autocommit": True},  # a lookup is one round trip, not three
             configure=self._configure,
             min_size=1,
             max_size=CONNECTIONS,
@@ -234,7 +239,6 @@ class PostgresStore:
         connection.adapters.register_dumper(np.ndarray, type("Dumper", (_VectorDumper,), {"oid": info.oid}))
         connection.adapters.register_loader(info.oid, _VectorLoader)
         connection.execute(SESSION)
-        connection.commit()
 
     def _sql(self, text: str, **parts: sql.Composable) -> sql.Composed:
         return sql.SQL(text).format(**self._names, **parts)
@@ -251,10 +255,10 @@ class PostgresStore:
         return self._run(lambda connection: self._search(connection, partition, vector, k, now))
 
     def _search(self, connection: Connection, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
-        members = self._tally(connection, "partition", partition).entries
+        members, all_entries = self._fetch(connection, self._sql(MEMBERS), (partition,))[0]
         if not members:
             return []
-        exact = members <= EXACT or members * RARE < self._tally(connection, "all").entries
+        exact = members <= EXACT or members * RARE < all_entries
         distance = self._sql("({exact}) + 0" if exact else "{approximate}")
         query = self._sql(NEAR, distance=distance, columns=sql.SQL(COLUMNS))
 
@@ -357,7 +361,7 @@ class PostgresStore:
         """Return what `work` does to the entries in one transaction; now and then, add up the counts."""
 
         def change(connection: Connection) -> Result:
-            with connection.cursor() as cursor:
+            with connection.transaction(), connection.cursor() as cursor:
                 return work(cursor)
 
         result = self._run(change)
@@ -370,7 +374,7 @@ class PostgresStore:
         return result
 
     def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Return what `work` does in one transaction, which is tried again when it lost against another."""
+        """Return what `work` does, which is tried again when it lost against another transaction."""
         with self._calls():
             for _ in range(TRIES - 1):
                 with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
