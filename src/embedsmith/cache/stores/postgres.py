@@ -98,6 +98,7 @@ create trigger tally_update after update on {entries} referencing old table as b
 create trigger tally_delete after delete on {entries} referencing old table as before
     for each statement execute function {tally}();
 """
+# The entry is locked before its use, as a removal does it: the second insert reads from the first.
 PUT = """
 with put as (
     insert into {entries} (id, namespace, partition, text, answer, vector, created, expires, tags, size)
@@ -106,8 +107,9 @@ with put as (
     on conflict (id) do update set (namespace, partition, text, answer, vector, created, expires, tags, size)
         = (excluded.namespace, excluded.partition, excluded.text, excluded.answer, excluded.vector,
         excluded.created, excluded.expires, excluded.tags, excluded.size)
+    returning id, created, size
 )
-insert into {use} (id, used, uses, size) values (%(id)s, %(created)s, 0, %(size)s)
+insert into {use} (id, used, uses, size) select id, created, 0, size from put
 on conflict (id) do update set used = excluded.used, uses = 0, size = excluded.size
 """
 # Rows are locked in the order of their ids, so that two removals cannot wait for each other.
