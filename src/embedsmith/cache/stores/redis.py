@@ -36,7 +36,8 @@ WAIT = 10.0  # seconds for one answer of the server
 CONNECT = 5.0  # seconds for a connection
 BLOCK = 256  # entries per script or pipeline: the server serves others in between
 EXACT = 4096  # a partition of up to so many entries is compared whole, without the graph
-LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 200, 256  # of the HNSW graph: neighbours, candidates
+RARE = 50  # so is one that is less than a RARE-th of all: the graph would pass through too many others
+LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 200, 128  # of the HNSW graph: neighbours, candidates
 FIELDS = ("id", "namespace", "partition", "text", "answer", "vector", "created", "expires", "tags")
 LOST_INDEX = re.compile(r"no such index|unknown index|index_not_found", re.I)
 
@@ -223,11 +224,15 @@ class RedisStore:
             return []
         group = _fingerprint(partition)
         with self._calls():
-            members = int(self._client.hget(f"{self._base}:groups", group) or 0)
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.hget(f"{self._base}:groups", group).hget(f"{self._base}:counts", "entries")
+                members, all_entries = (int(value or 0) for value in pipe.execute())
             if not members:
                 return []
-            how = "HYBRID_POLICY ADHOC_BF" if members <= EXACT else f"EF_RUNTIME {EFFORT_SEARCH}"
-            query = f"(@group:{{{group}}} @expires:[($now inf])=>[KNN $k @vector $vector {how} AS distance]"
+            exact = members <= EXACT or members * RARE < all_entries
+            how = "ADHOC_BF" if exact else f"BATCHES EF_RUNTIME {EFFORT_SEARCH}"
+            near = f"KNN $k @vector $vector HYBRID_POLICY {how} AS distance"
+            query = f"(@group:{{{group}}} @expires:[($now inf])=>[{near}]"
             try:
                 return rank(vector, k, now, lambda count: self._near(query, vector, count, now))
             except redis.ResponseError as error:
