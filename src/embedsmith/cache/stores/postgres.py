@@ -1,0 +1,460 @@
+"""The store that replicas share through PostgreSQL with pgvector: one row per entry, its vector in it.
+
+Three tables: the entries; their use, apart because a new version of a row would put its vector into the
+index anew; and the changes of the counts, which triggers append and `_fold` adds up now and then, so that
+writers never wait for each other on a total.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
+from embedsmith.cache.stores.network import rank, read_address
+from embedsmith.encoder import Embeddings
+from embedsmith.errors import ConfigurationError, MissingPartError
+
+try:
+    import psycopg
+    from psycopg import errors, pq, sql
+    from psycopg.adapt import Buffer, Dumper, Loader
+    from psycopg.types import TypeInfo
+    from psycopg_pool import ConnectionPool
+except ImportError:  # also a psycopg without libpq
+    raise MissingPartError(
+        "a store in PostgreSQL needs psycopg and psycopg_pool", action="pip install 'embedsmith[postgres]'"
+    ) from None
+
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
+Result = TypeVar("Result")
+
+CONNECT = 5  # seconds for a connection
+WAIT = 5.0  # seconds for a free connection
+CONNECTIONS = 16  # at most, per store object
+TRIES = 5  # of a transaction that lost against another, or whose connection broke
+BLOCK = 256  # rows read or removed at once
+FOLD = 512  # statements that change counts, until their rows are added up
+PGVECTOR = (0, 8)  # the first with iterative scans
+EXACT = 1000  # a partition of up to so many entries is compared whole, without the graph
+RARE = 200  # so is one that is less than a RARE-th of all: the graph would pass through too many others
+INLINE = 1900  # dimensions up to which a vector fits into its page; beside it, each comparison would fetch it
+LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 120  # of the HNSW graph: neighbours, candidates
+COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
+ORDERS: dict[Order, str] = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
+
+TABLES = """
+create table {about} (schema integer not null, model text not null, dimension integer not null);
+create table {entries} (
+    id text collate "C" primary key,
+    namespace text not null,
+    partition text not null,
+    text text not null,
+    answer text not null,
+    vector vector({dimension}) not null,
+    created double precision not null,
+    expires double precision,
+    tags text[] not null,
+    size bigint not null
+);
+create index on {entries} using hash (namespace);
+create index on {entries} using hash (partition);
+create index on {entries} using gin (tags);
+create index on {entries} (created, id);
+create index on {entries} (expires) where expires is not null;
+create table {use} (
+    id text collate "C" primary key references {entries} on delete cascade,
+    used double precision not null,
+    uses bigint not null,
+    size bigint not null
+);
+create index on {use} (used, id);
+create index on {use} (uses, used, id);
+create index on {use} (size desc, used, id);
+create table {counts} (kind text not null, name text not null, entries bigint not null, bytes bigint not null);
+create index on {counts} using hash (name);
+create function {tally}() returns trigger language plpgsql as $body$
+begin
+    if tg_op <> 'INSERT' then
+        insert into {counts} select 'all', '', -count(*), -sum(size) from before having count(*) > 0;
+        insert into {counts} select 'namespace', namespace, -count(*), -sum(size) from before group by namespace;
+        insert into {counts} select 'partition', partition, -count(*), -sum(size) from before group by partition;
+    end if;
+    if tg_op <> 'DELETE' then
+        insert into {counts} select 'all', '', count(*), sum(size) from after having count(*) > 0;
+        insert into {counts} select 'namespace', namespace, count(*), sum(size) from after group by namespace;
+        insert into {counts} select 'partition', partition, count(*), sum(size) from after group by partition;
+    end if;
+    return null;
+end $body$;
+create trigger tally_insert after insert on {entries} referencing new table as after
+    for each statement execute function {tally}();
+create trigger tally_update after update on {entries} referencing old table as before new table as after
+    for each statement execute function {tally}();
+create trigger tally_delete after delete on {entries} referencing old table as before
+    for each statement execute function {tally}();
+"""
+# The entry is locked before its use, as a removal does it: the second insert reads from the first.
+PUT = """
+with put as (
+    insert into {entries} (id, namespace, partition, text, answer, vector, created, expires, tags, size)
+    values (%(id)s, %(namespace)s, %(partition)s, %(text)s, %(answer)s, %(vector)s, %(created)s, %(expires)s,
+        %(tags)s, %(size)s)
+    on conflict (id) do update set (namespace, partition, text, answer, vector, created, expires, tags, size)
+        = (excluded.namespace, excluded.partition, excluded.text, excluded.answer, excluded.vector,
+        excluded.created, excluded.expires, excluded.tags, excluded.size)
+    returning id, created, size
+)
+insert into {use} (id, used, uses, size) select id, created, 0, size from put
+on conflict (id) do update set used = excluded.used, uses = 0, size = excluded.size
+"""
+# Rows are locked in the order of their ids, so that two removals cannot wait for each other.
+REMOVE = """
+delete from {entries} where id in (select id from {entries} where {rule} order by id for update)
+"""
+TOUCH = "update {use} set used = greatest(used, %s), uses = uses + 1 where id = %s"
+TALLY = "select coalesce(sum(entries), 0)::bigint, coalesce(sum(bytes), 0)::bigint from {counts}"
+MEMBERS = """
+select coalesce(sum(entries) filter (where kind = 'partition'), 0)::bigint,
+    coalesce(sum(entries) filter (where kind = 'all'), 0)::bigint
+from {counts} where kind = 'partition' and name = %s or kind = 'all' and name = ''
+"""
+FOLDING = """
+with gone as (
+    delete from {counts} where ctid in (select ctid from {counts} for update skip locked) returning *
+)
+insert into {counts} select kind, name, sum(entries), sum(bytes) from gone group by kind, name
+having sum(entries) <> 0 or sum(bytes) <> 0
+"""
+# "+ 0" keeps the planner from the graph; without it, enable_sort = off (below) makes it take the graph.
+NEAR = """
+select {columns} from {entries} where partition = %s and (expires is null or expires > %s)
+order by {distance} limit %s
+"""
+SESSION = f"""
+set jit = off;
+set enable_sort = off;
+set hnsw.iterative_scan = strict_order;
+set hnsw.ef_search = {EFFORT_SEARCH};
+set hnsw.max_scan_tuples = 200000;
+"""
+
+
+class PostgresStore:
+    """Entries in the database of `url` (`postgresql://user@host:port/database?table=name`; `?host=/path`: a socket).
+
+    Text must not hold the character NUL, which PostgreSQL cannot store.
+
+    Raises:
+        StoreError: the server cannot be reached, or has no pgvector. ModelMismatch: vectors of another model.
+        ConfigurationError: the URL cannot be used.
+    """
+
+    def __init__(self, url: str, *, dimension: int, model: str) -> None:
+        self.dimension, self.model = dimension, model
+        pattern = r"[A-Za-z_][A-Za-z0-9_]{0,39}"
+        self._address = read_address(url, option="table", default="embedsmith_cache", pattern=pattern)
+        self.url = self._address.shown
+        self._names = _names(self._address.name, dimension)
+        self._lock = threading.Lock()
+        self._changes = 0  # statements that changed counts since the last folding
+        with self._calls():
+            _check_target(self._address.target)
+            with psycopg.connect(self._address.target, connect_timeout=CONNECT) as connection:
+                self._open(connection)
+        self._pool = ConnectionPool(
+            self._address.target,
+            kwargs={"connect_timeout": CONNECT, "autocommit": True},  # a lookup is one round trip, not three
+            configure=self._configure,
+            min_size=1,
+            max_size=CONNECTIONS,
+            timeout=WAIT,
+            open=True,
+        )
+
+    def _open(self, connection: Connection) -> None:
+        """Check or write what the store is; one process at a time."""
+        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 4))", [self._address.name])
+        self._check_extension(connection)
+        exists = connection.execute("select to_regclass(%s)", [f'"{self._address.name}_about"']).fetchone()
+        if exists == (None,):
+            self._create(connection)
+            return
+        about = connection.execute(self._sql("select schema, model, dimension from {about}")).fetchone()
+        schema, model, dimension = about or (0, "", 0)
+        if schema > SCHEMA:
+            raise StoreError(
+                f"{self.url} has schema {schema}", expected=f"at most {SCHEMA}", action="update embedsmith"
+            )
+        if (model, dimension) != (self.model, self.dimension):
+            raise mismatch(self.url, (model, dimension), (self.model, self.dimension))
+
+    def _check_extension(self, connection: Connection) -> None:
+        find = "select extversion from pg_extension where extname = 'vector'"
+        expected = f"pgvector {'.'.join(map(str, PGVECTOR))} or newer"
+        found = connection.execute(find).fetchone()
+        if found is None:
+            try:
+                with connection.transaction():
+                    connection.execute("create extension vector")
+            except errors.InsufficientPrivilege:
+                raise StoreError(
+                    f"the user of {self.url} may not add the extension pgvector",
+                    expected=expected,
+                    action="let an administrator run `create extension vector` in this database",
+                ) from None
+            except (errors.FeatureNotSupported, errors.UndefinedFile):
+                raise StoreError(
+                    f"the PostgreSQL at {self.url} has no pgvector",
+                    expected=expected,
+                    action="install it on the server (Debian: apt-get install postgresql-17-pgvector; "
+                    "image pgvector/pgvector:pg17)",
+                ) from None
+            found = connection.execute(find).fetchone()
+        version = str(found[0]) if found else "0"
+        if tuple(int(part) for part in version.split(".")[:2]) < PGVECTOR:
+            raise StoreError(
+                f"the PostgreSQL at {self.url} has pgvector {version}",
+                expected=expected,
+                action="update it, then run `alter extension vector update`",
+            )
+
+    def _create(self, connection: Connection) -> None:
+        connection.execute(self._sql(TABLES))
+        if self.dimension <= INLINE:
+            connection.execute(self._sql("alter table {entries} alter column vector set storage plain"))
+        if self.dimension <= 4000:  # beyond, pgvector has no index, and every search compares all
+            build = f"with (m = {LINKS}, ef_construction = {EFFORT_BUILD})"
+            connection.execute(self._sql("create index on {entries} using hnsw ({indexed}) " + build))
+        row = (SCHEMA, self.model, self.dimension)
+        connection.execute(self._sql("insert into {about} values (%s, %s, %s)"), row)
+
+    def _configure(self, connection: Connection) -> None:
+        """Prepare a connection of the pool."""
+        info = TypeInfo.fetch(connection, "vector")
+        if info is None:
+            raise StoreError(f"the PostgreSQL at {self.url} has no pgvector any more")
+        connection.adapters.register_dumper(np.ndarray, type("Dumper", (_VectorDumper,), {"oid": info.oid}))
+        connection.adapters.register_loader(info.oid, _VectorLoader)
+        connection.execute(SESSION)
+
+    def _sql(self, text: str, **parts: sql.Composable) -> sql.Composed:
+        return sql.SQL(text).format(**self._names, **parts)
+
+    def get(self, id: str, now: float) -> Entry | None:
+        query = self._sql(f"select {COLUMNS} from {{entries}} where id = %s and (expires is null or expires > %s)")
+        rows = self._run(lambda connection: self._fetch(connection, query, (id, now)))
+        return _entry(rows[0]) if rows else None
+
+    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+        vector = check_vector(vector, self.dimension)
+        if k < 1:
+            return []
+        return self._run(lambda connection: self._search(connection, partition, vector, k, now))
+
+    def _search(self, connection: Connection, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+        members, all_entries = self._fetch(connection, self._sql(MEMBERS), (partition,))[0]
+        if not members:
+            return []
+        exact = members <= EXACT or members * RARE < all_entries
+        distance = self._sql("({exact}) + 0" if exact else "{approximate}")
+        query = self._sql(NEAR, distance=distance, columns=sql.SQL(COLUMNS))
+
+        def near(count: int) -> list[Entry]:
+            return [_entry(row) for row in self._fetch(connection, query, (partition, now, vector, count))]
+
+        return rank(vector, k, now, near)
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        latest = {entry.id: entry for entry in entries}
+        rows = [self._row(latest[id]) for id in sorted(latest)]  # one order of locks for everybody
+        if rows:
+            self._change(lambda cursor: cursor.executemany(self._sql(PUT), rows), len(rows))
+
+    def _row(self, entry: Entry) -> dict[str, object]:
+        row = {name: getattr(entry, name) for name in (*COLUMNS.split(", "), "size")}
+        for name, value in row.items():
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{name} of entry {entry.id!r} holds the character NUL, which PostgreSQL cannot store")
+        return row | {"vector": check_vector(entry.vector, self.dimension), "tags": list(entry.tags)}
+
+    def touch(self, id: str, now: float) -> None:
+        self._run(lambda connection: connection.execute(self._sql(TOUCH), (now, id)))
+
+    def delete(self, ids: Sequence[str]) -> int:
+        return self._remove("id = any(%s)", list(ids))
+
+    def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
+        rules = [("namespace = %s", namespace), ("tags @> %s", None if tag is None else [tag])]
+        given = [(rule, value) for rule, value in rules if value is not None]
+        return self._remove(" and ".join(rule for rule, _ in given) or "true", *(value for _, value in given))
+
+    def expire(self, now: float) -> int:
+        return self._remove("expires <= %s", now)
+
+    def _remove(self, rule: str, *values: object) -> int:
+        query = self._sql(REMOVE, rule=sql.SQL(rule))
+        return self._change(lambda cursor: cursor.execute(query, values).rowcount)
+
+    def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
+        def excess(connection: Connection) -> Counts:
+            left = self._tally(connection, "all")
+            more = 0 if entries is None else max(left.entries - max(entries, 0), 0)
+            return Counts(more, 0 if bytes is None else max(left.bytes - max(bytes, 0), 0))
+
+        def evict(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
+            # One process at a time: two that saw the same excess would both remove it.
+            cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 5))", [self._address.name])
+            return self._evict(cursor, excess(cursor.connection), ORDERS[order])
+
+        if self._run(excess) == Counts(0, 0):
+            return 0
+        return self._change(evict)
+
+    def _evict(self, cursor: psycopg.Cursor[tuple[Any, ...]], excess: Counts, order: str) -> int:
+        more, weight, removed = excess.entries, excess.bytes, 0
+        query = self._sql(f"select id, size from {{use}} order by {order} limit {BLOCK}")
+        remove = self._sql(REMOVE, rule=sql.SQL("id = any(%s)"))
+        while more > 0 or weight > 0:
+            going = []
+            for id, size in cursor.execute(query).fetchall():
+                if more <= 0 and weight <= 0:
+                    break
+                going.append(id)
+                more, weight = more - 1, weight - size
+            if not going:
+                break
+            removed += cursor.execute(remove, [going]).rowcount
+        return removed
+
+    def count(self, namespace: str | None = None) -> Counts:
+        kind = "all" if namespace is None else "namespace"
+        return self._run(lambda connection: self._tally(connection, kind, namespace or ""))
+
+    def _tally(self, connection: Connection, kind: str, name: str = "") -> Counts:
+        query = self._sql(TALLY + " where kind = %s and name = %s")
+        return Counts(*self._fetch(connection, query, (kind, name))[0])
+
+    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+        rule = "true" if namespace is None else "namespace = %s"
+        given = () if namespace is None else (namespace,)
+        text = f"select {COLUMNS} from {{entries}} where {rule} and (created, id) > (%s, %s)"
+        query = self._sql(text + f" order by created, id limit {BLOCK}")
+        last: tuple[float, str] = (float("-inf"), "")
+        while True:
+            values = (*given, *last)
+            rows = self._run(lambda connection, values=values: self._fetch(connection, query, values))  # type: ignore[misc]
+            yield from map(_entry, rows)
+            if len(rows) < BLOCK:
+                return
+            last = (rows[-1][6], rows[-1][0])
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _fetch(self, connection: Connection, query: sql.Composed, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        return connection.execute(query, values, binary=True).fetchall()
+
+    def _change(self, work: Callable[[psycopg.Cursor[tuple[Any, ...]]], Result], statements: int = 1) -> Result:
+        """Return what `work` does to the entries in one transaction; now and then, add up the counts."""
+
+        def change(connection: Connection) -> Result:
+            with connection.transaction(), connection.cursor() as cursor:
+                return work(cursor)
+
+        result = self._run(change)
+        with self._lock:
+            self._changes += statements
+            due = self._changes >= FOLD
+            self._changes = 0 if due else self._changes
+        if due:
+            self._run(lambda connection: connection.execute(self._sql(FOLDING)))
+        return result
+
+    def _run(self, work: Callable[[Connection], Result]) -> Result:
+        """Return what `work` does, which is tried again when it lost against another transaction."""
+        with self._calls():
+            for _ in range(TRIES - 1):
+                with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
+                    return self._try(work)
+            return self._try(work)
+
+    def _try(self, work: Callable[[Connection], Result]) -> Result:
+        with self._pool.connection() as connection:
+            try:
+                return work(connection)
+            except psycopg.OperationalError as error:
+                if connection.broken:  # the server was restarted: others of the pool are broken too
+                    raise _Broken(*error.args) from None
+                raise
+
+    @contextmanager
+    def _calls(self) -> Iterator[None]:
+        """Turn the driver's errors into ours, without the password."""
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            raise StoreError(
+                f"{self.url} cannot be reached: {self._address.censor(error)}",
+                expected="a running PostgreSQL with pgvector, and a user and password that it knows",
+                action="start it, or check host, port, user and password",
+            ) from None
+        except psycopg.Error as error:
+            raise StoreError(f"{self.url} failed: {self._address.censor(error)}") from None
+
+
+class _Broken(psycopg.OperationalError):
+    """The connection broke; another may do."""
+
+
+class _VectorDumper(Dumper):
+    """A (d,) array as pgvector sends it: two int16 (d, 0), then d float32, all big-endian."""
+
+    format = pq.Format.BINARY
+
+    def dump(self, obj: Embeddings) -> Buffer:
+        return np.array([len(obj), 0], dtype=">i2").tobytes() + obj.astype(">f4").tobytes()
+
+
+class _VectorLoader(Loader):
+    """The reverse."""
+
+    format = pq.Format.BINARY
+
+    def load(self, data: Buffer) -> Embeddings:
+        return np.frombuffer(data, dtype=">f4", offset=4).astype(np.float32)
+
+
+def _names(table: str, dimension: int) -> dict[str, sql.Composable]:
+    """Return what the statements call {entries}, {use}, ..., quoted."""
+    cast = "vector" if dimension <= 2000 else f"(vector::halfvec({dimension}))"  # the index of `vector` ends there
+    kind = "vector" if dimension <= 2000 else "halfvec"
+    query = "%s" if dimension <= 2000 else f"%s::vector::halfvec({dimension})"
+    return {
+        "entries": sql.Identifier(table),
+        **{name: sql.Identifier(f"{table}_{name}") for name in ("about", "use", "counts", "tally")},
+        "dimension": sql.SQL(str(dimension)),
+        "indexed": sql.SQL(f"{cast} {kind}_cosine_ops"),
+        "approximate": sql.SQL(f"{cast} <=> {query}"),
+        "exact": sql.SQL("vector <=> %s"),
+    }
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    """Return the entry of the values of COLUMNS."""
+    id, namespace, partition, text, answer, vector, created, expires, tags = row
+    return Entry(id, namespace, partition, text, answer, vector, created, expires, tuple(tags))
+
+
+def _check_target(target: str) -> None:
+    try:
+        psycopg.conninfo.conninfo_to_dict(target)
+    except psycopg.ProgrammingError:
+        raise ConfigurationError(
+            "the postgresql:// URL of the store cannot be read (not shown: it may hold a password)",
+            expected="postgresql://USER:PASSWORD@HOST:PORT/DATABASE?table=NAME",
+        ) from None
