@@ -86,7 +86,9 @@ def main() -> None:
         }
         table: Row = {}
         for guard in ("without guard", "with guard"):
-            masks = {half: np.array([guard == "with guard" and veto is not None for veto in vetoes[half]]) for half in halves}
+            masks = {
+                half: np.array([guard == "with guard" and veto is not None for veto in vetoes[half]]) for half in halves
+            }
             table[guard] = {}
             for share in SHARES:
                 threshold = choose_threshold(halves["dev"], found["dev"], masks["dev"], share)
@@ -95,7 +97,9 @@ def main() -> None:
                     continue
                 scored = score(halves["final"], found["final"], masks["final"], threshold)
                 table[guard][f"{share:.0%}"] = scored
-                print(f"{name:28} {guard:14} {share:.0%} of dev: wrong {scored['wrong_served']:.1%}, true {scored['true_served']:.1%}")
+                print(
+                    f"{name:28} {guard:14} {share:.0%} of dev: wrong {scored['wrong_served']:.1%}, true {scored['true_served']:.1%}"
+                )
         result["models"][name] = table
     print(f"guard: {result['guard_microseconds']} µs a pair, uncached")
     write_result("cache_traps", result)

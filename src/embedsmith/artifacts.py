@@ -157,10 +157,10 @@ def plain(value: object) -> Any:
     return value
 
 
-def fingerprint(value: object) -> str:
-    """Return 16 hex digits that depend on the content of `value` only, not on key order."""
+def fingerprint(value: object, *, length: int = 16) -> str:
+    """Return `length` hex digits that depend on the content of `value` only, not on key order."""
     canonical = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:length]
 
 
 def fingerprint_file(path: Path | str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,8 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         raise ValueError("messages must be a list of objects")
+    if not _is_storable(body):
+        return Passed("half characters or NUL in the request")
     reason = _reason_to_pass(body, messages, allowed)
     if reason:
         return Passed(reason)
@@ -68,6 +71,14 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     scope = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
     scope["turns"] = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
     return Question(text, scope, bool(body.get("stream")))
+
+
+def _is_storable(body: Mapping[str, Any]) -> bool:
+    """Say whether UTF-8 and every store can hold the request."""
+    try:
+        return "\\u0000" not in json.dumps(body) and bool(json.dumps(body, ensure_ascii=False).encode())
+    except (UnicodeEncodeError, RecursionError):
+        return False
 
 
 def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], allowed: Allowances) -> str:

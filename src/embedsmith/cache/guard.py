@@ -30,10 +30,108 @@ ALIKE = 0.4  # share of words in common from which on a negation, an opposite or
 SAME = 0.6  # from which on any exchanged word decides
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 STOP = frozenset(
-    "a an the of to in on at for by with from as is are was were be been am do does did have has had it its this that "
-    "these those i me my mine we us our you your he she they them their there and or but if so than then can could "
-    "will would shall should may might must what which who whom whose when where why how any some please just also "
-    "very too about into up out off over s t re ve ll d m get got go not no hi hello thanks".split()
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "by",
+        "with",
+        "from",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "am",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "it",
+        "its",
+        "this",
+        "that",
+        "these",
+        "those",
+        "i",
+        "me",
+        "my",
+        "mine",
+        "we",
+        "us",
+        "our",
+        "you",
+        "your",
+        "he",
+        "she",
+        "they",
+        "them",
+        "their",
+        "there",
+        "and",
+        "or",
+        "but",
+        "if",
+        "so",
+        "than",
+        "then",
+        "can",
+        "could",
+        "will",
+        "would",
+        "shall",
+        "should",
+        "may",
+        "might",
+        "must",
+        "what",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "when",
+        "where",
+        "why",
+        "how",
+        "any",
+        "some",
+        "please",
+        "just",
+        "also",
+        "very",
+        "too",
+        "about",
+        "into",
+        "up",
+        "out",
+        "off",
+        "over",
+        "s",
+        "t",
+        "re",
+        "ve",
+        "ll",
+        "d",
+        "m",
+        "get",
+        "got",
+        "go",
+        "not",
+        "no",
+        "hi",
+        "hello",
+        "thanks",
+    ]
 )
 
 
@@ -134,7 +232,9 @@ def _find_exchange(left: Facts, right: Facts, alike: float) -> Veto | None:
 
 
 def _name(quantities: Counter[Quantity]) -> str:
-    return " ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(quantities)) or "none"
+    return (
+        " ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(quantities)) or "none"
+    )
 
 
 @lru_cache(maxsize=1 << 14)

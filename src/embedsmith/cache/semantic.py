@@ -229,7 +229,7 @@ class SemanticCache:
         return cached_function
 
     def mark_wrong(self, asked: str, id: str, stored: str) -> None:
-        """Say that entry `id` (question `stored`) did not answer `asked`: it goes, and the pair is kept to learn from."""
+        """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
         self.store.delete([id])
         self._remember(asked, stored, 0)
 

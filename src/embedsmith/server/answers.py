@@ -86,8 +86,8 @@ class StreamReader:
             chunks = [json.loads(chunk) for chunk in self.chunks]
         except ValueError:
             return None
-        body = _join(chunks)
-        return Answer(body, tuple(self.chunks)) if read_body(body) is not None else None
+        whole = read_body(_join(chunks))
+        return Answer(whole.body, tuple(self.chunks)) if whole is not None else None
 
 
 def _join(chunks: Sequence[Any]) -> dict[str, Any] | None:
@@ -100,7 +100,12 @@ def _join(chunks: Sequence[Any]) -> dict[str, Any] | None:
         usage = chunk.get("usage") or usage
         for choice in chunk.get("choices") or []:
             delta = choice.get("delta") or {}
-            if choice.get("index", 0) != 0 or delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal"):
+            if (
+                choice.get("index", 0) != 0
+                or delta.get("tool_calls")
+                or delta.get("function_call")
+                or delta.get("refusal")
+            ):
                 return None
             content += delta.get("content") or ""
             finish = choice.get("finish_reason") or finish

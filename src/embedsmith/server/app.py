@@ -214,4 +214,3 @@ async def _small_object(request: Request) -> dict[str, Any] | None:
     except (ValueError, TooLarge, RecursionError):
         return None
     return body if isinstance(body, dict) else None
-

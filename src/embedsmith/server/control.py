@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from embedsmith.cache.semantic import Lookup
 
-ASKED = "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
+ASKED = (
+    "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
+)
 TENANT_DIGITS = 32
 
 

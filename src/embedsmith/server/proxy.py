@@ -21,7 +21,10 @@ from embedsmith.server.watch import Watch
 
 LARGEST = 8 << 20  # bytes of a request
 HOPS = frozenset(  # headers that belong to one connection only
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host content-length".split()
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "host", "content-length"),
+    }
 )
 
 
@@ -182,7 +185,9 @@ class Proxy:
             await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
             self.watch.stored()
 
-    async def forward(self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None) -> Response:
+    async def forward(
+        self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None
+    ) -> Response:
         """Pass a request on as it is, and its answer back as it comes."""
         try:
             content = raw if raw is not None else await read_limited(request, self.largest)

@@ -39,7 +39,9 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
 
         from embedsmith.server.app import create_app
     except ImportError:
-        raise MissingPartError("serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'") from None
+        raise MissingPartError(
+            "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
+        ) from None
     token = os.environ.get("EMBEDSMITH_ADMIN_TOKEN") or secrets.token_urlsafe(24)
     with ExitStack() as stack:
         stack.callback(cache.close)

@@ -144,7 +144,9 @@ class SQLiteStore:
                 self._catch_up()
                 numbers = self._index.nearest(partition, vector, count)
             marks = ",".join("?" * len(numbers))
-            rows = reader.execute(f"select number, {COLUMNS} from entries where number in ({marks})", numbers).fetchall()
+            rows = reader.execute(
+                f"select number, {COLUMNS} from entries where number in ({marks})", numbers
+            ).fetchall()
             if len(rows) == len(numbers):
                 return [self._entry(row[1:]) for row in rows]
             self._forget({(partition, number) for number in numbers} - {(partition, row[0]) for row in rows})
@@ -177,13 +179,16 @@ class SQLiteStore:
         with self._write() as writer:
             for entry, vector in zip(entries, vectors, strict=True):
                 gone |= self._delete(writer, "id = ?", (entry.id,))
+                self._touches.pop(entry.id, None)
                 values = (
                     *(entry.id, entry.namespace, entry.partition, entry.text, entry.answer),
                     *(vector.astype("<f4").tobytes(), entry.created, entry.expires),
                     *(json.dumps(list(entry.tags)), entry.size, entry.created),
                 )
                 marks = ",".join("?" * len(values))
-                number = writer.execute(f"insert into entries ({COLUMNS}, size, used) values ({marks})", values).lastrowid
+                number = writer.execute(
+                    f"insert into entries ({COLUMNS}, size, used) values ({marks})", values
+                ).lastrowid
                 tags = [(tag, number) for tag in dict.fromkeys(entry.tags)]
                 writer.executemany("insert into tags values (?, ?)", tags)
         self._forget(gone)
