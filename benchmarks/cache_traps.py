@@ -97,9 +97,8 @@ def main() -> None:
                     continue
                 scored = score(halves["final"], found["final"], masks["final"], threshold)
                 table[guard][f"{share:.0%}"] = scored
-                print(
-                    f"{name:28} {guard:14} {share:.0%} of dev: wrong {scored['wrong_served']:.1%}, true {scored['true_served']:.1%}"
-                )
+                wrong, true = scored["wrong_served"], scored["true_served"]
+                print(f"{name:28} {guard:14} {share:.0%} of dev: wrong {wrong:.1%}, true {true:.1%}")
         result["models"][name] = table
     print(f"guard: {result['guard_microseconds']} µs a pair, uncached")
     write_result("cache_traps", result)

@@ -29,110 +29,6 @@ Quantity = tuple[str, float]  # kind, value in the unit of that kind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite or the order decides
 SAME = 0.6  # from which on any exchanged word decides
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
-STOP = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "to",
-        "in",
-        "on",
-        "at",
-        "for",
-        "by",
-        "with",
-        "from",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "am",
-        "do",
-        "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "i",
-        "me",
-        "my",
-        "mine",
-        "we",
-        "us",
-        "our",
-        "you",
-        "your",
-        "he",
-        "she",
-        "they",
-        "them",
-        "their",
-        "there",
-        "and",
-        "or",
-        "but",
-        "if",
-        "so",
-        "than",
-        "then",
-        "can",
-        "could",
-        "will",
-        "would",
-        "shall",
-        "should",
-        "may",
-        "might",
-        "must",
-        "what",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "when",
-        "where",
-        "why",
-        "how",
-        "any",
-        "some",
-        "please",
-        "just",
-        "also",
-        "very",
-        "too",
-        "about",
-        "into",
-        "up",
-        "out",
-        "off",
-        "over",
-        "s",
-        "t",
-        "re",
-        "ve",
-        "ll",
-        "d",
-        "m",
-        "get",
-        "got",
-        "go",
-        "not",
-        "no",
-        "hi",
-        "hello",
-        "thanks",
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +155,7 @@ def read_facts(text: str) -> Facts:
         words += [f"{value:g}"] if written else [stem(token) for token in tokens[place : place + used + more]]
         place += used + more
     numbers = {f"{value:g}" for _, value in found[True]}
-    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in STOP and word not in numbers)
+    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers)
     return Facts(tuple(words), found[True], found[False], negations, content)
 
 
@@ -344,6 +240,7 @@ def stem(word: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Lexicon:
+    small: frozenset[str]
     negators: frozenset[str]
     opposites: dict[str, frozenset[str]]
     alike: dict[str, str]
@@ -363,6 +260,7 @@ def _lexicon() -> _Lexicon:
             opposites.setdefault(word, set()).update(one - {word})
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return _Lexicon(
+        small=frozenset(tables["small"]),
         negators=frozenset(stem(word) for word in tables["negators"]),
         opposites={word: frozenset(others) for word, others in opposites.items()},
         alike=alike,

@@ -1,0 +1,75 @@
+"""The guard: like questions that differ in a fact are told apart, other words for the same are let through."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedsmith.cache.guard import find_veto, read_facts, stem
+
+TRAPS = [
+    ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
+    ("can I fly with a cold", "can I not fly with a cold", "negation"),
+    ("what is the fee after 30 days", "what is the fee after 60 days", "number"),
+    ("is the pool open at 9 am", "is the pool open at 9 pm", "number"),
+    ("what is 15% off 80 euros", "what is 80% off 15 euros", "order"),
+    ("port my number from vodafone to o2", "port my number from o2 to vodafone", "order"),
+    ("cheapest hotel in leeds on friday", "cheapest hotel in york on friday", "word"),
+    ("How long is 1.5 hours in the sun safe?", "How long is 3 hours in the sun safe?", "number"),
+]
+SAME = [
+    ("is the pool open at 9 pm", "Is the pool open at 21:00?"),
+    ("I have ninety minutes to change planes", "i've got 1.5 hours to change planes"),
+    ("a bottle of 1500 ml", "a 1.5 litre bottle"),
+    ("I can't log in", "I am unable to log in"),
+    ("should I eat before or after training", "should I eat after or before training"),
+    ("how do I set 2 alarms on my phone", "how do I set two alarms on my phone"),
+    ("My parcel never arrived, who do I contact?", "I did not receive the package. Whom should I write to?"),
+    ("how do I turn up the heating", "making the flat warmer"),
+    ("what does it cost per 10,000 calls", "what does it cost per 10000 calls"),
+    ("it is not too slow", "it is fast"),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "kind"), TRAPS, ids=[kind for *_, kind in TRAPS])
+def test_a_fact_that_differs_is_a_veto(left: str, right: str, kind: str) -> None:
+    veto = find_veto(left, right)
+    assert veto is not None
+    assert veto.kind == kind
+
+
+@pytest.mark.parametrize(("left", "right"), SAME)
+def test_other_words_for_the_same_are_no_veto(left: str, right: str) -> None:
+    assert find_veto(left, right) is None
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_it_never_fails_and_does_not_depend_on_who_asks(left: str, right: str) -> None:
+    one, other = find_veto(left, right), find_veto(right, left)
+    assert (one is None) == (other is None)
+
+
+@given(st.text(max_size=80))
+def test_a_text_is_never_vetoed_against_itself(text: str) -> None:
+    assert find_veto(text, text) is None
+
+
+def test_quantities_are_in_one_unit() -> None:
+    facts = read_facts("2 weeks, half an hour, 1,500 mg, 20:30, 7 pm, a dozen eggs, 1/2 cup")
+    assert dict(facts.quantities) == {
+        ("time", 1209600.0): 1,
+        ("time", 1800.0): 1,
+        ("mass", 1.5): 1,
+        ("clock", 20.5): 1,
+        ("clock", 19.0): 1,
+        ("plain", 12.0): 1,
+        ("plain", 0.5): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("cancelled", "cancelling"), ("companies", "company"), ("fees", "fee"), ("matches", "match")]
+)
+def test_forms_of_a_word_have_one_stem(one: str, other: str) -> None:
+    assert stem(one) == stem(other)
