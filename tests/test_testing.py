@@ -99,7 +99,7 @@ def test_each_fault_is_what_its_name_says() -> None:
     """One server for each fault, one request to each."""
     answers: dict[str, httpx.Response] = {}
     for fault in FAULTS:
-        with FaultyServer(faults={fault: 1.0}) as server:
+        with FaultyServer(faults={fault: 1.0}, hang=0.0) as server:
             if fault == "drop":
                 with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                     post(server)

@@ -253,6 +253,13 @@ class FaultyServer:
         return {"object": "list", "data": data, "model": body.get("model", ""), "usage": usage}
 
 
+def _has_user_message(body: object) -> bool:
+    messages = body.get("messages") if isinstance(body, dict) else None
+    return (
+        isinstance(messages, list) and bool(messages) and isinstance(messages[-1], dict) and "content" in messages[-1]
+    )
+
+
 def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -279,6 +286,8 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self._send(400, {"error": error})
             elif fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
+            elif self.path.endswith("/chat/completions") and not _has_user_message(body):
+                self._send(400, {"error": {"message": "messages must be a list of objects with content"}})
             elif self.path.endswith("/embeddings"):
                 self._send(200, server.embeddings(body))
             elif self.path.endswith("/chat/completions") and body.get("stream"):

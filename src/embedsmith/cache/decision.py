@@ -66,6 +66,11 @@ class Decision:
     vetoed: tuple[Vetoed, ...] = ()
 
     @property
+    def told(self) -> str:
+        """The reason, with what the guard found."""
+        return f"{self.reason} ({self.vetoed[0].veto.detail})" if self.vetoed and not self.hit else self.reason
+
+    @property
     def hit(self) -> bool:
         """Say whether there is an answer to serve."""
         return self.entry is not None

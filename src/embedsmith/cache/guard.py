@@ -155,7 +155,9 @@ def read_facts(text: str) -> Facts:
         words += [f"{value:g}"] if written else [stem(token) for token in tokens[place : place + used + more]]
         place += used + more
     numbers = {f"{value:g}" for _, value in found[True]}
-    content = frozenset(lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers)
+    content = frozenset(
+        lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
+    )
     return Facts(tuple(words), found[True], found[False], negations, content)
 
 

@@ -70,7 +70,7 @@ def describe(found: Lookup | None, reason: str = "") -> dict[str, str]:
     if found is None:
         return {"x-embedsmith-cache": "pass", "x-embedsmith-reason": _ascii(reason)}
     decision = found.decision
-    told = {"x-embedsmith-cache": "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.reason)}
+    told = {"x-embedsmith-cache": "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.told)}
     if decision.similarity is not None:
         told["x-embedsmith-similarity"] = f"{decision.similarity:.4f}"
     if decision.entry is not None and found.age is not None:

@@ -86,7 +86,7 @@ class Watch:
                 at=time.time(),
                 text=found.text,
                 outcome=outcome,
-                reason=decision.reason,
+                reason=decision.told,
                 similarity=decision.similarity,
                 nearest=nearest.text if nearest is not None else "",
                 nearest_id=nearest.id if nearest is not None else "",

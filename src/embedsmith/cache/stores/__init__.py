@@ -173,7 +173,7 @@ def mismatch(url: str, found: tuple[str, int], wanted: tuple[str, int]) -> Model
     return ModelMismatch(
         f"{url} holds vectors of model {found[0] or 'unknown'} with {found[1]} dimensions",
         expected=f"vectors of model {wanted[0] or 'unknown'} with {wanted[1]} dimensions",
-        action="use another store, or re-encode this one with `embedsmith cache reencode`",
+        action="use another store for this model; the old one stays as it is",
     )
 
 

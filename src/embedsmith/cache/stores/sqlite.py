@@ -160,6 +160,8 @@ class SQLiteStore:
                 "select number, partition, vector from entries where number > ? order by number limit ?",
                 (self._seen, BLOCK),
             ).fetchall()
+            if not rows:  # removed again since
+                break
             by_partition: dict[str, list[tuple[int, bytes]]] = {}
             for number, partition, blob in rows:
                 by_partition.setdefault(partition, []).append((number, blob))

@@ -1,0 +1,221 @@
+"""The cache in a program: what is served, what is not, and what no crowd of threads and no kill can spoil."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedsmith.cache.decision import Policy
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores import open_store
+from embedsmith.calibration import Calibration, write_calibration
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.testing import FakeEncoder
+
+ASKED = "How do I freeze my card?"
+
+
+def make(**options: Any) -> SemanticCache:
+    return SemanticCache(FakeEncoder(64), **{"threshold": 0.8, "fingerprint": "fake"} | options)
+
+
+def test_a_hit_says_what_it_is_based_on() -> None:
+    cache = make()
+    cache.add(ASKED, "in the app")
+    found = cache.lookup("How do I freeze my cards?")
+    assert (found.hit, found.answer, found.decision.tier) == (True, "in the app", "semantic")
+    assert found.decision.similarity == pytest.approx(
+        float(FakeEncoder(64).encode([ASKED])[0] @ FakeEncoder(64).encode(["How do I freeze my cards?"])[0]), abs=1e-6
+    )
+    assert cache.lookup("  how do i FREEZE my card").decision.tier == "exact"
+
+
+def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
+    cache = make()
+    cache.add("How do I freeze my card in 30 days?", "thirty")
+    cache.add("How do I freeze my cards in 60 days?", "sixty")
+    assert cache.lookup("how do I freeze my card in 60 days??!").answer == "sixty"
+
+
+def test_without_the_guard_near_misses_are_served() -> None:
+    cache = make(guard=False)
+    cache.add(ASKED, "in the app")
+    assert cache.lookup("How do I unfreeze my card?").hit
+
+
+def test_serve_computes_once_and_caches() -> None:
+    cache, calls = make(), list[str]()
+
+    @cache.cached
+    def answer(text: str) -> str:
+        calls.append(text)
+        return f"answer to {text}"
+
+    assert answer(ASKED) == answer("how do I freeze my card") == f"answer to {ASKED}"
+    assert calls == [ASKED]
+
+
+def test_many_threads_with_one_question_compute_once() -> None:
+    cache, calls = make(), list[str]()
+
+    def slow(text: str) -> str:
+        calls.append(text)
+        time.sleep(0.2)
+        return "done"
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: cache.serve(ASKED, slow), range(16))) == {"done"}
+    assert len(calls) == 1
+
+
+def test_a_failed_computation_reaches_all_and_stores_nothing() -> None:
+    cache = make()
+
+    def fail(_: str) -> str:
+        time.sleep(0.05)
+        raise RuntimeError("upstream")
+
+    def attempt(_: int) -> str:
+        try:
+            return cache.serve(ASKED, fail)
+        except RuntimeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(attempt, range(4))) == {"upstream"}
+    assert cache.store.count().entries == 0
+    assert cache.serve(ASKED, lambda _: "fine") == "fine"
+
+
+def test_time_to_live_is_absolute_and_limits_hold() -> None:
+    now = [0.0]
+    cache = make(ttl=10, max_entries=3, clock=lambda: now[0])
+    for number, text in enumerate(["one egg", "rice dish", "bread loaf", "green tea", "blue sky"]):
+        now[0] = number
+        cache.add(text, text)
+    assert cache.store.count().entries == 3
+    now[0] = 13.5
+    assert cache.lookup("green tea").answer is None
+    assert cache.lookup("blue sky").answer == "blue sky"
+
+
+def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no threshold"):
+        make(threshold=None)
+    with pytest.raises(ConfigurationError, match="has no fingerprint"):
+        make(fingerprint=None)
+    with pytest.raises(ConfigurationError, match="threshold 3"):
+        make(threshold=3.0)
+    promise = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "another")
+    write_calibration(tmp_path / "calibration.json", promise)
+    with pytest.raises(InputError):
+        make(threshold=None, calibration=tmp_path / "calibration.json")
+    write_calibration(tmp_path / "calibration.json", replace(promise, model="fake"))
+    assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
+
+
+NAMES = st.sampled_from(["a", "b"])
+SCOPES = st.fixed_dictionaries({"model": NAMES, "system": NAMES, "tools": st.sampled_from(["", "x"])})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(NAMES, SCOPES, st.sampled_from([ASKED, "how do i freeze my cards", "rice"])), max_size=40))
+def test_no_answer_crosses_tenants_or_scopes(requests: list[tuple[str, Mapping[str, str], str]]) -> None:
+    """Each answer carries the tenant and scope it was made for; whatever is served must carry the asker's."""
+    cache = make()
+    for tenant, scope, text in requests:
+        mark = f"{tenant} {sorted(scope.items())}"
+        served = cache.serve(text, lambda _, mark=mark: mark, namespace=tenant, scope=scope)  # type: ignore[misc]
+        assert served == mark
+
+
+def test_threads_that_do_everything_at_once(tmp_path: Path) -> None:
+    cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", max_entries=50)
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        draw = random.Random(seed)
+        try:
+            for _ in range(60):
+                text = f"question about {draw.choice('abcdefgh')} number {draw.randrange(20)}"
+                doing = draw.randrange(10)
+                if doing < 6:
+                    assert cache.serve(text, str.upper, tags=[text[-1]]) == text.upper()
+                elif doing < 8:
+                    cache.lookup(text)
+                elif doing < 9:
+                    cache.purge(tag=str(draw.randrange(10)))
+                else:
+                    cache.store.count()
+        except BaseException as error:  # noqa: BLE001  told by the test below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+WRITERS = 16
+CHILD = f"""
+import sys, threading
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.testing import FakeEncoder
+cache = SemanticCache(FakeEncoder(64), store=sys.argv[1], threshold=0.9, fingerprint="fake")
+lock = threading.Lock()
+def write(thread):
+    number = 0
+    while True:
+        text = f"run {{sys.argv[2]}} thread {{thread}} question {{number}}"
+        cache.add(text, text.upper())
+        with lock:
+            print(text, flush=True)
+        number += 1
+for thread in range({WRITERS}):
+    threading.Thread(target=write, args=(thread,)).start()
+"""
+
+
+def test_a_kill_loses_no_acknowledged_entry(tmp_path: Path) -> None:
+    """SIGKILL at a random moment under 16 writers: all that was acknowledged is there and whole."""
+    url, acknowledged = f"sqlite:///{tmp_path / 'c.db'}", list[str]()
+    for kill in range(KILLS):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, url, str(kill)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        acknowledged.append(child.stdout.readline().rstrip("\n"))
+        time.sleep(random.Random(kill).uniform(0.0, 0.2))
+        child.send_signal(signal.SIGKILL)
+        lines = child.stdout.read().splitlines(keepends=True)
+        acknowledged += [line.rstrip("\n") for line in lines if line.endswith("\n")]
+        child.wait()
+    store = open_store(url, dimension=64, model="fake")
+    found = {entry.text: entry for entry in store.scan()}
+    assert set(acknowledged) <= found.keys()
+    assert all(entry.answer == text.upper() for text, entry in found.items())
+    nearest = store.search(found[acknowledged[0]].partition, found[acknowledged[0]].vector, 1, time.time())
+    assert nearest[0].similarity == pytest.approx(1.0, abs=1e-6)
+    store.close()
+
+
+def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard: Callable[[str, str], None] = lambda query, candidate: None  # noqa: E731
+    cache = make(policy=Policy(threshold=0.5, guard=guard), threshold=None)
+    cache.add(ASKED, "x")
+    assert cache.lookup("How do I unfreeze my card?").hit

@@ -1,0 +1,80 @@
+"""A whole server for the tests: the app under uvicorn on loopback, in front of a simulated upstream."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+
+import uvicorn
+
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.server.app import create_app
+from embedsmith.testing import FakeEncoder, FaultyServer
+
+TOKEN = "test-token"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running proxy, its cache and its upstream."""
+
+    url: str
+    cache: SemanticCache
+    upstream: FaultyServer
+    feedback: Path
+
+    @property
+    def calls(self) -> int:
+        """Chat calls that reached the upstream."""
+        return sum(call.path.endswith("/chat/completions") for call in self.upstream.calls)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Start a server; options are those of FaultyServer, `cache` those of SemanticCache, `app` of create_app."""
+    with ExitStack() as stack:
+
+        def start(cache: dict[str, Any] | None = None, app: dict[str, Any] | None = None, **faults: Any) -> Served:
+            options = {"answer": lambda text: f"the answer to {text}"} | faults
+            upstream = stack.enter_context(FaultyServer(**options))
+            feedback = tmp_path / "feedback.jsonl"
+            settings = {"threshold": 0.8, "fingerprint": "fake", "feedback": feedback} | (cache or {})
+            held = SemanticCache(FakeEncoder(), **settings)
+            stack.callback(held.close)
+            made = create_app(
+                held, **{"upstream": upstream.base_url, "admin_token": TOKEN, "secret": b"secret"} | (app or {})
+            )
+            return Served(stack.enter_context(_listen(made)), held, upstream, feedback)
+
+        yield start
+
+
+class _listen:  # noqa: N801  used as a function
+    def __init__(self, app: Any) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._socket.close()

@@ -1,0 +1,259 @@
+"""The caching proxy with the real `openai` client, against an upstream that answers, streams, breaks and hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from .conftest import Served
+
+ASKED = "How do I freeze my card?"
+Serve = Callable[..., Served]
+
+
+def connect(served: Served, key: str = "sk-a") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0)
+
+
+def ask(
+    served: Served, text: str = ASKED, *, key: str = "sk-a", cache: str = "", **options: Any
+) -> tuple[str, str, str]:
+    """Return (what the cache says, why, the text of the answer)."""
+    messages = options.pop("messages", [{"role": "user", "content": text}])
+    options = {"model": "m", "messages": messages, "extra_headers": {"X-Embedsmith-Cache": cache}} | options
+    raw = connect(served, key).chat.completions.with_raw_response.create(**options)
+    answer = raw.parse()
+    if options.get("stream"):
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+    else:
+        said = answer.choices[0].message.content
+    return raw.headers["x-embedsmith-cache"], raw.headers["x-embedsmith-reason"], said
+
+
+def test_a_repeat_is_served_and_a_near_miss_is_not(serve: Serve) -> None:
+    served = serve()
+    assert ask(served) == ("miss", "nothing stored", f"the answer to {ASKED}")
+    assert ask(served, "how do i freeze my card")[:2] == ("hit", "same text")
+    assert ask(served, "How do I freeze my cards?") == ("hit", "similar", f"the answer to {ASKED}")
+    assert ask(served, "How do I unfreeze my card?")[:2] == ("miss", "guard: opposite (unfreez / freez)")
+    assert served.calls == 2
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
+def test_a_stream_and_a_plain_request_serve_each_other(serve: Serve, first: bool, second: bool) -> None:
+    served = serve()
+    said = [ask(served, stream=stream)[2] for stream in (first, second)]
+    assert said == [f"the answer to {ASKED}"] * 2
+    assert served.calls == 1
+
+
+def test_a_replayed_stream_has_the_upstreams_own_chunks(serve: Serve) -> None:
+    served = serve()
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": ASKED}]}
+    first, second = (httpx.post(f"{served.url}/v1/chat/completions", json=body).text for _ in range(2))
+    assert first == second
+    assert first.endswith("data: [DONE]\n\n")
+    assert served.calls == 1
+
+
+def test_the_asynchronous_client_works_too(serve: Serve) -> None:
+    served = serve()
+
+    async def go() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="sk-a") as client:
+            messages: Any = [{"role": "user", "content": ASKED}]
+            done = [await client.chat.completions.create(model="m", messages=messages) for _ in range(2)]
+            return [one.choices[0].message.content for one in done]
+
+    assert asyncio.run(go()) == [f"the answer to {ASKED}"] * 2
+    assert served.calls == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "another"},
+        {"temperature": 0.3},
+        {"max_tokens": 9},
+        {"response_format": {"type": "json_object"}},
+        {"seed": 1},
+        {"key": "sk-b"},
+        {"cache": "namespace=x"},
+        {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": ASKED}]},
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "hello"},
+                {"role": "user", "content": ASKED},
+            ]
+        },
+    ],
+    ids=lambda other: "-".join(other),
+)
+def test_what_must_be_equal_is_never_crossed(serve: Serve, other: dict[str, Any]) -> None:
+    served = serve()
+    ask(served)
+    assert ask(served, **other)[0] == "miss"
+    assert ask(served, **other)[0] == "hit"
+    assert served.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n": 2}, "more than one answer is asked for"),
+        ({"temperature": 1.2}, "temperature 1.2 asks for variety"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools are offered"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            "the last message is not text",
+        ),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message is not the user's"),
+    ],
+)
+def test_what_is_no_question_for_the_cache_is_passed_on(serve: Serve, options: dict[str, Any], reason: str) -> None:
+    served = serve()
+    for _ in range(2):
+        assert ask(served, **options)[:2] == ("pass", reason)
+    assert served.calls == 2
+
+
+def test_a_client_can_ask_for_no_reading_no_storing_or_nothing_else(serve: Serve) -> None:
+    served = serve()
+    with pytest.raises(openai.InternalServerError, match="only-if-cached"):
+        ask(served, cache="only-if-cached")
+    assert ask(served, cache="no-store")[0] == "miss"
+    assert ask(served)[0] == "miss"
+    assert ask(served, cache="only-if-cached")[0] == "hit"
+    assert ask(served, cache="no-cache")[:2] == ("miss", "no-cache was asked for")
+    assert served.calls == 3
+    with pytest.raises(openai.BadRequestError, match="none of"):
+        ask(served, cache="no-cash")
+
+
+def test_an_answer_lives_as_long_as_it_was_given(serve: Serve) -> None:
+    now = [1000.0]
+    served = serve(cache={"clock": lambda: now[0]})
+    ask(served, cache="ttl=60")
+    now[0] += 59
+    assert ask(served)[0] == "hit"
+    now[0] += 2  # the hit did not extend it
+    assert ask(served)[0] == "miss"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_many_equal_questions_at_once_are_one_call(serve: Serve, stream: bool) -> None:
+    served = serve(delay=0.3)
+    texts = [ASKED, "how do i freeze my card", "How do I freeze my cards?"] * 20
+    with ThreadPoolExecutor(60) as pool:
+        found = list(pool.map(lambda text: ask(served, text, stream=stream), texts))
+    assert {said for _, _, said in found} <= {f"the answer to {text}" for text in texts}
+    assert served.calls == 1
+
+
+@pytest.mark.parametrize("fault", ["server_error", "rate_limit", "truncated", "null", "empty", "cut", "drop"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_answer_is_passed_on_and_never_stored(serve: Serve, fault: str, stream: bool) -> None:
+    served = serve(faults={fault: 1.0})
+    for _ in range(2):
+        with contextlib.suppress(openai.APIError, httpx.HTTPError):
+            ask(served, stream=stream)
+    assert served.cache.store.count().entries == 0 or (fault == "cut" and not stream)
+    served.upstream.faults.clear()
+    assert ask(served)[2] == f"the answer to {ASKED}"
+
+
+def test_an_upstream_that_hangs_is_a_timeout_and_holds_nobody_up(serve: Serve) -> None:
+    served = serve(faults={"hang": 1.0}, hang=2.0, app={"timeout": 0.3})
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        errors = list(pool.map(lambda _: _status_of(served), range(4)))
+    assert errors == [504] * 4
+    assert time.monotonic() - began < 2
+    served.upstream.faults.clear()
+    assert ask(served)[0] == "miss"
+
+
+def _status_of(served: Served) -> int:
+    try:
+        ask(served)
+    except openai.APIStatusError as error:
+        return error.status_code
+    return 200
+
+
+def test_an_upstream_that_is_gone_is_a_502(serve: Serve) -> None:
+    served = serve(app={"upstream": "http://127.0.0.1:1/v1"})
+    assert _status_of(served) == 502
+
+
+def test_a_client_that_goes_away_leaves_the_answer_to_the_others(serve: Serve) -> None:
+    served = serve(pause=0.05)
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": ASKED}]}
+    with httpx.stream(
+        "POST", f"{served.url}/v1/chat/completions", json=body, headers={"authorization": "Bearer sk-a"}
+    ) as answer:
+        next(answer.iter_bytes())
+    assert ask(served)[2] == f"the answer to {ASKED}"
+    assert served.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{bad", 400),
+        (b"[]", 400),
+        (b"\xff\xfe", 400),
+        (b"", 400),
+        (b"[" * 100_000, 400),
+        (b'{"model": "m", "messages": 3}', 400),
+        (b"x" * (9 << 20), 413),
+    ],
+    ids=["broken", "list", "bytes", "empty", "deep", "messages", "large"],
+)
+def test_bad_input_gets_its_status_and_the_server_lives(serve: Serve, content: bytes, status: int) -> None:
+    served = serve(answer=lambda text: "x")
+    got = httpx.post(f"{served.url}/v1/chat/completions", content=content).status_code
+    assert got == status
+    assert httpx.get(f"{served.url}/health").status_code == 200
+
+
+def test_text_that_no_store_can_hold_is_passed_on(serve: Serve) -> None:
+    served = serve(answer=lambda text: "x")
+    for text in ("half \\ud83d", "nul \\u0000"):
+        content = f'{{"model": "m", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+        assert answer.headers["x-embedsmith-cache"] == "pass"
+
+
+def test_a_slow_client_does_not_hold_up_others(serve: Serve) -> None:
+    served = serve()
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert ask(served)[0] == "miss"
+
+
+def test_everything_else_goes_to_the_upstream_as_it_is(serve: Serve) -> None:
+    served = serve()
+    assert connect(served).models.list().data[0].id == "simulator"
+    assert httpx.post(f"{served.url}/v1/images", json={"a": 1}).status_code == 404
+    assert served.upstream.calls[-1].body == {"a": 1}
+
+
+def test_keys_reach_the_upstream_and_are_kept_nowhere(serve: Serve) -> None:
+    served = serve()
+    ask(served, key="sk-very-secret")
+    assert served.upstream.calls[-1].authorization == "Bearer sk-very-secret"
+    held = json.dumps([[one.namespace, one.answer, one.partition] for one in served.cache.store.scan()])
+    assert "very-secret" not in held + httpx.get(f"{served.url}/metrics").text
