@@ -409,9 +409,31 @@ def test_eviction_without_limits_removes_nothing(store: Store) -> None:
 def test_a_replaced_entry_counts_as_unused(store: Store) -> None:
     store.put([entry("a", created=1.0), entry("b", created=2.0)])
     store.touch("a", 9.0)
-    store.put([entry("a", created=1.5)])
-    store.evict(entries=1)
-    assert [one.id for one in store.scan()] == ["b"]
+    store.touch("a", 9.0)
+    store.put([entry("a", created=1.5), entry("c", created=1.0)])
+    store.touch("b", 9.0)
+    store.touch("c", 9.0)
+    store.evict(entries=2, order="lfu")
+    assert [one.id for one in store.scan()] == ["c", "b"]
+
+
+def test_a_use_in_the_past_counts_but_is_not_the_last(store: Store) -> None:
+    store.put([entry("a", created=1.0), entry("b", created=1.0)])
+    for now in (9.0, 2.0):  # as two replicas may report them
+        store.touch("a", now)
+    store.touch("b", 5.0)
+    assert store.evict(entries=1) == 1
+    assert [one.id for one in store.scan()] == ["a"]
+
+
+@pytest.mark.parametrize("order", ["lru", "lfu", "size"])
+def test_times_before_1970_are_times(store: Store, order: Order) -> None:
+    store.put(
+        [entry(name, created=created) for name, created in zip("abcde", (2.5, 0.0, -1.5, -300.0, 300.0), strict=True)]
+    )
+    for going in "dcba":
+        store.evict(entries=store.count().entries - 1, order=order)
+        assert store.get(going, 0.0) is None
 
 
 def test_many_are_evicted_at_once(store: Store) -> None:
@@ -446,7 +468,8 @@ def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store) -> None
     seen = []
     for one in store.scan():
         seen.append(one)
-        store.delete([one.id])
+        if len(seen) % 100 == 0:
+            store.delete([each.id for each in seen[-100:]])
     assert len(seen) == 600
     assert all(map(same, seen, everything))
     assert store.count() == Counts(0, 0)
