@@ -249,26 +249,29 @@ def test_k_is_the_most(store: Store) -> None:
         assert len(store.search("p", entry().vector, k, 1.0)) == expected
 
 
-def closest(vectors: Embeddings, query: Embeddings, k: int) -> list[str]:
+def closest(vectors: Embeddings, query: Embeddings, k: int) -> list[int]:
     cosines = vectors.astype(np.float64) @ query.astype(np.float64)
-    return [str(row) for row in np.argsort(-cosines, kind="stable")[:k]]
+    return [int(row) for row in np.argsort(-cosines, kind="stable")[:k]]
 
 
 def recall(store: Store, partition: str, vectors: Embeddings, queries: Embeddings, k: int = 10) -> float:
-    hits = [len({*closest(vectors, q, k)} & {*ids(store.search(partition, q, k, 1.0))}) for q in queries]
-    return sum(hits) / (k * len(queries))
+    """Return the share of the true neighbours that are found; the id of row 7 is PARTITION-7."""
+    hits = 0
+    for query in queries:
+        true = {f"{partition}-{row}" for row in closest(vectors, query, k)}
+        hits += len(true & {*ids(store.search(partition, query, k, 1.0))})
+    return hits / (k * len(queries))
 
 
 def test_neighbours_are_those_of_numpy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     store, vectors, queries = place.open(dimension=32), units(2000, 32), units(40, 32, seed=1)
-    store.put([entry(str(row), vector, partition="large") for row, vector in enumerate(vectors)])
-    small = [entry(f"s{row}", vector, partition="small") for row, vector in enumerate(vectors[:50])]
-    store.put(small)
+    store.put([entry(f"large-{row}", vector, partition="large") for row, vector in enumerate(vectors)])
+    store.put([entry(f"small-{row}", vector, partition="small") for row, vector in enumerate(vectors[:50])])
 
     assert recall(store, "large", vectors, queries) >= 0.99
     for query in queries:
         matches = store.search("small", query, 10, 1.0)
-        assert ids(matches) == [f"s{row}" for row in closest(vectors[:50], query, 10)]
+        assert ids(matches) == [f"small-{row}" for row in closest(vectors[:50], query, 10)]
         expected = [match.entry.vector.astype(np.float64) @ query.astype(np.float64) for match in matches]
         assert [match.similarity for match in matches] == pytest.approx(expected, abs=1e-6)
 
@@ -277,6 +280,7 @@ def test_neighbours_are_those_of_numpy(place: Place, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "EXACT", 0)
         monkeypatch.setattr(module, "RARE", 10**9, raising=False)
         assert recall(store, "large", vectors, queries) >= 0.99
+        assert recall(store, "small", vectors[:50], queries) >= 0.99
 
 
 # Time
@@ -405,9 +409,31 @@ def test_eviction_without_limits_removes_nothing(store: Store) -> None:
 def test_a_replaced_entry_counts_as_unused(store: Store) -> None:
     store.put([entry("a", created=1.0), entry("b", created=2.0)])
     store.touch("a", 9.0)
-    store.put([entry("a", created=1.5)])
-    store.evict(entries=1)
-    assert [one.id for one in store.scan()] == ["b"]
+    store.touch("a", 9.0)
+    store.put([entry("a", created=1.5), entry("c", created=1.0)])
+    store.touch("b", 9.0)
+    store.touch("c", 9.0)
+    store.evict(entries=2, order="lfu")
+    assert [one.id for one in store.scan()] == ["c", "b"]
+
+
+def test_a_use_in_the_past_counts_but_is_not_the_last(store: Store) -> None:
+    store.put([entry("a", created=1.0), entry("b", created=1.0)])
+    for now in (9.0, 2.0):  # as two replicas may report them
+        store.touch("a", now)
+    store.touch("b", 5.0)
+    assert store.evict(entries=1) == 1
+    assert [one.id for one in store.scan()] == ["a"]
+
+
+@pytest.mark.parametrize("order", ["lru", "lfu", "size"])
+def test_times_before_1970_are_times(store: Store, order: Order) -> None:
+    store.put(
+        [entry(name, created=created) for name, created in zip("abcde", (2.5, 0.0, -1.5, -300.0, 300.0), strict=True)]
+    )
+    for going in "dcba":
+        store.evict(entries=store.count().entries - 1, order=order)
+        assert store.get(going, 0.0) is None
 
 
 def test_many_are_evicted_at_once(store: Store) -> None:
@@ -442,7 +468,8 @@ def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store) -> None
     seen = []
     for one in store.scan():
         seen.append(one)
-        store.delete([one.id])
+        if len(seen) % 100 == 0:
+            store.delete([each.id for each in seen[-100:]])
     assert len(seen) == 600
     assert all(map(same, seen, everything))
     assert store.count() == Counts(0, 0)

@@ -392,7 +392,7 @@ def _connect(address: Address) -> redis.Redis:
             socket_timeout=WAIT,
             socket_connect_timeout=CONNECT,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
         )
         client.connection_pool.make_connection()  # where an unknown option shows
     except (TypeError, ValueError) as error:
