@@ -6,7 +6,8 @@ import asyncio
 
 from embedsmith.cache.decision import Policy, decide
 from embedsmith.cache.semantic import Lookup
-from embedsmith.cache.stores import Entry, rank
+from embedsmith.cache.stores import Entry
+from embedsmith.cache.stores.ranking import score
 
 
 class Flight:
@@ -54,7 +55,7 @@ class Flights:
         if found.id in by_id or found.vector is None:
             return by_id.get(found.id)
         entries = [_as_entry(flight.found) for flight in by_id.values() if flight.found.vector is not None]
-        matches = rank(found.vector, self._policy.candidates, 0.0, lambda _: entries) if entries else []
+        matches = score(found.vector, entries)[: self._policy.candidates]
         decision = decide(found.text, matches, self._policy)
         return by_id[decision.entry.id] if decision.entry is not None else None
 

@@ -7,7 +7,7 @@ distance exists only inside a store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -183,24 +183,3 @@ def check_vector(vector: Embeddings, dimension: int) -> Embeddings:
     if checked.shape != (dimension,) or not np.isfinite(checked).all():
         raise ValueError(f"a vector of shape {checked.shape}; expected ({dimension},) finite numbers")
     return checked
-
-
-def rank(vector: Embeddings, k: int, now: float, near: Callable[[int], Sequence[Entry]]) -> list[Match]:
-    """Return the `k` closest living entries, scored with their own vectors, closest first, ties by id.
-
-    Args:
-        near: from a number to about that many candidates, the closest; asked for more while too many of
-            them have expired.
-    """
-    wanted = k + 4  # so that rounding in an index costs no neighbour
-    while True:
-        candidates = near(wanted)
-        living = [entry for entry in candidates if entry.alive(now)]
-        if len(living) >= k or len(candidates) < wanted:
-            break
-        wanted *= 4
-    if not living or k < 1:
-        return []
-    similarities = np.stack([entry.vector for entry in living]).astype(np.float64) @ vector.astype(np.float64)
-    matches = [Match(entry, float(value)) for entry, value in zip(living, similarities, strict=True)]
-    return sorted(matches, key=lambda match: (-match.similarity, match.entry.id))[:k]

@@ -28,7 +28,6 @@ from embedsmith.encoder import Embeddings
 EXACT = 2048  # vectors of a partition that are all compared by their codes
 POOL = 128  # vectors, at least, that pass from the bits to the codes
 SPARSE = 0.25  # share of removed vectors at which a block is packed again
-TIE, MOST_TIES = 1e-6, 64
 SAMPLE = 8  # every eighth vector says where to cut
 FAR = 1 << 15  # more bits than any vector has
 
@@ -64,7 +63,7 @@ class VectorIndex:
                 del self._blocks[partition]
 
     def nearest(self, partition: str, vector: Embeddings, count: int) -> list[int]:
-        """Return `count` numbers (fewer where there are fewer, some more where several tie), closest first."""
+        """Return up to `count` numbers, closest first."""
         block = self._blocks.get(partition)
         return block.nearest(vector, count) if block is not None else []
 
@@ -134,10 +133,7 @@ class _Block:
     def nearest(self, vector: Embeddings, count: int) -> list[int]:
         pool = self._pool(vector, count) if self.size > EXACT else np.flatnonzero(self._gone[: self.size] == 0)
         scores = self._codes[pool].astype(np.float32) @ vector * self._scales[pool]
-        best = np.argsort(-scores, kind="stable")
-        if len(best) > count:  # what is as close as the last one goes along: the store orders ties
-            tied = int(np.searchsorted(-scores[best], TIE - scores[best[count - 1]], side="right"))
-            best = best[: min(tied, 4 * count + MOST_TIES)]
+        best = np.argsort(-scores, kind="stable")[:count]
         return [int(number) for number in self._numbers[pool[best]]]
 
     def _pool(self, vector: Embeddings, count: int) -> NDArray[np.intp]:

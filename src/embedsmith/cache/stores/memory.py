@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector, rank
+from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector
 from embedsmith.cache.stores.index import VectorIndex
+from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
 
 

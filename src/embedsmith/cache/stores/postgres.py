@@ -15,7 +15,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
-from embedsmith.cache.stores.network import rank, read_address
+from embedsmith.cache.stores.network import read_address
+from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, MissingPartError
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch, rank
+from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
 from embedsmith.cache.stores.index import VectorIndex
+from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
 
 Row = tuple[str, int]  # partition, number
