@@ -3,17 +3,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-slow kills check format clean
+.PHONY: setup demo serve-demo test test-slow kills check format clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,serve,redis,postgres,dev]'
 	touch $@
 
 demo: setup
 	$(BIN)/embedsmith demo
+
+# The caching proxy with its dashboard, in front of a simulated LLM; needs `make demo` first for the model.
+serve-demo: setup
+	test -d runs/demo/model || $(BIN)/embedsmith demo
+	$(BIN)/embedsmith serve --upstream simulator: --model runs/demo/model --threshold 0.8 \
+		--store sqlite:///runs/demo/cache.db --feedback runs/demo/feedback.jsonl
 
 test: setup
 	$(BIN)/ruff check .
@@ -24,9 +30,10 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -q -m slow
 
-# SIGKILL at 20 random points of synthesis and of training (minutes).
+# SIGKILL at 20 random points of synthesis and of training, and at 200 of a cache under 16 writers (minutes).
 kills: setup
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/llm/test_journal.py tests/test_training.py
+	EMBEDSMITH_KILLS=200 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/cache/test_semantic.py
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -60,6 +60,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
 
 
+DEMO_QUESTIONS = (
+    "what day does my fixed rate run out",
+    "How do I submit an electricity meter reading online?",
+    "which of your tariffs is best for an electric car?",
+)
+
+
 @app.command()
 def run(
     log: Log,
@@ -134,6 +141,29 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
         evaluation=here / "eval_pairs.jsonl",
         seed=seed,
     )
+    _ask_cache(out, here / "answers.jsonl")
+
+
+def _ask_cache(run_folder: Path, answers: Path) -> None:
+    """Ask a cache with the tuned model three questions, and print what it decides and why."""
+    from embedsmith.artifacts import read_json, read_jsonl
+    from embedsmith.cache.semantic import SemanticCache
+
+    promised = (run_folder / "calibration.json").is_file()
+    chosen = read_json(run_folder / "evaluation.json")["comparison"]["reports"]["tuned"]["threshold"]
+    cache = SemanticCache(run_folder / "model", threshold=None if promised else chosen)
+    for _, row in read_jsonl(answers):
+        cache.add(row["question"], row["answer"])
+    rows = []
+    for question in DEMO_QUESTIONS:
+        found = cache.lookup(question)
+        nearest = found.decision.nearest.text if found.decision.nearest is not None else ""
+        similarity = f"{found.decision.similarity:.3f}" if found.decision.similarity is not None else ""
+        rows.append([question, "hit" if found.hit else "miss", found.decision.told, similarity, nearest])
+    source = "calibrated" if promised else "best F1 on the other half of the pairs, without a promise"
+    title = f"A cache with {cache.store.count().entries} answers, threshold {cache.policy.threshold:.3f} ({source})"
+    _print_table(title, ["asked", "", "why", "cosine", "nearest stored question"], rows)
+    console.print("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
 
 
 @app.command()
