@@ -162,7 +162,7 @@ def _ask_cache(run_folder: Path, answers: Path) -> None:
         rows.append([question, "hit" if found.hit else "miss", found.decision.told, similarity, nearest])
     source = "calibrated" if promised else "best F1 on the other half of the pairs, without a promise"
     title = f"A cache with {cache.store.count().entries} answers, threshold {cache.policy.threshold:.3f} ({source})"
-    _print_table(title, ["asked", "", "why", "cosine", "nearest stored question"], rows)
+    _print_table(title, ["asked", "", "why", "cosine", "nearest stored question"], rows, texts=True)
     console.print("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
 
 
@@ -562,10 +562,10 @@ def _sure(p_value: float) -> str:
     return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def _print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if place == 0 else "right")
+        table.add_column(header, justify="left" if texts or place == 0 else "right")
     for row in rows:
         table.add_row(*(str(value).replace("[", r"\[") for value in row))
     Console().print(table)
