@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 OPSET = 20
+ATTENTION = "embedsmith_onnx"  # the name under which transformers finds our attention
 OUTPUT = "embedsmith_vectors"  # a name that no layer has
 EXACT = 1 - 1e-5  # lowest cosine of an fp32 export
 LEAST_COSINE = 0.99  # mean, of an int8 export
@@ -194,6 +195,23 @@ def trace(network: SentenceTransformer) -> Any:
             expected="less than 2 GiB, what one ONNX file holds",
             action="serve this model with sentence-transformers",
         )
+    failures = (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError)
+    with contextlib.suppress(*failures), fused_attention(network):
+        return _export_graph(network)
+    try:
+        return _export_graph(network)
+    except failures as error:
+        cause = error.__cause__ or error
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ModelError(
+            f"torch.onnx cannot export {kind}: {first.strip()[:200]}",
+            expected="a model whose code torch.export can follow",
+            action="serve this model with sentence-transformers",
+        ) from error
+
+
+def _export_graph(network: SentenceTransformer) -> Any:
+    import torch
 
     class Served(torch.nn.Module):
         def __init__(self) -> None:
@@ -208,27 +226,106 @@ def trace(network: SentenceTransformer) -> Any:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     free = {0: torch.export.Dim("batch", max=2**16), 1: torch.export.Dim("length", max=_longest(network))}
+    with _quiet(), torch.no_grad():
+        program: Any = torch.onnx.export(
+            Served().eval(),
+            (ids, mask),
+            dynamo=True,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=(free, free),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    graph = program.model_proto
+    drop_idle_reshapes(graph.graph)
+    return graph
+
+
+def drop_idle_reshapes(graph: Any) -> None:
+    """Take out of an ONNX graph the reshapes that, alone or in a row, give the shape they were given.
+
+    Splitting into heads and joining them again is left over when attention is one node.
+    """
+    shapes = {
+        value.name: tuple(part.dim_param or part.dim_value for part in value.type.tensor_type.shape.dim)
+        for value in graph.value_info
+    }
+    source: dict[str, str] = {}  # of a reshaped tensor: what was reshaped first
+    same: dict[str, str] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        if node.op_type == "Reshape":
+            node.input[0] = source.get(node.input[0], node.input[0])
+            source[node.output[0]] = node.input[0]
+            before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+            if before is not None and before == after and all(before):
+                same[node.output[0]] = node.input[0]
+    results = {value.name for value in graph.output}
+    made = [node for node in graph.node if node.op_type in {"Reshape", "Concat"}]
+    while idle := [node for node in made if not _is_read(node, graph, results)]:
+        made = [node for node in made if node not in idle]
+        for node in idle:
+            graph.node.remove(node)
+
+
+def _is_read(node: Any, graph: Any, results: set[str]) -> bool:
+    return node.output[0] in results or any(node.output[0] in other.input for other in graph.node)
+
+
+@contextlib.contextmanager
+def fused_attention(network: SentenceTransformer) -> Iterator[None]:
+    """Let the encoder's attention leave the exporter as one node (onnxruntime's MultiHeadAttention).
+
+    Only plain attention over all real tokens has that form; anything else (causal, windows, grouped heads,
+    position biases) raises NotImplementedError while the graph is traced, and is exported as it is written.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    body: Any = getattr(network[0], "auto_model", None)
+    before = getattr(getattr(body, "config", None), "_attn_implementation", None)
+    if before is None:
+        raise NotImplementedError("not a transformers model")
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _mask_padding)
     try:
-        with _quiet(), torch.no_grad():
-            program: Any = torch.onnx.export(
-                Served().eval(),
-                (ids, mask),
-                dynamo=True,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_shapes=(free, free),
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        cause = error.__cause__ or error
-        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ModelError(
-            f"torch.onnx cannot export {kind}: {first.strip()[:200]}",
-            expected="a model whose code torch.export can follow",
-            action="serve this model with sentence-transformers",
-        ) from error
-    return program.model_proto
+        body.set_attn_implementation(ATTENTION)
+        yield
+    finally:
+        body.set_attn_implementation(before)
+
+
+def _mask_padding(*_: Any, mask_function: Any = None, attention_mask: Any = None, **__: Any) -> Any:
+    """Return the (n, length) padding mask itself, which the fused node takes."""
+    from transformers.masking_utils import bidirectional_mask_function
+
+    if mask_function is not bidirectional_mask_function or attention_mask is None:
+        raise NotImplementedError("not attention over all real tokens")
+    return attention_mask
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **others: Any
+) -> tuple[Any, None]:
+    """Return attention over all real tokens as one node; query, key, value are (n, heads, length, size)."""
+    import torch
+
+    special = {name for name, value in others.items() if value is not None} - {"dropout", "is_causal"}
+    plain = getattr(module, "is_causal", False) is False and not special
+    if not plain or query.shape[1] != key.shape[1] or attention_mask is None or attention_mask.dim() != 2:
+        raise NotImplementedError("not plain attention")
+    rows, heads, length, size = query.shape
+    flat = [part.transpose(1, 2).reshape(rows, length, heads * size) for part in (query, key, value)]
+    result = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (*flat, None, attention_mask.to(torch.int32)),
+        {"num_heads": int(heads), "scale": float(size**-0.5 if scaling is None else scaling)},
+        dtype=query.dtype,
+        shape=(rows, length, heads * size),
+        version=1,
+    )
+    return result.reshape(rows, length, heads, size), None
 
 
 def _longest(network: SentenceTransformer) -> int:
