@@ -256,7 +256,8 @@ def drop_idle_reshapes(graph: Any) -> None:
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
-        if node.op_type == "Reshape":
+        # Without allowzero, a 0 in the new shape means "as in what is given", which must then not be replaced.
+        if node.op_type == "Reshape" and any(part.name == "allowzero" and part.i for part in node.attribute):
             node.input[0] = source.get(node.input[0], node.input[0])
             source[node.output[0]] = node.input[0]
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
@@ -385,7 +386,7 @@ def require(fidelity: Fidelity, precision: Precision, *, least_cosine: float, ma
 def _batches(texts: Sequence[str], folder: Path, report: ExportReport) -> list[Mapping[str, Any]]:
     """Return one input of the graph for each text; without padding, whose activations serve nobody."""
     tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
-    found = []
+    found: list[Mapping[str, Any]] = []
     for text in texts:
         ids, mask = pad([tokenizer.encode(report.prompt + text).ids], fill=report.fill, left=report.left)
         found.append(dict(zip(INPUTS, (ids, mask), strict=True)))

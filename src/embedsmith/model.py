@@ -137,7 +137,8 @@ def resolve_model(spec: str | Path) -> str:
 def fingerprint_model(spec: str | Path) -> str:
     """Return 16 hex digits of what decides a model's vectors: its weights, configuration and tokenizer.
 
-    The model card, other prose and what was exported from the model do not count. A hub id or hosted model is its own fingerprint.
+    The model card, other prose and what was exported from the model do not count. A hub id or hosted
+    model is its own fingerprint.
     """
     from embedsmith.artifacts import fingerprint, fingerprint_file
 
