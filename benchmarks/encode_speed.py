@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--cosine-pairs", type=int, default=1000)
     arguments = parser.parse_args()
+    data_folder()  # before the minutes of export
     network = load_network(DEMO_MODEL)
     with tempfile.TemporaryDirectory() as folder:
         precisions: tuple[Precision, ...] = ("fp32", "int8")

@@ -129,6 +129,13 @@ def test_any_batch_and_length_gives_the_same_rows_in_order(exported: Path) -> No
     assert encoder.encode([]).shape == (0, 64)
 
 
+def test_int8_gives_a_text_the_same_vector_in_any_company(exported: Path) -> None:
+    encoder = OnnxEncoder(exported, precision="int8", threads=2)
+    together = encoder.encode(TEXTS)
+    assert np.array_equal(together, np.concatenate([encoder.encode([text]) for text in TEXTS]))
+    assert np.array_equal(together[::-1], encoder.encode(TEXTS[::-1]))
+
+
 def test_a_stale_export_is_refused(copy: Path) -> None:
     settings = copy / "config.json"
     settings.write_text(settings.read_text() + "\n")
@@ -174,9 +181,7 @@ def test_int8_is_close_and_smaller_and_preferred(exported: Path) -> None:
     assert 0.99 < cosines.mean() < 1 - 1e-6, "it is another graph, and close"
 
 
-def test_int8_beyond_the_bound_leaves_what_was_there(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_beyond_the_bound_leaves_what_was_there(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedsmith.export.trace", lambda _: onnx.load(copy / "onnx" / "model.onnx"))  # as it was
     before = {file.name: file.read_bytes() for file in (copy / "onnx").iterdir()}
     with pytest.raises(ConfigurationError, match=r"int8 is too far from fp32: mean cosine 0\.99\d\d"):

@@ -53,7 +53,7 @@ OUTPUT = "embedsmith_vectors"  # a name that no layer has
 EXACT = 1 - 1e-5  # lowest cosine of an fp32 export
 LEAST_COSINE = 0.99  # mean, of an int8 export
 MOST_LOSS = 0.005  # of average precision, of an int8 export
-CALIBRATION = 128  # texts on which int8 measures the activations
+CALIBRATION = 512  # texts on which int8 measures the activations
 LARGEST = 2**31 - 2**24  # bytes of weights that one ONNX file holds
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 
@@ -101,9 +101,9 @@ def export(
     try:
         backend(network).save(str(temporary / TOKENIZER))
         if precision == "int8":
-            graph = quantize(graph, _batches(texts[:CALIBRATION], temporary, report))
+            graph = quantize(graph, _batches(list(dict.fromkeys(texts))[:CALIBRATION], temporary, report))
         (temporary / FILES[precision]).write_bytes(graph.SerializeToString())
-        served = Graph(temporary, FILES[precision], report, threads=os.cpu_count() or 1)
+        served = Graph(temporary, precision, report, threads=os.cpu_count() or 1)
         fidelity = compare(TorchEncoder(network, name=str(model)), served, texts, pairs, FILES[precision])
         fidelity = replace(fidelity, size=(temporary / FILES[precision]).stat().st_size)
         require(fidelity, precision, least_cosine=least_cosine, max_loss=max_loss)

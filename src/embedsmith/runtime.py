@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -88,7 +89,7 @@ class OnnxEncoder:
     Attributes:
         fingerprint: of the model folder (16 hex digits), the same as that of the unexported model.
         dimension: of the vectors. max_length: tokens a text is cut to, None if never.
-        precision: the one that is served. threads: that one run uses.
+        precision: the one that is served. threads: that one call of `encode` may use.
         report: what the export measured.
         explained: each automatic choice with its reason, one sentence each.
     """
@@ -99,7 +100,7 @@ class OnnxEncoder:
         Args:
             folder: a sentence-transformers folder with its folder `onnx`.
             precision: "auto" takes int8 where it was exported, else fp32.
-            threads: for one run; None chooses by the cores this process may use.
+            threads: for one call of `encode`; None chooses by the cores this process may use.
 
         Raises:
             ModelError: nothing (or not this precision) was exported, the export belongs to other weights, or
@@ -118,9 +119,9 @@ class OnnxEncoder:
                 action=f"embedsmith export {folder}",
             )
         self.precision, why_precision = choose_precision(self.report, precision, path)
-        self.threads, why_threads = choose_threads(threads)
+        self.threads, why_threads = choose_threads(threads, self.precision)
         self.explained = tuple(reason for reason in (why_precision, why_threads) if reason)
-        self._graph = Graph(path / FOLDER, FILES[self.precision], self.report, threads=self.threads)
+        self._graph = Graph(path / FOLDER, self.precision, self.report, threads=self.threads)
 
     @property
     def dimension(self) -> int:
@@ -138,23 +139,31 @@ class OnnxEncoder:
 
 
 class Graph:
-    """One exported file with its tokenizer: texts in, unit rows out. No question is asked about its origin."""
+    """One exported file with its tokenizer: texts in, unit rows out. No question is asked about its origin.
 
-    def __init__(self, folder: Path, file: str, report: ExportReport, *, threads: int) -> None:
+    fp32 runs batches, each on all threads. int8 runs every text by itself, on one thread: its activations have
+    one scale a run, so in a batch the neighbours of a text would change its vector.
+    """
+
+    def __init__(self, folder: Path, precision: Precision, report: ExportReport, *, threads: int) -> None:
         self.report = report
+        self._alone = precision == "int8"
+        self._threads = threads
         self._tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
-        self._session = load_session(folder / file, threads=threads)
+        self._session = load_session(folder / FILES[precision], threads=1 if self._alone else threads)
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32 in the order of `texts`."""
         if len(texts) == 1:  # a cache asks one at a time: no sorting, no padding
-            ids = self._tokenizer.encode(self.report.prompt + texts[0]).ids
-            return self._run([ids])
-        vectors = np.zeros((len(texts), self.report.dimension), dtype=np.float32)
+            return self._run([self._tokenizer.encode(self.report.prompt + texts[0]).ids])
         if not len(texts):
-            return vectors
+            return np.zeros((0, self.report.dimension), dtype=np.float32)
         encodings = self._tokenizer.encode_batch_fast([self.report.prompt + text for text in texts])
         rows = [encoding.ids for encoding in encodings]
+        if self._alone:
+            with ThreadPoolExecutor(self._threads) as pool:
+                return np.concatenate(list(pool.map(lambda row: self._run([row]), rows)))
+        vectors = np.zeros((len(texts), self.report.dimension), dtype=np.float32)
         for block in cut_microbatches(np.array([len(row) for row in rows], dtype=np.int64), TOKEN_BUDGET):
             vectors[block] = self._run([rows[place] for place in block])
         return vectors
@@ -224,15 +233,18 @@ def choose_precision(report: ExportReport, asked: Choice, folder: Path) -> tuple
     )
 
 
-def choose_threads(asked: int | None) -> tuple[int, str]:
-    """Return the threads of one run and, where they were chosen here, why."""
+def choose_threads(asked: int | None, precision: Precision) -> tuple[int, str]:
+    """Return the threads that one call of `encode` may use and, where they were chosen here, why."""
     if asked is not None:
         if asked < 1:
             raise ConfigurationError(f"threads is {asked}", expected="at least 1")
         return asked, ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, MOST_THREADS)
-    return threads, f"threads {threads}: this process may use {cores} cores, and a short query fills {MOST_THREADS}"
+    found = f"threads {threads}: this process may use {cores} cores"
+    if precision == "int8":
+        return threads, f"{found}; each text runs on one, which is faster for a short query than sharing it"
+    return threads, f"{found}, and a short query has no work for more than {MOST_THREADS}"
 
 
 def load_tokenizer(path: Path, max_length: int | None) -> Tokenizer:
