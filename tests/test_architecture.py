@@ -20,8 +20,9 @@ LAYERS = (
     ("text", "tables"),
     ("examples", "metrics", "encoder"),
     ("corpus", "llm", "tokens"),
-    ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints"),
-    ("training", "evaluation", "calibration"),
+    ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
+    ("training", "evaluation", "calibration", "runtime"),
+    ("export",),
     ("report", "cache"),
     ("server",),
     ("pipeline",),
@@ -62,7 +63,9 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     assert not loaded_by("import embedsmith") & {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers"}
 
 
-@pytest.mark.parametrize("module", ["metrics", "calibration", "evaluation", "synthesis", "model", "report", "testing"])
+@pytest.mark.parametrize(
+    "module", ["metrics", "calibration", "evaluation", "synthesis", "model", "report", "testing", "runtime", "export"]
+)
 def test_what_serves_and_measures_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import embedsmith.{module}") & {"torch", "transformers", "sentence_transformers"}
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedsmith.examples import LabelledPair
     from embedsmith.llm import Sampling
     from embedsmith.pipeline import Watcher
+    from embedsmith.runtime import Fidelity
     from embedsmith.training import TrainingConfig
 
 app = typer.Typer(
@@ -377,6 +378,35 @@ def calibrate(
         f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
     )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="The model folder (or a hub id, with --out).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to copy the model to first.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or int8: faster, refused when it is not close.")] = "fp32",
+    pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model as ONNX into its folder, so that serving it needs no torch."""
+    from embedsmith.export import export as export_model
+
+    labelled = _read_pairs(pairs) if pairs is not None else None
+    report = export_model(model, out, precision=precision, pairs=labelled)  # type: ignore[arg-type]
+    if as_json:
+        _print_json(report)
+        return
+    rows = [
+        [name, f"{found.size / 1e6:.1f} MB", f"{found.mean_cosine:.5f}", f"{found.lowest_cosine:.5f}", _loss(found)]
+        for name, found in report.precisions.items()
+    ]
+    headers = ["precision", "size", "mean cosine", "lowest cosine", "lost average precision"]
+    _print_table(f"{report.model} as ONNX, against sentence-transformers in fp32", headers, rows)
+
+
+def _loss(found: Fidelity) -> str:
+    loss = found.average_precision_loss
+    return "" if loss is None else f"{loss:+.4f} on {found.pairs} pairs"
 
 
 @app.command()

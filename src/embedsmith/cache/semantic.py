@@ -267,7 +267,11 @@ def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) ->
             )
         return model, mark
     from embedsmith.model import fingerprint_model, load_encoder
+    from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
 
+    if (Path(model) / FOLDER / REPORT).is_file():
+        exported = OnnxEncoder(model)
+        return exported, fingerprint or exported.fingerprint
     return load_encoder(model), fingerprint or fingerprint_model(model)
 
 

@@ -1,0 +1,118 @@
+"""How long one short query takes: sentence-transformers against the exported model, in turns, in one process.
+
+    python benchmarks/encode_speed.py [--calls 300] [--threads 2]
+
+Prints median, spread and ratio for fp32 and int8 beside the cosine to sentence-transformers, and writes
+benchmarks/results/encode_speed.json. The load of the machine before and after is part of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import data_folder, describe_machine, read_rows, write_result
+from embedsmith.artifacts import plain
+from embedsmith.export import export
+from embedsmith.metrics import Ranking
+from embedsmith.model import DEMO_MODEL, load_network
+from embedsmith.runtime import OnnxEncoder, Precision
+
+QUERY = "how do i reset my account password without the old phone"
+WARM_UP = 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--cosine-pairs", type=int, default=1000)
+    arguments = parser.parse_args()
+    data_folder()  # before the minutes of export
+    network = load_network(DEMO_MODEL)
+    with tempfile.TemporaryDirectory() as folder:
+        precisions: tuple[Precision, ...] = ("fp32", "int8")
+        for precision in precisions:
+            report = export(DEMO_MODEL, Path(folder) / "model", precision=precision)
+        encoders = {
+            name: OnnxEncoder(Path(folder) / "model", precision=name, threads=arguments.threads) for name in precisions
+        }
+        load_before = os.getloadavg()
+        rounds = {name: race(network.encode, encoder.encode, arguments.calls) for name, encoder in encoders.items()}
+        load_after = os.getloadavg()
+        closeness = measure_closeness(network, encoders, arguments.cosine_pairs)
+    result = {
+        "machine": describe_machine() | {"onnxruntime": metadata.version("onnxruntime")},
+        "query": QUERY,
+        "tokens": len(network.tokenizer(QUERY)["input_ids"]),
+        "calls": arguments.calls,
+        "load_before": load_before,
+        "load_after": load_after,
+        "explained": encoders["int8"].explained,
+        "export": report.precisions,
+        "rounds": rounds,
+        "closeness": closeness,
+    }
+    for name, figures in rounds.items():
+        ours, theirs = figures["onnx_ms"], figures["sentence_transformers_ms"]
+        print(
+            f"{name}: {ours['median']:.2f} ms [{ours['low']:.2f}, {ours['high']:.2f}] against {theirs['median']:.2f} "
+            f"[{theirs['low']:.2f}, {theirs['high']:.2f}]: {figures['ratio']:.2f} times as fast; "
+            f"cosine {closeness[name]['mean_cosine']:.5f}, lowest {closeness[name]['lowest_cosine']:.5f}"
+        )
+    print(f"load average {load_before[0]:.2f} before, {load_after[0]:.2f} after, on {os.cpu_count()} cores")
+    write_result("encode_speed", plain(result))
+
+
+def race(theirs: Callable[[str], Any], ours: Callable[[list[str]], Any], calls: int) -> dict[str, Any]:
+    """Return milliseconds of both for one query, called in turns; low and high are the 10th and 90th percentile."""
+    times = np.zeros((calls + WARM_UP, 2))
+    for row in times:
+        started = time.perf_counter()
+        theirs(QUERY)
+        between = time.perf_counter()
+        ours([QUERY])
+        row[:] = between - started, time.perf_counter() - between
+    milliseconds = times[WARM_UP:] * 1e3
+    medians = np.median(milliseconds, axis=0)
+    spread = [
+        {"median": float(median), "low": float(low), "high": float(high)}
+        for median, (low, high) in zip(medians, np.quantile(milliseconds, [0.1, 0.9], axis=0).T, strict=True)
+    ]
+    return {"sentence_transformers_ms": spread[0], "onnx_ms": spread[1], "ratio": float(medians[0] / medians[1])}
+
+
+def measure_closeness(network: Any, encoders: dict[Precision, OnnxEncoder], pairs: int) -> dict[str, Any]:
+    """Return the cosines to sentence-transformers and the average precision of each, on labelled questions."""
+    rows = read_rows(data_folder() / "duplicate_questions" / "validation.jsonl.gz")[:pairs]
+    texts = [row["a"] for row in rows] + [row["b"] for row in rows]
+    labels = np.array([row["label"] for row in rows])
+
+    def rank(vectors: Any) -> float:
+        return Ranking(labels, np.einsum("nd,nd->n", vectors[: len(rows)], vectors[len(rows) :])).average_precision()
+
+    exact = network.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    found = {}
+    for name, encoder in encoders.items():
+        vectors = encoder.encode(texts)
+        cosines = np.einsum("nd,nd->n", exact, vectors, dtype=np.float64)
+        found[name] = {
+            "texts": len(texts),
+            "mean_cosine": float(cosines.mean()),
+            "lowest_cosine": float(cosines.min()),
+            "average_precision": rank(vectors),
+            "average_precision_of_sentence_transformers": rank(exact),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

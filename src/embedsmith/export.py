@@ -1,0 +1,433 @@
+"""Export: a sentence-transformers model as one ONNX graph from tokens to unit vectors, measured before it counts.
+
+Pooling and normalisation are inside the graph, batch and length are free. A file is written only after its
+vectors were compared with those of sentence-transformers; `embedsmith.runtime` serves it without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from embedsmith import __version__
+from embedsmith.artifacts import sync_folder, write_json
+from embedsmith.encoder import Embeddings
+from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.evaluation import shipped_guards
+from embedsmith.examples import LabelledPair
+from embedsmith.metrics import Ranking
+from embedsmith.model import TorchEncoder, default_prompt, fingerprint_model, load_network, resolve_model
+from embedsmith.quantization import quantize
+from embedsmith.runtime import (
+    FILES,
+    FOLDER,
+    INPUTS,
+    REPORT,
+    TOKENIZER,
+    ExportReport,
+    Fidelity,
+    Graph,
+    Precision,
+    load_tokenizer,
+    pad,
+    read_report,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+OPSET = 20
+ATTENTION = "embedsmith_onnx"  # the name under which transformers finds our attention
+OUTPUT = "embedsmith_vectors"  # a name that no layer has
+EXACT = 1 - 1e-5  # lowest cosine of an fp32 export
+LEAST_COSINE = 0.99  # mean, of an int8 export
+MOST_LOSS = 0.005  # of average precision, of an int8 export
+CALIBRATION = 512  # texts on which int8 measures the activations
+LARGEST = 2**31 - 2**24  # bytes of weights that one ONNX file holds
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
+
+
+def export(
+    model: str | Path,
+    out: Path | str | None = None,
+    *,
+    precision: Precision = "fp32",
+    texts: Sequence[str] | None = None,
+    pairs: Sequence[LabelledPair] | None = None,
+    least_cosine: float = LEAST_COSINE,
+    max_loss: float = MOST_LOSS,
+) -> ExportReport:
+    """Write the model as ONNX into its folder (`onnx/model.onnx` or `model_int8.onnx`); return what was measured.
+
+    An earlier export of the other precision stays if it is of the same weights. Nothing is written, and what was
+    there stays, when the export is refused.
+
+    Args:
+        model: a sentence-transformers folder, a hub id, or the demo model.
+        out: a folder to copy the model to first; needed for whatever is not a folder of yours.
+        texts: what the vectors are compared on, and what int8 measures activations on. None: the texts of
+            `pairs`.
+        pairs: labelled pairs for the average precision; None: the general pairs that ship with the package.
+        least_cosine: int8 is refused below this mean cosine to fp32.
+        max_loss: int8 is refused when it loses more average precision than this.
+
+    Raises:
+        ModelError: the model cannot be exported, or its fp32 graph does not give the model's vectors.
+        ConfigurationError: int8 is further from fp32 than the bounds allow.
+        MissingPartError: torch, onnx or onnxruntime is not installed.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"precision {precision!r} is not known", expected='"fp32" or "int8"')
+    folder = prepare_folder(model, out)
+    pairs = _shipped_pairs() if pairs is None else pairs
+    texts = list(texts) if texts else [text for pair in pairs for text in (pair.sentence1, pair.sentence2)]
+    if not texts:
+        raise ConfigurationError("there is no text to compare the export on", expected="texts or pairs")
+    network = load_network(folder)
+    report = describe(network, folder, name=str(model))
+    graph = trace(network)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder))
+    try:
+        backend(network).save(str(temporary / TOKENIZER))
+        if precision == "int8":
+            graph = quantize(graph, _batches(list(dict.fromkeys(texts))[:CALIBRATION], temporary, report))
+        (temporary / FILES[precision]).write_bytes(graph.SerializeToString())
+        served = Graph(temporary, precision, report, threads=os.cpu_count() or 1)
+        fidelity = compare(TorchEncoder(network, name=str(model)), served, texts, pairs, FILES[precision])
+        fidelity = replace(fidelity, size=(temporary / FILES[precision]).stat().st_size)
+        require(fidelity, precision, least_cosine=least_cosine, max_loss=max_loss)
+        report = replace(report, precisions=_kept(folder, report) | {precision: fidelity})
+        _move(temporary, folder / FOLDER, FILES[precision], report)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def prepare_folder(model: str | Path, out: Path | str | None) -> Path:
+    """Return the folder that is exported into: the model's own, or `out` with a copy of the model in it."""
+    source = Path(resolve_model(model))
+    if out is None:
+        if not source.is_dir() or str(model).startswith("wheel:"):
+            raise ConfigurationError(
+                f"{model} is not a folder of yours to write into",
+                expected="a model folder, or out=FOLDER",
+                action="name the folder that the model is copied to and exported in",
+            )
+        return source
+    target = Path(out)
+    if source.is_dir() and target.resolve() != source.resolve():
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FOLDER, ".*"))
+    elif not source.is_dir():
+        load_network(model).save_pretrained(str(target), create_model_card=False)
+    return target
+
+
+def describe(network: SentenceTransformer, folder: Path, *, name: str) -> ExportReport:
+    """Return what the runtime must know about the model, as sentence-transformers worked it out.
+
+    Raises:
+        ModelError: the model reads something other than text by a fast tokenizer, or leaves its prompt out
+            of the pooling.
+    """
+    tokenizer: Any = network.tokenizer
+    prompt = default_prompt(network)
+    if prompt and any(getattr(module, "include_prompt", True) is False for module in network):
+        raise ModelError(
+            f"{name} leaves its prompt out of the pooling (include_prompt is false)",
+            expected="a model that pools all tokens",
+            action="serve this model with sentence-transformers",
+        )
+    backend(network)
+    limit = network.max_seq_length
+    return ExportReport(
+        model=name,
+        fingerprint=fingerprint_model(folder),
+        dimension=network.get_embedding_dimension() or 0,
+        max_length=None if limit is None or limit > 1_000_000 else int(limit),
+        prompt=prompt,
+        fill=int(tokenizer.pad_token_id or 0),
+        left=tokenizer.padding_side == "left",
+        versions={"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES},
+    )
+
+
+def backend(network: SentenceTransformer) -> Any:
+    """Return the tokenizer of `network` as the tokenizers package knows it."""
+    found = getattr(network.tokenizer, "backend_tokenizer", None)
+    if found is None:
+        raise ModelError(
+            f"the tokenizer {type(network.tokenizer).__name__} has no fast form",
+            expected="a tokenizer of the tokenizers package",
+            action="serve this model with sentence-transformers",
+        )
+    return found
+
+
+def trace(network: SentenceTransformer) -> Any:
+    """Return `network` as an ONNX ModelProto: (ids, mask), each (n, length) int64, to unit rows (n, d).
+
+    Raises:
+        ModelError: torch.onnx cannot follow the model's code, or the model is too large for one file.
+    """
+    try:
+        import onnxscript  # noqa: F401
+        import torch
+    except ImportError as error:
+        raise MissingPartError(
+            f"the export needs {error.name}, which is not installed", action="pip install 'embedsmith[export]'"
+        ) from None
+    kind = type(getattr(network[0], "auto_model", network[0])).__name__
+    size = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    if size > LARGEST:
+        raise ModelError(
+            f"{kind} has {size / 2**30:.1f} GiB of weights",
+            expected="less than 2 GiB, what one ONNX file holds",
+            action="serve this model with sentence-transformers",
+        )
+    failures = (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError)
+    with contextlib.suppress(*failures), fused_attention(network):
+        return _export_graph(network)
+    try:
+        return _export_graph(network)
+    except failures as error:
+        cause = error.__cause__ or error
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ModelError(
+            f"torch.onnx cannot export {kind}: {first.strip()[:200]}",
+            expected="a model whose code torch.export can follow",
+            action="serve this model with sentence-transformers",
+        ) from error
+
+
+def _export_graph(network: SentenceTransformer) -> Any:
+    import torch
+
+    class Served(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+            return torch.nn.functional.normalize(self.network(features)["sentence_embedding"], dim=-1)
+
+    ids = torch.full((2, 7), 5, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    free = {0: torch.export.Dim("batch", max=2**16), 1: torch.export.Dim("length", max=_longest(network))}
+    with _quiet(), torch.no_grad():
+        program: Any = torch.onnx.export(
+            Served().eval(),
+            (ids, mask),
+            dynamo=True,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=(free, free),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    graph = program.model_proto
+    drop_idle_reshapes(graph.graph)
+    return graph
+
+
+def drop_idle_reshapes(graph: Any) -> None:
+    """Take out of an ONNX graph the reshapes that, alone or in a row, give the shape they were given.
+
+    Splitting into heads and joining them again is left over when attention is one node.
+    """
+    shapes = {
+        value.name: tuple(part.dim_param or part.dim_value for part in value.type.tensor_type.shape.dim)
+        for value in graph.value_info
+    }
+    source: dict[str, str] = {}  # of a reshaped tensor: what was reshaped first
+    same: dict[str, str] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        # Without allowzero, a 0 in the new shape means "as in what is given", which must then not be replaced.
+        if node.op_type == "Reshape" and any(part.name == "allowzero" and part.i for part in node.attribute):
+            node.input[0] = source.get(node.input[0], node.input[0])
+            source[node.output[0]] = node.input[0]
+            before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
+            if before is not None and before == after and all(before):
+                same[node.output[0]] = node.input[0]
+    results = {value.name for value in graph.output}
+    made = [node for node in graph.node if node.op_type in {"Reshape", "Concat"}]
+    while idle := [node for node in made if not _is_read(node, graph, results)]:
+        made = [node for node in made if node not in idle]
+        for node in idle:
+            graph.node.remove(node)
+
+
+def _is_read(node: Any, graph: Any, results: set[str]) -> bool:
+    return node.output[0] in results or any(node.output[0] in other.input for other in graph.node)
+
+
+@contextlib.contextmanager
+def fused_attention(network: SentenceTransformer) -> Iterator[None]:
+    """Let the encoder's attention leave the exporter as one node (onnxruntime's MultiHeadAttention).
+
+    Only plain attention over all real tokens has that form; anything else (causal, windows, grouped heads,
+    position biases) raises NotImplementedError while the graph is traced, and is exported as it is written.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    body: Any = getattr(network[0], "auto_model", None)
+    before = getattr(getattr(body, "config", None), "_attn_implementation", None)
+    if before is None:
+        raise NotImplementedError("not a transformers model")
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _mask_padding)
+    try:
+        body.set_attn_implementation(ATTENTION)
+        yield
+    finally:
+        body.set_attn_implementation(before)
+
+
+def _mask_padding(*_: Any, mask_function: Any = None, attention_mask: Any = None, **__: Any) -> Any:
+    """Return the (n, length) padding mask itself, which the fused node takes."""
+    from transformers.masking_utils import bidirectional_mask_function
+
+    if mask_function is not bidirectional_mask_function or attention_mask is None:
+        raise NotImplementedError("not attention over all real tokens")
+    return attention_mask
+
+
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **others: Any
+) -> tuple[Any, None]:
+    """Return attention over all real tokens as one node; query, key, value are (n, heads, length, size)."""
+    import torch
+
+    special = {name for name, value in others.items() if value is not None} - {"dropout", "is_causal"}
+    plain = getattr(module, "is_causal", False) is False and not special
+    if not plain or query.shape[1] != key.shape[1] or attention_mask is None or attention_mask.dim() != 2:
+        raise NotImplementedError("not plain attention")
+    rows, heads, length, size = query.shape
+    flat = [part.transpose(1, 2).reshape(rows, length, heads * size) for part in (query, key, value)]
+    result = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (*flat, None, attention_mask.to(torch.int32)),
+        {"num_heads": int(heads), "scale": float(size**-0.5 if scaling is None else scaling)},
+        dtype=query.dtype,
+        shape=(rows, length, heads * size),
+        version=1,
+    )
+    return result.reshape(rows, length, heads, size), None
+
+
+def _longest(network: SentenceTransformer) -> int:
+    limit = network.max_seq_length
+    return int(limit) if limit is not None and limit < 2**16 else 2**16
+
+
+def compare(
+    reference: TorchEncoder, served: Graph, texts: Sequence[str], pairs: Sequence[LabelledPair], file: str
+) -> Fidelity:
+    """Return how close the vectors of `served` are to those of `reference`."""
+    cosines = np.einsum("nd,nd->n", reference.encode(texts), served.encode(texts), dtype=np.float64)
+    labels = np.array([pair.label for pair in pairs], dtype=np.int64)
+    loss = None
+    if 0 < labels.sum() < len(labels):
+        left, right = [pair.sentence1 for pair in pairs], [pair.sentence2 for pair in pairs]
+        before, after = (
+            _average_precision(labels, encoder.encode(left), encoder.encode(right)) for encoder in (reference, served)
+        )
+        loss = before - after
+    return Fidelity(
+        file=file,
+        size=0,
+        mean_cosine=float(cosines.mean()),
+        lowest_cosine=float(cosines.min()),
+        texts=len(texts),
+        average_precision_loss=loss,
+        pairs=len(pairs) if loss is not None else 0,
+    )
+
+
+def _average_precision(labels: Any, left: Embeddings, right: Embeddings) -> float:
+    return Ranking(labels, np.einsum("nd,nd->n", left, right, dtype=np.float64)).average_precision()
+
+
+def require(fidelity: Fidelity, precision: Precision, *, least_cosine: float, max_loss: float) -> None:
+    """Raise unless the exported vectors are close enough: all of them for fp32, on the whole for int8."""
+    if precision == "fp32":
+        if not fidelity.lowest_cosine >= EXACT:
+            raise ModelError(
+                f"the exported graph is not the model: the lowest cosine is {fidelity.lowest_cosine:.6f}",
+                expected=f"at least {EXACT}",
+                action="serve this model with sentence-transformers, and report its class",
+            )
+        return
+    loss = fidelity.average_precision_loss
+    if not fidelity.mean_cosine >= least_cosine or (loss is not None and loss > max_loss):
+        lost = "" if loss is None else f", average precision {loss:+.4f} lost on {fidelity.pairs} pairs"
+        raise ConfigurationError(
+            f"int8 is too far from fp32: mean cosine {fidelity.mean_cosine:.4f} (lowest "
+            f"{fidelity.lowest_cosine:.4f}) on {fidelity.texts} texts{lost}",
+            expected=f"a mean cosine of at least {least_cosine} and a loss of at most {max_loss}",
+            action="export in fp32, or allow more (least_cosine, max_loss)",
+        )
+
+
+def _batches(texts: Sequence[str], folder: Path, report: ExportReport) -> list[Mapping[str, Any]]:
+    """Return one input of the graph for each text; without padding, whose activations serve nobody."""
+    tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
+    found: list[Mapping[str, Any]] = []
+    for text in texts:
+        ids, mask = pad([tokenizer.encode(report.prompt + text).ids], fill=report.fill, left=report.left)
+        found.append(dict(zip(INPUTS, (ids, mask), strict=True)))
+    return found
+
+
+def _kept(folder: Path, report: ExportReport) -> dict[str, Fidelity]:
+    """Return what an earlier export of the same model left."""
+    with contextlib.suppress(ModelError):
+        earlier = read_report(folder)
+        if earlier.fingerprint == report.fingerprint:
+            return dict(earlier.precisions)
+    return {}
+
+
+def _move(source: Path, target: Path, file: str, report: ExportReport) -> None:
+    """Put the files in place, each in one step; the report, which makes them count, comes last."""
+    target.mkdir(exist_ok=True)
+    for name in (file, TOKENIZER):
+        with (source / name).open("rb") as handle:
+            os.fsync(handle.fileno())
+        (source / name).replace(target / name)
+    sync_folder(target)
+    write_json(target / REPORT, report)
+    for name in set(FILES.values()) - {part.file for part in report.precisions.values()}:
+        (target / name).unlink(missing_ok=True)
+
+
+def _shipped_pairs() -> list[LabelledPair]:
+    return [row for row in shipped_guards()["general_pairs"] if isinstance(row, LabelledPair)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on its own work out of our output."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

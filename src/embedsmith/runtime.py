@@ -1,0 +1,301 @@
+"""Serving without torch: an exported model as an encoder, on numpy, onnxruntime and tokenizers alone.
+
+`embedsmith.export` writes what is read here: `onnx/model.onnx` or `onnx/model_int8.onnx` (tokens in, unit
+vectors out), `onnx/tokenizer.json`, and `onnx/report.json` with the facts that sentence-transformers worked
+out from the folder (maximum length, prompt, padding) and the fingerprint of the model they belong to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsmith.artifacts import read_json
+from embedsmith.encoder import Embeddings, normalize
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.model import fingerprint_model, resolve_model
+from embedsmith.tokens import cut_microbatches
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+Precision = Literal["fp32", "int8"]
+Choice = Literal["auto", "fp32", "int8"]
+
+FOLDER = "onnx"  # below the model's folder
+FILES: Mapping[Precision, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+REPORT = "report.json"
+TOKENIZER = "tokenizer.json"
+INPUTS = ("input_ids", "attention_mask")
+TOKEN_BUDGET = 2048  # padded tokens a run: activations stay in the cache of one core
+MOST_THREADS = 4  # one short query has no work for more
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How close one exported file is to the model it was made from.
+
+    Attributes:
+        file: its name in the folder `onnx`. size: its bytes.
+        mean_cosine, lowest_cosine: between its vectors and sentence-transformers' fp32 vectors.
+        texts: on how many texts.
+        average_precision_loss: what the labelled pairs lose in average precision; None without pairs.
+        pairs: how many labelled pairs.
+    """
+
+    file: str
+    size: int
+    mean_cosine: float
+    lowest_cosine: float
+    texts: int
+    average_precision_loss: float | None = None
+    pairs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What `onnx/report.json` says: the model, how its texts are read, and each exported file.
+
+    Attributes:
+        fingerprint: of the model folder that was exported.
+        max_length: tokens a text is cut to; None cuts nothing.
+        prompt: what stands before every text, "" when nothing does.
+        fill: the token that pads. left: padding stands before the text.
+        precisions: the exported files by precision.
+    """
+
+    model: str
+    fingerprint: str
+    dimension: int
+    max_length: int | None
+    prompt: str
+    fill: int
+    left: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+    precisions: Mapping[str, Fidelity] = field(default_factory=dict)
+
+
+class OnnxEncoder:
+    """An exported model as an encoder; `encode` may be called from many threads at once.
+
+    Attributes:
+        fingerprint: of the model folder (16 hex digits), the same as that of the unexported model.
+        dimension: of the vectors. max_length: tokens a text is cut to, None if never.
+        precision: the one that is served. threads: that one call of `encode` may use.
+        report: what the export measured.
+        explained: each automatic choice with its reason, one sentence each.
+    """
+
+    def __init__(self, folder: str | Path, *, precision: Choice = "auto", threads: int | None = None) -> None:
+        """Load the export below the model folder.
+
+        Args:
+            folder: a sentence-transformers folder with its folder `onnx`.
+            precision: "auto" takes int8 where it was exported, else fp32.
+            threads: for one call of `encode`; None chooses by the cores this process may use.
+
+        Raises:
+            ModelError: nothing (or not this precision) was exported, the export belongs to other weights, or
+                a file of it is damaged.
+            MissingPartError: onnxruntime or tokenizers is not installed.
+        """
+        path = Path(resolve_model(folder))
+        self.name = str(folder)
+        self.report = read_report(path)
+        self.fingerprint = fingerprint_model(path)
+        if self.report.fingerprint != self.fingerprint:
+            raise ModelError(
+                f"{path / FOLDER} was exported from a model with fingerprint {self.report.fingerprint}, "
+                f"but the model in {path} has {self.fingerprint}: the export is stale",
+                expected="an export of these weights, configuration and tokenizer",
+                action=f"embedsmith export {folder}",
+            )
+        self.precision, why_precision = choose_precision(self.report, precision, path)
+        self.threads, why_threads = choose_threads(threads, self.precision)
+        self.explained = tuple(reason for reason in (why_precision, why_threads) if reason)
+        self._graph = Graph(path / FOLDER, self.precision, self.report, threads=self.threads)
+
+    @property
+    def dimension(self) -> int:
+        """The length of the vectors."""
+        return self.report.dimension
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens that a text is cut to; None if it is never cut."""
+        return self.report.max_length
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return unit rows (n, d) float32 in the order of `texts`, as sentence-transformers encodes them."""
+        return self._graph.encode(texts)
+
+
+class Graph:
+    """One exported file with its tokenizer: texts in, unit rows out. No question is asked about its origin.
+
+    fp32 runs batches, each on all threads. int8 runs every text by itself, on one thread: its activations have
+    one scale a run, so in a batch the neighbours of a text would change its vector.
+    """
+
+    def __init__(self, folder: Path, precision: Precision, report: ExportReport, *, threads: int) -> None:
+        self.report = report
+        self._alone = precision == "int8"
+        self._threads = threads
+        self._tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
+        self._session = load_session(folder / FILES[precision], threads=1 if self._alone else threads)
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return unit rows (n, d) float32 in the order of `texts`."""
+        if len(texts) == 1:  # a cache asks one at a time: no sorting, no padding
+            return self._run([self._tokenizer.encode(self.report.prompt + texts[0]).ids])
+        if not len(texts):
+            return np.zeros((0, self.report.dimension), dtype=np.float32)
+        encodings = self._tokenizer.encode_batch_fast([self.report.prompt + text for text in texts])
+        rows = [encoding.ids for encoding in encodings]
+        if self._alone:
+            with ThreadPoolExecutor(self._threads) as pool:
+                return np.concatenate(list(pool.map(lambda row: self._run([row]), rows)))
+        vectors = np.zeros((len(texts), self.report.dimension), dtype=np.float32)
+        for block in cut_microbatches(np.array([len(row) for row in rows], dtype=np.int64), TOKEN_BUDGET):
+            vectors[block] = self._run([rows[place] for place in block])
+        return vectors
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> Embeddings:
+        ids, mask = pad(rows, fill=self.report.fill, left=self.report.left)
+        (vectors,) = self._session.run(None, {INPUTS[0]: ids, INPUTS[1]: mask})
+        return normalize(np.asarray(vectors))
+
+
+def pad(rows: Sequence[Sequence[int]], *, fill: int, left: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (ids, mask), each (n, longest) int64; mask is 1 on real tokens. A text without tokens is all fill."""
+    width = max(1, *(len(row) for row in rows))
+    ids = np.full((len(rows), width), fill, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for place, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[place, span] = row
+        mask[place, span] = 1
+    return ids, mask
+
+
+def read_report(folder: Path) -> ExportReport:
+    """Return the report of the export below the model folder `folder`.
+
+    Raises:
+        ModelError: there is no export, or its report is damaged.
+    """
+    path = folder / FOLDER / REPORT
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no ONNX export ({FOLDER}/{REPORT} is missing)",
+            expected="a model folder that was exported",
+            action=f"embedsmith export {folder}",
+        )
+    try:
+        content = read_json(path)
+        parts = {name: Fidelity(**part) for name, part in content["precisions"].items()}
+        return ExportReport(**{**content, "precisions": parts})
+    except (InputError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({type(error).__name__}: {error})",
+            expected="the report that the export wrote",
+            action=f"embedsmith export {folder}",
+        ) from None
+
+
+def choose_precision(report: ExportReport, asked: Choice, folder: Path) -> tuple[Precision, str]:
+    """Return the precision to serve and, where it was chosen here, why."""
+    if asked not in get_args(Choice):
+        raise ConfigurationError(f"precision {asked!r} is not known", expected='"auto", "fp32" or "int8"')
+    if asked != "auto":
+        if asked not in report.precisions:
+            raise ModelError(
+                f"{folder} was not exported in {asked}",
+                expected=f"{FOLDER}/{FILES[asked]}; found: {', '.join(sorted(report.precisions)) or 'nothing'}",
+                action=f"embedsmith export {folder} --precision {asked}",
+            )
+        return asked, ""
+    if "int8" in report.precisions:
+        close = report.precisions["int8"].mean_cosine
+        return "int8", f"precision int8: it was exported, at mean cosine {close:.4f} to the fp32 model"
+    if "fp32" in report.precisions:
+        return "fp32", "precision fp32: int8 was not exported"
+    raise ModelError(
+        f"{folder} holds no exported file", expected=" or ".join(FILES.values()), action=f"embedsmith export {folder}"
+    )
+
+
+def choose_threads(asked: int | None, precision: Precision) -> tuple[int, str]:
+    """Return the threads that one call of `encode` may use and, where they were chosen here, why."""
+    if asked is not None:
+        if asked < 1:
+            raise ConfigurationError(f"threads is {asked}", expected="at least 1")
+        return asked, ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, MOST_THREADS)
+    found = f"threads {threads}: this process may use {cores} cores"
+    if precision == "int8":
+        return threads, f"{found}; each text runs on one, which is faster for a short query than sharing it"
+    return threads, f"{found}, and a short query has no work for more than {MOST_THREADS}"
+
+
+def load_tokenizer(path: Path, max_length: int | None) -> Tokenizer:
+    """Return the tokenizer in `path`, which cuts at `max_length` and never pads."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise _missing("tokenizers") from None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception)
+        raise _damaged(path, error) from None
+    tokenizer.no_padding()
+    if max_length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def load_session(path: Path, *, threads: int) -> InferenceSession:
+    """Return an onnxruntime session on the file `path`, on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise _missing("onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads that spin save little and take the cores from whoever serves beside us.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The fused Add + LayerNormalization is slower than the two on the CPU (33 against 14 microseconds a layer).
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+        )
+    except Exception as error:  # noqa: BLE001 (its errors share no public base)
+        raise _damaged(path, error) from None
+
+
+def _missing(package: str) -> MissingPartError:
+    return MissingPartError(
+        f"serving an exported model needs {package}, which is not installed", action="pip install 'embedsmith[serve]'"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    first: Any = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"{path} cannot be loaded: {first}",
+        expected="the file that the export wrote",
+        action=f"embedsmith export {path.parent.parent}",
+    )
