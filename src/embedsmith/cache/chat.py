@@ -68,9 +68,9 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     text = _text_of(messages[-1].get("content"))
     if text is None or not text.strip():
         return Passed("the last message is not text")
-    scope = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
-    scope["turns"] = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
-    return Question(text, scope, bool(body.get("stream")))
+    rest = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
+    turns = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
+    return Question(text, {"rest": rest, "turns": turns}, bool(body.get("stream")))
 
 
 def _is_storable(body: Mapping[str, Any]) -> bool:

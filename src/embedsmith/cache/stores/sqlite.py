@@ -287,5 +287,5 @@ class SQLiteStore:
             vector=np.frombuffer(vector, dtype="<f4"),  # type: ignore[call-overload]
             created=float(created),  # type: ignore[arg-type]
             expires=None if expires is None else float(expires),  # type: ignore[arg-type]
-            tags=tuple(json.loads(str(tags))),
+            tags=tuple(json.loads(str(tags))) if tags != "[]" else (),
         )
