@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -607,6 +608,9 @@ def _print_json(value: object) -> None:
 
 def main() -> None:
     """Run the command line; errors of the user's are printed without a traceback, with their exit code."""
+    # Threads that spin for long on a core that another process wants cost three quarters of the speed; a short
+    # spin costs nothing on a quiet machine (docs/log.md). Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         app(standalone_mode=True)
     except CalibrationRefused as refusal:
