@@ -425,6 +425,7 @@ def serve(
     feedback: Annotated[Path | None, typer.Option(help="File for hits and misses marked on the dashboard.")] = None,
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
+    shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
@@ -445,7 +446,7 @@ def serve(
     )
     source = "given, without a promise" if threshold is not None else "from the calibration"
     console.print(f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, store {store}")
-    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature))
+    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow)
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 

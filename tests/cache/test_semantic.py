@@ -128,6 +128,14 @@ def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) 
     assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
 
 
+@pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])
+def test_text_that_no_store_can_hold_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="half a character"):
+        make().lookup(text)
+    with pytest.raises(InputError, match="half a character"):
+        make().add(text, "answer")
+
+
 NAMES = st.sampled_from(["a", "b"])
 SCOPES = st.fixed_dictionaries({"model": NAMES, "system": NAMES, "tools": st.sampled_from(["", "x"])})
 

@@ -151,6 +151,20 @@ def test_an_answer_lives_as_long_as_it_was_given(serve: Serve) -> None:
     assert ask(served)[0] == "miss"
 
 
+def test_in_shadow_everything_comes_from_the_upstream_and_hits_are_only_told(serve: Serve) -> None:
+    served = serve(app={"shadow": True})
+    ask(served)
+    assert ask(served)[:2] == ("miss", "shadow: same text")
+    assert ask(served, "How do I freeze my cards?") == (
+        "miss",
+        "shadow: similar",
+        "the answer to How do I freeze my cards?",
+    )
+    assert ask(served, "How do I unfreeze my card?")[1] == "guard: opposite (unfreez / freez)"
+    assert served.calls == 4
+    assert served.cache.store.count().entries == 2  # what would have been served is not stored a second time
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_many_equal_questions_at_once_are_one_call(serve: Serve, stream: bool) -> None:
     served = serve(delay=0.3)

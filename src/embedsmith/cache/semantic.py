@@ -16,7 +16,7 @@ from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, en
 from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import read_calibration
 from embedsmith.encoder import Embeddings, Encoder
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, InputError
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
 
@@ -119,6 +119,7 @@ class SemanticCache:
             namespace: the tenant; no lookup sees another's entries.
             scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
         """
+        _require_text(text, namespace)
         scope = dict(scope or {})
         partition = partition_of(namespace, scope)
         asked = Lookup(UNDECIDED, text, namespace, scope, partition, entry_id(partition, text), None, None, 0.0)
@@ -160,6 +161,7 @@ class SemanticCache:
         """
         now = self._clock()
         if isinstance(question, str):
+            _require_text(question, namespace)
             partition = partition_of(namespace, dict(scope or {}))
             text, id, vector = question, entry_id(partition, question), None
         else:
@@ -253,6 +255,16 @@ class SemanticCache:
     def close(self) -> None:
         """Close the store."""
         self.store.close()
+
+
+def _require_text(*texts: str) -> None:
+    for text in texts:
+        try:
+            storable = "\0" not in text and text.encode() is not None
+        except UnicodeEncodeError:
+            storable = False
+        if not storable:
+            raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 
 
 def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:

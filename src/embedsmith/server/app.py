@@ -41,17 +41,19 @@ def create_app(
     served_model: str = "embedsmith",
     largest: int = LARGEST,
     timeout: float = TIMEOUT,
+    shadow: bool = False,
 ) -> Starlette:
     """Return the ASGI application of the proxy, the embeddings endpoint and the dashboard.
 
     Args:
         upstream: base URL with its /v1. admin_token: needed for the dashboard and all that changes entries.
         secret: key of the hash that makes tenants of API keys; another secret, other tenants.
+        shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
     """
     client = httpx.AsyncClient(base_url=upstream.rstrip("/") + "/", timeout=httpx.Timeout(timeout, connect=10.0))
     watch = Watch(cache)
-    proxy = Proxy(cache, client, secret, watch, allowed or Allowances(), upstream_key, largest)
+    proxy = Proxy(cache, client, secret, watch, allowed or Allowances(), upstream_key, largest, shadow)
     admin = Admin(cache, watch, admin_token)
     embeddings = Embedder(cache, proxy, served_model)
 

@@ -40,6 +40,7 @@ class Proxy:
         upstream: client whose base URL is the upstream's, e.g. https://api.openai.com/v1.
         secret: key of the hash that makes tenants of API keys.
         key: API key for the upstream when a client brings none.
+        shadow: answer everything from the upstream, and only say what would have been served.
     """
 
     cache: SemanticCache
@@ -49,6 +50,7 @@ class Proxy:
     allowed: Allowances = field(default_factory=Allowances)
     key: str | None = None
     largest: int = LARGEST
+    shadow: bool = False
     flights: Flights = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -78,6 +80,9 @@ class Proxy:
 
     async def _answer(self, request: Request, raw: bytes, question: Question, control: Control) -> Response:
         found = await self._look_up(request, question, control)
+        if found.answer is not None and control.read and self.shadow:
+            seen = missed(found, f"shadow: {found.decision.told}")
+            return await self._fetch(request, raw, question, replace(control, write=False), seen)
         if found.answer is not None and control.read:
             return self._serve(question, found)
         if control.only_cached:
@@ -85,6 +90,8 @@ class Proxy:
             return refuse(504, "the answer is not in the cache, and only-if-cached was asked for", describe(found))
         if not control.read:
             return await self._fetch(request, raw, question, control, missed(found, "no-cache was asked for"))
+        if self.shadow:  # every caller gets an answer of its own
+            return await self._fetch(request, raw, question, control, found)
         flight, leads = self.flights.board(found)
         if not leads:
             await flight.wait()

@@ -30,6 +30,7 @@ class Service:
     host: str = "127.0.0.1"
     port: int = 8080
     allowed: Allowances = field(default_factory=Allowances)
+    shadow: bool = False
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
@@ -57,6 +58,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             secret=read_secret(service.store),
             upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
+            shadow=service.shadow,
         )
         address = f"http://{service.host}:{service.port}"
         say(f"OpenAI clients    base_url={address}/v1")
