@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo serve-demo test test-slow kills check format clean
+.PHONY: setup demo serve-demo test test-slow kills stress check format clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ test-slow: setup
 kills: setup
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/llm/test_journal.py tests/test_training.py
 	EMBEDSMITH_KILLS=200 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/cache/test_semantic.py
+
+# 32 threads, 10,000 operations each, on one SQLite cache (minutes).
+stress: setup
+	EMBEDSMITH_THREADS=32 EMBEDSMITH_OPERATIONS=10000 $(BIN)/pytest -q --timeout 3600 -k everything_at_once tests/cache
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

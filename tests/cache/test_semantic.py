@@ -151,6 +151,10 @@ def test_no_answer_crosses_tenants_or_scopes(requests: list[tuple[str, Mapping[s
         assert served == mark
 
 
+THREADS = int(os.environ.get("EMBEDSMITH_THREADS", "8"))
+OPERATIONS = int(os.environ.get("EMBEDSMITH_OPERATIONS", "60"))  # of each thread; `make stress` does 32 times 10,000
+
+
 def test_threads_that_do_everything_at_once(tmp_path: Path) -> None:
     cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", max_entries=50)
     failures: list[BaseException] = []
@@ -158,7 +162,7 @@ def test_threads_that_do_everything_at_once(tmp_path: Path) -> None:
     def work(seed: int) -> None:
         draw = random.Random(seed)
         try:
-            for _ in range(60):
+            for _ in range(OPERATIONS):
                 text = f"question about {draw.choice(['rice', 'bread', 'tea', 'milk'])} number {draw.randrange(20)}"
                 doing = draw.randrange(10)
                 if doing < 6:
@@ -172,7 +176,7 @@ def test_threads_that_do_everything_at_once(tmp_path: Path) -> None:
         except BaseException as error:  # noqa: BLE001  told by the test below
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,121 @@
+"""The whole way through the proxy: a hit over HTTP, embedding included, one client at a time and 32 at once.
+
+    .venv/bin/embedsmith demo && .venv/bin/embedsmith export runs/demo/model --precision int8
+    .venv/bin/python benchmarks/proxy_speed.py --model runs/demo/model
+
+Starts `embedsmith serve` on loopback with an SQLite store in front of the simulated LLM, fills it with the
+questions of examples/home_energy, and asks them again (exact tier) and in the words of the recorded
+paraphrases (semantic tier; only what was a hit counts). Client and server share the cores. Writes
+benchmarks/results/proxy_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from common import ROOT, describe_machine, write_result
+
+EXAMPLE = ROOT / "examples" / "home_energy"
+CLIENTS = 32
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXAMPLE / name).read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def server(model: str, folder: str) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "embedsmith.cli", "serve", "--upstream", "simulator:", "--model", model]
+    command += ["--threshold", "0.75", "--store", f"sqlite:///{folder}/cache.db", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                httpx.get(f"{url}/health")
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(client: httpx.Client, text: str) -> tuple[float, str]:
+    """Return (milliseconds, what the cache says)."""
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    began = time.perf_counter()
+    answer = client.post("/v1/chat/completions", json=body)
+    taken = 1000 * (time.perf_counter() - began)
+    return taken, f"{answer.headers['x-embedsmith-cache']}: {answer.headers['x-embedsmith-reason']}"
+
+
+def together(url: str, texts: Sequence[str]) -> float:
+    """Return requests a second with CLIENTS clients."""
+
+    def work(part: Sequence[str]) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            for text in part:
+                ask(client, text)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(work, [texts[start::CLIENTS] for start in range(CLIENTS)]))
+    return len(texts) / (time.perf_counter() - began)
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(times, [50, 99])
+    return {"requests": len(times), "p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the proxy")
+    parser.add_argument("--model", required=True)
+    options = parser.parse_args()
+    queries = list(dict.fromkeys(row["query"] if "query" in row else row["text"] for row in read_rows("queries.jsonl")))
+    others = [text for row in read_rows("completions.jsonl") for text in row["paraphrases"]]
+    with tempfile.TemporaryDirectory() as folder, server(options.model, folder) as url:
+        together(url, queries)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            exact = [ask(client, text) for text in queries * 3]
+            asked = [(text, *ask(client, text)) for text in others]
+        similar = [text for text, _, told in asked if told == "hit: similar"]
+        result = {
+            "machine": describe_machine(),
+            "model": options.model,
+            "exported": (Path(options.model) / "onnx").is_dir(),
+            "entries": len(queries),
+            "exact_hit": percentiles([taken for taken, told in exact if told == "hit: same text"]),
+            "semantic_hit": percentiles([taken for _, taken, told in asked if told == "hit: similar"]),
+            "exact_hits_a_second": round(together(url, queries * 5)),
+            "semantic_hits_a_second": round(together(url, similar * 3)),
+            "clients": CLIENTS,
+        }
+    print(json.dumps(result, indent=2))
+    write_result("proxy_speed", result)
+
+
+if __name__ == "__main__":
+    main()
