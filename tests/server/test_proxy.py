@@ -15,6 +15,8 @@ import httpx
 import openai
 import pytest
 
+from embedsmith.cache.stores import StoreError
+
 from .conftest import Served
 
 ASKED = "How do I freeze my card?"
@@ -149,6 +151,27 @@ def test_an_answer_lives_as_long_as_it_was_given(serve: Serve) -> None:
     assert ask(served)[0] == "hit"
     now[0] += 2  # the hit did not extend it
     assert ask(served)[0] == "miss"
+
+
+@pytest.mark.parametrize("header", ["api-key", "x-api-key", "OpenAI-Organization", "OpenAI-Project"])
+def test_whoever_else_a_request_names_is_another_tenant(serve: Serve, header: str) -> None:
+    served = serve()
+    ask(served, extra_headers={header: "one"})
+    assert ask(served, extra_headers={header: "one"})[0] == "hit"
+    assert ask(served, extra_headers={header: "two"})[0] == "miss"
+
+
+@pytest.mark.parametrize("broken", ["get", "search", "put"])
+def test_a_store_that_fails_takes_nothing_away(serve: Serve, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(served.cache.store, broken, fail)
+    for stream in (False, True):
+        assert ask(served, stream=stream)[2] == f"the answer to {ASKED}"
+    assert "embedsmith_failures_total" in httpx.get(f"{served.url}/metrics").text
 
 
 def test_in_shadow_everything_comes_from_the_upstream_and_hits_are_only_told(serve: Serve) -> None:

@@ -12,6 +12,10 @@ from embedsmith.cache.semantic import Lookup
 ASKED = (
     "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
 )
+IDENTITY = (  # headers that say who asks
+    *("authorization", "api-key", "x-api-key", "x-goog-api-key"),
+    *("openai-organization", "openai-project", "anthropic-version", "cookie"),
+)
 TENANT_DIGITS = 32
 
 
@@ -58,10 +62,14 @@ def read_control(headers: Mapping[str, str]) -> Control:
     return Control(read, write, only, ttl, namespace)
 
 
-def tenant_of(authorization: str, secret: bytes, namespace: str = "") -> str:
-    """Return the namespace of whoever holds this API key: a keyed hash; the key itself is never kept."""
-    digest = hmac.new(secret, authorization.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
-    tenant = digest[:TENANT_DIGITS]
+def tenant_of(headers: Mapping[str, str], query: str, secret: bytes, namespace: str = "") -> str:
+    """Return the namespace of whoever sends these headers: a keyed hash of all that says who it is.
+
+    Neither keys nor names are kept. The query string counts too: some providers put a version or a key there.
+    """
+    who = [headers.get(name, "") for name in IDENTITY] + [query]
+    told = "\0".join(who).encode("utf-8", "surrogateescape")
+    tenant = hmac.new(secret, told, hashlib.sha256).hexdigest()[:TENANT_DIGITS]
     return f"{tenant}/{namespace}" if namespace else tenant
 
 

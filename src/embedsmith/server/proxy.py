@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from embedsmith.server.control import ASKED, Control, describe, read_control, te
 from embedsmith.server.flights import Flight, Flights
 from embedsmith.server.watch import Watch
 
+LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
 HOPS = frozenset(  # headers that belong to one connection only
     {
@@ -79,7 +81,10 @@ class Proxy:
         return await self._answer(request, raw, question, control)
 
     async def _answer(self, request: Request, raw: bytes, question: Question, control: Control) -> Response:
-        found = await self._look_up(request, question, control)
+        try:
+            found = await self._look_up(request, question, control)
+        except Exception as error:  # noqa: BLE001  a cache that fails must not take the LLM away
+            return await self._go_around(request, raw, error)
         if found.answer is not None and control.read and self.shadow:
             seen = missed(found, f"shadow: {found.decision.told}")
             return await self._fetch(request, raw, question, replace(control, write=False), seen)
@@ -97,17 +102,25 @@ class Proxy:
             await flight.wait()
         try:
             found = await asyncio.to_thread(self.cache.look_again, found)  # another may have landed since
-        except BaseException:
-            flight.land()
-            raise
+        except BaseException as error:
+            if leads:
+                flight.land()
+            if not isinstance(error, Exception):
+                raise
+            return await self._go_around(request, raw, error)
         if found.answer is None:
             return await self._fetch(request, raw, question, control, found, flight if leads else None)
         if leads:
             flight.land()
         return self._serve(question, found)
 
+    async def _go_around(self, request: Request, raw: bytes, error: Exception) -> Response:
+        LOG.warning("the cache failed, the upstream answers: %s", error)
+        self.watch.failed("the cache failed")
+        return await self.forward(request, raw, describe(None, "the cache failed"))
+
     async def _look_up(self, request: Request, question: Question, control: Control) -> Lookup:
-        tenant = tenant_of(request.headers.get("authorization", ""), self.secret, control.namespace)
+        tenant = tenant_of(request.headers, request.url.query, self.secret, control.namespace)
         return await asyncio.to_thread(self.cache.lookup, question.text, namespace=tenant, scope=question.scope)
 
     def _serve(self, question: Question, found: Lookup) -> Response:
@@ -189,8 +202,13 @@ class Proxy:
 
     async def _store(self, found: Lookup, control: Control, answer: Answer | None) -> None:
         if answer is not None and control.write:
-            await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
-            self.watch.stored()
+            try:
+                await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
+            except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
+                LOG.warning("an answer could not be stored: %s", error)
+                self.watch.failed("an answer could not be stored")
+            else:
+                self.watch.stored()
 
     async def forward(
         self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None

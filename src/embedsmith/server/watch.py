@@ -48,7 +48,7 @@ class Watch:
         self._numbers = itertools.count(1)
         self._lookups = self._count("lookups", "Lookups by outcome", ("outcome", "reason"))
         self._passed = self._count("passed", "Requests that are none for the cache", ("reason",))
-        self._failures = self._count("upstream_failures", "Calls of the upstream that failed", ("reason",))
+        self._failures = self._count("failures", "What failed: the upstream, or the cache itself", ("reason",))
         self._stored = self._count("stored", "Answers stored")
         self._saved = self._count("saved_completion_tokens", "Completion tokens that hits did not cost")
         self._seconds = Histogram(
