@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -43,9 +44,14 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         raise MissingPartError(
             "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
         ) from None
+    if service.upstream != SIMULATOR and not service.upstream.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+        )
     token = os.environ.get("EMBEDSMITH_ADMIN_TOKEN") or secrets.token_urlsafe(24)
     with ExitStack() as stack:
         stack.callback(cache.close)
+        listener = stack.enter_context(_bind(service))
         upstream = service.upstream
         if upstream == SIMULATOR:
             from embedsmith.testing import FaultyServer
@@ -63,7 +69,19 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         address = f"http://{service.host}:{service.port}"
         say(f"OpenAI clients    base_url={address}/v1")
         say(f"dashboard         {address}/dashboard#{token}")
-        uvicorn.run(app, host=service.host, port=service.port, log_level="warning", access_log=False)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+def _bind(service: Service) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
+        return socket.create_server((service.host, service.port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{service.host}:{service.port} cannot be listened on: {error.strerror or error}",
+            expected="a free port of this machine",
+            action="choose another --port",
+        ) from None
 
 
 def read_secret(store: str) -> bytes:
