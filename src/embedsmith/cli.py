@@ -358,16 +358,23 @@ def calibrate(
     delta: Delta = 0.05,
     alpha: Alpha = 0.05,
     base_url: BaseUrl = None,
+    for_cache: Annotated[
+        bool, typer.Option("--for-cache", help="As the cache serves: with its guard, and the exported model if any.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
+    from embedsmith.cache.semantic import open_encoder, veto_pairs
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
     from embedsmith.evaluation import labels_of, similarities_of
     from embedsmith.model import fingerprint_model, load_encoder
 
     rows = _read_pairs(pairs)
-    similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
+    encoder = open_encoder(model)[0] if for_cache else load_encoder(model, base_url=base_url)
+    similarities = similarities_of(encoder, rows)
+    if for_cache:
+        similarities = veto_pairs(similarities, [(row.sentence1, row.sentence2) for row in rows])
     mark = fingerprint_model(model)
     found = calibrate_scores(labels_of(rows), similarities, delta=delta, alpha=alpha, model=mark)
     write_calibration(out, found)

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedsmith.artifacts import (
     RunDirectory,
     fingerprint,
@@ -24,9 +27,11 @@ from embedsmith.artifacts import (
     write_json,
     write_jsonl,
 )
+from embedsmith.cache.semantic import veto_pairs
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries
+from embedsmith.encoder import Encoder
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
     compare,
@@ -233,7 +238,10 @@ def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, 
 
 
 def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
-    """Choose the threshold on the validation half; check it on the half that the figures are reported on."""
+    """Choose the threshold on the validation half; check it on the half that the figures are reported on.
+
+    Both as the cache serves: what its guard vetoes is not served at any threshold.
+    """
     model = fingerprint_model(folder / "model")
     inputs, settings = (
         {"pairs": fingerprint(judged), "model": model},
@@ -241,6 +249,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             "delta": job.delta,
             "alpha": job.alpha,
             "seed": job.seed,
+            "guard": True,
         },
     )
     if folder.is_fresh("calibration", inputs, settings):
@@ -251,9 +260,9 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         try:
-            similarities = similarities_of(encoder, chosen)
-            found = calibrate(labels_of(chosen), similarities, delta=job.delta, alpha=job.alpha, model=model)
-            hit = similarities_of(encoder, reported) >= found.threshold
+            served, checked = (_as_served(encoder, pairs) for pairs in (chosen, reported))
+            found = calibrate(labels_of(chosen), served, delta=job.delta, alpha=job.alpha, model=model)
+            hit = checked >= found.threshold
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
@@ -262,6 +271,10 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             check["refused"] = str(refusal)
             watch.say(f"threshold: refused. {refusal.found}")
         write_json(folder / "calibration_check.json", check)
+
+
+def _as_served(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
+    return veto_pairs(similarities_of(encoder, pairs), [(pair.sentence1, pair.sentence2) for pair in pairs])
 
 
 def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:

@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.semantic import SemanticCache, veto_pairs
 from embedsmith.cache.stores import open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.errors import ConfigurationError, InputError
@@ -224,6 +225,11 @@ def test_a_kill_loses_no_acknowledged_entry(tmp_path: Path) -> None:
     nearest = store.search(found[acknowledged[0]].partition, found[acknowledged[0]].vector, 1, time.time())
     assert nearest[0].similarity == pytest.approx(1.0, abs=1e-6)
     store.close()
+
+
+def test_calibrating_for_the_cache_leaves_out_what_the_guard_vetoes() -> None:
+    pairs = [("raise my limit", "lower my limit"), ("raise my limit", "how can I get a higher limit")]
+    assert veto_pairs(np.array([0.99, 0.8]), pairs).tolist() == [-1.0, 0.8]
 
 
 def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

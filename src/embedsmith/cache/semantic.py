@@ -12,7 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.guard import find_veto
 from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import read_calibration
 from embedsmith.encoder import Embeddings, Encoder
@@ -255,6 +259,16 @@ class SemanticCache:
     def close(self) -> None:
         """Close the store."""
         self.store.close()
+
+
+def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
+
+    A threshold calibrated on these keeps its promise with the guard switched on. Without this, the guard may
+    veto more right answers than wrong ones and so raise the share of wrong ones among those served.
+    """
+    vetoed = np.array([find_veto(*pair) is not None for pair in pairs], dtype=bool)
+    return np.where(vetoed, -1.0, similarities)
 
 
 def _require_text(*texts: str) -> None:
