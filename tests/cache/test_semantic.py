@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -99,6 +100,48 @@ def test_a_failed_computation_reaches_all_and_stores_nothing() -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(attempt, range(4))) == {"upstream"}
     assert cache.store.count().entries == 0
+    assert cache.serve(ASKED, lambda _: "fine") == "fine"
+
+
+def test_coroutines_share_one_flight_and_a_cancelled_one_stops_nobody_else() -> None:
+    cache, calls = make(), list[str]()
+
+    async def slow(text: str) -> str:
+        calls.append(text)
+        await asyncio.sleep(0.2)
+        return "done"
+
+    async def go() -> list[str]:
+        first = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(cache.serve_async(ASKED, slow)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        others.pop().cancel()
+        return list(await asyncio.gather(first, *others))
+
+    assert asyncio.run(go()) == ["done"] * 5
+    assert calls == [ASKED]
+
+
+def test_when_the_coroutine_that_computes_is_cancelled_the_others_are_told() -> None:
+    cache = make()
+
+    async def slow(text: str) -> str:
+        await asyncio.sleep(5)
+        return text
+
+    async def go() -> str:
+        first = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await asyncio.sleep(0.05)
+        other = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        try:
+            return await other
+        except RuntimeError as error:
+            return str(error)
+
+    assert "cancelled" in asyncio.run(go())
     assert cache.serve(ASKED, lambda _: "fine") == "fine"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,24 +208,61 @@ class SemanticCache:
         found = self.lookup(text, namespace=namespace, scope=scope)
         if found.answer is not None:
             return found.answer
-        with self._lock:
-            flight = self._flights.get(found.id)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[found.id] = Future()
+        flight, leads = self._board(found.id)
         if not leads:
             return flight.result()
         try:
             answer = compute(text)
             self.add(found, answer, ttl=ttl, tags=tags)
-            flight.set_result(answer)
         except BaseException as error:
-            flight.set_exception(error)
+            self._land(found.id, error=error)
             raise
-        finally:
-            with self._lock:
-                del self._flights[found.id]
+        self._land(found.id, answer)
         return answer
+
+    async def serve_async(
+        self,
+        text: str,
+        compute: Callable[[str], Awaitable[str]],
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> str:
+        """Return what `serve` returns, without blocking the event loop; both share their flights."""
+        found = await asyncio.to_thread(self.lookup, text, namespace=namespace, scope=scope)
+        if found.answer is not None:
+            return found.answer
+        flight, leads = self._board(found.id)
+        if not leads:
+            return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
+        try:
+            answer = await compute(text)
+            await asyncio.to_thread(self.add, found, answer, ttl=ttl, tags=tags)
+        except asyncio.CancelledError:
+            self._land(found.id, error=RuntimeError("the caller that computed this answer was cancelled; ask again"))
+            raise
+        except BaseException as error:
+            self._land(found.id, error=error)
+            raise
+        self._land(found.id, answer)
+        return answer
+
+    def _board(self, id: str) -> tuple[Future[str], bool]:
+        """Return the flight of a question, and whether the caller leads it."""
+        with self._lock:
+            known = self._flights.get(id)
+            flight = known if known is not None else self._flights.setdefault(id, Future())
+            return flight, known is None
+
+    def _land(self, id: str, answer: str = "", *, error: BaseException | None = None) -> None:
+        with self._lock:
+            flight = self._flights.pop(id)
+        if error is not None:
+            flight.set_exception(error)
+        else:
+            flight.set_result(answer)
 
     def cached(self, function: Callable[[str], str], **options: Any) -> Callable[[str], str]:
         """Return `function` behind the cache; usable as a decorator. `options` are those of `serve`."""
