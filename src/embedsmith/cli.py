@@ -364,17 +364,17 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
-    from embedsmith.cache.semantic import open_encoder, veto_pairs
+    from embedsmith.cache.semantic import open_encoder, served_similarities
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
     from embedsmith.evaluation import labels_of, similarities_of
     from embedsmith.model import fingerprint_model, load_encoder
 
     rows = _read_pairs(pairs)
-    encoder = open_encoder(model)[0] if for_cache else load_encoder(model, base_url=base_url)
-    similarities = similarities_of(encoder, rows)
     if for_cache:
-        similarities = veto_pairs(similarities, [(row.sentence1, row.sentence2) for row in rows])
+        similarities = served_similarities(open_encoder(model)[0], rows)
+    else:
+        similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
     mark = fingerprint_model(model)
     found = calibrate_scores(labels_of(rows), similarities, delta=delta, alpha=alpha, model=mark)
     write_calibration(out, found)

@@ -22,7 +22,7 @@ import numpy as np
 
 from embedsmith import __version__
 from embedsmith.artifacts import sync_folder, write_json
-from embedsmith.encoder import Embeddings
+from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.evaluation import shipped_guards
 from embedsmith.examples import LabelledPair
@@ -344,7 +344,8 @@ def compare(
     if 0 < labels.sum() < len(labels):
         left, right = [pair.sentence1 for pair in pairs], [pair.sentence2 for pair in pairs]
         before, after = (
-            _average_precision(labels, encoder.encode(left), encoder.encode(right)) for encoder in (reference, served)
+            Ranking(labels, pair_similarities(encoder, left, right)).average_precision()
+            for encoder in (reference, served)
         )
         loss = before - after
     return Fidelity(
@@ -356,10 +357,6 @@ def compare(
         average_precision_loss=loss,
         pairs=len(pairs) if loss is not None else 0,
     )
-
-
-def _average_precision(labels: Any, left: Embeddings, right: Embeddings) -> float:
-    return Ranking(labels, np.einsum("nd,nd->n", left, right, dtype=np.float64)).average_precision()
 
 
 def require(fidelity: Fidelity, precision: Precision, *, least_cosine: float, max_loss: float) -> None:

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedsmith.artifacts import (
     RunDirectory,
     fingerprint,
@@ -27,11 +24,10 @@ from embedsmith.artifacts import (
     write_json,
     write_jsonl,
 )
-from embedsmith.cache.semantic import veto_pairs
+from embedsmith.cache.semantic import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries
-from embedsmith.encoder import Encoder
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
     compare,
@@ -40,7 +36,6 @@ from embedsmith.evaluation import (
     labels_of,
     measure_latency,
     read_guards,
-    similarities_of,
 )
 from embedsmith.examples import (
     Example,
@@ -260,9 +255,9 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         try:
-            served, checked = (_as_served(encoder, pairs) for pairs in (chosen, reported))
-            found = calibrate(labels_of(chosen), served, delta=job.delta, alpha=job.alpha, model=model)
-            hit = checked >= found.threshold
+            similarities = served_similarities(encoder, chosen)
+            found = calibrate(labels_of(chosen), similarities, delta=job.delta, alpha=job.alpha, model=model)
+            hit = served_similarities(encoder, reported) >= found.threshold
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
@@ -271,10 +266,6 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             check["refused"] = str(refusal)
             watch.say(f"threshold: refused. {refusal.found}")
         write_json(folder / "calibration_check.json", check)
-
-
-def _as_served(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
-    return veto_pairs(similarities_of(encoder, pairs), [(pair.sentence1, pair.sentence2) for pair in pairs])
 
 
 def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:

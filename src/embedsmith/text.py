@@ -23,6 +23,15 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split()).rstrip(CLOSING)
 
 
+def is_storable(text: str) -> bool:
+    """Say whether UTF-8 and every store can hold `text`: no half characters (lone surrogates), no NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def words(text: str) -> list[str]:
     """Return the words and numbers of the normal form, in order."""
     return WORD.findall(normalize(text))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from embedsmith.text import is_storable
+
 HARMLESS = frozenset(  # of a request: what does not change the answer
     {
         *("messages", "stream", "stream_options", "user", "metadata", "store", "n", "service_tier"),
@@ -74,11 +76,11 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
 
 
 def _is_storable(body: Mapping[str, Any]) -> bool:
-    """Say whether UTF-8 and every store can hold the request."""
     try:
-        return "\\u0000" not in json.dumps(body) and bool(json.dumps(body, ensure_ascii=False).encode())
-    except (UnicodeEncodeError, RecursionError):
+        written = json.dumps(body, ensure_ascii=False)
+    except RecursionError:
         return False
+    return "\\u0000" not in written and is_storable(written)  # JSON writes NUL as an escape
 
 
 def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], allowed: Allowances) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -22,6 +21,9 @@ from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import read_calibration
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.evaluation import similarities_of
+from embedsmith.examples import LabelledPair
+from embedsmith.text import is_storable
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
 
@@ -32,7 +34,7 @@ class Lookup:
 
     Attributes:
         decision: hit or miss, and why.
-        text, namespace, scope, partition, id: of the question that was asked.
+        text, namespace, partition, id: of the question that was asked.
         vector: its embedding, so that an addition need not encode it again; None after an exact hit.
         age: seconds since the answer was stored; None for a miss.
         seconds: what the lookup took, encoding included.
@@ -41,7 +43,6 @@ class Lookup:
     decision: Decision
     text: str
     namespace: str
-    scope: Mapping[str, Any]
     partition: str
     id: str
     vector: Embeddings | None
@@ -115,7 +116,6 @@ class SemanticCache:
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
-        self.outcomes: Counter[str] = Counter()  # lookups by tier or reason
 
     def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
         """Return hit or miss for `text`.
@@ -125,19 +125,15 @@ class SemanticCache:
             scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
         """
         _require_text(text, namespace)
-        scope = dict(scope or {})
-        partition = partition_of(namespace, scope)
-        asked = Lookup(UNDECIDED, text, namespace, scope, partition, entry_id(partition, text), None, None, 0.0)
+        partition = partition_of(namespace, scope or {})
+        asked = Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
         found = self.look_again(asked)
         if found.decision.entry is not None:
             self.store.touch(found.decision.entry.id, self._clock())
-        with self._lock:
-            told = f"hit: {found.decision.tier}" if found.hit else f"miss: {found.decision.reason}"
-            self.outcomes[told] += 1
         return found
 
     def look_again(self, asked: Lookup) -> Lookup:
-        """Return what a question finds now; it is not encoded again, and not counted."""
+        """Return what a question finds now; it is not encoded again, and its use not counted."""
         began, now = time.perf_counter(), self._clock()
         vector = asked.vector
         decision = decide_exact(self.store.get(asked.id, now))
@@ -167,7 +163,7 @@ class SemanticCache:
         now = self._clock()
         if isinstance(question, str):
             _require_text(question, namespace)
-            partition = partition_of(namespace, dict(scope or {}))
+            partition = partition_of(namespace, scope or {})
             text, id, vector = question, entry_id(partition, question), None
         else:
             text, id, vector = question.text, question.id, question.vector
@@ -252,9 +248,8 @@ class SemanticCache:
     def _board(self, id: str) -> tuple[Future[str], bool]:
         """Return the flight of a question, and whether the caller leads it."""
         with self._lock:
-            known = self._flights.get(id)
-            flight = known if known is not None else self._flights.setdefault(id, Future())
-            return flight, known is None
+            leads = id not in self._flights
+            return self._flights.setdefault(id, Future()), leads
 
     def _land(self, id: str, answer: str = "", *, error: BaseException | None = None) -> None:
         with self._lock:
@@ -299,6 +294,11 @@ class SemanticCache:
         self.store.close()
 
 
+def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
+    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
+    return veto_pairs(similarities_of(encoder, pairs), [(pair.sentence1, pair.sentence2) for pair in pairs])
+
+
 def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
     """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
 
@@ -311,11 +311,7 @@ def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str
 
 def _require_text(*texts: str) -> None:
     for text in texts:
-        try:
-            storable = "\0" not in text and text.encode() is not None
-        except UnicodeEncodeError:
-            storable = False
-        if not storable:
+        if not is_storable(text):
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 
 

@@ -76,9 +76,9 @@ def tenant_of(headers: Mapping[str, str], query: str, secret: bytes, namespace: 
 def describe(found: Lookup | None, reason: str = "") -> dict[str, str]:
     """Return the headers that say what the cache did, and why."""
     if found is None:
-        return {"x-embedsmith-cache": "pass", "x-embedsmith-reason": _ascii(reason)}
+        return {ASKED: "pass", "x-embedsmith-reason": _ascii(reason)}
     decision = found.decision
-    told = {"x-embedsmith-cache": "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.told)}
+    told = {ASKED: "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.told)}
     if decision.similarity is not None:
         told["x-embedsmith-similarity"] = f"{decision.similarity:.4f}"
     if decision.entry is not None and found.age is not None:

@@ -40,11 +40,10 @@ class Seen:
 class Watch:
     """Counts and the latest lookups of one server."""
 
-    def __init__(self, cache: SemanticCache, *, price: float = 0.0) -> None:
-        self.cache, self.price = cache, price
+    def __init__(self, cache: SemanticCache) -> None:
         self.registry = CollectorRegistry()
         self.latest: deque[Seen] = deque(maxlen=LATEST)
-        self.saved_tokens = 0
+        self.lookups = self.hits = self.saved_tokens = 0
         self._numbers = itertools.count(1)
         self._lookups = self._count("lookups", "Lookups by outcome", ("outcome", "reason"))
         self._passed = self._count("passed", "Requests that are none for the cache", ("reason",))
@@ -71,6 +70,8 @@ class Watch:
         """Count a lookup whose answer is on its way."""
         decision = found.decision
         outcome = "hit" if found.hit else "miss"
+        self.lookups += 1
+        self.hits += found.hit
         self._lookups.labels(outcome, decision.reason).inc()
         self._seconds.observe(found.seconds)
         if decision.similarity is not None:

@@ -39,14 +39,6 @@ class VectorIndex:
         self.dimension = dimension
         self._blocks: dict[str, _Block] = {}
 
-    def __len__(self) -> int:
-        return sum(block.living for block in self._blocks.values())
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all arrays."""
-        return sum(block.bytes for block in self._blocks.values())
-
     def add(self, partition: str, numbers: Sequence[int], vectors: Embeddings) -> None:
         """Add vectors (n, d) under `numbers`, each higher than any before."""
         block = self._blocks.get(partition)
@@ -80,11 +72,6 @@ class _Block:
         self._codes = np.empty((0, dimension), dtype=np.int8)
         self._scales = np.empty(0, dtype=np.float32)
         self._gone = np.empty(0, dtype=np.uint16)  # 0, or FAR
-
-    @property
-    def bytes(self) -> int:
-        arrays = (self._numbers, self._bits, self._codes, self._scales, self._gone)
-        return sum(array.nbytes for array in arrays)
 
     def add(self, numbers: NDArray[np.int64], vectors: Embeddings) -> None:
         self._make_room(len(numbers))
