@@ -9,17 +9,25 @@ Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresh
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
 binomial tail; walks from high similarity down stop at the first test that fails. Several walks share α
 (Bonferroni), so that one unlucky pair near the top does not end all.
+
+Base rate: labelled pairs often hold more duplicates than the traffic does. Where the share of duplicates
+among the pairs that a cache looks at is known, the promise is made for that share: with the odds of "not the
+same" w times those of the labelled pairs, a false-hit rate of δ in the traffic is one of δ / (δ + (1 − δ) w) in
+the labelled pairs (label shift, Saerens et al. 2002: similarities of duplicates, and of others, are as in
+the labelled pairs). δ .1, half duplicates in the pairs, a quarter in the traffic: w is 3, tested is .0357.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 from scipy.stats import beta, binom
 
 from embedsmith.artifacts import read_json, write_json
@@ -40,6 +48,10 @@ class Calibration:
         hit_rate: share of the validation pairs that are served. recall: share of the duplicates served.
         pairs: labelled pairs used.
         model: fingerprint of the model whose similarities these are; no other may use the threshold.
+        duplicate_rate: share of duplicates the promise is made for; None is that of the labelled pairs. `tested`
+            is the false-hit rate that was tested on them for it.
+        probabilities: (similarity, probability that one answer serves both) from which on it holds, rising.
+        verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
     """
 
     threshold: float
@@ -53,6 +65,16 @@ class Calibration:
     pairs: int
     model: str
     method: str = "learn-then-test, exact binomial, fixed sequences"
+    duplicate_rate: float | None = None
+    tested: float | None = None
+    probabilities: tuple[tuple[float, float], ...] = ()
+    verifier: str = ""
+    weight: float = 0.0
+
+    def probability(self, similarity: float) -> float | None:
+        """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
+        place = bisect_right(self.probabilities, similarity, key=lambda knot: knot[0])
+        return self.probabilities[max(place - 1, 0)][1] if self.probabilities else None
 
 
 def calibrate(
@@ -62,6 +84,9 @@ def calibrate(
     delta: float = 0.05,
     alpha: float = 0.05,
     model: str = "",
+    duplicate_rate: float | None = None,
+    verifier: str = "",
+    weight: float = 0.0,
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
 
@@ -70,20 +95,24 @@ def calibrate(
 
     Args:
         labels: (n,) 1 where one answer serves both texts of a pair.
-        similarities: (n,) cosines of the same pairs.
+        similarities: (n,) cosines of the same pairs; −1 for a pair that would be served at no threshold.
+        duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
+        verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
 
     Raises:
         CalibrationRefused: no threshold can be certified; says how many pairs are missing.
-        ConfigurationError: delta or alpha outside (0, 1). InputError: no pairs, or not finite.
+        ConfigurationError: delta, alpha or duplicate_rate outside (0, 1). InputError: no pairs, or not finite.
     """
-    if not (0 < delta < 1 and 0 < alpha < 1):
-        raise ConfigurationError(f"delta {delta}, alpha {alpha}", expected="both between 0 and 1")
+    for name, value in (("delta", delta), ("alpha", alpha), ("duplicate_rate", duplicate_rate)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
+    tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     thresholds, hits, false_hits = _cumulate(truth, scores)
-    certified = _walk(hits, false_hits, delta, alpha)
+    certified = _walk(hits, false_hits, tested, alpha)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, delta, alpha)
+        raise _refuse(truth, hits, false_hits, tested, alpha)
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -96,7 +125,54 @@ def calibrate(
         recall=(served - wrong) / max(int(truth.sum()), 1),
         pairs=len(truth),
         model=model,
+        duplicate_rate=duplicate_rate,
+        tested=tested,
+        probabilities=fit_probabilities(truth, scores, duplicate_rate),
+        verifier=verifier,
+        weight=weight,
     )
+
+
+def shift_delta(delta: float, labelled_rate: float, duplicate_rate: float | None) -> float:
+    """Return the false-hit rate among labelled pairs that is `delta` in traffic with another share of duplicates.
+
+    .1 for labelled pairs half of which are duplicates and traffic with a quarter of them is .0357.
+    """
+    if duplicate_rate is None or not 0 < labelled_rate < 1:
+        return delta
+    odds = _odds(1 - duplicate_rate) / _odds(1 - labelled_rate)
+    return delta / (delta + (1 - delta) * odds)
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share)
+
+
+def fit_probabilities(
+    labels: NDArray[np.integer], similarities: NDArray[np.floating], duplicate_rate: float | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Return (similarity, probability) knots: from each similarity on, the probability that one answer serves both.
+
+    Isotonic regression (pool adjacent violators; Zadrozny & Elkan 2002) over the pairs that can be served, with
+    half a pair of each label added to every block, so that nothing is certain: 3 of 3 give .875. With a
+    `duplicate_rate`, the odds are those of that traffic.
+    """
+    served = np.asarray(similarities) > -1
+    order = np.argsort(similarities[served], kind="stable")
+    scores, truth = similarities[served][order], labels[served][order].astype(np.float64)
+    if not len(scores):
+        return ()
+    starts = np.append(0, np.flatnonzero(np.diff(scores)) + 1)  # equal similarities go together
+    sizes = np.diff(np.append(starts, len(scores)))
+    fitted = isotonic_regression(np.add.reduceat(truth, starts) / sizes, weights=sizes)
+    blocks = starts[fitted.blocks[:-1]]
+    counts, same = np.diff(np.append(blocks, len(scores))), np.add.reduceat(truth, blocks)
+    chances = (same + 0.5) / (counts + 1)
+    if duplicate_rate is not None and 0 < labels.mean() < 1:
+        odds = chances / (1 - chances) * _odds(duplicate_rate) / _odds(float(labels.mean()))
+        chances = odds / (1 + odds)
+    rising = np.maximum.accumulate(chances)  # small blocks are pulled to the middle, past their neighbours
+    return tuple((float(at), float(chance)) for at, chance in zip(scores[blocks], rising, strict=True))
 
 
 def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequence[int] | NDArray[np.integer]) -> None:
@@ -128,6 +204,8 @@ def _cumulate(
     """Return distinct thresholds from high to low with hits and false hits at each; ties go together."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    if len(ends) > 1 and scores[order[-1]] <= -1:
+        ends = ends[:-1]  # what is vetoed is served at no threshold
     hits = ends + 1
     false_hits = np.cumsum(1 - truth[order])[ends]
     return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
@@ -217,8 +295,10 @@ def read_calibration(path: Path | str, *, model: str | None = None) -> Calibrati
         InputError: the file is no calibration, or belongs to another model.
     """
     try:
-        found = Calibration(**read_json(path))
-    except TypeError as error:
+        content = read_json(path)
+        knots = tuple((float(at), float(chance)) for at, chance in content.get("probabilities", ()))
+        found = Calibration(**{**content, "probabilities": knots})
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a calibration ({error})", expected="what `calibrate` wrote") from None
     if model is not None and found.model != model:
         raise InputError(

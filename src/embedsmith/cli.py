@@ -17,7 +17,7 @@ from rich.table import Table
 
 from embedsmith import __version__
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.errors import CalibrationRefused, EmbedsmithError
+from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError
 
 if TYPE_CHECKING:
     from embedsmith.corpus import Deduplicated
@@ -269,13 +269,21 @@ def train(
     learning_rate: LearningRate = None,
     precision: Precision = None,
     losses: Losses = None,
+    verifier: Annotated[
+        bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on your own examples; a killed run goes on where it was."""
     from embedsmith.cards import CardFacts, write_card
+    from embedsmith.cross_encoder import train_verifier
     from embedsmith.examples import read_examples
-    from embedsmith.training import train as train_model
+    from embedsmith.training import train as train_encoder
+
+    if verifier and losses is not None:
+        raise ConfigurationError("--losses with --verifier", expected="one of them: a verifier has a loss of its own")
+    train_model, name = (train_verifier, "verifier") if verifier else (train_encoder, "model")
 
     sets = [read_examples(path) for path in examples]
     for found in sets:
@@ -284,9 +292,9 @@ def train(
     rows = [item for found in sets for item in found.examples]
     config = _training(epochs, batch, learning_rate, precision, losses, seed)
     names = ", ".join(path.name for path in examples)
-    card = write_card(CardFacts(base, len(rows), f"the examples of {names}.", plain(config)))
+    card = write_card(CardFacts(base, len(rows), f"the examples of {names}.", plain(config), verifier=verifier))
     with _watch() as watch:
-        result = train_model(rows, base=base, out=out / "model", config=config, card=card, on_progress=watch.steps)
+        result = train_model(rows, base=base, out=out / name, config=config, card=card, on_progress=watch.steps)
     if as_json:
         _print_json(plain(result))
         return
@@ -361,26 +369,38 @@ def calibrate(
     for_cache: Annotated[
         bool, typer.Option("--for-cache", help="As the cache serves: with its guard, and the exported model if any.")
     ] = False,
+    verifier: Annotated[
+        Path | None, typer.Option(help="A verifier's folder: switched on if it proves itself. Implies --for-cache.")
+    ] = None,
+    duplicate_rate: Annotated[
+        float | None, typer.Option(help="Share of duplicates in your traffic, if it is not that of the pairs.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
-    from embedsmith.cache.semantic import open_encoder, served_similarities
+    from embedsmith.cache.rules import Rules, choose_rules
+    from embedsmith.cache.semantic import open_encoder
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
     from embedsmith.evaluation import labels_of, similarities_of
     from embedsmith.model import fingerprint_model, load_encoder
+    from embedsmith.verifier import OnnxVerifier
 
     rows = _read_pairs(pairs)
-    if for_cache:
-        similarities = served_similarities(open_encoder(model)[0], rows)
+    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model), "duplicate_rate": duplicate_rate}
+    if for_cache or verifier is not None:
+        second = OnnxVerifier(verifier) if verifier is not None else None
+        rules = choose_rules(open_encoder(model)[0], rows, verifier=second, **promise)  # type: ignore[arg-type]
     else:
         similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
-    mark = fingerprint_model(model)
-    found = calibrate_scores(labels_of(rows), similarities, delta=delta, alpha=alpha, model=mark)
+        rules = Rules(calibrate_scores(labels_of(rows), similarities, **promise))  # type: ignore[arg-type]
+    found = rules.calibration
     write_calibration(out, found)
     if as_json:
-        _print_json(plain(found))
+        _print_json(plain(rules.calibration) | {"verifier_gain": plain(rules.gain), "explained": rules.verifier})
         return
+    if rules.verifier:
+        console.print(rules.verifier, markup=False, highlight=False)
     console.print(
         f"threshold {found.threshold:.4f}: at most {delta:.0%} of the answers served are wrong, with confidence "
         f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
@@ -427,6 +447,7 @@ def serve(
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
     guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
     feedback: Annotated[Path | None, typer.Option(help="File for hits and misses marked on the dashboard.")] = None,
@@ -447,12 +468,17 @@ def serve(
         threshold=threshold,
         calibration=calibration,
         guard=guard,
+        verifier=verifier,
         ttl=ttl,
         max_entries=max_entries,
         feedback=feedback,
     )
     source = "given, without a promise" if threshold is not None else "from the calibration"
-    console.print(f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, store {store}")
+    second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
+    console.print(
+        f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
+        f"store {store}"
+    )
     service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow)
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 

@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.semantic import SemanticCache, veto_pairs
+from embedsmith.cache.rules import veto_pairs
+from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.errors import ConfigurationError, InputError

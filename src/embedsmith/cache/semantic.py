@@ -12,18 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
-from embedsmith.cache.guard import find_veto
 from embedsmith.cache.stores import Entry, Order, Store, open_store
-from embedsmith.calibration import read_calibration
+from embedsmith.calibration import Calibration, read_calibration
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.evaluation import similarities_of
-from embedsmith.examples import LabelledPair
 from embedsmith.text import is_storable
+from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
 
@@ -37,6 +32,8 @@ class Lookup:
         text, namespace, partition, id: of the question that was asked.
         vector: its embedding, so that an addition need not encode it again; None after an exact hit.
         age: seconds since the answer was stored; None for a miss.
+        probability: that one answer serves the question and the nearest one stored, as the calibration learnt it;
+            None without a calibration, in the exact tier, and where nothing was stored.
         seconds: what the lookup took, encoding included.
     """
 
@@ -48,6 +45,7 @@ class Lookup:
     vector: Embeddings | None
     age: float | None
     seconds: float
+    probability: float | None = None
 
     @property
     def hit(self) -> bool:
@@ -76,6 +74,7 @@ class SemanticCache:
         calibration: another calibration file; it must be of this very model.
         policy: other rules altogether; `threshold` and `guard` are then those of the policy.
         guard: False serves candidates that differ in a fact.
+        verifier: the folder of a verifier, for a calibration that was made with it.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
         max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
         eviction: what goes first: "lru", "lfu" or "size".
@@ -96,6 +95,7 @@ class SemanticCache:
         calibration: Path | str | None = None,
         policy: Policy | None = None,
         guard: bool = True,
+        verifier: Verifier | Path | str | None = None,
         ttl: float | None = None,
         max_entries: int | None = None,
         max_bytes: int | None = None,
@@ -105,8 +105,9 @@ class SemanticCache:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
+        self.calibration = None if threshold is not None or policy is not None else self._calibrate(model, calibration)
         if policy is None:
-            policy = Policy(_threshold(model, threshold, calibration, self.fingerprint))
+            policy = _choose_policy(self.calibration, threshold, verifier)
             policy = policy if guard else replace(policy, guard=None)
         self.policy = policy
         dimension = int(self.encoder.encode(["dimension"]).shape[1])
@@ -116,6 +117,18 @@ class SemanticCache:
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
+
+    def _calibrate(self, model: Encoder | Path | str, calibration: Path | str | None) -> Calibration:
+        path = Path(calibration) if calibration is not None else None
+        if path is None and isinstance(model, (str, Path)):
+            path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
+        if path is None:
+            raise ConfigurationError(
+                "there is no threshold from which on answers may be served",
+                expected="calibration.json beside the model, or a threshold",
+                action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+            )
+        return read_calibration(path, model=self.fingerprint)
 
     def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
         """Return hit or miss for `text`.
@@ -142,8 +155,16 @@ class SemanticCache:
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
             decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
+        chance = self._probability(decision)
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds)
+        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds, probability=chance)
+
+    def _probability(self, decision: Decision) -> float | None:
+        if self.calibration is None or decision.similarity is None or decision.tier == "exact":
+            return None
+        if decision.vetoed and not decision.hit:
+            return None  # what was learnt is for pairs that the guard lets pass
+        return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
 
     def add(
         self,
@@ -294,21 +315,6 @@ class SemanticCache:
         self.store.close()
 
 
-def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
-    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
-    return veto_pairs(similarities_of(encoder, pairs), [(pair.sentence1, pair.sentence2) for pair in pairs])
-
-
-def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-    """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
-
-    A threshold calibrated on these keeps its promise with the guard switched on. Without this, the guard may
-    veto more right answers than wrong ones and so raise the share of wrong ones among those served.
-    """
-    vetoed = np.array([find_veto(*pair) is not None for pair in pairs], dtype=bool)
-    return np.where(vetoed, -1.0, similarities)
-
-
 def _require_text(*texts: str) -> None:
     for text in texts:
         if not is_storable(text):
@@ -335,23 +341,33 @@ def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) ->
     return load_encoder(model), fingerprint or fingerprint_model(model)
 
 
-def _threshold(
-    model: Encoder | Path | str, threshold: float | None, calibration: Path | str | None, fingerprint: str
-) -> float:
-    if threshold is not None:
-        if not -1 <= threshold <= 1:
-            raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
-        return threshold
-    path = Path(calibration) if calibration is not None else None
-    if path is None and isinstance(model, (str, Path)):
-        path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
-    if path is None:
+def _choose_policy(
+    calibration: Calibration | None, threshold: float | None, verifier: Verifier | Path | str | None
+) -> Policy:
+    """Return the rules of a calibration, or those of a bare threshold."""
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
+    if threshold is not None and verifier is not None:
         raise ConfigurationError(
-            "there is no threshold from which on answers may be served",
-            expected="calibration.json beside the model, or a threshold",
-            action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+            "a verifier together with a bare threshold",
+            expected="a calibration, which says how much the verifier's word weighs",
+            action="embedsmith calibrate MODEL PAIRS --for-cache --verifier FOLDER",
         )
-    return read_calibration(path, model=fingerprint).threshold
+    if calibration is None or not calibration.verifier:
+        given = threshold if calibration is None else calibration.threshold
+        assert given is not None
+        return Policy(given)
+    found = OnnxVerifier(verifier) if isinstance(verifier, (str, Path)) else verifier
+    if found is None or found.fingerprint != calibration.verifier:
+        raise ConfigurationError(
+            f"the calibration is for the verifier {calibration.verifier}, "
+            f"not for {found.fingerprint if found is not None else 'a cache without one'}",
+            expected="the verifier that it was made with",
+            action="pass its folder (--verifier), or calibrate without one",
+        )
+    return Policy(
+        calibration.threshold, verifier=found, adjustment=Adjustment(calibration.weight, calibration.verifier)
+    )
 
 
 def _calibrations(model: Path) -> tuple[Path, Path]:

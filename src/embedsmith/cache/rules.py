@@ -1,0 +1,138 @@
+"""Choosing the rules of a cache from labelled pairs: threshold, guard and verifier together, with one promise.
+
+The pairs are seen as the cache serves them: by the encoder that serves, behind the guard. A verifier is
+switched on only where it proves itself: it is weighed on a sixth of the pairs and measured on another sixth
+(precision at equal hit rate); the threshold comes from the other two thirds, whatever the outcome, so its
+promise knows nothing of that choice. Parts never separate pairs that share a question or a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsmith.cache.guard import find_veto
+from embedsmith.calibration import Calibration, calibrate
+from embedsmith.encoder import Encoder
+from embedsmith.evaluation import labels_of, similarities_of, units_of
+from embedsmith.examples import LabelledPair
+from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
+
+WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What was chosen, and why.
+
+    Attributes:
+        calibration: the threshold and its promise, with the verifier it is for.
+        verifier: one sentence on the verifier: on, or off and why. "" when there was none.
+        gain: what the verifier did on pairs that did not fit it; None when it could not be measured.
+    """
+
+    calibration: Calibration
+    verifier: str = ""
+    gain: Gain | None = None
+
+
+def choose_rules(
+    encoder: Encoder,
+    pairs: Sequence[LabelledPair],
+    *,
+    verifier: Verifier | None = None,
+    delta: float = 0.05,
+    alpha: float = 0.05,
+    model: str = "",
+    duplicate_rate: float | None = None,
+    seed: int = 0,
+) -> Rules:
+    """Return the rules with which at most a share `delta` of the answers served is wrong, at confidence 1 − `alpha`.
+
+    Args:
+        encoder: the one that serves. pairs: labelled, not trained on. model: the encoder's fingerprint.
+
+    Raises:
+        CalibrationRefused: no threshold can be promised.
+    """
+    labels, similarities = labels_of(pairs), served_similarities(encoder, pairs)
+    if verifier is None:
+        found = calibrate(labels, similarities, delta=delta, alpha=alpha, model=model, duplicate_rate=duplicate_rate)
+        return Rules(found)
+    logits = np.asarray(verifier.score(pairs_of(pairs)))
+    units = units_of(pairs)
+    weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
+    names = [units[place] for place in measured]
+    found_weight, gain = weigh(labels, similarities, logits, weighed, measured, names, verifier.fingerprint)
+    on = found_weight is not None and gain is not None and gain.proven
+    moved = adjust(similarities, logits, found_weight) if on and found_weight is not None else similarities
+    calibration = calibrate(
+        labels[rest],
+        moved[rest],
+        delta=delta,
+        alpha=alpha,
+        model=model,
+        duplicate_rate=duplicate_rate,
+        verifier=verifier.fingerprint if on else "",
+        weight=found_weight.weight if on and found_weight is not None else 0.0,
+    )
+    return Rules(calibration, explain(found_weight, gain), gain)
+
+
+def weigh(
+    labels: NDArray[np.int64],
+    similarities: Logits,
+    logits: Logits,
+    weighed: NDArray[np.int64],
+    measured: NDArray[np.int64],
+    units: Sequence[str],
+    verifier: str = "",
+) -> tuple[Adjustment | None, Gain | None]:
+    """Return the weight that the rows `weighed` give, and its gain on the rows `measured`."""
+    found = fit_adjustment(labels[weighed], similarities[weighed], logits[weighed], verifier=verifier)
+    if found is None or not 0 < labels[measured].sum() < len(measured):
+        return found, None
+    moved = adjust(similarities, logits, found)
+    return found, measure_gain(labels[measured], similarities[measured], moved[measured], groups=units)
+
+
+def explain(adjustment: Adjustment | None, gain: Gain | None) -> str:
+    """Return one sentence: whether the verifier is on, and why."""
+    if adjustment is None:
+        return "verifier off: too few pairs to weigh it by, or it tells nothing beyond the cosine"
+    if gain is None:
+        return "verifier off: too few pairs to measure it on"
+    difference = gain.difference
+    told = (
+        f"precision {gain.before:.3f} -> {gain.after:.3f} when {gain.hit_rate:.0%} are served "
+        f"({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], {gain.pairs} pairs)"
+    )
+    return f"verifier on: {told}" if gain.proven else f"verifier off, not proven: {told}"
+
+
+def part_units(units: Sequence[str], shares: Sequence[float], *, seed: int) -> list[NDArray[np.int64]]:
+    """Return the places of the rows of each part: whole units in about these shares, the rest last."""
+    names = list(dict.fromkeys(units))
+    order = np.random.default_rng(seed).permutation(len(names))
+    bounds = np.round(np.cumsum(shares) * len(names)).astype(int)
+    part = {names[place]: int(np.searchsorted(bounds, rank, side="right")) for rank, place in enumerate(order)}
+    owner = np.array([part[unit] for unit in units])
+    return [np.flatnonzero(owner == index) for index in range(len(shares) + 1)]
+
+
+def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
+    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
+    return veto_pairs(similarities_of(encoder, pairs), pairs_of(pairs))
+
+
+def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
+
+    A threshold calibrated on these keeps its promise with the guard switched on. Without this, the guard may
+    veto more right answers than wrong ones and so raise the share of wrong ones among those served.
+    """
+    vetoed = np.array([find_veto(*pair) is not None for pair in pairs], dtype=bool)
+    return np.where(vetoed, -1.0, similarities)
