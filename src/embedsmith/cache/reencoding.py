@@ -154,7 +154,7 @@ class _Work:
             self._pass()
             self._refuse_failures()
             self.move.ready()
-            began = time.perf_counter()
+            began, done = time.perf_counter(), False
             with self.move.hold():
                 done = self._finish()
             if done:

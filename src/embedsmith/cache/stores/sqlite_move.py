@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from embedsmith.cache.stores import StoreError
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.sqlite import connect, path_of
-from embedsmith.cache.stores.sqlite_schema import drop_vectors, make_vectors, prepare, write_meta
+from embedsmith.cache.stores.sqlite_schema import drop_vectors, find_vectors, make_vectors, prepare, write_meta
 from embedsmith.encoder import Embeddings
 
+REMOVED_AT_ONCE = 2000  # vectors
 COMING = ("next_model", "next_dimension", "next_generation")
 # A row number is never used again and its text never changes: whoever has a vector has the right one.
 PENDING = """
@@ -42,16 +43,20 @@ class SQLiteMove:
 
     def _begin(self, model: str, dimension: int, restart: bool) -> Target:
         coming = self._coming()
+        if coming is not None and restart:
+            drop_vectors(self._connection, coming.generation)
+            self._forget_coming()
         if self.finished:
             return Target(model, dimension, self.about.generation)
         target = choose_target(self.url, self.about, coming, model, dimension, restart=restart)
         if target != coming:
-            if coming is not None:
-                drop_vectors(self._connection, coming.generation)
             make_vectors(self._connection, target.generation)
             values = zip(COMING, (target.model, target.dimension, target.generation), strict=True)
             write_meta(self._connection, **dict(values))
         return target
+
+    def _forget_coming(self) -> None:
+        self._connection.executemany("delete from meta where name = ?", [(name,) for name in COMING])
 
     def _coming(self) -> Target | None:
         marks = ",".join("?" * len(COMING))
@@ -96,12 +101,22 @@ class SQLiteMove:
                 raise overtaken(self.url)
             about = self._target
             write_meta(self._connection, model=about.model, dimension=about.dimension, generation=about.generation)
-            self._connection.executemany("delete from meta where name = ?", [(name,) for name in COMING])
-            drop_vectors(self._connection, self.about.generation)
+            self._forget_coming()
         return True
 
     def clean(self) -> None:
-        """There is nothing to do: the old vectors went with the switch."""
+        """Remove the old vectors, some at a time, so that nobody waits long."""
+        with self._calls():
+            for generation in find_vectors(self._connection):
+                if generation < self._target.generation:
+                    self._remove_vectors(generation)
+
+    def _remove_vectors(self, generation: int) -> None:
+        few = f"select number from vectors_{generation} limit {REMOVED_AT_ONCE}"
+        while self._connection.execute(f"delete from vectors_{generation} where number in ({few})").rowcount:
+            pass
+        with self._transaction():
+            drop_vectors(self._connection, generation)
 
     def close(self) -> None:
         self._connection.close()

@@ -130,6 +130,12 @@ def drop_vectors(connection: sqlite3.Connection, generation: int) -> None:
     connection.execute(f"drop table if exists vectors_{generation}")
 
 
+def find_vectors(connection: sqlite3.Connection) -> set[int]:
+    """Return the generations whose vectors are in the file."""
+    names = connection.execute("select name from sqlite_schema where type = 'table' and name glob 'vectors_*'")
+    return {int(name.removeprefix("vectors_")) for (name,) in names}
+
+
 def write_meta(connection: sqlite3.Connection, **values: object) -> None:
     """Write or replace rows of `meta`."""
     rows = [(name, str(value)) for name, value in values.items()]
