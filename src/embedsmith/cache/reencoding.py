@@ -215,8 +215,8 @@ class _Work:
         vectors = np.asarray(self.encoder.encode([row.text for row in rows]), dtype=np.float32)
         if vectors.shape != (len(rows), self.dimension):
             raise ValueError(f"vectors of shape {vectors.shape}, expected {(len(rows), self.dimension)}")
-        if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise ValueError("the vector is zero or not finite")
+        if not np.isfinite(vectors).all():
+            raise ValueError("the vector is not finite")
         return list(zip(rows, vectors, strict=True))
 
     def _refuse_failures(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import redis
@@ -92,7 +92,8 @@ local rest = ''
 for generation in string.gmatch(old, '%d+') do
     if generation ~= ARGV[1] then rest = rest .. ' ' .. generation end
 end
-if rest == '' then redis.call('HDEL', base .. ':about', 'old') else redis.call('HSET', base .. ':about', 'old', rest) end
+redis.call('HDEL', base .. ':about', 'old')
+if rest ~= '' then redis.call('HSET', base .. ':about', 'old', rest) end
 return redis.call('DEL', base .. ':old:' .. ARGV[1])
 """
 
@@ -169,7 +170,7 @@ class RedisMove:
             for start in range(0, len(rows), BLOCK):
                 with self._client.pipeline(transaction=False) as pipe:
                     for row, vector in rows[start : start + BLOCK]:
-                        values = [self._target.generation, row.id, row.text, vector.astype("<f4").tobytes()]
+                        values: list[Any] = [self._target.generation, row.id, row.text, vector.astype("<f4").tobytes()]
                         self._write(keys=[self._base], args=values, client=pipe)
                     answers += pipe.execute()
         if -1 in answers:
@@ -209,10 +210,8 @@ class RedisMove:
                 self._remove_generation(generation)
 
     def _remove_generation(self, generation: int) -> None:
-        try:
+        with suppress(redis.ResponseError):  # it is gone already
             self._client.execute_command("FT.DROPINDEX", index_of(self._base, generation))
-        except redis.ResponseError:  # it is gone already
-            pass
         left, key = f"{self._base}:old:{generation}", key_of(self._base, generation)
         while ids := self._client.zrange(left, 0, BLOCK - 1):
             with self._client.pipeline(transaction=False) as pipe:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedsmith.cache.stores import About, Counts, Entry, Match, Order, StoreError, check_vector
+from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.cache.stores.sqlite_schema import prepare, read_about
