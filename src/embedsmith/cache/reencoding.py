@@ -15,7 +15,7 @@ from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
 
 BATCH = 256  # texts that are encoded and written at once; a kill costs at most these
-LAST = 32  # entries, at most, that are encoded while those who add entries wait
+LAST = 32  # entries that may be encoded while those who add entries wait; doubled each time that more came meanwhile
 PROBE = "dimension"  # a text that every encoder can encode
 
 
@@ -78,8 +78,8 @@ def reencode(
 
     All else of an entry stays, its uses and its expiry too. Until the end the store belongs to the old model and
     serves it; entries that are added or removed meanwhile are followed. Call it again after a kill: it goes on where
-    it was. At the end, at most `LAST` entries are encoded while additions wait, then the store changes hands at once;
-    servers with the old model get `ModelMismatch` from then on.
+    it was. At the end, the last few entries are encoded while additions wait, then the store changes hands at once;
+    servers with the old model get `ModelMismatch` from then on, when they look up or add.
 
     Args:
         url: as for `open_store`. model: fingerprint of `encoder`, as the servers with it will give it.
@@ -145,7 +145,7 @@ class _Work:
     ) -> None:
         self.move, self.encoder, self.dimension = move, encoder, dimension
         self.batch, self.drop_failed, self.on_progress = batch, drop_failed, on_progress
-        self.encoded = 0
+        self.encoded, self.last = 0, LAST
         self.failures: dict[Pending, Failure] = {}
 
     def run(self) -> float:
@@ -157,6 +157,7 @@ class _Work:
             began, done = time.perf_counter(), False
             with self.move.hold():
                 done = self._finish()
+            self.last *= 2
             if done:
                 return time.perf_counter() - began
 
@@ -174,11 +175,12 @@ class _Work:
 
     def _finish(self) -> bool:
         """Encode the last few and switch, while nothing is added; False when they are more than a few."""
-        left = self.move.pending("", LAST + 1 + len(self.failures))
+        left = self.move.pending("", self.last + 1 + len(self.failures))
         left = [row for row in left if row not in self.failures]
-        if len(left) > LAST:
+        if len(left) > self.last:
             return False
-        self._encode(left)
+        for start in range(0, len(left), self.batch):
+            self._encode(left[start : start + self.batch])
         self._refuse_failures()
         self.move.drop(list(self.failures))
         return self.move.switch()

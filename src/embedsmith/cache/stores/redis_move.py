@@ -51,15 +51,16 @@ ABANDON = """
 if coming == ARGV[1] then retire(coming) end
 return 1
 """
-WRITE = """
-local generation, id, text, vector = unpack(ARGV)
+WRITE = f"""
+local generation, id, text, vector, token = unpack(ARGV)
 if coming ~= generation then return -1 end
+if redis.call('GET', base .. ':hold') == token then redis.call('PEXPIRE', base .. ':hold', {int(1000 * HOLD)}) end
 local found = redis.call('HGETALL', at(current, id))
-local fields = {}
+local fields = {{}}
 for place = 1, #found, 2 do fields[found[place]] = found[place + 1] end
 if #found > 0 and fields.text ~= text then return 0 end
 if #found > 0 then
-    local copy = {}
+    local copy = {{}}
     fields.vector = vector
     for name, value in pairs(fields) do copy[#copy + 1] = name; copy[#copy + 1] = value end
     redis.call('HSET', at(coming, id), unpack(copy))
@@ -170,7 +171,8 @@ class RedisMove:
             for start in range(0, len(rows), BLOCK):
                 with self._client.pipeline(transaction=False) as pipe:
                     for row, vector in rows[start : start + BLOCK]:
-                        values: list[Any] = [self._target.generation, row.id, row.text, vector.astype("<f4").tobytes()]
+                        blob = vector.astype("<f4").tobytes()
+                        values: list[Any] = [self._target.generation, row.id, row.text, blob, self._token]
                         self._write(keys=[self._base], args=values, client=pipe)
                     answers += pipe.execute()
         if -1 in answers:
@@ -186,7 +188,7 @@ class RedisMove:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """See `Move`; who is killed in it lets go after HOLD seconds, and `switch` sees when that time is over."""
+        """See `Move`; it ends HOLD seconds after the last `write`, also by a kill, and `switch` sees that."""
         with self._calls():
             while not self._client.set(f"{self._base}:hold", self._token, nx=True, px=int(1000 * HOLD)):
                 time.sleep(0.05)
