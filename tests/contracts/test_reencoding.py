@@ -523,36 +523,79 @@ reencode(sys.argv[1], Logging(8), model="model-b", batch=10)
 """
 
 
-def test_a_kill_costs_a_batch_and_nothing_else(durable: Place, tmp_path: Path) -> None:
-    """SIGKILL at random moments of a re-encoding, in processes of their own, then one that may finish."""
+@pytest.mark.parametrize("seed", range(max(KILLS // 3, 1)))
+def test_a_kill_costs_a_batch_and_nothing_else(durable: Place, tmp_path: Path, seed: int) -> None:
+    """SIGKILL at three random moments of a re-encoding, in processes of their own, then one that may finish."""
     entries, log = questions(400), tmp_path / "encoded"
     durable.open().put(entries)
     command = [sys.executable, "-c", CHILD, durable.url, str(log)]
     pipe = subprocess.PIPE
-    waiting = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(min(KILLS, 20) + 1)]
-    finished = False
-    for turn, child in enumerate(waiting):
+    waiting = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    moments = [random.Random(f"{seed} {turn}").uniform(0.0, end) for turn, end in enumerate((0.05, 0.15, 0.3))]
+    for child, moment in zip(waiting, [*moments, 60.0], strict=True):
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdout.readline()
         child.stdin.write("\n")
         child.stdin.flush()
-        if turn < len(waiting) - 1:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(random.Random(turn).uniform(0.0, 0.5 / KILLS))
-            child.send_signal(signal.SIGKILL)
-        child.communicate(timeout=60)
-        finished = finished or child.returncode == 0
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(moment)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
         with suppress(ModelMismatch):  # until the switch, the old model is served whole
             old = durable.open()
             assert all(map(same, old.scan(), entries))
             assert ids(old.search("p0", entries[4].vector, 1, 1.0)) == ["00004"]
             old.close()
-    assert finished
+    assert waiting[0].returncode == -signal.SIGKILL
+    assert waiting[-1].returncode == 0
     assert all(map(same, durable.open(8, "model-b").scan(), renewed(entries)))
     encoded = log.read_text(encoding="utf-8").splitlines()
     assert {one.text for one in entries} <= {*encoded}
-    assert len(encoded) <= len(entries) + len(waiting) * reencoding.LAST
+    assert len(encoded) <= len(entries) + 3 * reencoding.LAST
+    assert leftovers(durable) == 0
+
+
+# Dies before or after a step of the move; what a Redis was told to hold, it holds for half a second.
+DYING_CHILD = """
+import os, signal, sys
+from embedsmith.cache import reencoding
+from embedsmith.testing import FakeEncoder
+url, when, step = sys.argv[1:]
+moving = reencoding.open_move(url, model="model-b", dimension=8)
+if url.startswith("redis"):
+    sys.modules[type(moving).__module__].HOLD = 0.5
+plain = getattr(type(moving), step)
+def dying(self, *values):
+    if when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = plain(self, *values)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(type(moving), step, dying)
+reencoding.reencode(url, FakeEncoder(8), model="model-b", batch=10)
+"""
+STEPS = [("before", "switch"), ("after", "switch"), ("after", "write"), ("after", "ready"), ("before", "clean")]
+
+
+@pytest.mark.parametrize(("when", "step"), STEPS if KILLS > 3 else STEPS[:2])
+def test_a_kill_at_the_switch_leaves_one_model_or_the_other(durable: Place, when: str, step: str) -> None:
+    entries = questions(25)
+    durable.open().put(entries)
+    command = [sys.executable, "-c", DYING_CHILD, durable.url, when, step]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    try:
+        store = durable.open()
+    except ModelMismatch:
+        store, entries = durable.open(8, "model-b"), renewed(entries)
+    assert all(map(same, store.scan(), entries))
+    assert ids(store.search("p0", entries[4].vector, 1, 1.0)) == ["00004"]
+    store.put([replace(entries[0], answer="again")])  # nobody holds it any more
+    assert store.count().entries == 25
+    store.close()
+    move(durable)
+    again = {one.id: one for one in durable.open(8, "model-b").scan()}
+    assert again.pop("00000").answer == "again"
+    assert all(map(same, again.values(), renewed(questions(25))[1:]))
     assert leftovers(durable) == 0
 
 

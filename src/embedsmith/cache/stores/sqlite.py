@@ -135,8 +135,10 @@ class SQLiteStore:
         self._follow()
         (last,) = self._writer.execute("select coalesce(max(number), 0) from entries").fetchone()
         while self._seen < last:
-            query = f"select number, partition, vector from {self._rows} where number > ? order by number limit ?"
-            rows = self._writer.execute(query, (self._seen, BLOCK)).fetchall()
+            about, query = self._about, "select number, partition, vector from {rows} where number > ? order by number"
+            rows = self._fetch(f"{query} limit ?", (self._seen, BLOCK)).fetchall()
+            if self._about is not about:  # the model came back with other vectors: from the start
+                continue
             if not rows:  # removed again since
                 break
             by_partition: dict[str, list[tuple[int, bytes]]] = {}
