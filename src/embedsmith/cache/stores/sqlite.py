@@ -26,6 +26,7 @@ from embedsmith.encoder import Embeddings
 
 Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
+MIGRATION = 600.0  # seconds an opening waits for another process, which may be migrating a large file
 TOUCHES = 256  # hits that are remembered before they are written
 BLOCK = 8192  # rows read at once when the index is built
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
@@ -56,9 +57,11 @@ class SQLiteStore:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = self._connect()
+            self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
             with self._write():
                 self._about = prepare(self._writer, url, model, dimension)
                 self._about.require(url, model, dimension)
+            self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}", expected="a store, or a free path") from None
         with self._lock:
