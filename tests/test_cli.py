@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedsmith.cache.stores import Entry, ModelMismatch, open_store
 from embedsmith.testing import FaultyServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +33,7 @@ def log(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     shown = embedsmith("--help")
     assert shown.returncode == 0
-    for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate"):
+    for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate", "reencode"):
         assert verb in shown.stdout
 
 
@@ -92,3 +94,20 @@ def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:
     assert ended.returncode == 3
     assert "127.0.0.1:9" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_reencode_moves_a_cache_to_another_model(tmp_path: Path, tiny_model: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    store = open_store(url, dimension=4, model="model-a")
+    vector = np.array([1, 0, 0, 0], dtype=np.float32)
+    store.put([Entry(str(number), "n", "p", f"question {number}", "a", vector, 1.0) for number in range(9)])
+    store.close()
+    moved = embedsmith("reencode", url, "--model", tiny_model, "--batch", "4", "--json")
+    assert moved.returncode == 0, moved.stderr
+    done = json.loads(moved.stdout)
+    assert (done["entries"], done["encoded"], done["dimension"], done["dropped"]) == (9, 9, 32, [])
+    again = open_store(url, dimension=32, model=done["model"])
+    assert [entry.text for entry in again.scan()] == [f"question {number}" for number in range(9)]
+    again.close()
+    with pytest.raises(ModelMismatch, match="embedsmith reencode"):
+        open_store(url, dimension=4, model="model-a")

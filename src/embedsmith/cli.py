@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -484,6 +484,50 @@ def serve(
 
 
 @app.command()
+def reencode(
+    store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
+    model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
+    batch: Annotated[int, typer.Option(min=1, help="Texts at once; a kill costs at most these.")] = 256,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
+    drop_failed: Annotated[
+        bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a cache's entries vectors of a new model; the old one is served until all are there."""
+    from embedsmith.cache.reencoding import EntriesNotEncoded
+    from embedsmith.cache.reencoding import reencode as reencode_store
+    from embedsmith.cache.semantic import open_encoder
+
+    encoder, mark = open_encoder(model)
+    try:
+        with _bar("entries") as advance:
+            done = reencode_store(
+                store, encoder, model=mark, batch=batch, restart=restart, drop_failed=drop_failed, on_progress=advance
+            )
+    except EntriesNotEncoded as error:
+        if as_json:
+            _print_json({"failed": error.failures})
+        else:
+            _print_table("not encoded", ["entry", "reason"], [(one.id, one.reason) for one in error.failures])
+        raise
+    if as_json:
+        _print_json(done)
+        return
+    if done.dropped:
+        _print_table("removed", ["entry", "reason"], [(one.id, one.reason) for one in done.dropped])
+    if done.old_model == done.model:
+        line = f"{done.url} holds vectors of this model already: {done.entries} entries"
+    else:
+        line = (
+            f"{done.url} belongs to the new model: {done.entries} entries, {done.encoded} encoded now, "
+            f"{done.seconds:.1f} s; additions waited {done.held:.2f} s\n"
+            "next    start the servers with the new model and a threshold of its own"
+        )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
@@ -593,6 +637,18 @@ def _watch() -> Iterator[Watcher]:
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
             ),
         )
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what moves one progress bar, given (done, total), with an estimate of the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _print_comparison(comparison: Mapping[str, Any]) -> None:
