@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.guard import find_veto
 from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import read_calibration
@@ -259,13 +262,52 @@ class SemanticCache:
         else:
             flight.set_result(answer)
 
-    def cached(self, function: Callable[[str], str], **options: Any) -> Callable[[str], str]:
-        """Return `function` behind the cache; usable as a decorator. `options` are those of `serve`."""
+    @overload
+    def cached(self, function: Function, /) -> Function: ...
 
-        def cached_function(text: str) -> str:
-            return self.serve(text, function, **options)
+    @overload
+    def cached(
+        self,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Callable[[Function], Function]: ...
 
-        return cached_function
+    def cached(self, function: Any = None, /, *, scope: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Return a `def` or `async def` behind the cache; a decorator, with or without the options of `serve`.
+
+        The function's first argument is the question; its name and all other arguments are part of the scope.
+        What it takes from elsewhere (its object, a closure, a global) is not seen: name it in `scope` when it decides
+        the answer.
+
+        >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
+        ... async def answer(question: str, language: str = "en") -> str: ...
+        """
+        if function is None:
+            return partial(self._wrap, scope=scope or {}, options=options)
+        return self._wrap(function, scope=scope or {}, options=options)
+
+    def _wrap(self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        reader = read_function(function)
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def answer_async(*args: Any, **kwargs: Any) -> str:
+                call = reader.read(args, kwargs, scope)
+                return await self.serve_async(
+                    call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options
+                )
+
+            return answer_async
+
+        @wraps(function)
+        def answer(*args: Any, **kwargs: Any) -> str:
+            call = reader.read(args, kwargs, scope)
+            return self.serve(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options)
+
+        return answer
 
     def mark_wrong(self, asked: str, id: str, stored: str) -> None:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
