@@ -275,7 +275,16 @@ class SemanticCache:
         tags: Sequence[str] = (),
     ) -> Callable[[Function], Function]: ...
 
-    def cached(self, function: Any = None, /, *, scope: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def cached(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Any:
         """Return a `def` or `async def` behind the cache; a decorator, with or without the options of `serve`.
 
         The function's first argument is the question; its name and all other arguments are part of the scope.
@@ -285,9 +294,9 @@ class SemanticCache:
         >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
         ... async def answer(question: str, language: str = "en") -> str: ...
         """
-        if function is None:
-            return partial(self._wrap, scope=scope or {}, options=options)
-        return self._wrap(function, scope=scope or {}, options=options)
+        options = {"namespace": namespace, "ttl": ttl, "tags": tags}
+        wrap = partial(self._wrap, scope=scope or {}, options=options)
+        return wrap if function is None else wrap(function)
 
     def _wrap(self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         reader = read_function(function)
