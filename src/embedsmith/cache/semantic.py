@@ -278,7 +278,6 @@ class SemanticCache:
     def cached(
         self,
         function: Callable[..., Any] | None = None,
-        /,
         *,
         namespace: str = "default",
         scope: Mapping[str, Any] | None = None,
