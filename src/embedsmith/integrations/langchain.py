@@ -207,8 +207,8 @@ def dump_generation(generations: RETURN_VAL_TYPE) -> str:
         raise Unstorable("it is empty")
     stored = _without_id(generation)
     try:
-        fields = stored.model_dump(mode="json")
-        answer = json.dumps({"chat": message is not None, "generation": fields}, ensure_ascii=False)
+        kept = stored.message.model_dump(mode="json") if isinstance(stored, ChatGeneration) else stored.text
+        answer = json.dumps({"message": kept, "info": stored.generation_info}, ensure_ascii=False)
         same = load_generation(answer) == stored
     except (ValueError, TypeError):
         same = False
@@ -237,11 +237,10 @@ def _without_id(generation: Generation) -> Generation:
 def load_generation(answer: str, told: Mapping[str, Any] | None = None) -> Generation:
     """Return what `dump_generation` wrote, with `told` in its metadata."""
     stored = json.loads(answer)
-    fields = stored["generation"]
-    info = fields.get("generation_info")
-    if not stored["chat"]:
-        return Generation(text=fields["text"], generation_info={**(info or {}), KEY: told} if told else info)
-    message = AIMessage.model_validate(fields["message"])
+    kept, info = stored["message"], stored["info"]
+    if isinstance(kept, str):
+        return Generation(text=kept, generation_info={**(info or {}), KEY: told} if told else info)
+    message = AIMessage.model_validate(kept)
     if told:
         message.response_metadata = {**message.response_metadata, KEY: told}
     return ChatGeneration(message=message, generation_info=info)

@@ -278,13 +278,17 @@ class CachedLLM(FunctionCallingLLM):
         return Template()
 
     def _render(self, prompt: BasePromptTemplate, args: Mapping[str, Any]) -> list[list[str]]:
-        """Return the role and the texts of each message; other blocks are found when the messages are read."""
+        """Return the role and the texts of each message; nothing when there is more to one of them."""
         if not self.metadata.is_chat_model:
             return [["prompt", self._get_prompt(prompt, **args)]]
-        return [
-            [message.role.value, *(block.text for block in message.blocks if isinstance(block, TextBlock))]
-            for message in self._get_messages(prompt, **args)
-        ]
+        messages = self._get_messages(prompt, **args)
+        texts = [[block.text for block in message.blocks if isinstance(block, TextBlock)] for message in messages]
+        if any(
+            len(text) < len(message.blocks) or message.additional_kwargs
+            for text, message in zip(texts, messages, strict=True)
+        ):
+            return []
+        return [[message.role.value, *text] for text, message in zip(texts, messages, strict=True)]
 
     def _look_up_chat(
         self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]

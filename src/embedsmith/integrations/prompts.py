@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedsmith.artifacts import read_json
 from embedsmith.cache.semantic import open_encoder
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
-from embedsmith.model import resolve_model
+from embedsmith.model import TorchEncoder, resolve_model
 
 TEXT_NAMES = ("document", "passage", "corpus")  # in the order in which sentence-transformers takes them
 
@@ -47,8 +46,8 @@ def open_prompted(
         query_prompt, text_prompt: instead of the folder's.
 
     Raises:
-        ConfigurationError: the model puts one prompt before every text and another is wanted, or it keeps prompts
-            out of its pooling.
+        ConfigurationError: the export puts one prompt before every text and another is wanted, or the model keeps
+            prompts out of its pooling.
     """
     if not isinstance(model, (str, Path)):
         return PromptedEncoder(model, query_prompt or "", text_prompt or "")
@@ -57,14 +56,16 @@ def open_prompted(
     query = query_prompt if query_prompt is not None else prompts.get("query", default)
     named = next((prompts[name] for name in TEXT_NAMES if name in prompts), default)
     text = text_prompt if text_prompt is not None else named
-    if default:
-        if {query, text} != {default}:
-            raise ConfigurationError(
-                f"{model} puts {default!r} before every text, but queries want {query!r} and texts {text!r}",
-                expected="a folder without default_prompt_name, or with no other prompts",
-                action="take default_prompt_name out of its config_sentence_transformers.json (and export it again)",
-            )
+    if default and {query, text} == {default}:
         query = text = ""  # the encoder itself puts it there
+    elif default:
+        if not isinstance(encoder, TorchEncoder):
+            raise ConfigurationError(
+                f"the export of {model} puts {default!r} before every text, but queries want {query!r}, texts {text!r}",
+                expected="a folder without default_prompt_name, or with no other prompts",
+                action="take default_prompt_name out of its config_sentence_transformers.json and export it again",
+            )
+        encoder.network.default_prompt_name = None
     if (query or text) and not pooled:
         raise ConfigurationError(
             f"{model} keeps its prompts out of the pooling (include_prompt is false), which is not supported",
@@ -75,8 +76,8 @@ def open_prompted(
 
 def _read_prompts(path: str, encoder: Encoder) -> tuple[Mapping[str, str], str, bool]:
     """Return (the prompts by name, the one before every text, whether prompts take part in the pooling)."""
-    network: Any = getattr(encoder, "network", None)
-    if network is not None:
+    if isinstance(encoder, TorchEncoder):
+        network = encoder.network
         prompts, name = network.prompts, network.default_prompt_name
         pooled = all(getattr(module, "include_prompt", True) for module in network)
     else:
