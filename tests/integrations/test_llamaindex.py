@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("llama_index.core", reason="pip install 'embedsmith[llamaindex]'")
 
-import httpx
 import openai
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import (
@@ -249,6 +248,18 @@ def test_an_answer_that_is_not_finished_is_not_stored(ending: str, caplog: pytes
     assert all(f"finish_reason is {ending}" in record.getMessage() for record in caplog.records)
 
 
+def test_a_stream_that_ends_without_saying_so_is_not_stored(caplog: pytest.LogCaptureFixture) -> None:
+    class FallingSilent(CountingLLM):
+        def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+            yield CompletionResponse(text="half", delta="half", raw={"choices": [{"finish_reason": None}]})
+
+    llm = make(FallingSilent())
+    with caplog.at_level(logging.INFO, "embedsmith.integrations"):
+        list(llm.stream_complete(ASKED))
+    assert entries(llm) == 0
+    assert "never said" in caplog.text
+
+
 class ToolLLM(MockFunctionCallingLLM):
     """LlamaIndex's mock that calls tools, with settings that JSON can hold."""
 
@@ -440,7 +451,7 @@ def test_over_http(read: Callable[[CachedLLM, str], str]) -> None:
 def test_a_faulty_answer_over_http_is_not_stored(fault: str, read: Callable[[CachedLLM, str], str]) -> None:
     with FaultyServer(faults={fault: 1.0}, answer=lambda _: "an answer of several words") as server:
         llm = make(ServerLLM(server.base_url))
-        with pytest.raises(httpx.HTTPError) if fault == "cut" else contextlib.nullcontext():
+        with pytest.raises(openai.APIConnectionError) if fault == "cut" else contextlib.nullcontext():
             read(llm, ASKED)
     assert entries(llm) == 0
 

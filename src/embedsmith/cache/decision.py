@@ -54,7 +54,8 @@ class Decision:
         tier: which tier found it.
         similarity: of the entry served, or of the nearest one that was not; 1 in the exact tier, None
             where there was nothing.
-        reason: "same text", "similar", "nothing stored", "below threshold" or "guard: KIND".
+        reason: "same text", "similar", "nothing stored", "below threshold", "guard: KIND" or "longer than the
+            model reads".
         nearest: the closest entry that was looked at, served or not.
     """
 

@@ -22,7 +22,7 @@ from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.guard import find_veto
 from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import read_calibration
-from embedsmith.encoder import Embeddings, Encoder
+from embedsmith.encoder import Embeddings, Encoder, reads_whole
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
@@ -140,9 +140,12 @@ class SemanticCache:
         began, now = time.perf_counter(), self._clock()
         vector = asked.vector
         decision = decide_exact(self.store.get(asked.id, now))
-        if decision is None:
+        if decision is None and not reads_whole(self.encoder, asked.text):
+            decision = Decision(None, None, None, "longer than the model reads")
+        elif decision is None:
             vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
+            matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
             decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began

@@ -399,11 +399,14 @@ class Record(Generic[Response]):
     pieces: list[str] = field(default_factory=list)
     text: str = ""
     flaw: str = ""
+    endings: set[bool] = field(default_factory=set)  # for each piece that has a place for it: whether it is the last
 
     def feed(self, response: Response) -> None:
         """Take the answer, or the next piece of it."""
+        told = _read_raw(response.raw)
+        self.endings |= {facts["finish_reason"] is not None for facts in told if "finish_reason" in facts}
         try:
-            require_finished(response.additional_kwargs, *_read_raw(response.raw))
+            require_finished(response.additional_kwargs, *told)
             if isinstance(response, ChatResponse):
                 require_finished(response.message.additional_kwargs)
                 if not all(isinstance(block, TextBlock) for block in response.message.blocks):
@@ -424,6 +427,8 @@ class Record(Generic[Response]):
             raise Unstorable(self.flaw)
         if not self.text.strip():
             raise Unstorable("it is empty")
+        if self.endings == {False}:
+            raise Unstorable("it never said that it was finished")
         if self.streamed and "".join(self.pieces) != self.text:
             raise Unstorable("its pieces do not make up its text")
         return Answer(self.text, tuple(piece for piece in self.pieces if piece))
