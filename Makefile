@@ -9,7 +9,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,serve,redis,postgres,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,serve,redis,postgres,langchain,llamaindex,dev]'
 	touch $@
 
 demo: setup

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.encoder import Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
 
@@ -57,6 +57,12 @@ class TorchEncoder:
         with torch.inference_mode(), autocast(self.network, self.precision):
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
         return normalize(vectors.float().cpu().numpy())
+
+    def reads_whole(self, text: str) -> bool:
+        """Say whether nothing of `text` is cut off."""
+        if surely_fits(self._prompt + text, self.network.max_seq_length):
+            return True
+        return not tokenize_for(self.network, [text]).truncated[0]
 
 
 def load_encoder(

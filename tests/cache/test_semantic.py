@@ -173,6 +173,20 @@ def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) 
     assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
 
 
+def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model: Path) -> None:
+    """Their vectors are those of their beginnings, so a cosine of 1 says nothing (the model reads 32 tokens)."""
+    cache = SemanticCache(tiny_model, threshold=0.95, guard=False)
+    documents = "The manual of the heat pump says a lot about winter, " * 4
+    cache.add(f"{documents} so how do I set the clock?", "press the moon")
+    other = cache.lookup(f"{documents} so who pays for the repair of the compressor?")
+    assert (other.hit, other.decision.reason) == (False, "longer than the model reads")
+    assert cache.lookup(f"{documents} so how do I SET the clock").decision.tier == "exact"
+    beginning = "The manual of the heat pump says a lot about winter, " * 2
+    assert not cache.lookup(beginning).hit
+    cache.add("how do I set the clock?", "press the moon")
+    assert cache.lookup("how do I set the clock, ").hit
+
+
 @pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])
 def test_text_that_no_store_can_hold_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="half a character"):

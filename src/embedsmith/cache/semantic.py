@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.stores import Entry, Order, Store, open_store
 from embedsmith.calibration import Calibration, read_calibration
-from embedsmith.encoder import Embeddings, Encoder
+from embedsmith.encoder import Embeddings, Encoder, reads_whole
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.text import is_storable
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
@@ -150,9 +153,12 @@ class SemanticCache:
         began, now = time.perf_counter(), self._clock()
         vector = asked.vector
         decision = decide_exact(self.store.get(asked.id, now))
-        if decision is None:
+        if decision is None and not reads_whole(self.encoder, asked.text):
+            decision = Decision(None, None, None, "longer than the model reads")
+        elif decision is None:
             vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
+            matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
             decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
         chance = self._probability(decision)
@@ -280,13 +286,60 @@ class SemanticCache:
         else:
             flight.set_result(answer)
 
-    def cached(self, function: Callable[[str], str], **options: Any) -> Callable[[str], str]:
-        """Return `function` behind the cache; usable as a decorator. `options` are those of `serve`."""
+    @overload
+    def cached(self, function: Function, /) -> Function: ...
 
-        def cached_function(text: str) -> str:
-            return self.serve(text, function, **options)
+    @overload
+    def cached(
+        self,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Callable[[Function], Function]: ...
 
-        return cached_function
+    def cached(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Any:
+        """Return a `def` or `async def` behind the cache; a decorator, with or without the options of `serve`.
+
+        The function's first argument is the question; its name and all other arguments are part of the scope.
+        What it takes from elsewhere (its object, a closure, a global) is not seen: name it in `scope` when it decides
+        the answer.
+
+        >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
+        ... async def answer(question: str, language: str = "en") -> str: ...
+        """
+        options = {"namespace": namespace, "ttl": ttl, "tags": tags}
+        wrap = partial(self._wrap, scope=scope or {}, options=options)
+        return wrap if function is None else wrap(function)
+
+    def _wrap(self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        reader = read_function(function)
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def answer_async(*args: Any, **kwargs: Any) -> str:
+                call = reader.read(args, kwargs, scope)
+                return await self.serve_async(
+                    call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options
+                )
+
+            return answer_async
+
+        @wraps(function)
+        def answer(*args: Any, **kwargs: Any) -> str:
+            call = reader.read(args, kwargs, scope)
+            return self.serve(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options)
+
+        return answer
 
     def mark_wrong(self, asked: str, id: str, stored: str) -> None:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
