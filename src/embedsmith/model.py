@@ -58,6 +58,10 @@ class TorchEncoder:
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
         return normalize(vectors.float().cpu().numpy())
 
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        return [int(length) for length in tokenize_for(self.network, texts).lengths]
+
 
 def load_encoder(
     spec: str | Path,

@@ -37,7 +37,7 @@ class Lookup:
         text, namespace, partition, id: of the question that was asked.
         vector: its embedding, so that an addition need not encode it again; None after an exact hit.
         age: seconds since the answer was stored; None for a miss.
-        seconds: what the lookup took, encoding included.
+        seconds: what the lookup took, encoding included. encoding: what of it the encoder took.
     """
 
     decision: Decision
@@ -48,6 +48,7 @@ class Lookup:
     vector: Embeddings | None
     age: float | None
     seconds: float
+    encoding: float = 0.0
 
     @property
     def hit(self) -> bool:
@@ -135,15 +136,18 @@ class SemanticCache:
     def look_again(self, asked: Lookup) -> Lookup:
         """Return what a question finds now; it is not encoded again, and its use not counted."""
         began, now = time.perf_counter(), self._clock()
-        vector = asked.vector
+        vector, encoding = asked.vector, asked.encoding
         decision = decide_exact(self.store.get(asked.id, now))
         if decision is None:
-            vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
+            if vector is None:
+                started = time.perf_counter()
+                vector = self.encoder.encode([asked.text])[0]
+                encoding += time.perf_counter() - started
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
             decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds)
+        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds, encoding=encoding)
 
     def add(
         self,
