@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -187,9 +187,17 @@ class FaultyServer:
         chats = [call for call in self.calls if call.path.endswith("/chat/completions")]
         return [call.body["messages"][-1]["content"] for call in chats if call.fault in good]
 
-    def record(self, call: Call) -> str | None:
+    def record(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        authorization: str | None,
+        *,
+        method: str = "POST",
+        headers: Sequence[tuple[str, str]] = (),
+        content: bytes = b"",
+    ) -> str | None:
         """Remember a request and return the fault that is due, if any."""
-        path, body, authorization = call.path, call.body, call.authorization
         with self._lock:
             draw = np.random.default_rng([self.seed, len(self.calls)]).random()
             fault = None
@@ -206,7 +214,7 @@ class FaultyServer:
             fault = next((f"rejected {name}" for name in self.rejects_parameters if name in body), fault)
             if self.api_key is not None and authorization != f"Bearer {self.api_key}":
                 fault = "wrong_key"
-            self.calls.append(replace(call, fault=fault))
+            self.calls.append(Call(path, body, fault, authorization, method, tuple(headers), content))
             return fault
 
     def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
@@ -319,9 +327,7 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             body = _object_in(content)
-            key = self.headers.get("Authorization")
-            call = Call(self.path, body or {}, None, key, self.command, tuple(self.headers.items()), content)
-            fault = server.record(call)
+            fault = self._record(body or {}, content)
             time.sleep(server.hang if fault == "hang" else server.delay)
             if fault == "drop":
                 self.close_connection = True
@@ -343,9 +349,14 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self._answer(body, fault)
 
+        def _record(self, body: Mapping[str, Any], content: bytes) -> str | None:
+            key, headers = self.headers.get("Authorization"), tuple(self.headers.items())
+            return server.record(self.path, body, key, method=self.command, headers=headers, content=content)
+
         def _answer(self, body: Mapping[str, Any], fault: str | None) -> None:
-            if self.path.endswith("/embeddings") and not isinstance(body.get("input"), (str, list)):
-                self._send(400, {"error": {"message": "input must be a text or a list"}})
+            right = isinstance(body.get("model"), str) and isinstance(body.get("input"), (str, list))
+            if self.path.endswith("/embeddings") and not right:
+                self._send(400, {"error": {"message": "model must be a text, input a text or a list"}})
             elif self.path.endswith("/embeddings"):
                 self._send(200, server.embeddings(body))
             elif self.path.endswith("/responses") and body.get("stream") is True:
@@ -387,12 +398,11 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(b"0\r\n\r\n")
             self.close_connection = self.close_connection or not whole
 
-        do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST
+        do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
-            content, key = self.rfile.read(length), self.headers.get("Authorization")
-            fault = server.record(Call(self.path, {}, None, key, self.command, tuple(self.headers.items()), content))
+            fault = self._record({}, self.rfile.read(length))
             models = {"object": "list", "data": [{"id": "simulator", "object": "model"}]}
             if fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
@@ -401,7 +411,7 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self._send(404, {"error": {"message": f"no {self.path}"}})
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Keep quiet; `calls` is the log."""

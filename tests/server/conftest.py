@@ -60,12 +60,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             made = create_app(
                 held, **{"upstream": upstream.base_url, "admin_token": TOKEN, "secret": b"secret"} | (app or {})
             )
-            return Served(stack.enter_context(_listen(made, patience)), held, upstream, feedback)
+            return Served(stack.enter_context(listen(made, patience)), held, upstream, feedback)
 
         yield start
 
 
-class _listen:  # noqa: N801  used as a function
+class listen:  # noqa: N801  used as a function
     def __init__(self, app: Any, patience: Patience | None = None) -> None:
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))

@@ -20,7 +20,7 @@ from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.server.batching import ROOM
 from embedsmith.server.dashboard import page, state
-from embedsmith.server.edge import REFUSALS, Edge, read_limited, refuse, require_json
+from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
@@ -47,6 +47,7 @@ def create_app(
     largest: int = LARGEST,
     timeout: float = TIMEOUT,
     shadow: bool = False,
+    body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
     log: RequestLog | None = None,
     spans: Spans | None = None,
@@ -58,13 +59,14 @@ def create_app(
         secret: key of the hash that makes tenants of API keys; another secret, other tenants.
         shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
-        largest: bytes of a request. timeout: seconds that the upstream may take.
+        largest: bytes of a request. body_seconds: within which it must have come.
+        timeout: seconds that the upstream may take.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
     watch = Watch(cache)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
-    proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, shadow)
+    proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow)
     admin = Admin(cache, watch, admin_token)
     embeddings = Embedder(cache.encoder, proxy, served_model, room=room)
     description = describe_api(served_model=served_model, largest=largest)

@@ -16,6 +16,7 @@ from embedsmith.server.spans import NO_SPAN, Spans
 from embedsmith.server.trail import REQUEST_ID, Trail, describe_failure, open_trail
 
 BODY_SECONDS = 60.0  # for a whole request body
+LARGEST_HEAD = 1 << 16  # bytes of a request line with its headers
 
 
 class TooLarge(Exception):
@@ -47,7 +48,8 @@ class Edge:
         identified = _identify(send, trail)
         try:
             with trail.span.current():
-                await self._app(scope, receive, identified)
+                app = self._app if _head_size(scope) <= LARGEST_HEAD else refuse(431, "the request's head is too large")
+                await app(scope, receive, identified)
         except ClientDisconnect:
             trail.failure = "the client left"
         except asyncio.CancelledError:
@@ -68,6 +70,12 @@ class Edge:
             trail.span.end()
         if self._log is not None:
             self._log.finish(trail)
+
+
+def _head_size(scope: Scope) -> int:
+    """Return the bytes of a request's head; what comes in one piece is not measured on the wire."""
+    line = len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b""))
+    return line + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _identify(send: Send, trail: Trail) -> Send:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from embedsmith.encoder import Embeddings, Encoder, normalize
 from embedsmith.server.batching import Batcher, Busy, Encoded
-from embedsmith.server.edge import read_limited, refuse, require_json
+from embedsmith.server.edge import refuse, require_json
 from embedsmith.server.proxy import Proxy, parse
 from embedsmith.server.trail import Trail, describe_failure, trail_of
 
@@ -48,7 +48,7 @@ class Embedder:
     async def answer(self, request: Request) -> Response:
         """Answer POST /v1/embeddings."""
         require_json(request)
-        raw = await read_limited(request, self._proxy.largest)
+        raw = await self._proxy.read(request)
         try:
             body = json.loads(raw)
             if not isinstance(body, dict):
@@ -103,7 +103,7 @@ class Embedder:
 
     async def models(self, request: Request) -> Response:
         """Answer GET /v1/models: the upstream's list with the served model in it; a failure goes through as it is."""
-        call = await self._proxy.upstream.send(request, await read_limited(request, self._proxy.largest))
+        call = await self._proxy.upstream.send(request, await self._proxy.read(request))
         if isinstance(call, Response):
             return call
         content = await call.read()

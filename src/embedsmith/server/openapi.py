@@ -59,8 +59,9 @@ ASKED_PARAMETER: Json = {
 ID_PARAMETER: Json = {
     "name": "X-Request-Id",
     "in": "header",
-    "description": "Comes back in the answer, goes to the upstream and into the log; another form is replaced.",
-    "schema": {"type": "string", "pattern": REQUEST_ID_FORM},
+    "description": "Comes back in the answer, goes to the upstream and into the log. What is not of the form "
+    f"{REQUEST_ID_FORM} is replaced.",
+    "schema": TEXT,
 }
 
 
@@ -82,7 +83,7 @@ def describe_api(*, served_model: str = "embedsmith", largest: int = 8 << 20) ->
         },
         "paths": _own_paths() | _admin_paths() | _openai_paths(served_model),
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | {"EmbeddingsRequest": _embeddings_request(served_model)},
             "securitySchemes": {
                 "admin": {"type": "http", "scheme": "bearer", "description": "The admin token of the server."}
             },
@@ -149,7 +150,7 @@ def _admin_paths() -> Json:
 
 
 def _openai_paths(served: str) -> Json:
-    above = _refusals(400, 408, 413, 502, 504)
+    above = _refusals_of_either(400, 408, 413, 502, 504)
     passed: Json = {"default": {"description": "Whatever the upstream answers.", "headers": _identified()}} | above
     model = {
         "name": "model",
@@ -191,26 +192,26 @@ def _chat() -> Json:
     whole: Json = {
         "description": "The answer, stored or the upstream's; a stream when one was asked for.",
         "headers": _identified() | CACHE_HEADERS,
-        "content": {"application/json": {"schema": ANY}, "text/event-stream": {"schema": TEXT}},
+        "content": {"application/json": {"schema": ANY}, "text/event-stream": {"schema": ANY}},
     }
     other: Json = {"description": "Whatever the upstream answers.", "headers": _identified() | CACHE_HEADERS}
     return _operation(
         "A chat completion, from the cache where it knows the answer. Headers say what the cache did, and why.",
-        {"200": whole, "default": other} | _refusals(400, 408, 413, 415, 502, 504),
+        {"200": whole, "default": other} | _refusals_of_either(400, 408, 413, 415, 502, 504),
         body=_ref("ChatRequest"),
         parameters=[ASKED_PARAMETER],
     )
 
 
 def _embeddings(served: str) -> Json:
-    full = _refusals(429)
+    full = _refusals_of_either(429)
     full["429"]["headers"] |= {
         "Retry-After": {
             "description": "Seconds until there may be room.",
             "schema": {"type": "string", "pattern": "^[0-9]+$"},
         }
     }
-    answers = _refusals(400, 408, 413, 415, 500, 502, 504) | full
+    answers = _refusals_of_either(400, 408, 413, 415, 500, 502, 504) | full
     answers["200"] = _json("The embeddings.", _ref("Embeddings"))
     answers["default"] = {"description": "Whatever the upstream answers."}
     return _operation(
@@ -218,6 +219,20 @@ def _embeddings(served: str) -> Json:
         answers,
         body=_ref("EmbeddingsRequest"),
     )
+
+
+def _embeddings_request(served: str) -> Json:
+    return {
+        "type": "object",
+        "properties": {
+            "model": {"anyOf": [{"const": served, "description": "The server's own model."}, TEXT]},
+            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2048}]},
+            "dimensions": {"type": ["integer", "null"], "minimum": 1},
+            "encoding_format": {"enum": ["float", "base64", None]},
+            "user": TEXT,
+        },
+        "required": ["model", "input"],
+    }
 
 
 def _operation(summary: str, responses: Json, *, parameters: Sequence[Json] = (), body: Json | None = None) -> Json:
@@ -246,6 +261,19 @@ def _json(description: str, schema: Json) -> Json:
 
 def _refusals(*statuses: int) -> Json:
     return {str(status): _json(REFUSED[status], _ref("Error")) for status in statuses}
+
+
+def _refusals_of_either(*statuses: int) -> Json:
+    """Return answers that the server or the upstream gives; the upstream's has whatever form it likes."""
+    content = {"*/*": {"schema": ANY}}
+    return {
+        str(status): {
+            "description": f"{REFUSED[status]} Or whatever the upstream means by it.",
+            "headers": _identified(),
+            "content": content,
+        }
+        for status in statuses
+    }
 
 
 def _object(**properties: Json) -> Json:
@@ -288,17 +316,6 @@ SCHEMAS: Json = {
             "n": {"type": "integer", "minimum": 1},
         },
         "required": ["model", "messages"],
-    },
-    "EmbeddingsRequest": {
-        "type": "object",
-        "properties": {
-            "model": TEXT,
-            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2048}]},
-            "dimensions": {"type": ["integer", "null"], "minimum": 1},
-            "encoding_format": {"enum": ["float", "base64", None]},
-            "user": TEXT,
-        },
-        "required": ["model", "input"],
     },
     "Embeddings": {
         "type": "object",

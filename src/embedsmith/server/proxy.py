@@ -16,7 +16,7 @@ from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.server.answers import Answer, StreamReader, load_answer, read_body, stream_events
 from embedsmith.server.control import Control, describe, read_control, tenant_of
-from embedsmith.server.edge import read_limited, refuse, require_json
+from embedsmith.server.edge import BODY_SECONDS, read_limited, refuse, require_json
 from embedsmith.server.flights import Flight, Flights
 from embedsmith.server.trail import Trail, describe_failure, trail_of
 from embedsmith.server.upstream import Call, Upstream
@@ -41,6 +41,7 @@ class Proxy:
     watch: Watch
     allowed: Allowances = field(default_factory=Allowances)
     largest: int = LARGEST
+    body_seconds: float = BODY_SECONDS
     shadow: bool = False
     flights: Flights = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -48,10 +49,14 @@ class Proxy:
     def __post_init__(self) -> None:
         self.flights = Flights(self.cache.policy)
 
+    async def read(self, request: Request) -> bytes:
+        """Return the body of a request, within the limits."""
+        return await read_limited(request, self.largest, self.body_seconds)
+
     async def chat(self, request: Request) -> Response:
         """Answer /v1/chat/completions from the cache, or from the upstream."""
         require_json(request)
-        raw = await read_limited(request, self.largest)
+        raw = await self.read(request)
         try:
             control = read_control(request.headers)
             body = json.loads(raw)
@@ -229,7 +234,7 @@ class Proxy:
         self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None
     ) -> Response:
         """Pass a request on as it is, and its answer back as it comes."""
-        content = raw if raw is not None else await read_limited(request, self.largest)
+        content = raw if raw is not None else await self.read(request)
         call = await self.upstream.send(request, content)
         return call if isinstance(call, Response) else call.response(call.stream(), told)
 

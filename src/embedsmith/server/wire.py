@@ -17,7 +17,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-LARGEST_HEAD = 1 << 16  # bytes of a request line with its headers
+from embedsmith.server.edge import LARGEST_HEAD
 
 
 @dataclass(frozen=True, slots=True)
