@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,14 @@ def logged(mode: str) -> Iterator[tuple[Any, io.StringIO]]:
         root.removeHandler(handler)
 
 
+def lines_of(stream: io.StringIO, count: int) -> list[dict[str, Any]]:
+    """Return the lines once there are so many: a client has its answer before the line is written."""
+    until = time.monotonic() + 10
+    while stream.getvalue().count("\n") < count and time.monotonic() < until:
+        time.sleep(0.005)
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
 def send(served: Served, text: str = ASKED, *, path: str = "/v1/chat/completions", **fields: Any) -> httpx.Response:
     body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
     headers = {"authorization": f"Bearer {SECRETS['key']}", "cookie": f"session={SECRETS['cookie']}"}
@@ -57,7 +66,7 @@ def test_json_is_a_line_a_request_with_what_was_decided_and_what_it_took(serve: 
         for text in (ASKED, ASKED, "How do I unfreeze my card?"):
             ask(served, text)
         httpx.get(f"{served.url}/nothing", headers={"x-request-id": "mine-1"})
-    first, second, third, last = (json.loads(line) for line in stream.getvalue().splitlines())
+        first, second, third, last = lines_of(stream, 4)
     told = [(line["outcome"], line["reason"], line["status"]) for line in (first, second, third)]
     assert told == [("miss", "nothing stored", 200), ("hit", "same text", 200), ("miss", "guard: opposite", 200)]
     assert first["upstream_ms"] > 0
@@ -186,6 +195,6 @@ def test_a_failure_that_nobody_foresaw_is_a_500_with_an_id_to_look_for(
         answer = httpx.get(f"{served.url}/admin/state", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
-    line = json.loads(stream.getvalue())
+        (line,) = lines_of(stream, 1)
     assert line["id"] == answer.headers["x-request-id"]
     assert line["failure"].startswith("RuntimeError at test_logs.py:")
