@@ -195,6 +195,6 @@ def test_a_failure_that_nobody_foresaw_is_a_500_with_an_id_to_look_for(
         answer = httpx.get(f"{served.url}/admin/state", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
-        (line,) = lines_of(stream, 1)
+    (line,) = lines_of(stream, 1)
     assert line["id"] == answer.headers["x-request-id"]
     assert line["failure"].startswith("RuntimeError at test_logs.py:")
