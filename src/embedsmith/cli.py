@@ -456,6 +456,9 @@ def serve(
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    log: Annotated[
+        str, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
+    ] = "text",
 ) -> None:
     """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
     from embedsmith.cache.chat import Allowances
@@ -479,7 +482,7 @@ def serve(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
-    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow)
+    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log)
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 

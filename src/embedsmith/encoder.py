@@ -24,6 +24,15 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenCounter(Protocol):
+    """An encoder that can say how many tokens it reads of a text."""
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        ...
+
+
 def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)

@@ -64,6 +64,10 @@ class TorchEncoder:
             return True
         return not tokenize_for(self.network, [text]).truncated[0]
 
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        return [int(length) for length in tokenize_for(self.network, texts).lengths]
+
 
 def load_encoder(
     spec: str | Path,

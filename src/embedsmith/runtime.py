@@ -141,6 +141,10 @@ class OnnxEncoder:
         """Say whether nothing of `text` is cut off."""
         return self._graph.reads_whole(text)
 
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        return self._graph.count_tokens(texts)
+
 
 class Graph:
     """One exported file with its tokenizer: texts in, unit rows out. No question is asked about its origin.
@@ -176,6 +180,11 @@ class Graph:
         """Say whether nothing of `text` is cut off."""
         text = self.report.prompt + text
         return surely_fits(text, self.report.max_length) or not self._tokenizer.encode(text).overflowing
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text."""
+        encodings = self._tokenizer.encode_batch_fast([self.report.prompt + text for text in texts])
+        return [len(encoding.ids) for encoding in encodings]
 
     def _run(self, rows: Sequence[Sequence[int]]) -> Embeddings:
         ids, mask = pad(rows, fill=self.report.fill, left=self.report.left)

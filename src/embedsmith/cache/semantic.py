@@ -37,7 +37,7 @@ class Lookup:
         age: seconds since the answer was stored; None for a miss.
         probability: that one answer serves the question and the nearest one stored, as the calibration learnt it;
             None without a calibration, in the exact tier, and where nothing was stored.
-        seconds: what the lookup took, encoding included.
+        seconds: what the lookup took, encoding included. encoding: what of it the encoder took.
     """
 
     decision: Decision
@@ -48,6 +48,7 @@ class Lookup:
     vector: Embeddings | None
     age: float | None
     seconds: float
+    encoding: float = 0.0
     probability: float | None = None
 
     @property
@@ -151,19 +152,29 @@ class SemanticCache:
     def look_again(self, asked: Lookup) -> Lookup:
         """Return what a question finds now; it is not encoded again, and its use not counted."""
         began, now = time.perf_counter(), self._clock()
-        vector = asked.vector
+        vector, encoding = asked.vector, asked.encoding
         decision = decide_exact(self.store.get(asked.id, now))
         if decision is None and not reads_whole(self.encoder, asked.text):
             decision = Decision(None, None, None, "longer than the model reads")
         elif decision is None:
-            vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
+            if vector is None:
+                started = time.perf_counter()
+                vector = self.encoder.encode([asked.text])[0]
+                encoding += time.perf_counter() - started
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
             matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
             decision = decide(asked.text, matches, self.policy)
         age = now - decision.entry.created if decision.entry is not None else None
-        chance = self._probability(decision)
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds, probability=chance)
+        return replace(
+            asked,
+            decision=decision,
+            vector=vector,
+            age=age,
+            seconds=seconds,
+            encoding=encoding,
+            probability=self._probability(decision),
+        )
 
     def _probability(self, decision: Decision) -> float | None:
         if self.calibration is None or decision.similarity is None or decision.tier == "exact":

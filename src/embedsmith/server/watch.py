@@ -59,6 +59,12 @@ class Watch:
         self._similarity = Histogram(
             "embedsmith_similarity", "Cosine of the nearest entry", registry=self.registry, buckets=SIMILARITIES
         )
+        self._batches = Histogram(
+            "embedsmith_embeddings_batch_texts",
+            "Texts that one call of the encoder took for /v1/embeddings",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
         Gauge("embedsmith_entries", "Entries in the store", registry=self.registry).set_function(
             lambda: cache.store.count().entries
         )
@@ -107,6 +113,10 @@ class Watch:
     def stored(self) -> None:
         """Count an answer that was stored."""
         self._stored.inc()
+
+    def encoded(self, texts: int) -> None:
+        """Count a batch of texts that were encoded together."""
+        self._batches.observe(texts)
 
     def find(self, number: int) -> Seen | None:
         """Return one of the latest lookups."""
