@@ -62,6 +62,7 @@ def calibrate(
     delta: float = 0.05,
     alpha: float = 0.05,
     model: str = "",
+    against: Sequence[float] | NDArray[np.floating] = (),
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
 
@@ -71,6 +72,8 @@ def calibrate(
     Args:
         labels: (n,) 1 where one answer serves both texts of a pair.
         similarities: (n,) cosines of the same pairs.
+        against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
+            false hits in every test, and in nothing else, so they can only raise the threshold.
 
     Raises:
         CalibrationRefused: no threshold can be certified; says how many pairs are missing.
@@ -81,7 +84,8 @@ def calibrate(
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
     thresholds, hits, false_hits = _cumulate(truth, scores)
-    certified = _walk(hits, false_hits, delta, alpha)
+    known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
+    certified = _walk(hits, false_hits, known, delta, alpha)
     if certified is None:
         raise _refuse(truth, hits, false_hits, delta, alpha)
     served, wrong = int(hits[certified]), int(false_hits[certified])
@@ -133,12 +137,15 @@ def _cumulate(
     return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
 
 
-def _walk(hits: NDArray[np.int64], false_hits: NDArray[np.int64], delta: float, alpha: float) -> int | None:
-    """Return the place of the lowest certified threshold, or None."""
+def _walk(
+    hits: NDArray[np.int64], false_hits: NDArray[np.int64], known: NDArray[np.int64], delta: float, alpha: float
+) -> int | None:
+    """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
     starts = _starts(hits, delta, alpha)
     level = alpha / max(len(starts), 1)
     # P(at most this many false hits | the rate is delta): small means the rate is below delta.
-    p_values = binom.cdf(false_hits, hits, delta)
+    # With `known` more trials, all false, it can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+    p_values = binom.cdf(false_hits + known, hits + known, delta)
     best: int | None = None
     for start in starts:
         place = start

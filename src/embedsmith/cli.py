@@ -20,9 +20,11 @@ from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.errors import CalibrationRefused, EmbedsmithError
 
 if TYPE_CHECKING:
+    from embedsmith.cache.recalibration import Recalibration
+    from embedsmith.cache.semantic import SemanticCache
     from embedsmith.corpus import Deduplicated
     from embedsmith.examples import LabelledPair
-    from embedsmith.llm import Sampling
+    from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
     from embedsmith.runtime import Fidelity
     from embedsmith.training import TrainingConfig
@@ -389,6 +391,81 @@ def calibrate(
 
 
 @app.command()
+def recalibrate(
+    feedback: Annotated[
+        list[Path], typer.Argument(help="What `serve --feedback` wrote; of all servers that share it.")
+    ],
+    model: Annotated[str, typer.Option(help="The model folder.")],
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    min_pairs: Annotated[int, typer.Option(min=1, help="Fewest samples of a namespace.")] = 100,
+    calibration: Annotated[Path | None, typer.Option(help="The common calibration; default: the model's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The common threshold, where there is no calibration.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: calibration_namespaces.json beside the calibration.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give each tenant with enough judged samples a threshold of its own; say why for each that gets none."""
+    from embedsmith.cache.feedback import read_all_feedback
+    from embedsmith.cache.recalibration import FILE, write_recalibration
+    from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
+    from embedsmith.cache.semantic import find_calibration, open_encoder, served_similarities
+    from embedsmith.calibration import read_calibration
+    from embedsmith.examples import LabelledPair
+
+    rows, rejected = read_all_feedback(feedback)
+    for bad in rejected:
+        console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+    encoder, mark = open_encoder(model)
+    path = find_calibration(model, calibration)
+    if threshold is None and path is not None:
+        threshold = read_calibration(path, model=mark).threshold
+    pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
+    found = recalibrate_rows(
+        rows,
+        served_similarities(encoder, pairs),
+        model=mark,
+        common=threshold,
+        delta=delta,
+        alpha=alpha,
+        min_pairs=min_pairs,
+    )
+    out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
+    write_recalibration(out, found)
+    if as_json:
+        _print_json({**plain(found), "out": str(out)})
+        return
+    _print_recalibration(found)
+    console.print(f"written  {out}", markup=False)
+
+
+def _print_recalibration(found: Recalibration) -> None:
+    common = "none" if found.common is None else f"{found.common:.4f}"
+    rows = [
+        [
+            item.namespace,
+            "" if item.threshold is None else f"{item.threshold:.4f}",
+            f"{item.samples} of {item.judged}",
+            item.reported,
+            f"{item.common_wrong} of {item.common_hits}",
+            item.reason,
+        ]
+        for item in found.outcomes
+    ]
+    headers = ["namespace", "threshold", "samples used", "reported", "wrong at common", "why"]
+    _print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
+    granted = len(found.thresholds)
+    if granted:
+        console.print(
+            f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
+            f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
+        )
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="The model folder (or a hub id, with --out).")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder to copy the model to first.")] = None,
@@ -429,7 +506,29 @@ def serve(
     guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
-    feedback: Annotated[Path | None, typer.Option(help="File for hits and misses marked on the dashboard.")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
+    ] = None,
+    namespaces: Annotated[
+        Path | None, typer.Option(help="Thresholds of single tenants; default: the file beside the calibration.")
+    ] = None,
+    sample: Annotated[
+        float, typer.Option(help="Share of the lookups whose questions are kept to be judged, 0 to 1; off by default.")
+    ] = 0.0,
+    sample_margin: Annotated[
+        float, typer.Option(help="Sample this far below the threshold, too, so that recalibration can lower it.")
+    ] = 0.05,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model that judges the samples: openai:MODEL, local:… THE QUESTIONS OF YOUR USERS ARE SENT "
+            "TO IT, so it is off by default; without it, people judge on the dashboard."
+        ),
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server for the judge.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
+    ] = None,
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
@@ -438,6 +537,7 @@ def serve(
 ) -> None:
     """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
     from embedsmith.cache.chat import Allowances
+    from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.server.run import Service, listen
 
@@ -450,11 +550,31 @@ def serve(
         ttl=ttl,
         max_entries=max_entries,
         feedback=feedback,
+        namespaces=namespaces,
+        sample=SampleRule(sample, sample_margin) if sample else None,
+        judge=_open_judge(judge, judge_url) if judge else None,
+        delta=delta,
     )
+    _say_sampling(cache)
     source = "given, without a promise" if threshold is not None else "from the calibration"
     console.print(f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, store {store}")
     service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow)
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
+    from embedsmith.cache.judge import RETRIES, TIMEOUT
+    from embedsmith.llm import open_llm
+
+    return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
+
+
+def _say_sampling(cache: SemanticCache) -> None:
+    if cache.policy.thresholds:
+        console.print(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+    if cache.samples is not None:
+        judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
+        console.print(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}", markup=False)
 
 
 @app.command()

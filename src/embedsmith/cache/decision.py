@@ -9,7 +9,7 @@ goes before the semantic one, and a candidate above the threshold can still be v
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from embedsmith.artifacts import fingerprint
@@ -29,11 +29,21 @@ class Policy:
         threshold: cosine from which on an answer may be served (from a calibration of this model).
         guard: the veto on candidates that differ in a fact; None serves them.
         candidates: how many of the nearest entries are looked at; a vetoed one does not hide the next.
+        thresholds: by namespace, where one has a threshold of its own (from a recalibration).
     """
 
     threshold: float
     guard: Guard | None = find_veto
     candidates: int = 5
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def threshold_for(self, namespace: str) -> float:
+        """Return the threshold of a namespace."""
+        return self.thresholds.get(namespace, self.threshold)
+
+    def within(self, namespace: str) -> Policy:
+        """Return the rules as they are in a namespace."""
+        return replace(self, threshold=self.threshold_for(namespace)) if namespace in self.thresholds else self
 
 
 @dataclass(frozen=True, slots=True)

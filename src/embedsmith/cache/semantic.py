@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.guard import find_veto
-from embedsmith.cache.stores import Entry, Order, Store, open_store
+from embedsmith.cache.judge import Judge
+from embedsmith.cache.recalibration import FILE, read_recalibration
+from embedsmith.cache.samples import SampleRule, Samples
+from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.calibration import read_calibration
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
+from embedsmith.llm import LanguageModel
 from embedsmith.text import is_storable
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
@@ -74,12 +78,18 @@ class SemanticCache:
         store: see `open_store`.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
+        namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
+            calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
         policy: other rules altogether; `threshold` and `guard` are then those of the policy.
         guard: False serves candidates that differ in a fact.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
         max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
         eviction: what goes first: "lru", "lfu" or "size".
-        feedback: a file to which marked hits and misses are appended as labelled pairs, to train on.
+        feedback: a file to which judged pairs are appended, to train and recalibrate on (`cache.feedback`).
+        sample: draws a share of the lookups to be judged (`cache.samples`); needs `feedback`. None draws nothing.
+        judge: a language model that judges the samples in the background. It is sent both questions of each.
+        delta: most wrong answers among those served, for the drift alarm; default is what the calibration promises,
+            .05 without one.
         clock: Unix seconds.
 
     Raises:
@@ -94,6 +104,7 @@ class SemanticCache:
         store: Store | str = "memory://",
         threshold: float | None = None,
         calibration: Path | str | None = None,
+        namespaces: Path | str | None = None,
         policy: Policy | None = None,
         guard: bool = True,
         ttl: float | None = None,
@@ -102,17 +113,27 @@ class SemanticCache:
         eviction: Order = "lru",
         fingerprint: str | None = None,
         feedback: Path | str | None = None,
+        sample: SampleRule | None = None,
+        judge: LanguageModel | None = None,
+        delta: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
+        promise = Promised()
         if policy is None:
-            policy = Policy(_threshold(model, threshold, calibration, self.fingerprint))
+            promise = _promised(model, threshold, calibration, namespaces, self.fingerprint)
+            policy = Policy(promise.threshold, thresholds=promise.thresholds)
             policy = policy if guard else replace(policy, guard=None)
         self.policy = policy
         dimension = int(self.encoder.encode(["dimension"]).shape[1])
         self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
-        self._feedback, self._clock = Path(feedback) if feedback is not None else None, clock
+        self._feedback, self._clock = Feedback(feedback) if feedback is not None else None, clock
+        promised = promise.delta if delta is None else delta
+        self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
+        if judge is not None and self.samples is None:
+            raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
+        self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
@@ -140,10 +161,28 @@ class SemanticCache:
         if decision is None:
             vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
-            decision = decide(asked.text, matches, self.policy)
+            decision = decide(asked.text, matches, self.policy.within(asked.namespace))
+            # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
+            chance = decision.hit or asked.decision is UNDECIDED
+            if chance and self.samples is not None and self.samples.draw():
+                self._sample(self.samples, asked, matches)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds)
+
+    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match]) -> None:
+        """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
+        policy = self.policy.within(asked.namespace)
+        found = decide(asked.text, matches, replace(policy, threshold=policy.threshold - samples.rule.margin))
+        if found.entry is not None and found.similarity is not None:
+            samples.put(
+                asked=asked.text,
+                stored=found.entry.text,
+                stored_id=found.entry.id,
+                cosine=found.similarity,
+                threshold=policy.threshold,
+                namespace=asked.namespace,
+            )
 
     def add(
         self,
@@ -267,30 +306,40 @@ class SemanticCache:
 
         return cached_function
 
-    def mark_wrong(self, asked: str, id: str, stored: str) -> None:
+    def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> None:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
         self.store.delete([id])
-        self._remember(asked, stored, 0)
+        self._remember(asked, stored, 0, namespace)
 
-    def mark_same(self, asked: str, stored: str) -> None:
+    def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> None:
         """Say that one answer serves both texts although the cache did not see it."""
-        self._remember(asked, stored, 1)
+        self._remember(asked, stored, 1, namespace)
 
-    def _remember(self, asked: str, stored: str, label: int) -> None:
+    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> None:
         if self._feedback is None:
             return
-        row = {"sentence1": asked, "sentence2": stored, "label": label, "marked": self._clock()}
-        with self._lock:
-            self._feedback.parent.mkdir(parents=True, exist_ok=True)
-            with self._feedback.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
+        vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
+        self._feedback.append(
+            Judged(
+                sentence1=asked,
+                sentence2=stored,
+                label=label,
+                cosine=-1.0 if vetoed else float(cosine),
+                namespace=namespace,
+                marked=self._clock(),
+                model=self.fingerprint,
+            )
+        )
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove what has this namespace and this tag (none given: all); return how many."""
         return self.store.purge(namespace=namespace, tag=tag)
 
     def close(self) -> None:
-        """Close the store."""
+        """Stop the judge and close the store."""
+        if self.judge is not None:
+            self.judge.close()
         self.store.close()
 
 
@@ -335,23 +384,82 @@ def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) ->
     return load_encoder(model), fingerprint or fingerprint_model(model)
 
 
-def _threshold(
-    model: Encoder | Path | str, threshold: float | None, calibration: Path | str | None, fingerprint: str
-) -> float:
-    if threshold is not None:
-        if not -1 <= threshold <= 1:
-            raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
-        return threshold
-    path = Path(calibration) if calibration is not None else None
-    if path is None and isinstance(model, (str, Path)):
-        path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
-    if path is None:
+def _open_samples(
+    cache: SemanticCache,
+    rule: SampleRule | None,
+    feedback: Feedback | None,
+    delta: float,
+    since: Mapping[str, float],
+    clock: Callable[[], float],
+) -> Samples | None:
+    if rule is None:
+        return None
+    if feedback is None:
+        raise ConfigurationError(
+            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
+        )
+    return Samples(
+        rule,
+        feedback,
+        model=cache.fingerprint,
+        threshold_for=cache.policy.threshold_for,
+        delta=delta,
+        since=since,
+        clock=clock,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """What the calibrations of a model say.
+
+    Attributes:
+        delta: the most wrong answers among those served that is promised to anyone.
+        thresholds: by namespace. since: by namespace, Unix seconds of the last verdict that chose its threshold.
+    """
+
+    threshold: float = 1.0
+    delta: float = 0.05
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    since: Mapping[str, float] = field(default_factory=dict)
+
+
+def _promised(
+    model: Encoder | Path | str,
+    threshold: float | None,
+    calibration: Path | str | None,
+    namespaces: Path | str | None,
+    fingerprint: str,
+) -> Promised:
+    path = None if threshold is not None else find_calibration(model, calibration)
+    beside = path.with_name(FILE) if path is not None and path.with_name(FILE).is_file() else None
+    own = Path(namespaces) if namespaces is not None else beside
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
+    if threshold is None and path is None:
         raise ConfigurationError(
             "there is no threshold from which on answers may be served",
             expected="calibration.json beside the model, or a threshold",
             action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
         )
-    return read_calibration(path, model=fingerprint).threshold
+    found = read_calibration(path, model=fingerprint) if path is not None else None
+    single = read_recalibration(own, model=fingerprint) if own is not None else None
+    deltas = [item.delta for item in (found, single) if item is not None]
+    return Promised(
+        threshold=found.threshold if found is not None else threshold or 0.0,
+        delta=max(deltas, default=0.05),
+        thresholds=single.thresholds if single is not None else {},
+        since=single.since if single is not None else {},
+    )
+
+
+def find_calibration(model: Encoder | Path | str, calibration: Path | str | None = None) -> Path | None:
+    """Return the calibration file that counts for a model: the one named, or the one with the model, if any."""
+    if calibration is not None:
+        return Path(calibration)
+    if not isinstance(model, (str, Path)):
+        return None
+    return next((at for at in _calibrations(Path(model)) if at.is_file()), None)
 
 
 def _calibrations(model: Path) -> tuple[Path, Path]:
