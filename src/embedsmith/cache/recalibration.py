@@ -192,6 +192,8 @@ def _calibrate(
         return calibrate(labels, scores, delta=terms.delta, alpha=terms.alpha, model=terms.model, against=against)
 
     alone = test(np.empty(0))
+    if not len(reported):
+        return alone, ""
     try:
         found = test(reported)
     except CalibrationRefused:
