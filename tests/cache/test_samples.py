@@ -194,7 +194,7 @@ class Awkward:
         self.calls += 1
         act = self.acts.pop(0) if self.acts else "yes"
         if act == "hang":
-            self.open.wait(20)
+            self.open.wait(200)
         if isinstance(act, Exception):
             raise act
         for place in range(len(prompts)):
@@ -260,13 +260,12 @@ def test_a_judge_that_hangs_delays_nobody_and_people_can_go_first(tmp_path: Path
     samples = samples_of(cache)
     cache.lookup(CLOSE)
     wait_until(lambda: llm.calls == 1)
-    began = time.perf_counter()
     assert all(cache.lookup(CLOSE).hit for _ in range(100))
-    assert time.perf_counter() - began < 5
+    assert (llm.calls, llm.open.is_set()) == (1, False)  # the judge has not come back meanwhile
     assert samples.settle(1, 0) is not None  # it is in the judge's hands, who is slower
     cache.close()
     llm.open.set()
-    time.sleep(0.05)
+    assert samples.estimate.judged == 1
     (row,) = read_feedback(tmp_path / "feedback.jsonl")[0]
     assert (row.label, row.judge) == (0, "person")
 
