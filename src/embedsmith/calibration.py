@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,7 @@ def calibrate(
     duplicate_rate: float | None = None,
     verifier: str = "",
     weight: float = 0.0,
+    against: Sequence[float] | NDArray[np.floating] = (),
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
 
@@ -98,6 +100,8 @@ def calibrate(
         similarities: (n,) cosines of the same pairs; −1 for a pair that would be served at no threshold.
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
+        against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
+            false hits in every test, and in nothing else, so they can only raise the threshold.
 
     Raises:
         CalibrationRefused: no threshold can be certified; says how many pairs are missing.
@@ -110,7 +114,8 @@ def calibrate(
     _check(truth, scores, labels)
     tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     thresholds, hits, false_hits = _cumulate(truth, scores)
-    certified = _walk(hits, false_hits, tested, alpha)
+    known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
+    certified = _walk(hits, false_hits, known, tested, alpha)
     if certified is None:
         raise _refuse(truth, hits, false_hits, tested, alpha)
     served, wrong = int(hits[certified]), int(false_hits[certified])
@@ -211,12 +216,15 @@ def _cumulate(
     return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
 
 
-def _walk(hits: NDArray[np.int64], false_hits: NDArray[np.int64], delta: float, alpha: float) -> int | None:
-    """Return the place of the lowest certified threshold, or None."""
+def _walk(
+    hits: NDArray[np.int64], false_hits: NDArray[np.int64], known: NDArray[np.int64], delta: float, alpha: float
+) -> int | None:
+    """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
     starts = _starts(hits, delta, alpha)
     level = alpha / max(len(starts), 1)
     # P(at most this many false hits | the rate is delta): small means the rate is below delta.
-    p_values = binom.cdf(false_hits, hits, delta)
+    # With `known` more trials, all false, it can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+    p_values = binom.cdf(false_hits + known, hits + known, delta)
     best: int | None = None
     for start in starts:
         place = start
@@ -285,6 +293,12 @@ def write_calibration(path: Path | str, calibration: Calibration) -> Path:
     return write_json(path, calibration)
 
 
+def calibration_from(content: Mapping[str, Any]) -> Calibration:
+    """Return the calibration that was written as JSON."""
+    knots = tuple((float(at), float(chance)) for at, chance in content.get("probabilities", ()))
+    return Calibration(**{**content, "probabilities": knots})
+
+
 def read_calibration(path: Path | str, *, model: str | None = None) -> Calibration:
     """Return a stored calibration.
 
@@ -295,9 +309,7 @@ def read_calibration(path: Path | str, *, model: str | None = None) -> Calibrati
         InputError: the file is no calibration, or belongs to another model.
     """
     try:
-        content = read_json(path)
-        knots = tuple((float(at), float(chance)) for at, chance in content.get("probabilities", ()))
-        found = Calibration(**{**content, "probabilities": knots})
+        found = calibration_from(read_json(path))
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a calibration ({error})", expected="what `calibrate` wrote") from None
     if model is not None and found.model != model:

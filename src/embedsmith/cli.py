@@ -20,9 +20,11 @@ from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError
 
 if TYPE_CHECKING:
+    from embedsmith.cache.recalibration import Recalibration
+    from embedsmith.cache.semantic import SemanticCache
     from embedsmith.corpus import Deduplicated
     from embedsmith.examples import LabelledPair
-    from embedsmith.llm import Sampling
+    from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
     from embedsmith.runtime import Fidelity
     from embedsmith.training import TrainingConfig
@@ -379,7 +381,7 @@ def calibrate(
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
     from embedsmith.cache.rules import Rules, choose_rules
-    from embedsmith.cache.semantic import open_encoder
+    from embedsmith.cache.settings import open_encoder
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
     from embedsmith.evaluation import labels_of, similarities_of
@@ -406,6 +408,89 @@ def calibrate(
         f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
     )
+
+
+@app.command()
+def recalibrate(
+    feedback: Annotated[
+        list[Path], typer.Argument(help="What `serve --feedback` wrote; of all servers that share it.")
+    ],
+    model: Annotated[str, typer.Option(help="The model folder.")],
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    min_pairs: Annotated[int, typer.Option(min=1, help="Fewest samples of a namespace.")] = 100,
+    calibration: Annotated[Path | None, typer.Option(help="The common calibration; default: the model's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The common threshold, where there is no calibration.")
+    ] = None,
+    verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: calibration_namespaces.json beside the calibration.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give each tenant with enough judged samples a threshold of its own; say why for each that gets none."""
+    from embedsmith.cache.feedback import read_all_feedback
+    from embedsmith.cache.recalibration import FILE, write_recalibration
+    from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
+    from embedsmith.cache.rules import served_similarities
+    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier
+    from embedsmith.calibration import read_calibration
+    from embedsmith.examples import LabelledPair
+    from embedsmith.verifier import adjust, pairs_of
+
+    rows, rejected = read_all_feedback(feedback)
+    for bad in rejected:
+        console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+    encoder, mark = open_encoder(model)
+    path = find_calibration(model, calibration)
+    pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
+    similarities = served_similarities(encoder, pairs)
+    if threshold is None and path is not None:
+        common = read_calibration(path, model=mark)
+        threshold = common.threshold
+        if common.verifier:
+            logits = open_verifier(common, verifier).score(pairs_of(pairs))
+            similarities = adjust(similarities, logits, adjustment_of(common))
+    found = recalibrate_rows(
+        rows,
+        similarities,
+        model=mark,
+        common=threshold,
+        delta=delta,
+        alpha=alpha,
+        min_pairs=min_pairs,
+    )
+    out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
+    write_recalibration(out, found)
+    if as_json:
+        _print_json({**plain(found), "out": str(out)})
+        return
+    _print_recalibration(found)
+    console.print(f"written  {out}", markup=False)
+
+
+def _print_recalibration(found: Recalibration) -> None:
+    common = "none" if found.common is None else f"{found.common:.4f}"
+    rows = [
+        [
+            item.namespace,
+            "" if item.threshold is None else f"{item.threshold:.4f}",
+            f"{item.samples} of {item.judged}",
+            item.reported,
+            f"{item.common_wrong} of {item.common_hits}",
+            item.reason,
+        ]
+        for item in found.outcomes
+    ]
+    headers = ["namespace", "threshold", "samples used", "reported", "wrong at common", "why"]
+    _print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
+    granted = len(found.thresholds)
+    if granted:
+        console.print(
+            f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
+            f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
+        )
 
 
 @app.command()
@@ -450,7 +535,29 @@ def serve(
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
-    feedback: Annotated[Path | None, typer.Option(help="File for hits and misses marked on the dashboard.")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
+    ] = None,
+    namespaces: Annotated[
+        Path | None, typer.Option(help="Thresholds of single tenants; default: the file beside the calibration.")
+    ] = None,
+    sample: Annotated[
+        float, typer.Option(help="Share of the lookups whose questions are kept to be judged, 0 to 1; off by default.")
+    ] = 0.0,
+    sample_margin: Annotated[
+        float, typer.Option(help="Sample this far below the threshold, too, so that recalibration can lower it.")
+    ] = 0.05,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model that judges the samples: openai:MODEL, local:… THE QUESTIONS OF YOUR USERS ARE SENT "
+            "TO IT, so it is off by default; without it, people judge on the dashboard."
+        ),
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server for the judge.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
+    ] = None,
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
@@ -462,6 +569,7 @@ def serve(
 ) -> None:
     """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
     from embedsmith.cache.chat import Allowances
+    from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.server.run import Service, listen
 
@@ -475,7 +583,12 @@ def serve(
         ttl=ttl,
         max_entries=max_entries,
         feedback=feedback,
+        namespaces=namespaces,
+        sample=SampleRule(sample, sample_margin) if sample else None,
+        judge=_open_judge(judge, judge_url) if judge else None,
+        delta=delta,
     )
+    _say_sampling(cache)
     source = "given, without a promise" if threshold is not None else "from the calibration"
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
     console.print(
@@ -484,6 +597,21 @@ def serve(
     )
     service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log)
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
+    from embedsmith.cache.judge import RETRIES, TIMEOUT
+    from embedsmith.llm import open_llm
+
+    return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
+
+
+def _say_sampling(cache: SemanticCache) -> None:
+    if cache.policy.thresholds:
+        console.print(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+    if cache.samples is not None:
+        judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
+        console.print(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}", markup=False)
 
 
 @app.command()
@@ -500,7 +628,7 @@ def reencode(
     """Give a cache's entries vectors of a new model; the old one is served until all are there."""
     from embedsmith.cache.reencoding import EntriesNotEncoded
     from embedsmith.cache.reencoding import reencode as reencode_store
-    from embedsmith.cache.semantic import open_encoder
+    from embedsmith.cache.settings import open_encoder
 
     encoder, mark = open_encoder(model)
     try:

@@ -185,7 +185,7 @@ def fingerprint_model(spec: str | Path) -> str:
         str(file.relative_to(folder)): fingerprint_file(file)
         for file in sorted(folder.rglob("*"))
         if file.suffix in {".json", ".safetensors", ".txt", ".model"}
-        and file.name != "calibration.json"
+        and file.name not in {"calibration.json", "calibration_namespaces.json"}
         and file.relative_to(folder).parts[0] not in EXPORTS
     }
     return fingerprint(parts)

@@ -10,7 +10,7 @@ verifier, when there is one, moves the cosine of candidates near the threshold b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from embedsmith.artifacts import fingerprint
@@ -31,6 +31,7 @@ class Policy:
         threshold: cosine from which on an answer may be served (from a calibration of this model).
         guard: the veto on candidates that differ in a fact; None serves them.
         candidates: how many of the nearest entries are looked at; a vetoed one does not hide the next.
+        thresholds: by namespace, where one has a threshold of its own (from a recalibration).
         verifier, adjustment: a second look at candidates within `adjustment.reach` of the threshold, and how far
             it moves their cosine; the threshold is then one for moved cosines.
         verified: how many candidates of a lookup the verifier reads at most.
@@ -39,6 +40,7 @@ class Policy:
     threshold: float
     guard: Guard | None = find_veto
     candidates: int = 5
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     verifier: Verifier | None = None
     adjustment: Adjustment | None = None
     verified: int = 3
@@ -57,6 +59,14 @@ class Policy:
         if self.verifier is None or self.adjustment is None:
             return similarity
         return similarity + float(self.adjustment.move(self.verifier.score([(asked, stored)])[0]))
+
+    def threshold_for(self, namespace: str) -> float:
+        """Return the threshold of a namespace."""
+        return self.thresholds.get(namespace, self.threshold)
+
+    def within(self, namespace: str) -> Policy:
+        """Return the rules as they are in a namespace."""
+        return replace(self, threshold=self.threshold_for(namespace)) if namespace in self.thresholds else self
 
 
 @dataclass(frozen=True, slots=True)

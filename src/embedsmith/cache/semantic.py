@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,13 +14,19 @@ from pathlib import Path
 from typing import Any, overload
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.functions import Function, read_function
-from embedsmith.cache.stores import Entry, Order, Store, open_store
-from embedsmith.calibration import Calibration, read_calibration
+from embedsmith.cache.judge import Judge
+from embedsmith.cache.samples import SampleRule, Samples
+from embedsmith.cache.settings import Promised, open_encoder, read_promises
+from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.encoder import Embeddings, Encoder, reads_whole
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.evaluation import similarities_of
+from embedsmith.examples import LabelledPair
+from embedsmith.llm import LanguageModel
 from embedsmith.text import is_storable
-from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
+from embedsmith.verifier import Verifier
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
 
@@ -76,13 +81,19 @@ class SemanticCache:
         store: see `open_store`.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
+        namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
+            calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
         policy: other rules altogether; `threshold` and `guard` are then those of the policy.
         guard: False serves candidates that differ in a fact.
         verifier: the folder of a verifier, for a calibration that was made with it.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
         max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
         eviction: what goes first: "lru", "lfu" or "size".
-        feedback: a file to which marked hits and misses are appended as labelled pairs, to train on.
+        feedback: a file to which judged pairs are appended, to train and recalibrate on (`cache.feedback`).
+        sample: draws a share of the lookups to be judged (`cache.samples`); needs `feedback`. None draws nothing.
+        judge: a language model that judges the samples in the background. It is sent both questions of each.
+        delta: most wrong answers among those served, for the drift alarm; default is what the calibration promises,
+            .05 without one.
         clock: Unix seconds.
 
     Raises:
@@ -97,6 +108,7 @@ class SemanticCache:
         store: Store | str = "memory://",
         threshold: float | None = None,
         calibration: Path | str | None = None,
+        namespaces: Path | str | None = None,
         policy: Policy | None = None,
         guard: bool = True,
         verifier: Verifier | Path | str | None = None,
@@ -106,33 +118,38 @@ class SemanticCache:
         eviction: Order = "lru",
         fingerprint: str | None = None,
         feedback: Path | str | None = None,
+        sample: SampleRule | None = None,
+        judge: LanguageModel | None = None,
+        delta: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
-        self.calibration = None if threshold is not None or policy is not None else self._calibrate(model, calibration)
         if policy is None:
-            policy = _choose_policy(self.calibration, threshold, verifier)
-            policy = policy if guard else replace(policy, guard=None)
+            promise = read_promises(
+                model,
+                fingerprint=self.fingerprint,
+                threshold=threshold,
+                calibration=calibration,
+                namespaces=namespaces,
+                verifier=verifier,
+            )
+            policy = promise.policy if guard else replace(promise.policy, guard=None)
+        else:
+            promise = Promised(policy)
+        self.calibration = promise.calibration
         self.policy = policy
         dimension = int(self.encoder.encode(["dimension"]).shape[1])
         self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
-        self._feedback, self._clock = Path(feedback) if feedback is not None else None, clock
+        self._feedback, self._clock = Feedback(feedback) if feedback is not None else None, clock
+        promised = promise.delta if delta is None else delta
+        self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
+        if judge is not None and self.samples is None:
+            raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
+        self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
-
-    def _calibrate(self, model: Encoder | Path | str, calibration: Path | str | None) -> Calibration:
-        path = Path(calibration) if calibration is not None else None
-        if path is None and isinstance(model, (str, Path)):
-            path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
-        if path is None:
-            raise ConfigurationError(
-                "there is no threshold from which on answers may be served",
-                expected="calibration.json beside the model, or a threshold",
-                action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
-            )
-        return read_calibration(path, model=self.fingerprint)
 
     def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
         """Return hit or miss for `text`.
@@ -163,7 +180,11 @@ class SemanticCache:
                 encoding += time.perf_counter() - started
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
             matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
-            decision = decide(asked.text, matches, self.policy)
+            decision = decide(asked.text, matches, self.policy.within(asked.namespace))
+            # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
+            chance = decision.hit or asked.decision is UNDECIDED
+            if chance and self.samples is not None and self.samples.draw():
+                self._sample(self.samples, asked, matches)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         return replace(
@@ -182,6 +203,20 @@ class SemanticCache:
         if decision.vetoed and not decision.hit:
             return None  # what was learnt is for pairs that the guard lets pass
         return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
+
+    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match]) -> None:
+        """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
+        policy = self.policy.within(asked.namespace)
+        found = decide(asked.text, matches, replace(policy, threshold=policy.threshold - samples.rule.margin))
+        if found.entry is not None and found.similarity is not None:
+            samples.put(
+                asked=asked.text,
+                stored=found.entry.text,
+                stored_id=found.entry.id,
+                cosine=found.moved if found.moved is not None else found.similarity,
+                threshold=policy.threshold,
+                namespace=asked.namespace,
+            )
 
     def add(
         self,
@@ -352,30 +387,40 @@ class SemanticCache:
 
         return answer
 
-    def mark_wrong(self, asked: str, id: str, stored: str) -> None:
+    def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> None:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
         self.store.delete([id])
-        self._remember(asked, stored, 0)
+        self._remember(asked, stored, 0, namespace)
 
-    def mark_same(self, asked: str, stored: str) -> None:
+    def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> None:
         """Say that one answer serves both texts although the cache did not see it."""
-        self._remember(asked, stored, 1)
+        self._remember(asked, stored, 1, namespace)
 
-    def _remember(self, asked: str, stored: str, label: int) -> None:
+    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> None:
         if self._feedback is None:
             return
-        row = {"sentence1": asked, "sentence2": stored, "label": label, "marked": self._clock()}
-        with self._lock:
-            self._feedback.parent.mkdir(parents=True, exist_ok=True)
-            with self._feedback.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
+        vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
+        self._feedback.append(
+            Judged(
+                sentence1=asked,
+                sentence2=stored,
+                label=label,
+                cosine=-1.0 if vetoed else float(cosine),
+                namespace=namespace,
+                marked=self._clock(),
+                model=self.fingerprint,
+            )
+        )
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove what has this namespace and this tag (none given: all); return how many."""
         return self.store.purge(namespace=namespace, tag=tag)
 
     def close(self) -> None:
-        """Close the store."""
+        """Stop the judge and close the store."""
+        if self.judge is not None:
+            self.judge.close()
         self.store.close()
 
 
@@ -385,55 +430,26 @@ def _require_text(*texts: str) -> None:
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 
 
-def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:
-    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch."""
-    if not isinstance(model, (str, Path)):
-        mark = fingerprint or getattr(model, "fingerprint", None)
-        if not isinstance(mark, str) or not mark:
-            raise ConfigurationError(
-                f"{type(model).__name__} has no fingerprint",
-                expected="one, so that a store never mixes the vectors of two models",
-                action="pass fingerprint='any name you change when the vectors change'",
-            )
-        return model, mark
-    from embedsmith.model import fingerprint_model, load_encoder
-    from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
-
-    if (Path(model) / FOLDER / REPORT).is_file():
-        exported = OnnxEncoder(model)
-        return exported, fingerprint or exported.fingerprint
-    return load_encoder(model), fingerprint or fingerprint_model(model)
-
-
-def _choose_policy(
-    calibration: Calibration | None, threshold: float | None, verifier: Verifier | Path | str | None
-) -> Policy:
-    """Return the rules of a calibration, or those of a bare threshold."""
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
-    if threshold is not None and verifier is not None:
+def _open_samples(
+    cache: SemanticCache,
+    rule: SampleRule | None,
+    feedback: Feedback | None,
+    delta: float,
+    since: Mapping[str, float],
+    clock: Callable[[], float],
+) -> Samples | None:
+    if rule is None:
+        return None
+    if feedback is None:
         raise ConfigurationError(
-            "a verifier together with a bare threshold",
-            expected="a calibration, which says how much the verifier's word weighs",
-            action="embedsmith calibrate MODEL PAIRS --for-cache --verifier FOLDER",
+            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
         )
-    if calibration is None or not calibration.verifier:
-        given = threshold if calibration is None else calibration.threshold
-        assert given is not None
-        return Policy(given)
-    found = OnnxVerifier(verifier) if isinstance(verifier, (str, Path)) else verifier
-    if found is None or found.fingerprint != calibration.verifier:
-        raise ConfigurationError(
-            f"the calibration is for the verifier {calibration.verifier}, "
-            f"not for {found.fingerprint if found is not None else 'a cache without one'}",
-            expected="the verifier that it was made with",
-            action="pass its folder (--verifier), or calibrate without one",
-        )
-    return Policy(
-        calibration.threshold, verifier=found, adjustment=Adjustment(calibration.weight, calibration.verifier)
+    return Samples(
+        rule,
+        feedback,
+        model=cache.fingerprint,
+        threshold_for=cache.policy.threshold_for,
+        delta=delta,
+        since=since,
+        clock=clock,
     )
-
-
-def _calibrations(model: Path) -> tuple[Path, Path]:
-    """Return where a calibration may lie: in the model folder, or beside it as `run` writes it."""
-    return model / "calibration.json", model.parent / "calibration.json"

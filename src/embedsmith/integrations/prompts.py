@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedsmith.artifacts import read_json
-from embedsmith.cache.semantic import open_encoder
+from embedsmith.cache.settings import open_encoder
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
 from embedsmith.model import TorchEncoder, resolve_model

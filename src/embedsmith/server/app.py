@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -64,7 +65,7 @@ def create_app(
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
-    watch = Watch(cache)
+    watch = Watch(cache, shadow=shadow)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow)
     admin = Admin(cache, watch, admin_token)
@@ -94,6 +95,8 @@ def create_app(
             Route("/admin/state", admin.guarded(admin.state)),
             Route("/admin/entries", admin.guarded(admin.search)),
             Route("/admin/mark", admin.guarded(admin.mark), methods=["POST"]),
+            Route("/admin/judge", admin.guarded(admin.judge), methods=["POST"]),
+            Route("/admin/usual", admin.guarded(admin.usual), methods=["POST"]),
             Route("/admin/purge", admin.guarded(admin.purge), methods=["POST"]),
             Route("/v1/chat/completions", proxy.chat, methods=["POST"]),
             Route("/v1/embeddings", embeddings.answer, methods=["POST"]),
@@ -160,10 +163,27 @@ class Admin:
         if body is None or seen is None or body.get("verdict") not in ("wrong", "same") or not seen.nearest_id:
             return refuse(400, "expected the number of a lookup that is still listed, and the verdict wrong or same")
         if body["verdict"] == "same":
-            await run_in_threadpool(self._cache.mark_same, seen.text, seen.nearest)
+            mark = partial(self._cache.mark_same, seen.text, seen.nearest, namespace=seen.namespace)
         else:
-            await run_in_threadpool(self._cache.mark_wrong, seen.text, seen.nearest_id, seen.nearest)
+            mark = partial(self._cache.mark_wrong, seen.text, seen.nearest_id, seen.nearest, namespace=seen.namespace)
+        await run_in_threadpool(mark)
         return JSONResponse({"marked": body["verdict"]})
+
+    async def judge(self, request: Request) -> Response:
+        """Record a person's verdict ("same" or "different") on sample `number`; a wrong answer served goes."""
+        body = await _small_object(request)
+        number = body.get("number") if body is not None else None
+        if body is None or body.get("verdict") not in {"same", "different"} or type(number) is not int:
+            return refuse(400, "expected the number of a sample, and the verdict same or different")
+        label = int(body["verdict"] == "same")
+        if not await run_in_threadpool(self._watch.oversight.judge, number, label):
+            return refuse(409, "the sample has a verdict already, or there is no such sample")
+        return JSONResponse({"judged": body["verdict"]})
+
+    async def usual(self, _: Request) -> Response:
+        """Take the latest stream of questions as the usual one; its alarm ends."""
+        self._watch.oversight.stream.accept()
+        return JSONResponse({"usual": "the latest lookups"})
 
     async def purge(self, request: Request) -> Response:
         """Remove entries by `id`, or by `namespace` and `tag`; {"all": true} removes all."""

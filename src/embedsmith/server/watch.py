@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.server.answers import Answer
+from embedsmith.server.oversight import Oversight
 
 LATEST = 500
 SIMILARITIES = tuple(step / 20 for step in range(21))
@@ -40,8 +41,9 @@ class Seen:
 class Watch:
     """Counts and the latest lookups of one server."""
 
-    def __init__(self, cache: SemanticCache) -> None:
+    def __init__(self, cache: SemanticCache, *, shadow: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self.oversight = Oversight(cache, self.registry, shadow=shadow)
         self.latest: deque[Seen] = deque(maxlen=LATEST)
         self.lookups = self.hits = self.saved_tokens = 0
         self._numbers = itertools.count(1)
@@ -82,6 +84,7 @@ class Watch:
         self._seconds.observe(found.seconds)
         if decision.similarity is not None:
             self._similarity.observe(decision.similarity)
+        self.oversight.looked_up(found)
         if answer is not None:
             tokens = int((answer.body.get("usage") or {}).get("completion_tokens") or 0)
             self.saved_tokens += tokens
