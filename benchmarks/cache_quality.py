@@ -272,7 +272,7 @@ def run_peer(bench: Bench, peer: str, stream: Stream, vectors: Embeddings, runs:
         job = Path(folder) / "job.npz"
         planned = [(str(place), run.threshold, run.limit) for place, run in enumerate(runs)]
         np.savez(job, texts=json.dumps(stream.texts), vectors=vectors, stored=stream.stored, runs=json.dumps(planned))
-        single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PIP_NO_INDEX")}
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PIP_NO_INDEX"), "1")
         environment = {**os.environ, "REDIS_URL": bench.redis, **single}
         command = [str(bench.python), str(HERE / "peers" / f"{PEERS[peer][0]}_stream.py"), str(job), folder]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=1200)
