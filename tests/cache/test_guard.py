@@ -55,6 +55,18 @@ def test_a_text_is_never_vetoed_against_itself(text: str) -> None:
     assert find_veto(text, text) is None
 
 
+@given(st.text("do n't’0123456789:.,/am\u1369", max_size=30))
+def test_odd_numbers_and_contractions_are_read(text: str) -> None:
+    assert find_veto(text, text) is None
+
+
+def test_what_tokenizers_and_typists_leave_behind() -> None:
+    assert read_facts("why do n't you call").negations == 1  # it once failed here, and on the next three
+    assert read_facts("open 10:00,11:00").quantities == {("clock", 10.0): 1, ("clock", 11.0): 1}
+    assert read_facts("\u1369 birr").quantities == {}
+    assert find_veto("is 1/" + "7" * 5000 + " much", "is 1/2 much") is not None
+
+
 def test_quantities_are_in_one_unit() -> None:
     facts = read_facts("2 weeks, half an hour, 1,500 mg, 20:30, 7 pm, a dozen eggs, 1/2 cup")
     assert dict(facts.quantities) == {

@@ -24,10 +24,11 @@ from importlib import resources
 
 from embedsmith.text import normalize
 
-TOKEN = re.compile(r"\d+/\d+|\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
+TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite or the order decides
 SAME = 0.6  # from which on any exchanged word decides
+LARGEST = 1e300
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 
 
@@ -167,7 +168,8 @@ def _expand(tokens: list[str]) -> list[str]:
     for token in tokens:
         word = token.replace("’", "'")
         if word.endswith("n't"):
-            found += [{"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3], word[:-3]), "not"]
+            verb = {"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3], word[:-3])
+            found += [verb, "not"] if verb else ["not"]  # "do n't", as some tokenizers leave it
         elif word == "cannot":
             found += ["can", "not"]
         else:
@@ -178,15 +180,15 @@ def _expand(tokens: list[str]) -> list[str]:
 def _number(tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[float | None, int]:
     """Return the number that begins at `place` (None: there is none) and how many tokens it takes."""
     token = tokens[place]
-    if token[0].isdigit():
+    if token[0].isdecimal():  # what \d finds; isdigit knows signs that float does not read
         if "/" in token:
             part, whole = token.split("/")
-            return (int(part) / int(whole), 1) if int(whole) else (None, 0)
+            return (_read(part) / _read(whole), 1) if _read(whole) else (None, 0)
         if ":" in token:
             hours, minutes = token.split(":")[:2]
-            return int(hours) + int(minutes) / 60, 1
+            return _read(hours) + _read(minutes) / 60, 1
         digits = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", token) else token.replace(",", ".")
-        return (float(digits), 1) if digits.count(".") <= 1 else (float(digits.replace(".", "")), 1)
+        return _read(digits if digits.count(".") <= 1 else digits.replace(".", "")), 1
     value = lexicon.numbers.get(token)
     if value is None and token in {"a", "an", "one"} and place + 1 < len(tokens):
         following = stem(tokens[place + 1])
@@ -203,6 +205,11 @@ def _number(tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[float | N
             break
         used += 1
     return value, used
+
+
+def _read(digits: str) -> float:
+    """Return the number; a text may hold thousands of digits, which neither overflow nor become infinite."""
+    return min(float(digits), LARGEST)
 
 
 def _unit(value: float, tokens: list[str], place: int, lexicon: _Lexicon) -> tuple[str, float, int]:
