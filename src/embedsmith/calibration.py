@@ -117,7 +117,7 @@ def calibrate(
     known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
     certified = _walk(hits, false_hits, known, tested, alpha)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, tested, alpha)
+        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested))
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -253,8 +253,7 @@ def _refuse(
     truth: NDArray[np.int64],
     hits: NDArray[np.int64],
     false_hits: NDArray[np.int64],
-    delta: float,
-    alpha: float,
+    promise: _Promise,
 ) -> CalibrationRefused:
     """Say how many more pairs it would take, if new ones are like those at hand."""
     total = len(truth)
@@ -262,21 +261,39 @@ def _refuse(
     enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
     place = int(enough[rates[enough].argmin()])
     best = f"the best threshold has {rates[place]:.1%} false hits on {hits[place]} hits"
-    if rates[place] >= delta:
+    if rates[place] >= promise.tested:
+        needed = hits_needed(promise.tested, promise.alpha)
         return CalibrationRefused(
-            f"no threshold keeps the false-hit rate at {delta:.1%}: {best}",
-            expected=f"a model that separates better: {hits_needed(delta, alpha)} hits without a false one would do",
+            f"no threshold keeps the false-hit rate at {promise.told}: {best}",
+            expected=f"a model that separates better: {needed} hits without a false one would do",
             action="allow a higher --delta, or train on more and harder examples",
         )
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
-    below = enough[rates[enough] < delta]
+    below = enough[rates[enough] < promise.tested]
     below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
-    needed = max(_pairs_needed(rates[below], hits[below] / total, delta, alpha), total + 1)
+    needed = max(_pairs_needed(rates[below], hits[below] / total, promise.tested, promise.alpha), total + 1)
     return CalibrationRefused(
-        f"{total} labelled pairs are too few to promise {delta:.1%} at confidence {1 - alpha:.0%}: {best}",
+        f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
         expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
         action="label more pairs, or allow a higher --delta or --alpha",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """What was asked for, and what is tested on the labelled pairs for it."""
+
+    delta: float
+    alpha: float
+    duplicate_rate: float | None
+    tested: float
+
+    @property
+    def told(self) -> str:
+        if self.duplicate_rate is None:
+            return f"{self.delta:.1%}"
+        traffic = f"{self.tested:.1%} of these pairs, for traffic with {self.duplicate_rate:.0%} duplicates"
+        return f"{self.delta:.1%} ({traffic})"
 
 
 def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], delta: float, alpha: float) -> int:

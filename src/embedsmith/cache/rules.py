@@ -66,7 +66,7 @@ def choose_rules(
     units = units_of(pairs)
     weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
     names = [units[place] for place in measured]
-    found_weight, gain = weigh(labels, similarities, logits, weighed, measured, names, verifier.fingerprint)
+    found_weight, gain = weigh(labels, similarities, logits, weighed, measured, names, delta, verifier.fingerprint)
     on = found_weight is not None and gain is not None and gain.proven
     moved = adjust(similarities, logits, found_weight) if on and found_weight is not None else similarities
     calibration = calibrate(
@@ -89,14 +89,28 @@ def weigh(
     weighed: NDArray[np.int64],
     measured: NDArray[np.int64],
     units: Sequence[str],
+    delta: float,
     verifier: str = "",
 ) -> tuple[Adjustment | None, Gain | None]:
-    """Return the weight that the rows `weighed` give, and its gain on the rows `measured`."""
+    """Return the weight that the rows `weighed` give, and its gain on the rows `measured`.
+
+    The gain is measured where the cache will work: at the hit rate that the cosine alone reaches with a share
+    `delta` of wrong answers among the rows `weighed`.
+    """
     found = fit_adjustment(labels[weighed], similarities[weighed], logits[weighed], verifier=verifier)
     if found is None or not 0 < labels[measured].sum() < len(measured):
         return found, None
     moved = adjust(similarities, logits, found)
-    return found, measure_gain(labels[measured], similarities[measured], moved[measured], groups=units)
+    rate = reachable(labels[weighed], similarities[weighed], delta)
+    return found, measure_gain(labels[measured], similarities[measured], moved[measured], groups=units, hit_rate=rate)
+
+
+def reachable(labels: NDArray[np.int64], similarities: Logits, delta: float) -> float | None:
+    """Return the largest share of these pairs that a threshold serves with at most `delta` wrong, None for nothing."""
+    order = np.argsort(-similarities, kind="stable")
+    wrong = np.cumsum(labels[order] == 0) / np.arange(1, len(labels) + 1)
+    fine = np.flatnonzero((wrong <= delta) & (similarities[order] > -1))
+    return float((fine[-1] + 1) / len(labels)) if len(fine) else None
 
 
 def explain(adjustment: Adjustment | None, gain: Gain | None) -> str:
