@@ -201,7 +201,7 @@ def test_a_threshold_by_hand_counts_for_all_unless_the_file_is_named(calibrated:
     assert not by_hand.policy.thresholds
     named = SemanticCache(FakeEncoder(64), threshold=0.999, namespaces=calibrated.with_name(FILE), fingerprint="fake")
     assert named.policy.thresholds == {"easy": 0.5}
-    with pytest.raises(InputError, match="none.json does not exist"):
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
         SemanticCache(FakeEncoder(64), threshold=0.9, namespaces="none.json", fingerprint="fake")
 
 
