@@ -183,6 +183,15 @@ def test_people_judge_on_the_dashboard_and_a_wrong_answer_goes(serve: Serve) -> 
     assert state(served)["quality"]["estimate"]["rate"] == 0.5
 
 
+def test_a_verdict_that_cannot_be_written_is_told_and_the_sample_waits(serve: Serve) -> None:
+    served = serve(cache=sampling())
+    ask(served)
+    ask(served, CLOSE)
+    served.feedback.mkdir()
+    assert post(served, "/admin/judge", {"number": 1, "verdict": "same"}).status_code == 503
+    assert state(served)["quality"]["waiting"] == 1
+
+
 @pytest.mark.parametrize("body", [{}, {"number": 1}, {"number": True, "verdict": "same"}, {"number": 1, "verdict": 1}])
 def test_wrong_verdicts_are_refused(serve: Serve, body: dict[str, Any]) -> None:
     assert post(serve(cache=sampling()), "/admin/judge", body).status_code == 400

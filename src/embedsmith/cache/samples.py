@@ -76,22 +76,22 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How often the cache is wrong, from the judged samples of what it served.
-
-    Attributes:
-        rate: share of the judged that is wrong; None before the first.
-        bound: upper end of the exact one-sided interval at confidence .95, for one look at it; 1 before the first.
-    """
+    """How often the cache is wrong, from the judged samples of what it served."""
 
     judged: int
     wrong: int
 
     @property
     def rate(self) -> float | None:
+        """Share of the judged that is wrong; None before the first."""
         return self.wrong / self.judged if self.judged else None
 
     @property
     def bound(self) -> float:
+        """Upper end of the exact one-sided interval of the rate at confidence .95; 1 before the first verdict.
+
+        It holds for one look at a time chosen beforehand. Whoever looks every day goes by the drift alarm.
+        """
         return bound_rate(self.wrong, self.judged, ALPHA)
 
 
@@ -183,7 +183,8 @@ class Samples:
         """Return the oldest samples that wait for a judge who is no person; they are in its hands."""
         with self._lock:
             self.arrived.clear()
-            free = (number for number in self._waiting if number not in self._judging | self._for_people)
+            taken = self._judging | self._for_people
+            free = (number for number in self._waiting if number not in taken)
             numbers = list(itertools.islice(free, most))
             self._judging.update(numbers)
             return [self._waiting[number] for number in numbers]

@@ -138,18 +138,19 @@ class SemanticCache:
             promise = Promised(policy)
         self.calibration = promise.calibration
         self.policy = policy
-        dimension = int(self.encoder.encode(["dimension"]).shape[1])
-        self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
-        self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
-        self._feedback, self._clock = Feedback(feedback) if feedback is not None else None, clock
+        self._feedback = Feedback(feedback) if feedback is not None else None
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
         if judge is not None and self.samples is None:
             raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
-        self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
+        dimension = int(self.encoder.encode(["dimension"]).shape[1])
+        self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
+        self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
+        self._clock = clock
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
+        self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
     def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
         """Return hit or miss for `text`.

@@ -176,7 +176,11 @@ class Admin:
         if body is None or body.get("verdict") not in {"same", "different"} or type(number) is not int:
             return refuse(400, "expected the number of a sample, and the verdict same or different")
         label = int(body["verdict"] == "same")
-        if not await run_in_threadpool(self._watch.oversight.judge, number, label):
+        try:
+            known = await run_in_threadpool(self._watch.oversight.judge, number, label)
+        except OSError as error:
+            return refuse(503, f"the verdict could not be written, the sample waits on ({error.strerror})")
+        if not known:
             return refuse(409, "the sample has a verdict already, or there is no such sample")
         return JSONResponse({"judged": body["verdict"]})
 
