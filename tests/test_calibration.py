@@ -20,6 +20,7 @@ from embedsmith.calibration import (
     hits_needed,
     read_calibration,
     shift_delta,
+    tail,
     write_calibration,
 )
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
@@ -276,3 +277,26 @@ def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
     labels = np.array([1, 0] * 100)
     with pytest.raises(CalibrationRefused, match=r"at 10.0% \(1.2% of these pairs, for traffic with 10% duplicates\)"):
         calibrate(labels, np.linspace(0, 1, 200), delta=0.1, duplicate_rate=0.1)
+
+
+def test_the_tail_of_hits_to_come_is_that_of_an_urn() -> None:
+    assert tail(np.array([0]), np.array([36]), 0.2, 1.0)[0] == pytest.approx(0.0025, abs=1e-4)
+    long_run = tail(np.array([40]), np.array([400]), 0.15)
+    assert tail(np.array([40]), np.array([400]), 0.15, 2000.0)[0] == pytest.approx(long_run[0], rel=0.02)
+
+
+def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
+    """Two draws of one size: the first chooses, the second must show at most delta wrong in 95% of the draws."""
+    generator = np.random.default_rng(2)
+    broken = {1500: 0, None: 0}
+    draws = 200
+    for _ in range(draws):
+        scores = generator.random((2, 1500))
+        labels = (generator.random((2, 1500)) > falling(scores)).astype(np.int64)
+        for traffic in broken:
+            threshold = calibrate(labels[0], scores[0], delta=0.15, traffic=traffic).threshold
+            broken[traffic] += float((labels[1][scores[1] >= threshold] == 0).mean()) > 0.15
+    assert broken[1500] <= 0.05 * draws
+    assert broken[None] > broken[1500]
+    with pytest.raises(ConfigurationError, match="traffic 0"):
+        calibrate([1, 0], [0.1, 0.2], traffic=0)

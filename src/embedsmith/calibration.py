@@ -10,6 +10,11 @@ by the similarities alone. At each, "the share of wrong answers exceeds δ" is t
 binomial tail; walks from high similarity down stop at the first test that fails. Several walks share α
 (Bonferroni), so that one unlucky pair near the top does not end all.
 
+The rate promised is the one that would show in the long run. What shows among the next answers scatters about
+it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
+pairs is wrong. Under exchangeability the wrong ones among all hits, labelled and to come, fall to either side
+like balls drawn from an urn, so the tail is hypergeometric and exact for any number of hits to come.
+
 Base rate: labelled pairs often hold more duplicates than the traffic does. Where the share of duplicates
 among the pairs that a cache looks at is known, the promise is made for that share: with the odds of "not the
 same" w times those of the labelled pairs, a false-hit rate of δ in the traffic is one of δ / (δ + (1 − δ) w) in
@@ -29,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, hypergeom
 
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
@@ -51,6 +56,7 @@ class Calibration:
         model: fingerprint of the model whose similarities these are; no other may use the threshold.
         duplicate_rate: share of duplicates the promise is made for; None is that of the labelled pairs. `tested`
             is the false-hit rate that was tested on them for it.
+        traffic: number of pairs to come for whose answers the promise is made; None is the long run.
         probabilities: (similarity, probability that one answer serves both) from which on it holds, rising.
         verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
     """
@@ -68,6 +74,7 @@ class Calibration:
     method: str = "learn-then-test, exact binomial, fixed sequences"
     duplicate_rate: float | None = None
     tested: float | None = None
+    traffic: int | None = None
     probabilities: tuple[tuple[float, float], ...] = ()
     verifier: str = ""
     weight: float = 0.0
@@ -86,6 +93,7 @@ def calibrate(
     alpha: float = 0.05,
     model: str = "",
     duplicate_rate: float | None = None,
+    traffic: int | None = None,
     verifier: str = "",
     weight: float = 0.0,
     against: Sequence[float] | NDArray[np.floating] = (),
@@ -99,6 +107,7 @@ def calibrate(
         labels: (n,) 1 where one answer serves both texts of a pair.
         similarities: (n,) cosines of the same pairs; −1 for a pair that would be served at no threshold.
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
+        traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
         against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
             false hits in every test, and in nothing else, so they can only raise the threshold.
@@ -110,14 +119,17 @@ def calibrate(
     for name, value in (("delta", delta), ("alpha", alpha), ("duplicate_rate", duplicate_rate)):
         if value is not None and not 0 < value < 1:
             raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
+    if traffic is not None and traffic < 1:
+        raise ConfigurationError(f"traffic {traffic}", expected="a number of pairs to come, 1 or more")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
     tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     thresholds, hits, false_hits = _cumulate(truth, scores)
     known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
-    certified = _walk(hits, false_hits, known, tested, alpha)
+    to_come = None if traffic is None else traffic / len(truth)
+    certified = _walk(hits, false_hits, known, tested, alpha, to_come)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested))
+        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested, to_come))
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -132,6 +144,7 @@ def calibrate(
         model=model,
         duplicate_rate=duplicate_rate,
         tested=tested,
+        traffic=traffic,
         probabilities=fit_probabilities(truth, scores, duplicate_rate),
         verifier=verifier,
         weight=weight,
@@ -217,14 +230,18 @@ def _cumulate(
 
 
 def _walk(
-    hits: NDArray[np.int64], false_hits: NDArray[np.int64], known: NDArray[np.int64], delta: float, alpha: float
+    hits: NDArray[np.int64],
+    false_hits: NDArray[np.int64],
+    known: NDArray[np.int64],
+    delta: float,
+    alpha: float,
+    to_come: float | None = None,
 ) -> int | None:
     """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
-    starts = _starts(hits, delta, alpha)
+    starts = _starts(hits, delta, alpha, to_come)
     level = alpha / max(len(starts), 1)
-    # P(at most this many false hits | the rate is delta): small means the rate is below delta.
-    # With `known` more trials, all false, it can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
-    p_values = binom.cdf(false_hits + known, hits + known, delta)
+    # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+    p_values = tail(false_hits + known, hits + known, delta, to_come)
     best: int | None = None
     for start in starts:
         place = start
@@ -234,18 +251,36 @@ def _walk(
     return best
 
 
-def _starts(hits: NDArray[np.int64], delta: float, alpha: float) -> list[int]:
+def tail(
+    false_hits: NDArray[np.int64], hits: NDArray[np.int64], delta: float, to_come: float | None = None
+) -> NDArray[np.float64]:
+    """Return (n,) P(at most so many false hits), were the rate δ or more: small means that it is below.
+
+    Args:
+        to_come: hits to come for each hit at hand; None is the long run. With r to come, "more than δ of them are
+            wrong" means at least ⌊δr⌋ + 1 wrong; with f wrong among the n at hand, that is a draw of n from n + r
+            of which f + ⌊δr⌋ + 1 are wrong. 0 of 36 hits, 36 to come, δ .2: 8 wrong, all among those to come: .0025.
+    """
+    if to_come is None:
+        return np.asarray(binom.cdf(false_hits, hits, delta))
+    coming = np.maximum(np.round(hits * to_come), 1).astype(np.int64)
+    wrong = false_hits + np.floor(delta * coming).astype(np.int64) + 1
+    return np.asarray(hypergeom.cdf(false_hits, hits + coming, wrong, hits))
+
+
+def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[int]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
     Labels have no say here; the test would not be valid otherwise.
     """
+    best = tail(np.zeros_like(hits), hits, delta, to_come)  # were no hit false
     walks = WALKS
-    while walks > 1 and hits_needed(delta, alpha / walks) * 2 > hits[-1]:
+    while walks > 1 and not (best[2 * hits <= hits[-1]] <= alpha / walks).any():
         walks -= 1  # small sets: fewer walks leave more of alpha to each
-    fewest = hits_needed(delta, alpha / walks)
-    if fewest > hits[-1]:
+    passing = np.flatnonzero(best <= alpha / walks)
+    if not len(passing):
         return []
-    wanted = np.geomspace(fewest, hits[-1], walks + 1)[:walks]
+    wanted = np.geomspace(hits[passing[0]], hits[-1], walks + 1)[:walks]
     return sorted({int(np.searchsorted(hits, count - 1e-9)) for count in wanted})
 
 
@@ -271,7 +306,7 @@ def _refuse(
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
     below = enough[rates[enough] < promise.tested]
     below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
-    needed = max(_pairs_needed(rates[below], hits[below] / total, promise.tested, promise.alpha), total + 1)
+    needed = max(_pairs_needed(rates[below], hits[below] / total, promise), total + 1)
     return CalibrationRefused(
         f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
         expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
@@ -287,6 +322,7 @@ class _Promise:
     alpha: float
     duplicate_rate: float | None
     tested: float
+    to_come: float | None
 
     @property
     def told(self) -> str:
@@ -296,11 +332,12 @@ class _Promise:
         return f"{self.delta:.1%} ({traffic})"
 
 
-def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], delta: float, alpha: float) -> int:
+def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], promise: _Promise) -> int:
     """Return the fewest pairs at which a threshold with one of these false-hit rates and shares of hits passes."""
-    fewest = hits_needed(delta, alpha)
-    counts = np.unique(np.geomspace(fewest, 1e7, 250).round())[None, :]
-    passes = binom.cdf(np.ceil(rates[:, None] * counts - 1e-9), counts, delta) <= alpha
+    fewest = hits_needed(promise.tested, promise.alpha)
+    counts = np.unique(np.geomspace(fewest, 1e7, 250).round().astype(np.int64))[None, :]
+    wrong = np.ceil(rates[:, None] * counts - 1e-9).astype(np.int64)
+    passes = tail(wrong, counts, promise.tested, promise.to_come) <= promise.alpha
     pairs = np.where(passes, counts / shares[:, None], np.inf).min()
     return math.ceil(pairs) if math.isfinite(pairs) else 10_000_000
 

@@ -377,6 +377,9 @@ def calibrate(
     duplicate_rate: Annotated[
         float | None, typer.Option(help="Share of duplicates in your traffic, if it is not that of the pairs.")
     ] = None,
+    traffic: Annotated[
+        int | None, typer.Option(help="Promise what shows in the answers to so many pairs to come, not the long run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
@@ -389,7 +392,8 @@ def calibrate(
     from embedsmith.verifier import OnnxVerifier
 
     rows = _read_pairs(pairs)
-    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model), "duplicate_rate": duplicate_rate}
+    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
+    promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
     if for_cache or verifier is not None:
         second = OnnxVerifier(verifier) if verifier is not None else None
         rules = choose_rules(open_encoder(model)[0], rows, verifier=second, **promise)  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,20 +50,22 @@ def choose_rules(
     alpha: float = 0.05,
     model: str = "",
     duplicate_rate: float | None = None,
+    traffic: int | None = None,
     seed: int = 0,
 ) -> Rules:
     """Return the rules with which at most a share `delta` of the answers served is wrong, at confidence 1 − `alpha`.
 
     Args:
         encoder: the one that serves. pairs: labelled, not trained on. model: the encoder's fingerprint.
+        duplicate_rate, traffic: what the promise is made for; see `calibrate`.
 
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
     labels, similarities = labels_of(pairs), served_similarities(encoder, pairs)
+    promise = partial(calibrate, delta=delta, alpha=alpha, model=model, duplicate_rate=duplicate_rate, traffic=traffic)
     if verifier is None:
-        found = calibrate(labels, similarities, delta=delta, alpha=alpha, model=model, duplicate_rate=duplicate_rate)
-        return Rules(found)
+        return Rules(promise(labels, similarities))
     logits = np.asarray(verifier.score(pairs_of(pairs)))
     units = units_of(pairs)
     weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
@@ -69,16 +73,10 @@ def choose_rules(
     found_weight, gain = weigh(labels, similarities, logits, weighed, measured, names, delta, verifier.fingerprint)
     on = found_weight is not None and gain is not None and gain.proven
     moved = adjust(similarities, logits, found_weight) if on and found_weight is not None else similarities
-    calibration = calibrate(
-        labels[rest],
-        moved[rest],
-        delta=delta,
-        alpha=alpha,
-        model=model,
-        duplicate_rate=duplicate_rate,
-        verifier=verifier.fingerprint if on else "",
-        weight=found_weight.weight if on and found_weight is not None else 0.0,
+    named: dict[str, Any] = (
+        {"verifier": verifier.fingerprint, "weight": found_weight.weight} if on and found_weight is not None else {}
     )
+    calibration = promise(labels[rest], moved[rest], **named)
     return Rules(calibration, explain(found_weight, gain), gain)
 
 
