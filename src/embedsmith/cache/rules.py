@@ -8,9 +8,8 @@ promise knows nothing of that choice. Parts never separate pairs that share a qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,22 +61,44 @@ def choose_rules(
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
-    labels, similarities = labels_of(pairs), served_similarities(encoder, pairs)
-    promise = partial(calibrate, delta=delta, alpha=alpha, model=model, duplicate_rate=duplicate_rate, traffic=traffic)
-    if verifier is None:
-        return Rules(promise(labels, similarities))
-    logits = np.asarray(verifier.score(pairs_of(pairs)))
-    units = units_of(pairs)
+    logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
+    return choose_from_scores(
+        labels_of(pairs),
+        served_similarities(encoder, pairs),
+        logits,
+        units_of(pairs),
+        promise={"delta": delta, "alpha": alpha, "duplicate_rate": duplicate_rate, "traffic": traffic, "model": model},
+        verifier=verifier.fingerprint if verifier is not None else "",
+        seed=seed,
+    )
+
+
+def choose_from_scores(
+    labels: NDArray[np.int64],
+    similarities: Logits,
+    logits: Logits | None,
+    units: Sequence[str],
+    *,
+    promise: Mapping[str, Any],
+    verifier: str = "",
+    seed: int = 0,
+) -> Rules:
+    """Return what `choose_rules` does, from what encoder and verifier said of the pairs, (n,) each.
+
+    Args:
+        promise: what `calibrate` is asked for.
+    """
+    if logits is None:
+        return Rules(calibrate(labels, similarities, **promise))
     weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
     names = [units[place] for place in measured]
-    found_weight, gain = weigh(labels, similarities, logits, weighed, measured, names, delta, verifier.fingerprint)
-    on = found_weight is not None and gain is not None and gain.proven
-    moved = adjust(similarities, logits, found_weight) if on and found_weight is not None else similarities
-    named: dict[str, Any] = (
-        {"verifier": verifier.fingerprint, "weight": found_weight.weight} if on and found_weight is not None else {}
-    )
-    calibration = promise(labels[rest], moved[rest], **named)
-    return Rules(calibration, explain(found_weight, gain), gain)
+    adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"], verifier)
+    explained = explain(adjustment, gain)
+    if adjustment is None or gain is None or not gain.proven:
+        return Rules(calibrate(labels[rest], similarities[rest], **promise), explained, gain)
+    moved = adjust(similarities[rest], logits[rest], adjustment)
+    found = calibrate(labels[rest], moved, verifier=verifier, weight=adjustment.weight, **promise)
+    return Rules(found, explained, gain)
 
 
 def weigh(
