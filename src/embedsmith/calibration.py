@@ -306,10 +306,13 @@ def _refuse(
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
     below = enough[rates[enough] < promise.tested]
     below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
-    needed = max(_pairs_needed(rates[below], hits[below] / total, promise), total + 1)
+    needed = _pairs_needed(rates[below], hits[below] / total, promise)
+    expected = f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)"
+    if needed <= total:
+        expected = "more labelled pairs of the same kind; it is close, and looking at several thresholds has its price"
     return CalibrationRefused(
         f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
-        expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
+        expected=expected,
         action="label more pairs, or allow a higher --delta or --alpha",
     )
 

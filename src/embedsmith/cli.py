@@ -303,7 +303,7 @@ def train(
     for note in result.notes:
         console.print(note, markup=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"model  {result.model}")
+    console.print(f"{name}  {result.model}")
 
 
 @app.command()
