@@ -28,7 +28,7 @@ from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import LARGEST, Proxy
 from embedsmith.server.spans import Spans
 from embedsmith.server.upstream import Upstream
-from embedsmith.server.watch import Watch
+from embedsmith.server.watch import Prices, Watch
 from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
@@ -48,6 +48,7 @@ def create_app(
     largest: int = LARGEST,
     timeout: float = TIMEOUT,
     shadow: bool = False,
+    prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
     log: RequestLog | None = None,
@@ -59,13 +60,14 @@ def create_app(
         upstream: base URL with its /v1. admin_token: needed for the dashboard and all that changes entries.
         secret: key of the hash that makes tenants of API keys; another secret, other tenants.
         shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
+        prices: of the upstream, for the money saved.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
         largest: bytes of a request. body_seconds: within which it must have come.
         timeout: seconds that the upstream may take.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
-    watch = Watch(cache, shadow=shadow)
+    watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow)
     admin = Admin(cache, watch, admin_token)

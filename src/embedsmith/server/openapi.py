@@ -385,6 +385,8 @@ SCHEMAS: Json = {
         lookups=WHOLE,
         hits=WHOLE,
         saved_tokens=WHOLE,
+        saved_money=NUMBER,
+        saved_seconds=NUMBER,
         median_milliseconds=_or_null("number"),
         reasons={"type": "object", "additionalProperties": WHOLE},
         histogram=_object(hit=_list(WHOLE), miss=_list(WHOLE)),
