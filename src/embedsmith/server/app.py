@@ -174,8 +174,8 @@ class Admin:
     async def judge(self, request: Request) -> Response:
         """Record a person's verdict ("same" or "different") on sample `number`; a wrong answer served goes."""
         body = await _small_object(request)
-        number = body.get("number") if body is not None else None
-        if body is None or body.get("verdict") not in {"same", "different"} or type(number) is not int:
+        number = _whole(body.get("number")) if body is not None else None
+        if body is None or body.get("verdict") not in ("same", "different") or number is None:
             return refuse(400, "expected the number of a sample, and the verdict same or different")
         label = int(body["verdict"] == "same")
         try:
@@ -214,6 +214,13 @@ def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
     if "all" in body:
         return rules if body["all"] is True and not rules else None
     return rules or None
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number as JSON writes it, 3 or 3.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 async def _small_object(request: Request) -> dict[str, Any] | None:
