@@ -122,6 +122,10 @@ class Call:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # the default of 5 turns a crowd of clients away, which is no fault that was asked for
+
+
 class FaultyServer:
     """An OpenAI-compatible HTTP server on loopback that misbehaves on a seeded plan.
 
@@ -162,7 +166,7 @@ class FaultyServer:
         self.embed = embed if embed is not None else FakeEncoder().encode
         self.calls: list[Call] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 

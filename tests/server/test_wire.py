@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from embedsmith.server.wire import Patience
+from embedsmith.server.wire import Patience, Protocol
 from embedsmith.testing import FaultyServer
 
 from .conftest import TOKEN, Served
@@ -264,3 +265,18 @@ def test_headers_of_one_connection_stay_with_it(serve: Serve) -> None:
     raw_call(served, "/v1/files", "Connection: x-hop", "X-Hop: 1", "X-Stays: 1", "Proxy-Authorization: secret")
     (call,) = served.upstream.calls
     assert (call.header("x-hop"), call.header("proxy-authorization"), call.header("x-stays")) == (None, None, "1")
+
+
+def test_an_answer_waits_for_no_acknowledgement(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nagle's algorithm is off: head and body are two writes, and the second waited 40 ms."""
+    found: list[int] = []
+    made = Protocol.connection_made
+
+    def look(self: Protocol, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        found.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(Protocol, "connection_made", look)
+    assert httpx.get(f"{serve().url}/health").status_code == 200
+    assert found
+    assert all(found)

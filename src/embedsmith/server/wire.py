@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,6 +71,9 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        # Head and body go out in two writes: with Nagle's algorithm the second would wait 40 ms for the client's
+        # acknowledgement. asyncio switches it off only where the listening socket names its protocol.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._timer = self.loop.call_later(self.patience.head, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
