@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo serve-demo test test-slow kills stress check format clean
+.PHONY: setup demo serve-demo test test-slow kills stress fuzz check format clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,serve,redis,postgres,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,serve,otel,redis,postgres,langchain,llamaindex,dev]'
 	touch $@
 
 demo: setup
@@ -30,14 +30,20 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -q -m slow
 
-# SIGKILL at 20 random points of synthesis and of training, and at 200 of a cache under 16 writers (minutes).
+# SIGKILL at 20 random points of synthesis and of training, at 200 of a cache under 16 writers, and throughout the
+# migration and re-encoding of stores (minutes).
 kills: setup
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/llm/test_journal.py tests/test_training.py
 	EMBEDSMITH_KILLS=200 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/cache/test_semantic.py
+	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill or dies" tests/contracts
 
 # 32 threads, 10,000 operations each, on one SQLite cache (minutes).
 stress: setup
 	EMBEDSMITH_THREADS=32 EMBEDSMITH_OPERATIONS=10000 $(BIN)/pytest -q --timeout 3600 -k everything_at_once tests/cache
+
+# schemathesis on the API's description, 1,000 examples an operation (tens of minutes).
+fuzz: setup
+	EMBEDSMITH_FUZZ=1000 $(BIN)/pytest -q --timeout 3600 tests/server/test_openapi.py
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,10 +1,11 @@
-"""Wrong answers served on traps against true repeats served, with and without the guard.
+"""Wrong answers served on traps against true repeats served, with and without guard and verifier.
 
-    .venv/bin/python benchmarks/cache_traps.py [--model FOLDER ...]
+    .venv/bin/python benchmarks/cache_traps.py [--model FOLDER [--verifier FOLDER]]
 
 The cache holds the second text of each pair; the first is asked. A trap (label 0) that is served is a wrong
 answer, a paraphrase (label 1) that is served a true hit. Thresholds are chosen on the "dev" half (to serve
-the asked share of its paraphrases) and judged on the "final" half, which chose nothing. Writes
+the asked share of its paraphrases), and so is how far the verifier moves a cosine; both are judged on the
+"final" half, which chose nothing. Writes
 benchmarks/results/cache_traps.json.
 """
 
@@ -27,6 +28,7 @@ from common import ROOT, describe_machine, write_result
 from embedsmith.cache.guard import find_veto, read_facts
 from embedsmith.encoder import pair_similarities
 from embedsmith.model import DEMO_MODEL, load_encoder
+from embedsmith.verifier import OnnxVerifier, adjust, fit_adjustment
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 Row = dict[str, Any]
@@ -61,9 +63,43 @@ def choose_threshold(
     return float(able[wanted - 1]) if wanted <= len(able) else None
 
 
+def systems(
+    halves: dict[str, list[Row]], cosines: dict[str, NDArray[np.float64]], verifier: OnnxVerifier | None
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Return the scores of each half without a verifier, and as one moves them that is weighed on "dev"."""
+    found = {"": cosines}
+    if verifier is None:
+        return found
+    logits = {half: verifier.score([(row["text1"], row["text2"]) for row in rows]) for half, rows in halves.items()}
+    labels = np.array([row["label"] for row in halves["dev"]], dtype=np.int64)
+    adjustment = fit_adjustment(labels, cosines["dev"], logits["dev"])
+    if adjustment is None:
+        print("the verifier tells nothing beyond the cosine on the dev half")
+        return found
+    found[", verifier"] = {half: adjust(cosines[half], logits[half], adjustment) for half in halves}
+    return found
+
+
+def judge(
+    halves: dict[str, list[Row]], scores: dict[str, NDArray[np.float64]], masks: dict[str, NDArray[np.bool_]], told: str
+) -> Row:
+    table: Row = {}
+    for share in SHARES:
+        threshold = choose_threshold(halves["dev"], scores["dev"], masks["dev"], share)
+        if threshold is None:
+            table[f"{share:.0%}"] = "the guard leaves fewer"
+            continue
+        scored = score(halves["final"], scores["final"], masks["final"], threshold)
+        table[f"{share:.0%}"] = scored
+        wrong, true = scored["wrong_served"], scored["true_served"]
+        print(f"{told:50} {share:.0%} of dev: wrong {wrong:.1%}, true {true:.1%}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Traps")
     parser.add_argument("--model", action="append", default=[], help="a further model")
+    parser.add_argument("--verifier", help="the folder of a verifier, used with every model")
     options = parser.parse_args()
     halves = {half: read_half(half) for half in ("dev", "final")}
     vetoes = {half: [find_veto(row["text1"], row["text2"]) for row in rows] for half, rows in halves.items()}
@@ -78,6 +114,7 @@ def main() -> None:
         "guard_microseconds": round(microseconds, 1),
         "models": {},
     }
+    verifier = OnnxVerifier(options.verifier) if options.verifier else None
     for name in (DEMO_MODEL, *options.model):
         encoder = load_encoder(name)
         found = {
@@ -85,20 +122,11 @@ def main() -> None:
             for half, rows in halves.items()
         }
         table: Row = {}
-        for guard in ("without guard", "with guard"):
-            masks = {
-                half: np.array([guard == "with guard" and veto is not None for veto in vetoes[half]]) for half in halves
-            }
-            table[guard] = {}
-            for share in SHARES:
-                threshold = choose_threshold(halves["dev"], found["dev"], masks["dev"], share)
-                if threshold is None:
-                    table[guard][f"{share:.0%}"] = "the guard leaves fewer"
-                    continue
-                scored = score(halves["final"], found["final"], masks["final"], threshold)
-                table[guard][f"{share:.0%}"] = scored
-                wrong, true = scored["wrong_served"], scored["true_served"]
-                print(f"{name:28} {guard:14} {share:.0%} of dev: wrong {wrong:.1%}, true {true:.1%}")
+        for system, scores in systems(halves, found, verifier).items():
+            for guard in (False, True):
+                masks = {half: np.array([guard and veto is not None for veto in vetoes[half]]) for half in halves}
+                rules = f"{'guard' if guard else 'no guard'}{system}"
+                table[rules] = judge(halves, scores, masks, f"{name:28} {rules}")
         result["models"][name] = table
     print(f"guard: {result['guard_microseconds']} µs a pair, uncached")
     write_result("cache_traps", result)

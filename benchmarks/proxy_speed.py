@@ -5,8 +5,9 @@
 
 Starts `embedsmith serve` on loopback with an SQLite store in front of the simulated LLM, fills it with the
 questions of examples/home_energy, and asks them again (exact tier) and in the words of the recorded
-paraphrases (semantic tier; only what was a hit counts). Client and server share the cores. Writes
-benchmarks/results/proxy_speed.json.
+paraphrases (semantic tier; only what was a hit counts). Then the embeddings endpoint, one text a request, with
+as many clients at once. Client and server share the cores. Writes benchmarks/results/proxy_speed.json.
+With --embeddings only that part runs, and nothing is written.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def read_rows(name: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def server(model: str, folder: str) -> Iterator[str]:
+def server(model: str, folder: str) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Yield the address of a running server, and what tells the seconds of CPU it has used (Linux)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,7 +59,9 @@ def server(model: str, folder: str) -> Iterator[str]:
                 break
             except httpx.HTTPError:
                 time.sleep(0.1)
-        yield url
+        ticks = os.sysconf("SC_CLK_TCK")
+        stat = Path(f"/proc/{process.pid}/stat")
+        yield url, lambda: sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13])) / ticks
     finally:
         process.terminate()
         process.wait()
@@ -85,6 +90,29 @@ def together(url: str, texts: Sequence[str]) -> float:
     return len(texts) / (time.perf_counter() - began)
 
 
+def embed_together(url: str, texts: Sequence[str]) -> dict[str, float]:
+    """Return requests a second with CLIENTS clients, one text each, and what one of them waits."""
+    host = url.removeprefix("http://")
+    times: list[float] = []
+
+    def work(part: Sequence[str]) -> None:
+        client = HTTPConnection(host, timeout=60)
+        for text in part:
+            body = json.dumps({"model": "embedsmith", "input": text, "encoding_format": "base64"})
+            began = time.perf_counter()
+            client.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+            answer = client.getresponse()
+            answer.read()
+            times.append(1000 * (time.perf_counter() - began))
+            if answer.status != 200:
+                raise RuntimeError(f"status {answer.status}")
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(work, [texts[start::CLIENTS] for start in range(CLIENTS)]))
+    return {"a_second": round(len(texts) / (time.perf_counter() - began)), **percentiles(times)}
+
+
 def percentiles(times: Sequence[float]) -> dict[str, float]:
     p50, p99 = np.percentile(times, [50, 99])
     return {"requests": len(times), "p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
@@ -93,10 +121,19 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the proxy")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--embeddings", action="store_true", help="only the embeddings endpoint; nothing is written")
+    parser.add_argument("--requests", type=int, default=4000, help="requests for embeddings")
     options = parser.parse_args()
     queries = list(dict.fromkeys(row["query"] if "query" in row else row["text"] for row in read_rows("queries.jsonl")))
     others = [text for row in read_rows("completions.jsonl") for text in row["paraphrases"]]
-    with tempfile.TemporaryDirectory() as folder, server(options.model, folder) as url:
+    with tempfile.TemporaryDirectory() as folder, server(options.model, folder) as (url, cpu):
+        embed_together(url, queries)
+        began, wanted = cpu(), (others * 20)[: options.requests]
+        embedded = embed_together(url, wanted)
+        embedded["server_cpu_ms_a_request"] = round(1000 * (cpu() - began) / len(wanted), 2)
+        if options.embeddings:
+            print(json.dumps(embedded))
+            return
         together(url, queries)
         with httpx.Client(base_url=url, timeout=60) as client:
             exact = [ask(client, text) for text in queries * 3]
@@ -111,6 +148,7 @@ def main() -> None:
             "semantic_hit": percentiles([taken for _, taken, told in asked if told == "hit: similar"]),
             "exact_hits_a_second": round(together(url, queries * 5)),
             "semantic_hits_a_second": round(together(url, similar * 3)),
+            "embeddings": embedded,
             "clients": CLIENTS,
         }
     print(json.dumps(result, indent=2))

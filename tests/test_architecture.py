@@ -21,10 +21,12 @@ LAYERS = (
     ("examples", "metrics", "encoder"),
     ("corpus", "llm", "tokens"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
+    ("optimization",),
     ("training", "evaluation", "calibration", "runtime"),
-    ("export",),
+    ("verifier",),
+    ("cross_encoder", "export"),
     ("report", "cache"),
-    ("server",),
+    ("server", "integrations"),
     ("pipeline",),
     ("cli",),
 )
@@ -60,11 +62,24 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
-    assert not loaded_by("import embedsmith") & {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers"}
+    heavy = {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers", "langchain_core", "llama_index"}
+    assert not loaded_by("import embedsmith") & heavy
 
 
 @pytest.mark.parametrize(
-    "module", ["metrics", "calibration", "evaluation", "synthesis", "model", "report", "testing", "runtime", "export"]
+    "module",
+    [
+        "metrics",
+        "calibration",
+        "evaluation",
+        "synthesis",
+        "model",
+        "report",
+        "testing",
+        "runtime",
+        "export",
+        "integrations.prompts",
+    ],
 )
 def test_what_serves_and_measures_needs_no_torch(module: str) -> None:
     assert not loaded_by(f"import embedsmith.{module}") & {"torch", "transformers", "sentence_transformers"}

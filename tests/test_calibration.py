@@ -16,8 +16,11 @@ from embedsmith.calibration import (
     Calibration,
     bound_rate,
     calibrate,
+    fit_probabilities,
     hits_needed,
     read_calibration,
+    shift_delta,
+    tail,
     write_calibration,
 )
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
@@ -219,3 +222,81 @@ def test_a_file_that_is_no_calibration_is_refused(content: str, tmp_path: Path) 
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(InputError):
         read_calibration(tmp_path / "calibration.json")
+
+
+def test_probabilities_are_those_of_an_isotonic_regression() -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    generator = np.random.default_rng(4)
+    scores = np.round(generator.random(3000), 2)
+    labels = (generator.random(3000) < scores**2).astype(np.int64)
+    knots = fit_probabilities(labels, scores)
+    reference = IsotonicRegression().fit(scores, labels)
+    found = Calibration(0.5, 0.1, 0.1, 1, 0, 0.1, 0.5, 0.5, 3000, "m", probabilities=knots)
+    asked = np.unique(scores)[5:-5]
+    fitted = [found.probability(float(at)) for at in asked]
+    assert fitted == pytest.approx(reference.predict(asked), abs=0.02)  # half a pair of each label is added
+    assert fitted == sorted(fitted)
+    assert 0 < fitted[0] < fitted[-1] < 1
+    assert replace(found, probabilities=()).probability(0.5) is None
+
+
+def test_probabilities_survive_the_file(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random(500) < 0.9).astype(np.int64)
+    found = calibrate(labels, 0.5 + 0.5 * generator.random(500) * labels, delta=0.3, model="m")
+    assert read_calibration(write_calibration(tmp_path / "c.json", found)) == found
+
+
+def test_a_promise_for_rarer_duplicates_is_tested_harder() -> None:
+    assert shift_delta(0.1, 0.5, 0.25) == pytest.approx(1 / 28)
+    assert shift_delta(0.1, 0.5, 0.5) == pytest.approx(0.1)
+    assert shift_delta(0.1, 0.5, None) == 0.1
+
+
+def test_the_promise_holds_in_traffic_with_rarer_duplicates() -> None:
+    """Pairs half of which are duplicates, traffic with a fifth of them: drawn 100 times, judged on the traffic."""
+    generator = np.random.default_rng(8)
+
+    def draw(size: int, share: float) -> tuple[NDArray[np.int64], Floats]:
+        labels = (generator.random(size) < share).astype(np.int64)
+        return labels, np.where(labels == 1, generator.beta(9, 2, size), generator.beta(2, 6, size))
+
+    truth, scores = draw(200_000, 0.2)
+    broken = {0.2: 0, None: 0}
+    for _ in range(100):
+        labels, similarities = draw(2000, 0.5)
+        for rate in broken:
+            threshold = calibrate(labels, similarities, delta=0.1, alpha=0.1, duplicate_rate=rate).threshold
+            broken[rate] += float((truth[scores >= threshold] == 0).mean()) > 0.1
+    assert broken[0.2] <= 10
+    assert broken[None] > 90, "without the rate the promise is one for other traffic"
+
+
+def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
+    labels = np.array([1, 0] * 100)
+    with pytest.raises(CalibrationRefused, match=r"at 10.0% \(1.2% of these pairs, for traffic with 10% duplicates\)"):
+        calibrate(labels, np.linspace(0, 1, 200), delta=0.1, duplicate_rate=0.1)
+
+
+def test_the_tail_of_hits_to_come_is_that_of_an_urn() -> None:
+    assert tail(np.array([0]), np.array([36]), 0.2, 1.0)[0] == pytest.approx(0.0025, abs=1e-4)
+    long_run = tail(np.array([40]), np.array([400]), 0.15)
+    assert tail(np.array([40]), np.array([400]), 0.15, 2000.0)[0] == pytest.approx(long_run[0], rel=0.02)
+
+
+def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
+    """Two draws of one size: the first chooses, the second must show at most delta wrong in 95% of the draws."""
+    generator = np.random.default_rng(2)
+    broken = {1500: 0, None: 0}
+    draws = 200
+    for _ in range(draws):
+        scores = generator.random((2, 1500))
+        labels = (generator.random((2, 1500)) > falling(scores)).astype(np.int64)
+        for traffic in broken:
+            threshold = calibrate(labels[0], scores[0], delta=0.15, traffic=traffic).threshold
+            broken[traffic] += float((labels[1][scores[1] >= threshold] == 0).mean()) > 0.15
+    assert broken[1500] <= 0.05 * draws
+    assert broken[None] > broken[1500]
+    with pytest.raises(ConfigurationError, match="traffic 0"):
+        calibrate([1, 0], [0.1, 0.2], traffic=0)

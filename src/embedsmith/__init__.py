@@ -1,6 +1,7 @@
 """From raw text to an embedding model that knows the domain, with proof, and to the cache it serves.
 
-The verbs are the commands: `run`, `synthesize`, `explain`, `train`, `evaluate`, `compare`, `calibrate`.
+The verbs are the commands: `run`, `synthesize`, `explain`, `train`, `evaluate`, `compare`, `calibrate`,
+`recalibrate`.
 Importing the package loads neither torch nor a web framework; a name loads what it needs when used.
 """
 
@@ -23,6 +24,8 @@ _HOMES = {
     "calibrate": "calibration",
     "load_encoder": "model",
     "SemanticCache": "cache.semantic",
+    "SampleRule": "cache.samples",
+    "recalibrate": "cache.recalibration",
     "open_llm": "llm",
     "read_queries": "corpus",
     "deduplicate": "corpus",

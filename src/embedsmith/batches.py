@@ -145,7 +145,7 @@ def assemble(rows: Sequence[Row]) -> Batch:
     """
     used = dict.fromkeys(text for row in rows for text in (row.anchor, *row.positives, *row.negatives))
     place = {text: index for index, text in enumerate(used)}
-    pairs = [pair for row in rows for pair in _pairs_of(row)]
+    pairs = [pair for row in rows for pair in pairs_of(row)]
     contrasts = [(row, text) for row in rows for text in row.positives]
     candidates = list(dict.fromkeys([text for _, text in contrasts] + [text for row in rows for text in row.negatives]))
     column = {text: index for index, text in enumerate(candidates)}
@@ -165,7 +165,8 @@ def assemble(rows: Sequence[Row]) -> Batch:
     )
 
 
-def _pairs_of(row: Row) -> list[tuple[int, int, int]]:
+def pairs_of(row: Row) -> list[tuple[int, int, int]]:
+    """Return (left, right, label) of every pair of a row whose label follows; left and right are places of texts."""
     same = (row.anchor, *row.positives)
     alike = [(left, right, 1) for left, right in combinations(same, 2)]
     return alike + [(left, right, 0) for left, right in product(same, row.negatives)]

@@ -9,18 +9,32 @@ Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresh
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
 binomial tail; walks from high similarity down stop at the first test that fails. Several walks share α
 (Bonferroni), so that one unlucky pair near the top does not end all.
+
+The rate promised is the one that would show in the long run. What shows among the next answers scatters about
+it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
+pairs is wrong. Under exchangeability the wrong ones among all hits, labelled and to come, fall to either side
+like balls drawn from an urn, so the tail is hypergeometric and exact for any number of hits to come.
+
+Base rate: labelled pairs often hold more duplicates than the traffic does. Where the share of duplicates
+among the pairs that a cache looks at is known, the promise is made for that share: with the odds of "not the
+same" w times those of the labelled pairs, a false-hit rate of δ in the traffic is one of δ / (δ + (1 − δ) w) in
+the labelled pairs (label shift, Saerens et al. 2002: similarities of duplicates, and of others, are as in
+the labelled pairs). δ .1, half duplicates in the pairs, a quarter in the traffic: w is 3, tested is .0357.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom
+from scipy.optimize import isotonic_regression
+from scipy.stats import beta, binom, hypergeom
 
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
@@ -40,6 +54,11 @@ class Calibration:
         hit_rate: share of the validation pairs that are served. recall: share of the duplicates served.
         pairs: labelled pairs used.
         model: fingerprint of the model whose similarities these are; no other may use the threshold.
+        duplicate_rate: share of duplicates the promise is made for; None is that of the labelled pairs. `tested`
+            is the false-hit rate that was tested on them for it.
+        traffic: number of pairs to come for whose answers the promise is made; None is the long run.
+        probabilities: (similarity, probability that one answer serves both) from which on it holds, rising.
+        verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
     """
 
     threshold: float
@@ -53,6 +72,17 @@ class Calibration:
     pairs: int
     model: str
     method: str = "learn-then-test, exact binomial, fixed sequences"
+    duplicate_rate: float | None = None
+    tested: float | None = None
+    traffic: int | None = None
+    probabilities: tuple[tuple[float, float], ...] = ()
+    verifier: str = ""
+    weight: float = 0.0
+
+    def probability(self, similarity: float) -> float | None:
+        """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
+        place = bisect_right(self.probabilities, similarity, key=lambda knot: knot[0])
+        return self.probabilities[max(place - 1, 0)][1] if self.probabilities else None
 
 
 def calibrate(
@@ -62,6 +92,11 @@ def calibrate(
     delta: float = 0.05,
     alpha: float = 0.05,
     model: str = "",
+    duplicate_rate: float | None = None,
+    traffic: int | None = None,
+    verifier: str = "",
+    weight: float = 0.0,
+    against: Sequence[float] | NDArray[np.floating] = (),
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
 
@@ -70,20 +105,31 @@ def calibrate(
 
     Args:
         labels: (n,) 1 where one answer serves both texts of a pair.
-        similarities: (n,) cosines of the same pairs.
+        similarities: (n,) cosines of the same pairs; −1 for a pair that would be served at no threshold.
+        duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
+        traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
+        verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
+        against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
+            false hits in every test, and in nothing else, so they can only raise the threshold.
 
     Raises:
         CalibrationRefused: no threshold can be certified; says how many pairs are missing.
-        ConfigurationError: delta or alpha outside (0, 1). InputError: no pairs, or not finite.
+        ConfigurationError: delta, alpha or duplicate_rate outside (0, 1). InputError: no pairs, or not finite.
     """
-    if not (0 < delta < 1 and 0 < alpha < 1):
-        raise ConfigurationError(f"delta {delta}, alpha {alpha}", expected="both between 0 and 1")
+    for name, value in (("delta", delta), ("alpha", alpha), ("duplicate_rate", duplicate_rate)):
+        if value is not None and not 0 < value < 1:
+            raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
+    if traffic is not None and traffic < 1:
+        raise ConfigurationError(f"traffic {traffic}", expected="a number of pairs to come, 1 or more")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
+    tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     thresholds, hits, false_hits = _cumulate(truth, scores)
-    certified = _walk(hits, false_hits, delta, alpha)
+    known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
+    to_come = None if traffic is None else traffic / len(truth)
+    certified = _walk(hits, false_hits, known, tested, alpha, to_come)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, delta, alpha)
+        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested, to_come))
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -96,7 +142,55 @@ def calibrate(
         recall=(served - wrong) / max(int(truth.sum()), 1),
         pairs=len(truth),
         model=model,
+        duplicate_rate=duplicate_rate,
+        tested=tested,
+        traffic=traffic,
+        probabilities=fit_probabilities(truth, scores, duplicate_rate),
+        verifier=verifier,
+        weight=weight,
     )
+
+
+def shift_delta(delta: float, labelled_rate: float, duplicate_rate: float | None) -> float:
+    """Return the false-hit rate among labelled pairs that is `delta` in traffic with another share of duplicates.
+
+    .1 for labelled pairs half of which are duplicates and traffic with a quarter of them is .0357.
+    """
+    if duplicate_rate is None or not 0 < labelled_rate < 1:
+        return delta
+    odds = _odds(1 - duplicate_rate) / _odds(1 - labelled_rate)
+    return delta / (delta + (1 - delta) * odds)
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share)
+
+
+def fit_probabilities(
+    labels: NDArray[np.integer], similarities: NDArray[np.floating], duplicate_rate: float | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Return (similarity, probability) knots: from each similarity on, the probability that one answer serves both.
+
+    Isotonic regression (pool adjacent violators; Zadrozny & Elkan 2002) over the pairs that can be served, with
+    half a pair of each label added to every block, so that nothing is certain: 3 of 3 give .875. With a
+    `duplicate_rate`, the odds are those of that traffic.
+    """
+    served = np.asarray(similarities) > -1
+    order = np.argsort(similarities[served], kind="stable")
+    scores, truth = similarities[served][order], labels[served][order].astype(np.float64)
+    if not len(scores):
+        return ()
+    starts = np.append(0, np.flatnonzero(np.diff(scores)) + 1)  # equal similarities go together
+    sizes = np.diff(np.append(starts, len(scores)))
+    fitted = isotonic_regression(np.add.reduceat(truth, starts) / sizes, weights=sizes)
+    blocks = starts[fitted.blocks[:-1]]
+    counts, same = np.diff(np.append(blocks, len(scores))), np.add.reduceat(truth, blocks)
+    chances = (same + 0.5) / (counts + 1)
+    if duplicate_rate is not None and 0 < labels.mean() < 1:
+        odds = chances / (1 - chances) * _odds(duplicate_rate) / _odds(float(labels.mean()))
+        chances = odds / (1 + odds)
+    rising = np.maximum.accumulate(chances)  # small blocks are pulled to the middle, past their neighbours
+    return tuple((float(at), float(chance)) for at, chance in zip(scores[blocks], rising, strict=True))
 
 
 def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequence[int] | NDArray[np.integer]) -> None:
@@ -128,17 +222,26 @@ def _cumulate(
     """Return distinct thresholds from high to low with hits and false hits at each; ties go together."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    if len(ends) > 1 and scores[order[-1]] <= -1:
+        ends = ends[:-1]  # what is vetoed is served at no threshold
     hits = ends + 1
     false_hits = np.cumsum(1 - truth[order])[ends]
     return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
 
 
-def _walk(hits: NDArray[np.int64], false_hits: NDArray[np.int64], delta: float, alpha: float) -> int | None:
-    """Return the place of the lowest certified threshold, or None."""
-    starts = _starts(hits, delta, alpha)
+def _walk(
+    hits: NDArray[np.int64],
+    false_hits: NDArray[np.int64],
+    known: NDArray[np.int64],
+    delta: float,
+    alpha: float,
+    to_come: float | None = None,
+) -> int | None:
+    """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
+    starts = _starts(hits, delta, alpha, to_come)
     level = alpha / max(len(starts), 1)
-    # P(at most this many false hits | the rate is delta): small means the rate is below delta.
-    p_values = binom.cdf(false_hits, hits, delta)
+    # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+    p_values = tail(false_hits + known, hits + known, delta, to_come)
     best: int | None = None
     for start in starts:
         place = start
@@ -148,18 +251,36 @@ def _walk(hits: NDArray[np.int64], false_hits: NDArray[np.int64], delta: float, 
     return best
 
 
-def _starts(hits: NDArray[np.int64], delta: float, alpha: float) -> list[int]:
+def tail(
+    false_hits: NDArray[np.int64], hits: NDArray[np.int64], delta: float, to_come: float | None = None
+) -> NDArray[np.float64]:
+    """Return (n,) P(at most so many false hits), were the rate δ or more: small means that it is below.
+
+    Args:
+        to_come: hits to come for each hit at hand; None is the long run. With r to come, "more than δ of them are
+            wrong" means at least ⌊δr⌋ + 1 wrong; with f wrong among the n at hand, that is a draw of n from n + r
+            of which f + ⌊δr⌋ + 1 are wrong. 0 of 36 hits, 36 to come, δ .2: 8 wrong, all among those to come: .0025.
+    """
+    if to_come is None:
+        return np.asarray(binom.cdf(false_hits, hits, delta))
+    coming = np.maximum(np.round(hits * to_come), 1).astype(np.int64)
+    wrong = false_hits + np.floor(delta * coming).astype(np.int64) + 1
+    return np.asarray(hypergeom.cdf(false_hits, hits + coming, wrong, hits))
+
+
+def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[int]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
     Labels have no say here; the test would not be valid otherwise.
     """
+    best = tail(np.zeros_like(hits), hits, delta, to_come)  # were no hit false
     walks = WALKS
-    while walks > 1 and hits_needed(delta, alpha / walks) * 2 > hits[-1]:
+    while walks > 1 and not (best[2 * hits <= hits[-1]] <= alpha / walks).any():
         walks -= 1  # small sets: fewer walks leave more of alpha to each
-    fewest = hits_needed(delta, alpha / walks)
-    if fewest > hits[-1]:
+    passing = np.flatnonzero(best <= alpha / walks)
+    if not len(passing):
         return []
-    wanted = np.geomspace(fewest, hits[-1], walks + 1)[:walks]
+    wanted = np.geomspace(hits[passing[0]], hits[-1], walks + 1)[:walks]
     return sorted({int(np.searchsorted(hits, count - 1e-9)) for count in wanted})
 
 
@@ -167,8 +288,7 @@ def _refuse(
     truth: NDArray[np.int64],
     hits: NDArray[np.int64],
     false_hits: NDArray[np.int64],
-    delta: float,
-    alpha: float,
+    promise: _Promise,
 ) -> CalibrationRefused:
     """Say how many more pairs it would take, if new ones are like those at hand."""
     total = len(truth)
@@ -176,28 +296,48 @@ def _refuse(
     enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
     place = int(enough[rates[enough].argmin()])
     best = f"the best threshold has {rates[place]:.1%} false hits on {hits[place]} hits"
-    if rates[place] >= delta:
+    if rates[place] >= promise.tested:
+        needed = hits_needed(promise.tested, promise.alpha)
         return CalibrationRefused(
-            f"no threshold keeps the false-hit rate at {delta:.1%}: {best}",
-            expected=f"a model that separates better: {hits_needed(delta, alpha)} hits without a false one would do",
+            f"no threshold keeps the false-hit rate at {promise.told}: {best}",
+            expected=f"a model that separates better: {needed} hits without a false one would do",
             action="allow a higher --delta, or train on more and harder examples",
         )
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
-    below = enough[rates[enough] < delta]
+    below = enough[rates[enough] < promise.tested]
     below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
-    needed = max(_pairs_needed(rates[below], hits[below] / total, delta, alpha), total + 1)
+    needed = max(_pairs_needed(rates[below], hits[below] / total, promise), total + 1)
     return CalibrationRefused(
-        f"{total} labelled pairs are too few to promise {delta:.1%} at confidence {1 - alpha:.0%}: {best}",
+        f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
         expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
         action="label more pairs, or allow a higher --delta or --alpha",
     )
 
 
-def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], delta: float, alpha: float) -> int:
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """What was asked for, and what is tested on the labelled pairs for it."""
+
+    delta: float
+    alpha: float
+    duplicate_rate: float | None
+    tested: float
+    to_come: float | None
+
+    @property
+    def told(self) -> str:
+        if self.duplicate_rate is None:
+            return f"{self.delta:.1%}"
+        traffic = f"{self.tested:.1%} of these pairs, for traffic with {self.duplicate_rate:.0%} duplicates"
+        return f"{self.delta:.1%} ({traffic})"
+
+
+def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], promise: _Promise) -> int:
     """Return the fewest pairs at which a threshold with one of these false-hit rates and shares of hits passes."""
-    fewest = hits_needed(delta, alpha)
-    counts = np.unique(np.geomspace(fewest, 1e7, 250).round())[None, :]
-    passes = binom.cdf(np.ceil(rates[:, None] * counts - 1e-9), counts, delta) <= alpha
+    fewest = hits_needed(promise.tested, promise.alpha)
+    counts = np.unique(np.geomspace(fewest, 1e7, 250).round().astype(np.int64))[None, :]
+    wrong = np.ceil(rates[:, None] * counts - 1e-9).astype(np.int64)
+    passes = tail(wrong, counts, promise.tested, promise.to_come) <= promise.alpha
     pairs = np.where(passes, counts / shares[:, None], np.inf).min()
     return math.ceil(pairs) if math.isfinite(pairs) else 10_000_000
 
@@ -205,6 +345,12 @@ def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], delta
 def write_calibration(path: Path | str, calibration: Calibration) -> Path:
     """Write `calibration.json`."""
     return write_json(path, calibration)
+
+
+def calibration_from(content: Mapping[str, Any]) -> Calibration:
+    """Return the calibration that was written as JSON."""
+    knots = tuple((float(at), float(chance)) for at, chance in content.get("probabilities", ()))
+    return Calibration(**{**content, "probabilities": knots})
 
 
 def read_calibration(path: Path | str, *, model: str | None = None) -> Calibration:
@@ -217,8 +363,8 @@ def read_calibration(path: Path | str, *, model: str | None = None) -> Calibrati
         InputError: the file is no calibration, or belongs to another model.
     """
     try:
-        found = Calibration(**read_json(path))
-    except TypeError as error:
+        found = calibration_from(read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a calibration ({error})", expected="what `calibrate` wrote") from None
     if model is not None and found.model != model:
         raise InputError(

@@ -19,6 +19,7 @@ class CardFacts:
     source: str  # where the examples come from, in one sentence
     configuration: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, str] = field(default_factory=dict)  # metric → "before → after", already formatted
+    verifier: bool = False
 
 
 def write_card(facts: CardFacts) -> str:
@@ -27,25 +28,18 @@ def write_card(facts: CardFacts) -> str:
     measured = "".join(f"| {name} | {value} |\n" for name, value in facts.figures.items())
     table = f"\n## Measured\n\n| metric | before → after |\n|---|---|\n{measured}" if measured else ""
     base = "" if facts.base.startswith(("/", ".", "wheel:")) else f"base_model: {facts.base}\n"
+    task, tag, usage = _VERIFIER if facts.verifier else _ENCODER
     return f"""---
 library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-{base}tags: [sentence-transformers, feature-extraction, embedsmith]
+pipeline_tag: {task}
+{base}tags: [sentence-transformers, {tag}, embedsmith]
 ---
 
 # A sentence-transformers model tuned by embedsmith
 
 Base: `{facts.base}`. Tuned on {facts.examples:,} examples: {facts.source}
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-similarity = model.similarity(model.encode("one question"), model.encode("another"))
-```
-
-`calibration.json`, where present beside the model, holds the similarity from which two questions may share an
-answer, and what that threshold promises.
+{usage}
 {table}
 ## Training
 
@@ -53,3 +47,30 @@ answer, and what that threshold promises.
 {settings}
 ```
 """
+
+
+_ENCODER = (
+    "sentence-similarity",
+    "feature-extraction",
+    """```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+similarity = model.similarity(model.encode("one question"), model.encode("another"))
+```
+
+`calibration.json`, where present beside the model, holds the similarity from which two questions may share an
+answer, and what that threshold promises.""",
+)
+_VERIFIER = (
+    "text-ranking",
+    "cross-encoder",
+    """```python
+from sentence_transformers import CrossEncoder
+
+model = CrossEncoder("path/to/this/folder")
+same_answer = model.predict([("one question", "another")])  # probability that one answer serves both
+```
+
+`onnx/` holds the same model for serving without torch.""",
+)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Embeddings: TypeAlias = NDArray[np.float32]
+SPECIAL = 4  # tokens that a model puts around a text
 
 
 @runtime_checkable
@@ -20,6 +21,15 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return the embeddings of `texts`: shape (n, d), float32, each row of length 1."""
+        ...
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """An encoder that can say how many tokens it reads of a text."""
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
         ...
 
 
@@ -42,3 +52,17 @@ def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str
     vectors = encode_unique(encoder, [*left, *right])
     products = np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :], dtype=np.float64)
     return np.asarray(products, dtype=np.float64)
+
+
+def reads_whole(encoder: Encoder, text: str) -> bool:
+    """Say whether `encoder` reads `text` to its end; True where it cannot tell.
+
+    Texts that differ only behind that end have the same vector. An encoder tells by a method `reads_whole(text)`.
+    """
+    tell = getattr(encoder, "reads_whole", None)
+    return tell is None or bool(tell(text))
+
+
+def surely_fits(text: str, max_length: int | None) -> bool:
+    """Say without a tokenizer whether `text` has at most `max_length` tokens: a token takes at least one byte."""
+    return max_length is None or len(text.encode("utf-8", "replace")) + SPECIAL <= max_length

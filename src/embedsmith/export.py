@@ -162,7 +162,7 @@ def describe(network: SentenceTransformer, folder: Path, *, name: str) -> Export
     )
 
 
-def backend(network: SentenceTransformer) -> Any:
+def backend(network: Any) -> Any:
     """Return the tokenizer of `network` as the tokenizers package knows it."""
     found = getattr(network.tokenizer, "backend_tokenizer", None)
     if found is None:
@@ -180,37 +180,7 @@ def trace(network: SentenceTransformer) -> Any:
     Raises:
         ModelError: torch.onnx cannot follow the model's code, or the model is too large for one file.
     """
-    try:
-        import onnxscript  # noqa: F401
-        import torch
-    except ImportError as error:
-        raise MissingPartError(
-            f"the export needs {error.name}, which is not installed", action="pip install 'embedsmith[export]'"
-        ) from None
-    kind = type(getattr(network[0], "auto_model", network[0])).__name__
-    size = sum(weight.numel() * weight.element_size() for weight in network.parameters())
-    if size > LARGEST:
-        raise ModelError(
-            f"{kind} has {size / 2**30:.1f} GiB of weights",
-            expected="less than 2 GiB, what one ONNX file holds",
-            action="serve this model with sentence-transformers",
-        )
-    failures = (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError)
-    with contextlib.suppress(*failures), fused_attention(network):
-        return _export_graph(network)
-    try:
-        return _export_graph(network)
-    except failures as error:
-        cause = error.__cause__ or error
-        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ModelError(
-            f"torch.onnx cannot export {kind}: {first.strip()[:200]}",
-            expected="a model whose code torch.export can follow",
-            action="serve this model with sentence-transformers",
-        ) from error
-
-
-def _export_graph(network: SentenceTransformer) -> Any:
+    _require_exporter()
     import torch
 
     class Served(torch.nn.Module):
@@ -222,18 +192,69 @@ def _export_graph(network: SentenceTransformer) -> Any:
             features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
             return torch.nn.functional.normalize(self.network(features)["sentence_embedding"], dim=-1)
 
+    return trace_module(network, Served(), INPUTS)
+
+
+def _require_exporter() -> None:
+    try:
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingPartError(
+            f"the export needs {error.name}, which is not installed", action="pip install 'embedsmith[export]'"
+        ) from None
+
+
+def trace_module(network: Any, served: Any, inputs: Sequence[str]) -> Any:
+    """Return `served`, a module around `network` that takes `inputs`, each (n, length) int64, as an ONNX ModelProto.
+
+    Args:
+        network: a SentenceTransformer or a CrossEncoder. inputs: ids and mask first; others are all zeros when traced.
+
+    Raises:
+        ModelError: torch.onnx cannot follow the model's code, or the model is too large for one file.
+    """
+    _require_exporter()
+    import torch
+
+    kind = type(getattr(network[0], "auto_model", network[0])).__name__
+    size = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    if size > LARGEST:
+        raise ModelError(
+            f"{kind} has {size / 2**30:.1f} GiB of weights",
+            expected="less than 2 GiB, what one ONNX file holds",
+            action="serve this model with sentence-transformers",
+        )
+    failures = (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError)
+    with contextlib.suppress(*failures), fused_attention(network):
+        return _export_graph(network, served, inputs)
+    try:
+        return _export_graph(network, served, inputs)
+    except failures as error:
+        cause = error.__cause__ or error
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ModelError(
+            f"torch.onnx cannot export {kind}: {first.strip()[:200]}",
+            expected="a model whose code torch.export can follow",
+            action="serve this model with sentence-transformers",
+        ) from error
+
+
+def _export_graph(network: Any, served: Any, inputs: Sequence[str]) -> Any:
+    import torch
+
     ids = torch.full((2, 7), 5, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     free = {0: torch.export.Dim("batch", max=2**16), 1: torch.export.Dim("length", max=_longest(network))}
     with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
-            Served().eval(),
-            (ids, mask),
+            served.eval(),
+            (ids, mask, *(torch.zeros_like(ids) for _ in inputs[2:])),
             dynamo=True,
-            input_names=list(INPUTS),
+            input_names=list(inputs),
             output_names=[OUTPUT],
-            dynamic_shapes=(free, free),
+            dynamic_shapes=tuple(free for _ in inputs),
             opset_version=OPSET,
             verbose=False,
         )
@@ -276,7 +297,7 @@ def _is_read(node: Any, graph: Any, results: set[str]) -> bool:
 
 
 @contextlib.contextmanager
-def fused_attention(network: SentenceTransformer) -> Iterator[None]:
+def fused_attention(network: Any) -> Iterator[None]:
     """Let the encoder's attention leave the exporter as one node (onnxruntime's MultiHeadAttention).
 
     Only plain attention over all real tokens has that form; anything else (causal, windows, grouped heads,
@@ -329,7 +350,7 @@ def _attend(
     return result.reshape(rows, length, heads, size), None
 
 
-def _longest(network: SentenceTransformer) -> int:
+def _longest(network: Any) -> int:
     limit = network.max_seq_length
     return int(limit) if limit is not None and limit < 2**16 else 2**16
 

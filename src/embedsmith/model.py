@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.encoder import Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
 
@@ -57,6 +57,16 @@ class TorchEncoder:
         with torch.inference_mode(), autocast(self.network, self.precision):
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
         return normalize(vectors.float().cpu().numpy())
+
+    def reads_whole(self, text: str) -> bool:
+        """Say whether nothing of `text` is cut off."""
+        if surely_fits(self._prompt + text, self.network.max_seq_length):
+            return True
+        return not tokenize_for(self.network, [text]).truncated[0]
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        return [int(length) for length in tokenize_for(self.network, texts).lengths]
 
 
 def load_encoder(
@@ -175,7 +185,7 @@ def fingerprint_model(spec: str | Path) -> str:
         str(file.relative_to(folder)): fingerprint_file(file)
         for file in sorted(folder.rglob("*"))
         if file.suffix in {".json", ".safetensors", ".txt", ".model"}
-        and file.name != "calibration.json"
+        and file.name not in {"calibration.json", "calibration_namespaces.json"}
         and file.relative_to(folder).parts[0] not in EXPORTS
     }
     return fingerprint(parts)

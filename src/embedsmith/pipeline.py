@@ -24,7 +24,7 @@ from embedsmith.artifacts import (
     write_json,
     write_jsonl,
 )
-from embedsmith.cache.semantic import served_similarities
+from embedsmith.cache.rules import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries

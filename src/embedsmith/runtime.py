@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json
-from embedsmith.encoder import Embeddings, normalize
+from embedsmith.encoder import Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.model import fingerprint_model, resolve_model
 from embedsmith.tokens import cut_microbatches
@@ -137,6 +137,14 @@ class OnnxEncoder:
         """Return unit rows (n, d) float32 in the order of `texts`, as sentence-transformers encodes them."""
         return self._graph.encode(texts)
 
+    def reads_whole(self, text: str) -> bool:
+        """Say whether nothing of `text` is cut off."""
+        return self._graph.reads_whole(text)
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
+        return self._graph.count_tokens(texts)
+
 
 class Graph:
     """One exported file with its tokenizer: texts in, unit rows out. No question is asked about its origin.
@@ -167,6 +175,16 @@ class Graph:
         for block in cut_microbatches(np.array([len(row) for row in rows], dtype=np.int64), TOKEN_BUDGET):
             vectors[block] = self._run([rows[place] for place in block])
         return vectors
+
+    def reads_whole(self, text: str) -> bool:
+        """Say whether nothing of `text` is cut off."""
+        text = self.report.prompt + text
+        return surely_fits(text, self.report.max_length) or not self._tokenizer.encode(text).overflowing
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Return the tokens of each text."""
+        encodings = self._tokenizer.encode_batch_fast([self.report.prompt + text for text in texts])
+        return [len(encoding.ids) for encoding in encodings]
 
     def _run(self, rows: Sequence[Sequence[int]]) -> Embeddings:
         ids, mask = pad(rows, fill=self.report.fill, left=self.report.left)

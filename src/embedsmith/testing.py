@@ -113,6 +113,13 @@ class Call:
     body: Mapping[str, Any]
     fault: str | None
     authorization: str | None = None
+    method: str = "POST"
+    headers: tuple[tuple[str, str], ...] = ()
+    content: bytes = b""
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of this name."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
 
 
 class FaultyServer:
@@ -180,7 +187,16 @@ class FaultyServer:
         chats = [call for call in self.calls if call.path.endswith("/chat/completions")]
         return [call.body["messages"][-1]["content"] for call in chats if call.fault in good]
 
-    def record(self, path: str, body: Mapping[str, Any], authorization: str | None) -> str | None:
+    def record(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        authorization: str | None,
+        *,
+        method: str = "POST",
+        headers: Sequence[tuple[str, str]] = (),
+        content: bytes = b"",
+    ) -> str | None:
         """Remember a request and return the fault that is due, if any."""
         with self._lock:
             draw = np.random.default_rng([self.seed, len(self.calls)]).random()
@@ -192,12 +208,13 @@ class FaultyServer:
                     if draw < total:
                         fault = name
                         break
-            refused = body.get("response_format", {}).get("type") in self.rejects_formats
+            form = body.get("response_format")
+            refused = isinstance(form, dict) and form.get("type") in self.rejects_formats
             fault = "rejected_format" if refused else fault
             fault = next((f"rejected {name}" for name in self.rejects_parameters if name in body), fault)
             if self.api_key is not None and authorization != f"Bearer {self.api_key}":
                 fault = "wrong_key"
-            self.calls.append(Call(path, body, fault, authorization))
+            self.calls.append(Call(path, body, fault, authorization, method, tuple(headers), content))
             return fault
 
     def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
@@ -244,13 +261,52 @@ class FaultyServer:
         if fault != "cut":
             yield "[DONE]"
 
+    def completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of a (legacy) text completion."""
+        choice = {"index": 0, "text": self.answer(str(body.get("prompt", ""))), "finish_reason": "stop"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+        about = {"id": f"cmpl-{len(self.calls)}", "object": "text_completion", "created": 0}
+        return {**about, "model": body.get("model", ""), "choices": [choice], "usage": usage}
+
+    def reply(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of an answer of the Responses API."""
+        part = {"type": "output_text", "text": self.answer(str(body.get("input", ""))), "annotations": []}
+        message = {"id": "msg-1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+        usage = {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12}
+        about = {"id": f"resp-{len(self.calls)}", "object": "response", "created_at": 0, "status": "completed"}
+        settings = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        return {**about, **settings, "model": body.get("model", ""), "output": [message], "usage": usage}
+
+    def reply_events(self, body: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the data of the events of a streamed answer of the Responses API."""
+        whole = self.reply(body)
+        events: list[dict[str, Any]] = [{"type": "response.created", "response": {**whole, "output": []}}]
+        for word in re.findall(r"\S+\s*", whole["output"][0]["content"][0]["text"]):
+            place = {"item_id": "msg-1", "output_index": 0, "content_index": 0}
+            events.append({"type": "response.output_text.delta", "delta": word, "logprobs": [], **place})
+        events.append({"type": "response.completed", "response": whole})
+        for number, event in enumerate(events):
+            yield json.dumps({**event, "sequence_number": number})
+            time.sleep(self.pause)
+
     def embeddings(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body of an embeddings answer."""
-        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
+        texts = [body["input"]] if isinstance(body["input"], str) else [str(text) for text in body["input"]]
         rows = self.embed(texts)
         data = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         return {"object": "list", "data": data, "model": body.get("model", ""), "usage": usage}
+
+
+ENDPOINTS = ("/chat/completions", "/completions", "/responses", "/embeddings")
+
+
+def _object_in(content: bytes) -> dict[str, Any] | None:
+    try:
+        body = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _has_user_message(body: object) -> bool:
@@ -270,8 +326,8 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
             if len(content) < length:  # the client died while it was sending: no call
                 self.close_connection = True
                 return
-            body = json.loads(content or b"{}")
-            fault = server.record(self.path, body, self.headers.get("Authorization"))
+            body = _object_in(content)
+            fault = self._record(body or {}, content)
             time.sleep(server.hang if fault == "hang" else server.delay)
             if fault == "drop":
                 self.close_connection = True
@@ -286,16 +342,37 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self._send(400, {"error": error})
             elif fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
-            elif self.path.endswith("/chat/completions") and not _has_user_message(body):
-                self._send(400, {"error": {"message": "messages must be a list of objects with content"}})
+            elif not self.path.endswith(ENDPOINTS):
+                self._send(404, {"error": {"message": f"no {self.path}"}})
+            elif body is None:
+                self._send(400, {"error": {"message": "the body is no JSON object"}})
+            else:
+                self._answer(body, fault)
+
+        def _record(self, body: Mapping[str, Any], content: bytes) -> str | None:
+            key, headers = self.headers.get("Authorization"), tuple(self.headers.items())
+            return server.record(self.path, body, key, method=self.command, headers=headers, content=content)
+
+        def _answer(self, body: Mapping[str, Any], fault: str | None) -> None:
+            right = isinstance(body.get("model"), str) and isinstance(body.get("input"), (str, list))
+            if self.path.endswith("/embeddings") and not right:
+                self._send(400, {"error": {"message": "model must be a text, input a text or a list"}})
             elif self.path.endswith("/embeddings"):
                 self._send(200, server.embeddings(body))
-            elif self.path.endswith("/chat/completions") and body.get("stream"):
+            elif self.path.endswith("/responses") and body.get("stream") is True:
+                self._stream(server.reply_events(body), whole=True)
+            elif self.path.endswith("/responses"):
+                self._send(200, server.reply(body))
+            elif not self.path.endswith("/chat/completions") and body.get("stream") is True:
+                self._stream(iter([json.dumps(server.completion(body)), "[DONE]"]), whole=True)
+            elif not self.path.endswith("/chat/completions"):
+                self._send(200, server.completion(body))
+            elif not _has_user_message(body):
+                self._send(400, {"error": {"message": "messages must be a list of objects with content"}})
+            elif body.get("stream"):
                 self._stream(server.stream(body, fault), whole=fault != "cut")
-            elif self.path.endswith("/chat/completions"):
-                self._send(200, server.chat(body, fault))
             else:
-                self._send(404, {"error": {"message": f"no {self.path}"}})
+                self._send(200, server.chat(body, fault))
 
         def _send(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
             content = json.dumps(body).encode()
@@ -305,7 +382,8 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         def _stream(self, events: Iterator[str], *, whole: bool) -> None:
             self.send_response(200)
@@ -320,10 +398,20 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(b"0\r\n\r\n")
             self.close_connection = self.close_connection or not whole
 
+        do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
+
         def do_GET(self) -> None:
-            known = self.path.endswith("/models")
+            length = int(self.headers.get("Content-Length", 0))
+            fault = self._record({}, self.rfile.read(length))
             models = {"object": "list", "data": [{"id": "simulator", "object": "model"}]}
-            self._send(200 if known else 404, models if known else {"error": {"message": f"no {self.path}"}})
+            if fault == "wrong_key":
+                self._send(401, {"error": {"message": "wrong API key"}})
+            elif self.path.endswith("/models"):
+                self._send(200, models)
+            else:
+                self._send(404, {"error": {"message": f"no {self.path}"}})
+
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Keep quiet; `calls` is the log."""

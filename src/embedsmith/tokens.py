@@ -79,6 +79,30 @@ def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length:
     return Tokens(ids, offsets, np.array(truncated or [False] * len(rows), dtype=np.bool_))
 
 
+def tokenize_pairs(
+    tokenizer: Callable[..., Any], pairs: Sequence[tuple[str, str]], *, max_length: int | None
+) -> tuple[Tokens, Index]:
+    """Return the ids of each pair as one sequence, and how many of its tokens are of the first segment (n,) int64.
+
+    Args:
+        max_length: the longer text of a pair is cut first; None cuts nothing.
+    """
+    rows: list[list[int]] = []
+    firsts: list[int] = []
+    truncated: list[bool] = []
+    limit = {} if max_length is None else {"truncation": "longest_first", "max_length": max_length}
+    for start in range(0, len(pairs), 4096):
+        left, right = zip(*pairs[start : start + 4096], strict=True)
+        found = tokenizer(list(left), list(right), padding=False, return_token_type_ids=True, **limit)
+        rows.extend(found["input_ids"])
+        firsts.extend(len(kinds) - sum(kinds) for kinds in found["token_type_ids"])
+        truncated.extend(max_length is not None and len(row) >= max_length for row in found["input_ids"])
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
+    return Tokens(ids, offsets, np.array(truncated, dtype=np.bool_)), np.array(firsts, dtype=np.int64)
+
+
 def _lengths(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[int]:
     if not texts:
         return []

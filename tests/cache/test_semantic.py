@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.semantic import SemanticCache, veto_pairs
+from embedsmith.cache.rules import veto_pairs
+from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.errors import ConfigurationError, InputError
@@ -170,6 +171,20 @@ def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) 
         make(threshold=None, calibration=tmp_path / "calibration.json")
     write_calibration(tmp_path / "calibration.json", replace(promise, model="fake"))
     assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
+
+
+def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model: Path) -> None:
+    """Their vectors are those of their beginnings, so a cosine of 1 says nothing (the model reads 32 tokens)."""
+    cache = SemanticCache(tiny_model, threshold=0.95, guard=False)
+    documents = "The manual of the heat pump says a lot about winter, " * 4
+    cache.add(f"{documents} so how do I set the clock?", "press the moon")
+    other = cache.lookup(f"{documents} so who pays for the repair of the compressor?")
+    assert (other.hit, other.decision.reason) == (False, "longer than the model reads")
+    assert cache.lookup(f"{documents} so how do I SET the clock").decision.tier == "exact"
+    beginning = "The manual of the heat pump says a lot about winter, " * 2
+    assert not cache.lookup(beginning).hit
+    cache.add("how do I set the clock?", "press the moon")
+    assert cache.lookup("how do I set the clock, ").hit
 
 
 @pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])

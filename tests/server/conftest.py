@@ -15,10 +15,10 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-import uvicorn
-
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.encoder import Encoder
 from embedsmith.server.app import create_app
+from embedsmith.server.wire import Patience, make_server
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 TOKEN = "test-token"
@@ -41,31 +41,35 @@ class Served:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Start a server; options are those of FaultyServer, `cache` those of SemanticCache, `app` of create_app."""
+    """Start a server; options are those of FaultyServer, `cache` of SemanticCache, `app` of create_app."""
     with ExitStack() as stack:
 
-        def start(cache: dict[str, Any] | None = None, app: dict[str, Any] | None = None, **faults: Any) -> Served:
+        def start(
+            cache: dict[str, Any] | None = None,
+            app: dict[str, Any] | None = None,
+            patience: Patience | None = None,
+            encoder: Encoder | None = None,
+            **faults: Any,
+        ) -> Served:
             options = {"answer": lambda text: f"the answer to {text}"} | faults
             upstream = stack.enter_context(FaultyServer(**options))
             feedback = tmp_path / "feedback.jsonl"
             settings = {"threshold": 0.8, "fingerprint": "fake", "feedback": feedback} | (cache or {})
-            held = SemanticCache(FakeEncoder(), **settings)
+            held = SemanticCache(encoder if encoder is not None else FakeEncoder(), **settings)
             stack.callback(held.close)
             made = create_app(
                 held, **{"upstream": upstream.base_url, "admin_token": TOKEN, "secret": b"secret"} | (app or {})
             )
-            return Served(stack.enter_context(_listen(made)), held, upstream, feedback)
+            return Served(stack.enter_context(listen(made, patience)), held, upstream, feedback)
 
         yield start
 
 
-class _listen:  # noqa: N801  used as a function
-    def __init__(self, app: Any) -> None:
+class listen:  # noqa: N801  used as a function
+    def __init__(self, app: Any, patience: Patience | None = None) -> None:
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
-        )
+        self._server = make_server(app, patience, graceful=1)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> str:

@@ -33,6 +33,23 @@ def test_wrong_addresses_are_errors_without_a_traceback(tiny_model: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--sample", "0.1"], "no file for the verdicts"),
+        (["--judge", "openai:x"], "nothing to judge"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+    assert (done.returncode, words in " ".join((done.stderr + done.stdout).split())) == (2, True)
+
+
+def test_the_help_says_that_the_judge_is_sent_the_questions() -> None:
+    shown = subprocess.run([*COMMAND[:3], "serve", "--help"], capture_output=True, text=True, timeout=120).stdout
+    assert "QUESTIONS OF YOUR USERS ARE SENT" in " ".join(shown.replace("│", " ").split())
+
+
 def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -72,7 +72,11 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
         return Passed("the last message is not text")
     rest = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
     turns = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
-    return Question(text, {"rest": rest, "turns": turns}, bool(body.get("stream")))
+    scope: dict[str, Any] = {"rest": rest, "turns": turns}
+    about = {name: value for name, value in messages[-1].items() if name not in {"role", "content"}}
+    if about:  # who asks ("name"), and fields that nobody has heard of
+        scope["about"] = about
+    return Question(text, scope, bool(body.get("stream")))
 
 
 def _is_storable(body: Mapping[str, Any]) -> bool:

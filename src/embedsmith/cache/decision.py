@@ -3,19 +3,21 @@
 What must be equal for one answer to serve two requests is never left to similarity: it is the *scope*
 (model, system prompt, earlier turns, tools, sampling, ...), and with the tenant it makes the partition in
 which a search stays. Callers can only narrow it. Within a partition the exact tier (same normalised text)
-goes before the semantic one, and a candidate above the threshold can still be vetoed by the guard.
+goes before the semantic one, and a candidate above the threshold can still be vetoed by the guard. A
+verifier, when there is one, moves the cosine of candidates near the threshold before it is compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import Veto, find_veto
 from embedsmith.cache.stores import Entry, Match
 from embedsmith.text import normalize
+from embedsmith.verifier import Adjustment, Verifier
 
 Tier = Literal["exact", "semantic"]
 Guard = Callable[[str, str], Veto | None]
@@ -29,16 +31,50 @@ class Policy:
         threshold: cosine from which on an answer may be served (from a calibration of this model).
         guard: the veto on candidates that differ in a fact; None serves them.
         candidates: how many of the nearest entries are looked at; a vetoed one does not hide the next.
+        thresholds: by namespace, where one has a threshold of its own (from a recalibration).
+        verifier, adjustment: a second look at candidates within `adjustment.reach` of the threshold, and how far
+            it moves their cosine; the threshold is then one for moved cosines.
+        verified: how many candidates of a lookup the verifier reads at most.
     """
 
     threshold: float
     guard: Guard | None = find_veto
     candidates: int = 5
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    verifier: Verifier | None = None
+    adjustment: Adjustment | None = None
+    verified: int = 3
+
+    @property
+    def reach(self) -> float:
+        """How far from the threshold a candidate's cosine may be moved."""
+        return self.adjustment.reach if self.verifier is not None and self.adjustment is not None else 0.0
+
+    def doubts(self, similarity: float) -> bool:
+        """Say whether the verifier could change what this cosine decides."""
+        return self.reach > 0 and abs(similarity - self.threshold) <= self.reach
+
+    def move(self, asked: str, stored: str, similarity: float) -> float:
+        """Return the cosine as the verifier moves it."""
+        if self.verifier is None or self.adjustment is None:
+            return similarity
+        return similarity + float(self.adjustment.move(self.verifier.score([(asked, stored)])[0]))
+
+    def threshold_for(self, namespace: str) -> float:
+        """Return the threshold of a namespace."""
+        return self.thresholds.get(namespace, self.threshold)
+
+    def within(self, namespace: str) -> Policy:
+        """Return the rules as they are in a namespace."""
+        return replace(self, threshold=self.threshold_for(namespace)) if namespace in self.thresholds else self
 
 
 @dataclass(frozen=True, slots=True)
 class Vetoed:
-    """A stored question that was near enough, and why it was not served."""
+    """A stored question that was near enough, and why it was not served.
+
+    The verifier speaks as the guard does: its veto has the kind "verifier".
+    """
 
     entry: Entry
     similarity: float
@@ -54,7 +90,9 @@ class Decision:
         tier: which tier found it.
         similarity: of the entry served, or of the nearest one that was not; 1 in the exact tier, None
             where there was nothing.
-        reason: "same text", "similar", "nothing stored", "below threshold" or "guard: KIND".
+        reason: "same text", "similar", "verified" (the verifier was asked), "nothing stored", "below threshold",
+            "verifier", "guard: KIND" or "longer than the model reads".
+        moved: the cosine that decided, where a verifier moved it.
         nearest: the closest entry that was looked at, served or not.
     """
 
@@ -64,6 +102,7 @@ class Decision:
     reason: str
     nearest: Entry | None = None
     vetoed: tuple[Vetoed, ...] = ()
+    moved: float | None = None
 
     @property
     def told(self) -> str:
@@ -97,12 +136,27 @@ def decide(text: str, matches: Sequence[Match], policy: Policy) -> Decision:
         return Decision(None, None, None, "nothing stored")
     nearest = matches[0]
     vetoed: list[Vetoed] = []
+    asked = 0
     for match in matches:
-        if match.similarity < policy.threshold:
+        similarity = moved = match.similarity
+        doubtful = policy.doubts(similarity)
+        if similarity < policy.threshold - policy.reach or (doubtful and asked == policy.verified):
             break
         veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
         if veto is None:
-            return Decision(match.entry, "semantic", match.similarity, "similar", nearest.entry, tuple(vetoed))
-        vetoed.append(Vetoed(match.entry, match.similarity, veto))
-    reason = f"guard: {vetoed[0].veto.kind}" if vetoed else "below threshold"
-    return Decision(None, None, nearest.similarity, reason, nearest.entry, tuple(vetoed))
+            if doubtful:
+                moved, asked = policy.move(text, match.entry.text, similarity), asked + 1
+            if moved >= policy.threshold:
+                reason, told = ("verified", moved) if doubtful else ("similar", None)
+                return Decision(match.entry, "semantic", similarity, reason, nearest.entry, tuple(vetoed), told)
+            veto = Veto("verifier", f"cosine {similarity:.3f} moved to {moved:.3f}")
+        if similarity >= policy.threshold:
+            vetoed.append(Vetoed(match.entry, similarity, veto))
+    return Decision(None, None, nearest.similarity, _reason(vetoed), nearest.entry, tuple(vetoed))
+
+
+def _reason(vetoed: Sequence[Vetoed]) -> str:
+    if not vetoed:
+        return "below threshold"
+    kind = vetoed[0].veto.kind
+    return kind if kind == "verifier" else f"guard: {kind}"

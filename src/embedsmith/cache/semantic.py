@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, overload
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
-from embedsmith.cache.guard import find_veto
-from embedsmith.cache.stores import Entry, Order, Store, open_store
-from embedsmith.calibration import read_calibration
-from embedsmith.encoder import Embeddings, Encoder
+from embedsmith.cache.feedback import Feedback, Judged
+from embedsmith.cache.functions import Function, read_function
+from embedsmith.cache.judge import Judge
+from embedsmith.cache.samples import SampleRule, Samples
+from embedsmith.cache.settings import Promised, open_encoder, read_promises
+from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
+from embedsmith.encoder import Embeddings, Encoder, reads_whole
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
+from embedsmith.llm import LanguageModel
 from embedsmith.text import is_storable
+from embedsmith.verifier import Verifier
 
 SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
 
@@ -37,7 +40,9 @@ class Lookup:
         text, namespace, partition, id: of the question that was asked.
         vector: its embedding, so that an addition need not encode it again; None after an exact hit.
         age: seconds since the answer was stored; None for a miss.
-        seconds: what the lookup took, encoding included.
+        probability: that one answer serves the question and the nearest one stored, as the calibration learnt it;
+            None without a calibration, in the exact tier, and where nothing was stored.
+        seconds: what the lookup took, encoding included. encoding: what of it the encoder took.
     """
 
     decision: Decision
@@ -48,6 +53,8 @@ class Lookup:
     vector: Embeddings | None
     age: float | None
     seconds: float
+    encoding: float = 0.0
+    probability: float | None = None
 
     @property
     def hit(self) -> bool:
@@ -74,12 +81,19 @@ class SemanticCache:
         store: see `open_store`.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
+        namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
+            calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
         policy: other rules altogether; `threshold` and `guard` are then those of the policy.
         guard: False serves candidates that differ in a fact.
+        verifier: the folder of a verifier, for a calibration that was made with it.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
         max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
         eviction: what goes first: "lru", "lfu" or "size".
-        feedback: a file to which marked hits and misses are appended as labelled pairs, to train on.
+        feedback: a file to which judged pairs are appended, to train and recalibrate on (`cache.feedback`).
+        sample: draws a share of the lookups to be judged (`cache.samples`); needs `feedback`. None draws nothing.
+        judge: a language model that judges the samples in the background. It is sent both questions of each.
+        delta: most wrong answers among those served, for the drift alarm; default is what the calibration promises,
+            .05 without one.
         clock: Unix seconds.
 
     Raises:
@@ -94,28 +108,49 @@ class SemanticCache:
         store: Store | str = "memory://",
         threshold: float | None = None,
         calibration: Path | str | None = None,
+        namespaces: Path | str | None = None,
         policy: Policy | None = None,
         guard: bool = True,
+        verifier: Verifier | Path | str | None = None,
         ttl: float | None = None,
         max_entries: int | None = None,
         max_bytes: int | None = None,
         eviction: Order = "lru",
         fingerprint: str | None = None,
         feedback: Path | str | None = None,
+        sample: SampleRule | None = None,
+        judge: LanguageModel | None = None,
+        delta: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         if policy is None:
-            policy = Policy(_threshold(model, threshold, calibration, self.fingerprint))
-            policy = policy if guard else replace(policy, guard=None)
+            promise = read_promises(
+                model,
+                fingerprint=self.fingerprint,
+                threshold=threshold,
+                calibration=calibration,
+                namespaces=namespaces,
+                verifier=verifier,
+            )
+            policy = promise.policy if guard else replace(promise.policy, guard=None)
+        else:
+            promise = Promised(policy)
+        self.calibration = promise.calibration
         self.policy = policy
+        self._feedback = Feedback(feedback) if feedback is not None else None
+        promised = promise.delta if delta is None else delta
+        self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
+        if judge is not None and self.samples is None:
+            raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
         dimension = int(self.encoder.encode(["dimension"]).shape[1])
         self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
-        self._feedback, self._clock = Path(feedback) if feedback is not None else None, clock
+        self._clock = clock
         self._lock = threading.Lock()
         self._flights: dict[str, Future[str]] = {}
         self._added = 0
+        self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
     def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
         """Return hit or miss for `text`.
@@ -135,15 +170,54 @@ class SemanticCache:
     def look_again(self, asked: Lookup) -> Lookup:
         """Return what a question finds now; it is not encoded again, and its use not counted."""
         began, now = time.perf_counter(), self._clock()
-        vector = asked.vector
+        vector, encoding = asked.vector, asked.encoding
         decision = decide_exact(self.store.get(asked.id, now))
-        if decision is None:
-            vector = vector if vector is not None else self.encoder.encode([asked.text])[0]
+        if decision is None and not reads_whole(self.encoder, asked.text):
+            decision = Decision(None, None, None, "longer than the model reads")
+        elif decision is None:
+            if vector is None:
+                started = time.perf_counter()
+                vector = self.encoder.encode([asked.text])[0]
+                encoding += time.perf_counter() - started
             matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
-            decision = decide(asked.text, matches, self.policy)
+            matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
+            decision = decide(asked.text, matches, self.policy.within(asked.namespace))
+            # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
+            chance = decision.hit or asked.decision is UNDECIDED
+            if chance and self.samples is not None and self.samples.draw():
+                self._sample(self.samples, asked, matches)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(asked, decision=decision, vector=vector, age=age, seconds=seconds)
+        return replace(
+            asked,
+            decision=decision,
+            vector=vector,
+            age=age,
+            seconds=seconds,
+            encoding=encoding,
+            probability=self._probability(decision),
+        )
+
+    def _probability(self, decision: Decision) -> float | None:
+        if self.calibration is None or decision.similarity is None or decision.tier == "exact":
+            return None
+        if decision.vetoed and not decision.hit:
+            return None  # what was learnt is for pairs that the guard lets pass
+        return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
+
+    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match]) -> None:
+        """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
+        policy = self.policy.within(asked.namespace)
+        found = decide(asked.text, matches, replace(policy, threshold=policy.threshold - samples.rule.margin))
+        if found.entry is not None and found.similarity is not None:
+            samples.put(
+                asked=asked.text,
+                stored=found.entry.text,
+                stored_id=found.entry.id,
+                cosine=found.moved if found.moved is not None else found.similarity,
+                threshold=policy.threshold,
+                namespace=asked.namespace,
+            )
 
     def add(
         self,
@@ -259,54 +333,96 @@ class SemanticCache:
         else:
             flight.set_result(answer)
 
-    def cached(self, function: Callable[[str], str], **options: Any) -> Callable[[str], str]:
-        """Return `function` behind the cache; usable as a decorator. `options` are those of `serve`."""
+    @overload
+    def cached(self, function: Function, /) -> Function: ...
 
-        def cached_function(text: str) -> str:
-            return self.serve(text, function, **options)
+    @overload
+    def cached(
+        self,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Callable[[Function], Function]: ...
 
-        return cached_function
+    def cached(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        namespace: str = "default",
+        scope: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+    ) -> Any:
+        """Return a `def` or `async def` behind the cache; a decorator, with or without the options of `serve`.
 
-    def mark_wrong(self, asked: str, id: str, stored: str) -> None:
+        The function's first argument is the question; its name and all other arguments are part of the scope.
+        What it takes from elsewhere (its object, a closure, a global) is not seen: name it in `scope` when it decides
+        the answer.
+
+        >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
+        ... async def answer(question: str, language: str = "en") -> str: ...
+        """
+        options = {"namespace": namespace, "ttl": ttl, "tags": tags}
+        wrap = partial(self._wrap, scope=scope or {}, options=options)
+        return wrap if function is None else wrap(function)
+
+    def _wrap(self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        reader = read_function(function)
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def answer_async(*args: Any, **kwargs: Any) -> str:
+                call = reader.read(args, kwargs, scope)
+                return await self.serve_async(
+                    call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options
+                )
+
+            return answer_async
+
+        @wraps(function)
+        def answer(*args: Any, **kwargs: Any) -> str:
+            call = reader.read(args, kwargs, scope)
+            return self.serve(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options)
+
+        return answer
+
+    def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> None:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
         self.store.delete([id])
-        self._remember(asked, stored, 0)
+        self._remember(asked, stored, 0, namespace)
 
-    def mark_same(self, asked: str, stored: str) -> None:
+    def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> None:
         """Say that one answer serves both texts although the cache did not see it."""
-        self._remember(asked, stored, 1)
+        self._remember(asked, stored, 1, namespace)
 
-    def _remember(self, asked: str, stored: str, label: int) -> None:
+    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> None:
         if self._feedback is None:
             return
-        row = {"sentence1": asked, "sentence2": stored, "label": label, "marked": self._clock()}
-        with self._lock:
-            self._feedback.parent.mkdir(parents=True, exist_ok=True)
-            with self._feedback.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
+        vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
+        self._feedback.append(
+            Judged(
+                sentence1=asked,
+                sentence2=stored,
+                label=label,
+                cosine=-1.0 if vetoed else float(cosine),
+                namespace=namespace,
+                marked=self._clock(),
+                model=self.fingerprint,
+            )
+        )
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove what has this namespace and this tag (none given: all); return how many."""
         return self.store.purge(namespace=namespace, tag=tag)
 
     def close(self) -> None:
-        """Close the store."""
+        """Stop the judge and close the store."""
+        if self.judge is not None:
+            self.judge.close()
         self.store.close()
-
-
-def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
-    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
-    return veto_pairs(similarities_of(encoder, pairs), [(pair.sentence1, pair.sentence2) for pair in pairs])
-
-
-def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
-    """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
-
-    A threshold calibrated on these keeps its promise with the guard switched on. Without this, the guard may
-    veto more right answers than wrong ones and so raise the share of wrong ones among those served.
-    """
-    vetoed = np.array([find_veto(*pair) is not None for pair in pairs], dtype=bool)
-    return np.where(vetoed, -1.0, similarities)
 
 
 def _require_text(*texts: str) -> None:
@@ -315,45 +431,26 @@ def _require_text(*texts: str) -> None:
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 
 
-def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:
-    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch."""
-    if not isinstance(model, (str, Path)):
-        mark = fingerprint or getattr(model, "fingerprint", None)
-        if not isinstance(mark, str) or not mark:
-            raise ConfigurationError(
-                f"{type(model).__name__} has no fingerprint",
-                expected="one, so that a store never mixes the vectors of two models",
-                action="pass fingerprint='any name you change when the vectors change'",
-            )
-        return model, mark
-    from embedsmith.model import fingerprint_model, load_encoder
-    from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
-
-    if (Path(model) / FOLDER / REPORT).is_file():
-        exported = OnnxEncoder(model)
-        return exported, fingerprint or exported.fingerprint
-    return load_encoder(model), fingerprint or fingerprint_model(model)
-
-
-def _threshold(
-    model: Encoder | Path | str, threshold: float | None, calibration: Path | str | None, fingerprint: str
-) -> float:
-    if threshold is not None:
-        if not -1 <= threshold <= 1:
-            raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
-        return threshold
-    path = Path(calibration) if calibration is not None else None
-    if path is None and isinstance(model, (str, Path)):
-        path = next((at for at in _calibrations(Path(model)) if at.is_file()), None)
-    if path is None:
+def _open_samples(
+    cache: SemanticCache,
+    rule: SampleRule | None,
+    feedback: Feedback | None,
+    delta: float,
+    since: Mapping[str, float],
+    clock: Callable[[], float],
+) -> Samples | None:
+    if rule is None:
+        return None
+    if feedback is None:
         raise ConfigurationError(
-            "there is no threshold from which on answers may be served",
-            expected="calibration.json beside the model, or a threshold",
-            action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
         )
-    return read_calibration(path, model=fingerprint).threshold
-
-
-def _calibrations(model: Path) -> tuple[Path, Path]:
-    """Return where a calibration may lie: in the model folder, or beside it as `run` writes it."""
-    return model / "calibration.json", model.parent / "calibration.json"
+    return Samples(
+        rule,
+        feedback,
+        model=cache.fingerprint,
+        threshold_for=cache.policy.threshold_for,
+        delta=delta,
+        since=since,
+        clock=clock,
+    )

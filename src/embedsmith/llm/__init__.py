@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import ConfigurationError
@@ -77,7 +77,13 @@ class LanguageModel(Protocol):
 
 
 def open_llm(
-    spec: str, *, base_url: str | None = None, api_key: str | None = None, concurrency: int = 8
+    spec: str,
+    *,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    concurrency: int = 8,
+    timeout: float | None = None,
+    retries: int | None = None,
 ) -> LanguageModel:
     """Return the language model that `spec` names.
 
@@ -85,6 +91,7 @@ def open_llm(
         spec: `openai:MODEL` (any OpenAI-compatible server with `base_url`), `local:PATH_OR_HUB_ID` (in this
             process; a .gguf file too) or `recorded:FILE` (completions written earlier).
         concurrency: calls in flight at once, for servers.
+        timeout: seconds for one call. retries: of a call that fails. For servers; default is what suits a long run.
 
     Raises:
         ConfigurationError: a spec of another form.
@@ -93,7 +100,9 @@ def open_llm(
     if kind == "openai" and name:
         from embedsmith.llm.openai_chat import OpenAIChat
 
-        return OpenAIChat(name, base_url=base_url, api_key=api_key, concurrency=concurrency)
+        patience = {"timeout": timeout, "retries": retries}
+        given: Any = {key: value for key, value in patience.items() if value is not None}
+        return OpenAIChat(name, base_url=base_url, api_key=api_key, concurrency=concurrency, **given)
     if kind == "local" and name:
         from embedsmith.llm.local import LocalModel
 

@@ -81,6 +81,8 @@ def describe(found: Lookup | None, reason: str = "") -> dict[str, str]:
     told = {ASKED: "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.told)}
     if decision.similarity is not None:
         told["x-embedsmith-similarity"] = f"{decision.similarity:.4f}"
+    if found.probability is not None:
+        told["x-embedsmith-probability"] = f"{found.probability:.3f}"
     if decision.entry is not None and found.age is not None:
         told |= {"x-embedsmith-entry": decision.entry.id, "x-embedsmith-age": str(int(found.age))}
     return told

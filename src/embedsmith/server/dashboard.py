@@ -43,4 +43,5 @@ def state(cache: SemanticCache, watch: Watch) -> dict[str, Any]:
         "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
         "histogram": bins,
         "latest": latest[::-1],
+        **watch.oversight.state(),
     }

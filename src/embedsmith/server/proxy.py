@@ -9,29 +9,21 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import httpx
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.server.answers import Answer, StreamReader, load_answer, read_body, stream_events
-from embedsmith.server.control import ASKED, Control, describe, read_control, tenant_of
+from embedsmith.server.control import Control, describe, read_control, tenant_of
+from embedsmith.server.edge import BODY_SECONDS, read_limited, refuse, require_json
 from embedsmith.server.flights import Flight, Flights
+from embedsmith.server.trail import Trail, describe_failure, trail_of
+from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
-HOPS = frozenset(  # headers that belong to one connection only
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
-        *("transfer-encoding", "upgrade", "host", "content-length"),
-    }
-)
-
-
-class TooLarge(Exception):
-    """A request body above the limit."""
 
 
 @dataclass(slots=True)
@@ -39,19 +31,17 @@ class Proxy:
     """The handlers of the proxy.
 
     Attributes:
-        upstream: client whose base URL is the upstream's, e.g. https://api.openai.com/v1.
         secret: key of the hash that makes tenants of API keys.
-        key: API key for the upstream when a client brings none.
         shadow: answer everything from the upstream, and only say what would have been served.
     """
 
     cache: SemanticCache
-    upstream: httpx.AsyncClient
+    upstream: Upstream
     secret: bytes
     watch: Watch
     allowed: Allowances = field(default_factory=Allowances)
-    key: str | None = None
     largest: int = LARGEST
+    body_seconds: float = BODY_SECONDS
     shadow: bool = False
     flights: Flights = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -59,16 +49,19 @@ class Proxy:
     def __post_init__(self) -> None:
         self.flights = Flights(self.cache.policy)
 
+    async def read(self, request: Request) -> bytes:
+        """Return the body of a request, within the limits."""
+        return await read_limited(request, self.largest, self.body_seconds)
+
     async def chat(self, request: Request) -> Response:
         """Answer /v1/chat/completions from the cache, or from the upstream."""
+        require_json(request)
+        raw = await self.read(request)
         try:
-            raw = await read_limited(request, self.largest)
             control = read_control(request.headers)
             body = json.loads(raw)
             if not isinstance(body, dict):
                 raise ValueError("the body must be an object")
-        except TooLarge:
-            return refuse(413, f"the request has more than {self.largest} bytes")
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
         try:
@@ -77,6 +70,7 @@ class Proxy:
             question = Passed(str(error))
         if isinstance(question, Passed):
             self.watch.passed(question.reason)
+            trail_of(request).passed(question.reason)
             return await self.forward(request, raw, describe(None, question.reason))
         return await self._answer(request, raw, question, control)
 
@@ -89,9 +83,9 @@ class Proxy:
             seen = missed(found, f"shadow: {found.decision.told}")
             return await self._fetch(request, raw, question, replace(control, write=False), seen)
         if found.answer is not None and control.read:
-            return self._serve(question, found)
+            return self._serve(request, question, found)
         if control.only_cached:
-            self.watch.looked_up(found)
+            self._note(request, found)
             return refuse(504, "the answer is not in the cache, and only-if-cached was asked for", describe(found))
         if not control.read:
             return await self._fetch(request, raw, question, control, missed(found, "no-cache was asked for"))
@@ -112,21 +106,44 @@ class Proxy:
             return await self._fetch(request, raw, question, control, found, flight if leads else None)
         if leads:
             flight.land()
-        return self._serve(question, found)
+        return self._serve(request, question, found)
 
     async def _go_around(self, request: Request, raw: bytes, error: Exception) -> Response:
-        LOG.warning("the cache failed, the upstream answers: %s", error)
+        LOG.warning("the cache failed, the upstream answers: %s", describe_failure(error))
         self.watch.failed("the cache failed")
+        trail_of(request).passed("the cache failed")
         return await self.forward(request, raw, describe(None, "the cache failed"))
 
     async def _look_up(self, request: Request, question: Question, control: Control) -> Lookup:
         tenant = tenant_of(request.headers, request.url.query, self.secret, control.namespace)
-        return await asyncio.to_thread(self.cache.lookup, question.text, namespace=tenant, scope=question.scope)
+        span = trail_of(request).span.child("embedsmith.lookup")
+        try:
+            found = await asyncio.to_thread(self.cache.lookup, question.text, namespace=tenant, scope=question.scope)
+            span.note(
+                {
+                    "embedsmith.cache.outcome": "hit" if found.hit else "miss",
+                    "embedsmith.cache.reason": found.decision.reason,
+                    "embedsmith.cache.similarity": found.decision.similarity,
+                    "embedsmith.cache.tier": found.decision.tier,
+                    "embedsmith.cache.encode_ms": 1000 * found.encoding,
+                    "embedsmith.cache.search_ms": 1000 * (found.seconds - found.encoding),
+                }
+            )
+        except Exception as error:
+            span.fail(type(error).__name__)
+            raise
+        finally:
+            span.end()
+        return found
 
-    def _serve(self, question: Question, found: Lookup) -> Response:
+    def _note(self, request: Request, found: Lookup, answer: Answer | None = None) -> None:
+        self.watch.looked_up(found, answer)
+        trail_of(request).looked_up(found)
+
+    def _serve(self, request: Request, question: Question, found: Lookup) -> Response:
         assert found.answer is not None
         answer = load_answer(found.answer)
-        self.watch.looked_up(found, answer)
+        self._note(request, found, answer)
         if question.stream:
             return StreamingResponse(stream_events(answer), headers=describe(found), media_type="text/event-stream")
         return JSONResponse(answer.body, headers=describe(found))
@@ -141,45 +158,42 @@ class Proxy:
         flight: Flight | None = None,
     ) -> Response:
         """Return the upstream's answer and store it if it may be stored; lands the flight when that is done."""
-        self.watch.looked_up(found)
+        self._note(request, found)
         handed_on = False
         try:
-            answer = await self._send(request, raw)
-            if isinstance(answer, Response):
-                return answer
-            headers = kept_headers(answer.headers) | describe(found)
-            if question.stream and answer.status_code == 200:
+            call = await self.upstream.send(request, raw)
+            if isinstance(call, Response):
+                return call
+            if question.stream and call.status_code == 200:
                 handed_on = True
-                return StreamingResponse(self._relay(answer, control, found, flight), 200, headers)
-            try:
-                content = await answer.aread()
-            except httpx.HTTPError:
-                self.watch.failed("the upstream broke off its answer")
-                return refuse(502, "the upstream broke off its answer", describe(found))
-            if answer.status_code == 200:
-                await self._store(found, control, read_body(parse(content)))
-            return Response(content, answer.status_code, headers)
+                return call.response(self._relay(call, control, found, flight), describe(found))
+            content = await call.read(describe(found))
+            if isinstance(content, Response):
+                return content
+            if call.status_code == 200:
+                answer = read_body(parse(content))
+                call.answered(answer)
+                await self._store(found, control, answer, call.trail)
+            return call.response(content, describe(found))
         finally:
             if flight is not None and not handed_on:
                 flight.land()
 
-    def _relay(
-        self, answer: httpx.Response, control: Control, found: Lookup, flight: Flight | None
-    ) -> AsyncIterator[bytes]:
+    def _relay(self, call: Call, control: Control, found: Lookup, flight: Flight | None) -> AsyncIterator[bytes]:
         """Return the bytes of a stream as they come.
 
         A task of its own reads the upstream to the end, so that a client that goes away costs the others
         who wait for this answer nothing.
         """
         queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-        task = asyncio.create_task(self._read_stream(answer, control, found, flight, queue))
+        task = asyncio.create_task(self._read_stream(call, control, found, flight, queue))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return _drain(queue)
 
     async def _read_stream(
         self,
-        answer: httpx.Response,
+        call: Call,
         control: Control,
         found: Lookup,
         flight: Flight | None,
@@ -187,61 +201,42 @@ class Proxy:
     ) -> None:
         reader = StreamReader()
         try:
-            async for data in answer.aiter_raw():
-                reader.feed(data)
+            async for data in call.stream(reader):
                 queue.put_nowait(data)
-            await self._store(found, control, reader.answer())
+            await self._store(found, control, reader.answer(), call.trail)
             queue.put_nowait(None)
         except Exception as error:  # noqa: BLE001  the client must see a broken stream, not a whole one
-            self.watch.failed("the upstream cut a stream")
             queue.put_nowait(error)
         finally:
-            await answer.aclose()
             if flight is not None:
                 flight.land()
 
-    async def _store(self, found: Lookup, control: Control, answer: Answer | None) -> None:
-        if answer is not None and control.write:
-            try:
-                await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
-            except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
-                LOG.warning("an answer could not be stored: %s", error)
-                self.watch.failed("an answer could not be stored")
-            else:
-                self.watch.stored()
+    async def _store(self, found: Lookup, control: Control, answer: Answer | None, trail: Trail) -> None:
+        if answer is None or not control.write:
+            return
+        span = trail.span.child("embedsmith.store")
+        try:
+            await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
+        except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
+            LOG.warning("an answer could not be stored: %s", describe_failure(error))
+            self.watch.failed("an answer could not be stored")
+            span.fail(type(error).__name__)
+        else:
+            self.watch.stored()
+        finally:
+            span.end()
+
+    async def pass_on(self, request: Request) -> Response:
+        """Answer a path that is none of ours: from the upstream, untouched."""
+        return await self.forward(request)
 
     async def forward(
         self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None
     ) -> Response:
         """Pass a request on as it is, and its answer back as it comes."""
-        try:
-            content = raw if raw is not None else await read_limited(request, self.largest)
-        except TooLarge:
-            return refuse(413, f"the request has more than {self.largest} bytes")
-        answer = await self._send(request, content)
-        if isinstance(answer, Response):
-            return answer
-        return StreamingResponse(_bytes_of(answer), answer.status_code, kept_headers(answer.headers) | dict(told or {}))
-
-    async def _send(self, request: Request, raw: bytes) -> httpx.Response | Response:
-        """Return the upstream's answer, its body unread, or the response that says why there is none."""
-        headers = [(name, value) for name, value in request.headers.items() if name not in HOPS | {ASKED}]
-        if self.key and "authorization" not in request.headers:
-            headers.append(("authorization", f"Bearer {self.key}"))
-        headers = [(name, value) for name, value in headers if name != "accept-encoding"]
-        headers.append(("accept-encoding", "identity"))  # what is stored must be readable
-        path = request.url.path.removeprefix("/v1").lstrip("/")
-        sent = self.upstream.build_request(
-            request.method, path, params=request.query_params, headers=headers, content=raw or None
-        )
-        try:
-            return await self.upstream.send(sent, stream=True)
-        except httpx.TimeoutException:
-            self.watch.failed("the upstream did not answer in time")
-            return refuse(504, "the upstream did not answer in time")
-        except httpx.HTTPError as error:
-            self.watch.failed("the upstream cannot be reached")
-            return refuse(502, f"the upstream cannot be reached ({type(error).__name__})")
+        content = raw if raw is not None else await self.read(request)
+        call = await self.upstream.send(request, content)
+        return call if isinstance(call, Response) else call.response(call.stream(), told)
 
 
 async def _drain(queue: asyncio.Queue[bytes | Exception | None]) -> AsyncIterator[bytes]:
@@ -249,38 +244,6 @@ async def _drain(queue: asyncio.Queue[bytes | Exception | None]) -> AsyncIterato
         if isinstance(data, Exception):
             raise data
         yield data
-
-
-async def _bytes_of(answer: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for data in answer.aiter_raw():
-            yield data
-    finally:
-        await answer.aclose()
-
-
-async def read_limited(request: Request, largest: int) -> bytes:
-    """Return the body of a request; `TooLarge` as soon as there is more than `largest` bytes of it."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > largest:
-        raise TooLarge
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > largest:
-            raise TooLarge
-    return bytes(body)
-
-
-def kept_headers(headers: httpx.Headers) -> dict[str, str]:
-    """Return an answer's headers without those of the connection and of the cache."""
-    return {name: value for name, value in headers.items() if name not in HOPS and not name.startswith("x-embedsmith")}
-
-
-def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an error in the protocol's form."""
-    kind = "invalid_request_error" if status < 500 else "upstream_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": None}}, status, headers)
 
 
 def parse(content: bytes) -> Any:

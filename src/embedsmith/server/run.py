@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,11 @@ class Service:
 
     From the environment, never from the command line: EMBEDSMITH_ADMIN_TOKEN (else a new one is printed),
     EMBEDSMITH_SECRET (hex; makes tenants of API keys; needed where several servers share a store),
-    EMBEDSMITH_UPSTREAM_KEY (for clients that bring no key).
+    EMBEDSMITH_UPSTREAM_KEY (for clients that bring no key), and OpenTelemetry's own OTEL_* (tracing is on with
+    OTEL_EXPORTER_OTLP_ENDPOINT).
+
+    Attributes:
+        log: "text", "json" or "off"; see `logs`.
     """
 
     upstream: str
@@ -32,14 +37,16 @@ class Service:
     port: int = 8080
     allowed: Allowances = field(default_factory=Allowances)
     shadow: bool = False
+    log: str = "text"
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
     """Serve until the process is told to stop; the store is closed on the way out."""
     try:
-        import uvicorn
-
         from embedsmith.server.app import create_app
+        from embedsmith.server.logs import open_log
+        from embedsmith.server.spans import spans_from_environment
+        from embedsmith.server.wire import make_server
     except ImportError:
         raise MissingPartError(
             "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
@@ -48,9 +55,15 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         raise ConfigurationError(
             f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
         )
+    log, records = open_log(service.log)
+    spans, flush = spans_from_environment()
     token = os.environ.get("EMBEDSMITH_ADMIN_TOKEN") or secrets.token_urlsafe(24)
     with ExitStack() as stack:
         stack.callback(cache.close)
+        stack.callback(flush)
+        if log is not None:
+            stack.callback(log.close)
+        stack.enter_context(_handle_records(records))
         listener = stack.enter_context(_bind(service))
         upstream = service.upstream
         if upstream == SIMULATOR:
@@ -65,11 +78,24 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
             shadow=service.shadow,
+            log=log,
+            spans=spans,
         )
         address = f"http://{service.host}:{service.port}"
         say(f"OpenAI clients    base_url={address}/v1")
         say(f"dashboard         {address}/dashboard#{token}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+        make_server(app).run(sockets=[listener])
+
+
+@contextmanager
+def _handle_records(handler: logging.Handler) -> Iterator[None]:
+    """Let `handler` alone write what is logged in this process."""
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [handler]
+    try:
+        yield
+    finally:
+        root.handlers = before
 
 
 def _bind(service: Service) -> socket.socket:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.server.answers import Answer
+from embedsmith.server.oversight import Oversight
 
 LATEST = 500
 SIMILARITIES = tuple(step / 20 for step in range(21))
@@ -40,8 +41,9 @@ class Seen:
 class Watch:
     """Counts and the latest lookups of one server."""
 
-    def __init__(self, cache: SemanticCache) -> None:
+    def __init__(self, cache: SemanticCache, *, shadow: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self.oversight = Oversight(cache, self.registry, shadow=shadow)
         self.latest: deque[Seen] = deque(maxlen=LATEST)
         self.lookups = self.hits = self.saved_tokens = 0
         self._numbers = itertools.count(1)
@@ -58,6 +60,12 @@ class Watch:
         )
         self._similarity = Histogram(
             "embedsmith_similarity", "Cosine of the nearest entry", registry=self.registry, buckets=SIMILARITIES
+        )
+        self._batches = Histogram(
+            "embedsmith_embeddings_batch_texts",
+            "Texts that one call of the encoder took for /v1/embeddings",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
         )
         Gauge("embedsmith_entries", "Entries in the store", registry=self.registry).set_function(
             lambda: cache.store.count().entries
@@ -76,6 +84,7 @@ class Watch:
         self._seconds.observe(found.seconds)
         if decision.similarity is not None:
             self._similarity.observe(decision.similarity)
+        self.oversight.looked_up(found)
         if answer is not None:
             tokens = int((answer.body.get("usage") or {}).get("completion_tokens") or 0)
             self.saved_tokens += tokens
@@ -107,6 +116,10 @@ class Watch:
     def stored(self) -> None:
         """Count an answer that was stored."""
         self._stored.inc()
+
+    def encoded(self, texts: int) -> None:
+        """Count a batch of texts that were encoded together."""
+        self._batches.observe(texts)
 
     def find(self, number: int) -> Seen | None:
         """Return one of the latest lookups."""

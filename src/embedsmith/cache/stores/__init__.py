@@ -7,6 +7,7 @@ distance exists only inside a store.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,7 +18,8 @@ from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 
 Order = Literal["lru", "lfu", "size"]
-SCHEMA = 1  # version of what is on disk; a newer one is refused, an older one migrated
+SCHEMA = 2  # version of what is on disk; a newer one is refused, an older one migrated
+LOG = logging.getLogger("embedsmith.stores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,35 @@ class Counts:
 
     entries: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a store says of itself.
+
+    Attributes:
+        schema: version of what is on disk.
+        model: fingerprint of the model whose vectors it serves. dimension: of these vectors.
+        generation: 1 for the first model that the store has had, one more after each re-encoding.
+        counted: dimension with which the sizes on disk are reckoned, which is that of the first model; so a
+            re-encoding need not rewrite them.
+    """
+
+    schema: int
+    model: str
+    dimension: int
+    generation: int
+    counted: int
+
+    @property
+    def surplus(self) -> int:
+        """Bytes by which an entry is larger than its size on disk says; negative when it is smaller."""
+        return 4 * (self.dimension - self.counted)
+
+    def require(self, url: str, model: str, dimension: int) -> None:
+        """Raise `ModelMismatch` when the vectors are not of this model and dimension."""
+        if (self.model, self.dimension) != (model, dimension):
+            raise mismatch(url, (self.model, self.dimension), (model, dimension))
 
 
 class StoreError(EmbedsmithError):
@@ -173,7 +204,17 @@ def mismatch(url: str, found: tuple[str, int], wanted: tuple[str, int]) -> Model
     return ModelMismatch(
         f"{url} holds vectors of model {found[0] or 'unknown'} with {found[1]} dimensions",
         expected=f"vectors of model {wanted[0] or 'unknown'} with {wanted[1]} dimensions",
-        action="use another store for this model; the old one stays as it is",
+        action=f"start with the model that the store belongs to, or give its entries vectors of the new one: "
+        f"embedsmith reencode '{url}' --model MODEL",
+    )
+
+
+def refuse_schema(url: str, found: int) -> StoreError:
+    """Return the error for a store that a later version of embedsmith wrote."""
+    return StoreError(
+        f"{url} has schema {found}",
+        expected=f"at most {SCHEMA}, which this version of embedsmith knows",
+        action="update embedsmith (pip install --upgrade embedsmith), or use another store; this one stays as it is",
     )
 
 

@@ -1,21 +1,36 @@
 """The store that replicas share through PostgreSQL with pgvector: one row per entry, its vector in it.
 
 Three tables: the entries; their use, apart because a new version of a row would put its vector into the
-index anew; and the changes of the counts, which triggers append and `_fold` adds up now and then, so that
+index anew; and the changes of the counts, which triggers append and FOLDING adds up now and then, so that
 writers never wait for each other on a total.
+
+Each model that the store has had has its own table of entries, of which one is left: a re-encoding fills the next
+and drops the last (postgres_move.py). So a statement of a server with the old model finds no table, never vectors of
+another model.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
-from embedsmith.cache.stores.network import read_address
+from embedsmith.cache.stores import (
+    LOG,
+    SCHEMA,
+    About,
+    Counts,
+    Entry,
+    Match,
+    Order,
+    StoreError,
+    check_vector,
+    refuse_schema,
+)
+from embedsmith.cache.stores.network import Address, read_address
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, MissingPartError
@@ -48,8 +63,25 @@ LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 120  # of the HNSW graph: neighbou
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
 ORDERS: dict[Order, str] = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
 
-TABLES = """
-create table {about} (schema integer not null, model text not null, dimension integer not null);
+ABOUT = """
+create table {about} (
+    schema integer not null,
+    model text not null,
+    dimension integer not null,
+    generation integer not null,
+    counted integer not null,
+    next_model text,
+    next_dimension integer,
+    next_generation integer
+)
+"""
+MIGRATE = """
+alter table {about} add column generation integer not null default 1, add column counted integer,
+    add column next_model text, add column next_dimension integer, add column next_generation integer;
+update {about} set schema = 2, counted = dimension;
+alter table {about} alter column counted set not null;
+"""
+ENTRIES = """
 create table {entries} (
     id text collate "C" primary key,
     namespace text not null,
@@ -61,12 +93,16 @@ create table {entries} (
     expires double precision,
     tags text[] not null,
     size bigint not null
-);
+)
+"""
+INDEXES = """
 create index on {entries} using hash (namespace);
 create index on {entries} using hash (partition);
 create index on {entries} using gin (tags);
 create index on {entries} (created, id);
 create index on {entries} (expires) where expires is not null;
+"""
+REST = """
 create table {use} (
     id text collate "C" primary key references {entries} on delete cascade,
     used double precision not null,
@@ -92,6 +128,8 @@ begin
     end if;
     return null;
 end $body$;
+"""
+TRIGGERS = """
 create trigger tally_insert after insert on {entries} referencing new table as after
     for each statement execute function {tally}();
 create trigger tally_update after update on {entries} referencing old table as before new table as after
@@ -157,16 +195,15 @@ class PostgresStore:
 
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.dimension, self.model = dimension, model
-        pattern = r"[A-Za-z_][A-Za-z0-9_]{0,39}"
-        self._address = read_address(url, option="table", default="embedsmith_cache", pattern=pattern)
+        self._address = read_url(url)
         self.url = self._address.shown
-        self._names = _names(self._address.name, dimension)
         self._lock = threading.Lock()
         self._changes = 0  # statements that changed counts since the last folding
         with self._calls():
-            _check_target(self._address.target)
+            check_target(self._address.target)
             with psycopg.connect(self._address.target, connect_timeout=CONNECT) as connection:
-                self._open(connection)
+                self._about = self._open(connection)
+        self._names = name_parts(self._address.name, dimension, self._about.generation)
         self._pool = ConnectionPool(
             self._address.target,
             kwargs={"connect_timeout": CONNECT, "autocommit": True},  # a lookup is one round trip, not three
@@ -177,22 +214,16 @@ class PostgresStore:
             open=True,
         )
 
-    def _open(self, connection: Connection) -> None:
+    def _open(self, connection: Connection) -> About:
         """Check or write what the store is; one process at a time."""
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 4))", [self._address.name])
         self._check_extension(connection)
-        exists = connection.execute("select to_regclass(%s)", [f'"{self._address.name}_about"']).fetchone()
-        if exists == (None,):
-            self._create(connection)
-            return
-        about = connection.execute(self._sql("select schema, model, dimension from {about}")).fetchone()
-        schema, model, dimension = about or (0, "", 0)
-        if schema > SCHEMA:
-            raise StoreError(
-                f"{self.url} has schema {schema}", expected=f"at most {SCHEMA}", action="update embedsmith"
-            )
-        if (model, dimension) != (self.model, self.dimension):
-            raise mismatch(self.url, (model, dimension), (self.model, self.dimension))
+        about = open_about(connection, self.url, self._address.name)
+        if about is None:
+            about = About(SCHEMA, self.model, self.dimension, 1, self.dimension)
+            self._create(connection, about)
+        about.require(self.url, self.model, self.dimension)
+        return about
 
     def _check_extension(self, connection: Connection) -> None:
         find = "select extversion from pg_extension where extname = 'vector'"
@@ -224,23 +255,18 @@ class PostgresStore:
                 action="update it, then run `alter extension vector update`",
             )
 
-    def _create(self, connection: Connection) -> None:
-        connection.execute(self._sql(TABLES))
-        if self.dimension <= INLINE:
-            connection.execute(self._sql("alter table {entries} alter column vector set storage plain"))
-        if self.dimension <= 4000:  # beyond, pgvector has no index, and every search compares all
-            build = f"with (m = {LINKS}, ef_construction = {EFFORT_BUILD})"
-            connection.execute(self._sql("create index on {entries} using hnsw ({indexed}) " + build))
-        row = (SCHEMA, self.model, self.dimension)
-        connection.execute(self._sql("insert into {about} values (%s, %s, %s)"), row)
+    def _create(self, connection: Connection, about: About) -> None:
+        names = name_parts(self._address.name, self.dimension, about.generation)
+        create_entries(connection, names, self.dimension)
+        for statements in (ABOUT, REST, TRIGGERS):
+            connection.execute(sql.SQL(statements).format(**names))
+        index_entries(connection, names, self.dimension)
+        values = (about.schema, about.model, about.dimension, about.generation, about.counted)
+        connection.execute(sql.SQL("insert into {about} values (%s, %s, %s, %s, %s)").format(**names), values)
 
     def _configure(self, connection: Connection) -> None:
         """Prepare a connection of the pool."""
-        info = TypeInfo.fetch(connection, "vector")
-        if info is None:
-            raise StoreError(f"the PostgreSQL at {self.url} has no pgvector any more")
-        connection.adapters.register_dumper(np.ndarray, type("Dumper", (_VectorDumper,), {"oid": info.oid}))
-        connection.adapters.register_loader(info.oid, _VectorLoader)
+        register_vectors(connection, self.url)
         connection.execute(SESSION)
 
     def _sql(self, text: str, **parts: sql.Composable) -> sql.Composed:
@@ -281,7 +307,8 @@ class PostgresStore:
         for name, value in row.items():
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{name} of entry {entry.id!r} holds the character NUL, which PostgreSQL cannot store")
-        return row | {"vector": check_vector(entry.vector, self.dimension), "tags": list(entry.tags)}
+        size = entry.size - self._about.surplus
+        return row | {"vector": check_vector(entry.vector, self.dimension), "tags": list(entry.tags), "size": size}
 
     def touch(self, id: str, now: float) -> None:
         self._run(lambda connection: connection.execute(self._sql(TOUCH), (now, id)))
@@ -326,7 +353,7 @@ class PostgresStore:
                 if more <= 0 and weight <= 0:
                     break
                 going.append(id)
-                more, weight = more - 1, weight - size
+                more, weight = more - 1, weight - size - self._about.surplus
             if not going:
                 break
             removed += cursor.execute(remove, [going]).rowcount
@@ -338,7 +365,8 @@ class PostgresStore:
 
     def _tally(self, connection: Connection, kind: str, name: str = "") -> Counts:
         query = self._sql(TALLY + " where kind = %s and name = %s")
-        return Counts(*self._fetch(connection, query, (kind, name))[0])
+        entries, bytes = self._fetch(connection, query, (kind, name))[0]
+        return Counts(entries, bytes + entries * self._about.surplus)
 
     def scan(self, namespace: str | None = None) -> Iterator[Entry]:
         rule = "true" if namespace is None else "namespace = %s"
@@ -379,10 +407,22 @@ class PostgresStore:
     def _run(self, work: Callable[[Connection], Result]) -> Result:
         """Return what `work` does, which is tried again when it lost against another transaction."""
         with self._calls():
-            for _ in range(TRIES - 1):
-                with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
-                    return self._try(work)
-            return self._try(work)
+            try:
+                for _ in range(TRIES - 1):
+                    with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
+                        return self._try(work)
+                return self._try(work)
+            except errors.UndefinedTable:
+                self._follow()
+                raise
+
+    def _follow(self) -> None:
+        """Take note of a re-encoding, which dropped the table of entries; its model is another one, or came back."""
+        about = self._try(lambda connection: open_about(connection, self.url, self._address.name))
+        if about is not None and about.generation != self._about.generation:
+            about.require(self.url, self.model, self.dimension)
+            self._about = about
+            self._names = name_parts(self._address.name, self.dimension, about.generation)
 
     def _try(self, work: Callable[[Connection], Result]) -> Result:
         with self._pool.connection() as connection:
@@ -393,19 +433,28 @@ class PostgresStore:
                     raise _Broken(*error.args) from None
                 raise
 
-    @contextmanager
-    def _calls(self) -> Iterator[None]:
-        """Turn the driver's errors into ours, without the password."""
-        try:
-            yield
-        except psycopg.OperationalError as error:
-            raise StoreError(
-                f"{self.url} cannot be reached: {self._address.censor(error)}",
-                expected="a running PostgreSQL with pgvector, and a user and password that it knows",
-                action="start it, or check host, port, user and password",
-            ) from None
-        except psycopg.Error as error:
-            raise StoreError(f"{self.url} failed: {self._address.censor(error)}") from None
+    def _calls(self) -> AbstractContextManager[None]:
+        return translated(self._address)
+
+
+@contextmanager
+def translated(address: Address) -> Iterator[None]:
+    """Turn the driver's errors into ours, without the password."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise StoreError(
+            f"{address.shown} cannot be reached: {address.censor(error)}",
+            expected="a running PostgreSQL with pgvector, and a user and password that it knows",
+            action="start it, or check host, port, user and password",
+        ) from None
+    except psycopg.Error as error:
+        raise StoreError(f"{address.shown} failed: {address.censor(error)}") from None
+
+
+def read_url(url: str) -> Address:
+    """Return where the store of `url` is."""
+    return read_address(url, option="table", default="embedsmith_cache", pattern=r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
 class _Broken(psycopg.OperationalError):
@@ -430,13 +479,13 @@ class _VectorLoader(Loader):
         return np.frombuffer(data, dtype=">f4", offset=4).astype(np.float32)
 
 
-def _names(table: str, dimension: int) -> dict[str, sql.Composable]:
+def name_parts(table: str, dimension: int, generation: int) -> dict[str, sql.Composable]:
     """Return what the statements call {entries}, {use}, ..., quoted."""
     cast = "vector" if dimension <= 2000 else f"(vector::halfvec({dimension}))"  # the index of `vector` ends there
     kind = "vector" if dimension <= 2000 else "halfvec"
     query = "%s" if dimension <= 2000 else f"%s::vector::halfvec({dimension})"
     return {
-        "entries": sql.Identifier(table),
+        "entries": sql.Identifier(table if generation == 1 else f"{table}_entries_{generation}"),
         **{name: sql.Identifier(f"{table}_{name}") for name in ("about", "use", "counts", "tally")},
         "dimension": sql.SQL(str(dimension)),
         "indexed": sql.SQL(f"{cast} {kind}_cosine_ops"),
@@ -445,13 +494,57 @@ def _names(table: str, dimension: int) -> dict[str, sql.Composable]:
     }
 
 
+def open_about(connection: Connection, url: str, table: str) -> About | None:
+    """Return whose vectors the store holds, None where there is none; an older one becomes one of this version.
+
+    Raises:
+        StoreError: it is of a newer version.
+    """
+    names = name_parts(table, 1, 1)
+    if connection.execute("select to_regclass(%s)", [f'"{table}_about"']).fetchone() == (None,):
+        return None
+    ((schema,),) = connection.execute(sql.SQL("select schema from {about}").format(**names)).fetchall()
+    if schema > SCHEMA:
+        raise refuse_schema(url, schema)
+    if schema < SCHEMA:
+        connection.execute(sql.SQL(MIGRATE).format(**names))
+        LOG.warning("%s was migrated from schema 1 to %d: it can be re-encoded now", url, SCHEMA)
+    query = sql.SQL("select schema, model, dimension, generation, counted from {about}").format(**names)
+    return About(*connection.execute(query).fetchall()[0])
+
+
+def create_entries(connection: Connection, names: Mapping[str, sql.Composable], dimension: int) -> None:
+    """Add a table of entries, without indexes."""
+    connection.execute(sql.SQL(ENTRIES).format(**names))
+    if dimension <= INLINE:
+        connection.execute(sql.SQL("alter table {entries} alter column vector set storage plain").format(**names))
+
+
+def index_entries(connection: Connection, names: Mapping[str, sql.Composable], dimension: int) -> None:
+    """Add the indexes of a table of entries."""
+    connection.execute(sql.SQL(INDEXES).format(**names))
+    if dimension <= 4000:  # beyond, pgvector has no index, and every search compares all
+        build = f"with (m = {LINKS}, ef_construction = {EFFORT_BUILD})"
+        connection.execute(sql.SQL("create index on {entries} using hnsw ({indexed}) " + build).format(**names))
+
+
+def register_vectors(connection: Connection, url: str) -> None:
+    """Let a connection read and write arrays as pgvector's vectors."""
+    info = TypeInfo.fetch(connection, "vector")
+    if info is None:
+        raise StoreError(f"the PostgreSQL at {url} has no pgvector any more")
+    connection.adapters.register_dumper(np.ndarray, type("Dumper", (_VectorDumper,), {"oid": info.oid}))
+    connection.adapters.register_loader(info.oid, _VectorLoader)
+
+
 def _entry(row: tuple[Any, ...]) -> Entry:
     """Return the entry of the values of COLUMNS."""
     id, namespace, partition, text, answer, vector, created, expires, tags = row
     return Entry(id, namespace, partition, text, answer, vector, created, expires, tuple(tags))
 
 
-def _check_target(target: str) -> None:
+def check_target(target: str) -> None:
+    """Raise `ConfigurationError` for an address that the driver cannot read."""
     try:
         psycopg.conninfo.conninfo_to_dict(target)
     except psycopg.ProgrammingError:

@@ -4,6 +4,10 @@ All keys start with the prefix. What changes an entry is one Lua script, so that
 that order eviction and the counts never disagree, whoever else writes. Use is counted outside the hash: a
 change of the hash would put its vector into the index anew. Texts go into queries as fingerprints only.
 
+Each model that the store has had has its own hashes and index, of which one is left: a re-encoding fills the next
+and removes the last (redis_move.py). Scripts learn from `about` which is which, so that no two ever disagree, and
+who writes says which one it means.
+
 No key has a TTL, since `now` decides what has expired. Run the server with `maxmemory-policy noeviction`
 (its default): another policy removes entries behind the counts.
 """
@@ -15,12 +19,23 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
+from embedsmith.cache.stores import (
+    LOG,
+    SCHEMA,
+    About,
+    Counts,
+    Entry,
+    Match,
+    Order,
+    StoreError,
+    check_vector,
+    refuse_schema,
+)
 from embedsmith.cache.stores.network import Address, read_address
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
@@ -34,19 +49,29 @@ except ModuleNotFoundError:
     raise MissingPartError("a store in Redis needs redis-py", action="pip install 'embedsmith[redis]'") from None
 
 WAIT = 10.0  # seconds for one answer of the server
+HOLD = 10.0  # seconds, at most, that a re-encoding makes additions wait
 CONNECT = 5.0  # seconds for a connection
 BLOCK = 256  # entries per script or pipeline: the server serves others in between
 EXACT = 4096  # a partition of up to so many entries is compared whole, without the graph
 RARE = 50  # so is one that is less than a RARE-th of all: the graph would pass through too many others
 LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 200, 128  # of the HNSW graph: neighbours, candidates
 FIELDS = ("id", "namespace", "partition", "text", "answer", "vector", "created", "expires", "tags")
+MOVED, HELD = -1, -2  # what PUT answers when the store has moved to another model, or is about to
+PAUSE = 0.005  # seconds until a held addition is tried again
 LOST_INDEX = re.compile(r"no such index|unknown index|index_not_found", re.I)
 
 # KEYS[1] is the prefix. created: id by creation, also per namespace. expires: id by expiry. used: id by last
 # use. uses, size: the last use in 8 bytes that sort like it, then the id, by number of uses or by -size, so
-# that members with equal scores are in order of last use, then id.
+# that members with equal scores are in order of last use, then id. about: see `About`; next: the generation that is
+# being filled, whose missing ids are in todo; old: generations that are being removed, each with a space before it.
 HEAD = """
 local base = KEYS[1]
+local about = redis.call('HMGET', base .. ':about', 'generation', 'next', 'old')
+local current, coming, old = about[1] or '1', about[2], about[3] or ''
+local function at(generation, id)
+    if generation == '1' then return base .. ':entry:' .. id end
+    return base .. ':entry.' .. generation .. ':' .. id
+end
 local function place(number)
     local packed = struct.pack('>d', number + 0)
     local first = string.byte(packed)
@@ -63,33 +88,44 @@ local function count(group, space, entries, bytes)
     add(base .. ':groups', group, entries)
 end
 local function remove(id)
-    local key = base .. ':entry:' .. id
-    local old = redis.call('HMGET', key, 'group', 'space', 'size', 'labels')
-    if not old[1] then return 0 end
+    local key = at(current, id)
+    local was = redis.call('HMGET', key, 'group', 'space', 'size', 'labels')
+    if not was[1] then return 0 end
     local member = place(tonumber(redis.call('ZSCORE', base .. ':used', id))) .. id
     redis.call('DEL', key)
+    if coming then redis.call('DEL', at(coming, id)); redis.call('ZREM', base .. ':todo', id) end
+    for generation in string.gmatch(old, '%d+') do redis.call('DEL', at(generation, id)) end
     redis.call('ZREM', base .. ':used', id)
     redis.call('ZREM', base .. ':uses', member)
     redis.call('ZREM', base .. ':size', member)
     redis.call('ZREM', base .. ':created', id)
-    redis.call('ZREM', base .. ':created:' .. old[2], id)
+    redis.call('ZREM', base .. ':created:' .. was[2], id)
     redis.call('ZREM', base .. ':expires', id)
-    for label in string.gmatch(old[4], '%S+') do redis.call('SREM', base .. ':tag:' .. label, id) end
-    count(old[1], old[2], -1, -tonumber(old[3]))
+    for label in string.gmatch(was[4], '%S+') do redis.call('SREM', base .. ':tag:' .. label, id) end
+    count(was[1], was[2], -1, -tonumber(was[3]))
     return 1
 end
 """
 OPEN = """
-if redis.call('EXISTS', KEYS[1] .. ':about') == 0 then
-    redis.call('HSET', KEYS[1] .. ':about', 'schema', ARGV[1], 'model', ARGV[2], 'dimension', ARGV[3])
+local key, model, dimension, newest = KEYS[1] .. ':about', unpack(ARGV)
+local migrated = 0
+if redis.call('EXISTS', key) == 0 and model then
+    redis.call('HSET', key, 'schema', newest, 'model', model, 'dimension', dimension)
+    redis.call('HSET', key, 'generation', '1', 'counted', dimension)
+elseif redis.call('HGET', key, 'schema') == '1' then
+    redis.call('HSET', key, 'schema', '2', 'generation', '1', 'counted', redis.call('HGET', key, 'dimension'))
+    migrated = 1
 end
-return redis.call('HMGET', KEYS[1] .. ':about', 'schema', 'model', 'dimension')
+return {migrated, redis.call('HMGET', key, 'schema', 'model', 'dimension', 'generation', 'counted')}
 """
 PUT = """
-local id, group, space, size, labels, created, expires = unpack(ARGV, 1, 7)
+local generation, id, group, space, size, labels, created, expires = unpack(ARGV, 1, 8)
+if about[1] ~= generation then return -1 end
+if redis.call('EXISTS', base .. ':hold') == 1 then return -2 end
 remove(id)
-redis.call('HSET', base .. ':entry:' .. id, 'id', id, 'group', group, 'space', space, 'size', size,
-    'labels', labels, 'created', created, 'expires', expires, unpack(ARGV, 8))
+redis.call('HSET', at(current, id), 'id', id, 'group', group, 'space', space, 'size', size,
+    'labels', labels, 'created', created, 'expires', expires, unpack(ARGV, 9))
+if coming then redis.call('ZADD', base .. ':todo', 0, id) end
 local member = place(tonumber(created)) .. id
 redis.call('ZADD', base .. ':used', created, id)
 redis.call('ZADD', base .. ':uses', 0, member)
@@ -121,7 +157,7 @@ local space, label, now = unpack(ARGV, 1, 3)
 local removed = 0
 for place = 4, #ARGV do
     local id = ARGV[place]
-    local found = redis.call('HMGET', base .. ':entry:' .. id, 'space', 'expires')
+    local found = redis.call('HMGET', at(current, id), 'space', 'expires')
     if found[1] and (space == '' or space == found[1])
         and (label == '' or redis.call('SISMEMBER', base .. ':tag:' .. label, id) == 1)
         and (now == '' or tonumber(found[2]) <= tonumber(now)) then
@@ -131,11 +167,13 @@ end
 return removed
 """
 EVICT = """
-local order, entries, bytes, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local order, entries, bytes, most, surplus = ARGV[1], unpack(ARGV, 2)
+entries, bytes, most, surplus = tonumber(entries), tonumber(bytes), tonumber(most), tonumber(surplus)
 local removed = 0
 while removed < most do
     local left = redis.call('HMGET', base .. ':counts', 'entries', 'bytes')
-    if tonumber(left[1] or 0) <= entries and tonumber(left[2] or 0) <= bytes then break end
+    local count = tonumber(left[1] or 0)
+    if count <= entries and tonumber(left[2] or 0) + count * surplus <= bytes then break end
     local first = redis.call('ZRANGE', base .. ':' .. order, 0, 0)[1]
     if not first then break end
     if remove(order == 'used' and first or string.sub(first, 9)) == 0 then
@@ -159,9 +197,9 @@ class RedisStore:
 
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.dimension, self.model = dimension, model
-        self._address = read_address(url, option="prefix", default="embedsmith", pattern=r"[A-Za-z0-9_.-]{1,64}")
+        self._address = read_url(url)
         self.url, self._base = self._address.shown, self._address.name
-        self._client: Any = _connect(self._address)  # the driver's types do not know that all it reads is bytes
+        self._client: Any = connect(self._address)  # the driver's types do not know that all it reads is bytes
         self._put = self._client.register_script(HEAD + PUT)
         self._touch = self._client.register_script(HEAD + TOUCH)
         self._remove = self._client.register_script(HEAD + REMOVE)
@@ -175,48 +213,25 @@ class RedisStore:
 
     def _open(self) -> None:
         """Check or write what the store is, and see to it that the index exists and is complete."""
-        try:
-            self._client.execute_command("FT._LIST")
-        except redis.ResponseError as error:
-            if "unknown command" not in str(error).lower():
-                raise
-            raise StoreError(
-                f"the Redis at {self.url} has no search module",
-                expected="Redis 8, where search is built in, or Redis Stack",
-                action="run Redis 8 (image redis:8), or load redisearch.so with `loadmodule`",
-            ) from None
-        about = self._client.eval(OPEN, 1, self._base, str(SCHEMA), self.model, str(self.dimension))
-        schema, model, dimension = (value.decode() for value in about)
-        if int(schema) > SCHEMA:
-            raise StoreError(
-                f"{self.url} has schema {schema}", expected=f"at most {SCHEMA}", action="update embedsmith"
-            )
-        if (model, int(dimension)) != (self.model, self.dimension):
-            raise mismatch(self.url, (model, int(dimension)), (self.model, self.dimension))
-        self._index()
+        require_search(self._client, self.url)
+        about = open_about(self._client, self.url, self._base, self.model, self.dimension)
+        assert about is not None
+        about.require(self.url, self.model, self.dimension)
+        self._about = about
+        make_index(self._client, self._base, about.generation, self.dimension)
+        self._key = key_of(self._base, about.generation)
 
-    def _index(self) -> None:
-        graph: tuple[str | int, ...] = ("TYPE", "FLOAT32", "DIM", self.dimension, "DISTANCE_METRIC", "COSINE")
-        graph += ("M", LINKS, "EF_CONSTRUCTION", EFFORT_BUILD)
-        fields = ("group", "TAG", "expires", "NUMERIC", "vector", "VECTOR", "HNSW", len(graph), *graph)
-        name = f"{self._base}:index"
-        try:
-            create = ("FT.CREATE", name, "ON", "HASH", "PREFIX", 1, f"{self._base}:entry:")
-            self._client.execute_command(*create, "SCHEMA", *fields)
-        except redis.ResponseError as error:
-            if "already exists" not in str(error).lower():
-                raise
-        # An index over hashes that were there before is filled in the background.
-        deadline = time.monotonic() + WAIT
-        while time.monotonic() < deadline:
-            about = self._client.execute_command("FT.INFO", name)
-            if not int(dict(zip(about[::2], about[1::2], strict=True))[b"indexing"]):
-                return
-            time.sleep(0.05)
+    def _follow(self) -> None:
+        """Take note of a re-encoding, or of a server that was emptied, where there was one."""
+        generation = self._client.hget(f"{self._base}:about", "generation")
+        if generation is None or int(generation) != self._about.generation:
+            self._open()
 
     def get(self, id: str, now: float) -> Entry | None:
         with self._calls():
-            entry = self._entry(self._client.hmget(self._key(id), FIELDS))
+            entry = self._entry(self._client.hmget(self._key + id, FIELDS))
+            if entry is None:
+                self._follow()
         return entry if entry is not None and entry.alive(now) else None
 
     def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
@@ -245,7 +260,7 @@ class RedisStore:
     def _near(self, query: str, vector: Embeddings, count: int, now: float) -> list[Entry]:
         values = ("now", repr(float(now)), "k", count, "vector", vector.astype("<f4").tobytes())
         found = self._client.execute_command(
-            *("FT.SEARCH", f"{self._base}:index", query, "PARAMS", len(values), *values),
+            *("FT.SEARCH", index_of(self._base, self._about.generation), query, "PARAMS", len(values), *values),
             *("RETURN", len(FIELDS), *FIELDS, "SORTBY", "distance", "LIMIT", 0, count),
             *("TIMEOUT", int(1000 * WAIT), "DIALECT", 2),
         )
@@ -258,23 +273,38 @@ class RedisStore:
         return entries
 
     def put(self, entries: Sequence[Entry]) -> None:
-        rows = [self._row(entry) for entry in entries]  # all are checked before the first is written
-        with self._calls():
-            if len(rows) == 1:
-                self._put(keys=[self._base], args=rows[0])  # one round trip, a pipeline takes two
-                return
-            for start in range(0, len(rows), BLOCK):
-                with self._client.pipeline(transaction=False) as pipe:
-                    for row in rows[start : start + BLOCK]:
-                        self._put(keys=[self._base], args=row, client=pipe)
-                    pipe.execute()
+        left = list({entry.id: entry for entry in entries}.values())
+        deadline = time.monotonic() + HOLD + WAIT
+        while left:
+            rows = [self._row(entry) for entry in left]  # all are checked before the first is written
+            with self._calls():
+                answers = self._put_all(rows)
+                if MOVED in answers:
+                    self._open()
+            left = [entry for entry, answer in zip(left, answers, strict=True) if answer in (MOVED, HELD)]
+            if HELD in answers:
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{self.url} takes no entries: a re-encoding holds it", action="try again")
+                time.sleep(PAUSE)
+
+    def _put_all(self, rows: Sequence[list[Any]]) -> list[int]:
+        if len(rows) == 1:
+            return [int(self._put(keys=[self._base], args=rows[0]))]  # one round trip, a pipeline takes two
+        answers = []
+        for start in range(0, len(rows), BLOCK):
+            with self._client.pipeline(transaction=False) as pipe:
+                for row in rows[start : start + BLOCK]:
+                    self._put(keys=[self._base], args=row, client=pipe)
+                answers += pipe.execute()
+        return answers
 
     def _row(self, entry: Entry) -> list[Any]:
         vector = check_vector(entry.vector, self.dimension)
         labels = " ".join(_fingerprint(tag) for tag in dict.fromkeys(entry.tags))
         expires = "inf" if entry.expires is None else repr(float(entry.expires))
         return [
-            *(entry.id, _fingerprint(entry.partition), _fingerprint(entry.namespace), entry.size, labels),
+            *(self._about.generation, entry.id, _fingerprint(entry.partition), _fingerprint(entry.namespace)),
+            *(entry.size - self._about.surplus, labels),
             *(repr(float(entry.created)), expires, "vector", vector.astype("<f4").tobytes()),
             *("namespace", entry.namespace, "partition", entry.partition, "text", entry.text),
             *("answer", entry.answer, "tags", json.dumps(entry.tags)),
@@ -314,7 +344,7 @@ class RedisStore:
         removed, last = 0, BLOCK
         with self._calls():
             while last == BLOCK:
-                last = int(self._evict(keys=[self._base], args=[ORDERS[order], *limits, BLOCK]))
+                last = int(self._evict(keys=[self._base], args=[ORDERS[order], *limits, BLOCK, self._about.surplus]))
                 removed += last
         return removed
 
@@ -322,11 +352,13 @@ class RedisStore:
         key = f"{self._base}:counts"
         with self._calls():
             if namespace is None:
-                return Counts(*(int(value or 0) for value in self._client.hmget(key, ["entries", "bytes"])))
-            space = _fingerprint(namespace)
-            with self._client.pipeline(transaction=True) as pipe:
-                pipe.zcard(f"{self._base}:created:{space}").hget(key, f"bytes:{space}")
-                return Counts(*(int(value or 0) for value in pipe.execute()))
+                found = self._client.hmget(key, ["entries", "bytes"])
+            else:
+                space = _fingerprint(namespace)
+                with self._client.pipeline(transaction=True) as pipe:
+                    found = pipe.zcard(f"{self._base}:created:{space}").hget(key, f"bytes:{space}").execute()
+        entries, bytes = (int(value or 0) for value in found)
+        return Counts(entries, bytes + entries * self._about.surplus)
 
     def scan(self, namespace: str | None = None) -> Iterator[Entry]:
         suffix = "" if namespace is None else f":{_fingerprint(namespace)}"
@@ -335,15 +367,14 @@ class RedisStore:
         for start in range(0, len(ids), BLOCK):
             with self._calls(), self._client.pipeline(transaction=False) as pipe:
                 for id in ids[start : start + BLOCK]:
-                    pipe.hmget(self._key(id.decode()), FIELDS)
-                rows = pipe.execute()
-            yield from (entry for entry in map(self._entry, rows) if entry is not None)
+                    pipe.hmget(self._key + id.decode(), FIELDS)
+                found = list(map(self._entry, pipe.execute()))
+                if None in found:
+                    self._follow()
+            yield from (entry for entry in found if entry is not None)
 
     def close(self) -> None:
         self._client.close()
-
-    def _key(self, id: str) -> str:
-        return f"{self._base}:entry:{id}"
 
     def _entry(self, row: Sequence[bytes | None]) -> Entry | None:
         """Return the entry of the values of FIELDS, or None where there is no such hash."""
@@ -363,28 +394,103 @@ class RedisStore:
             tags=tuple(json.loads(tags)),
         )
 
-    @contextmanager
-    def _calls(self) -> Iterator[None]:
-        """Turn the driver's errors into ours, without the password."""
-        try:
-            yield
-        except redis.AuthenticationError as error:
-            raise StoreError(
-                f"{self.url} refuses the login: {self._address.censor(error)}",
-                expected="a user and password that the server knows",
-                action="write redis://USER:PASSWORD@HOST:PORT/0",
-            ) from None
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise StoreError(
-                f"{self.url} cannot be reached: {self._address.censor(error)}",
-                expected="a running Redis 8",
-                action="start it, or check host and port",
-            ) from None
-        except redis.RedisError as error:
-            raise StoreError(f"{self.url} failed: {self._address.censor(error)}") from None
+    def _calls(self) -> AbstractContextManager[None]:
+        return translated(self._address)
 
 
-def _connect(address: Address) -> redis.Redis:
+@contextmanager
+def translated(address: Address) -> Iterator[None]:
+    """Turn the driver's errors into ours, without the password."""
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        raise StoreError(
+            f"{address.shown} refuses the login: {address.censor(error)}",
+            expected="a user and password that the server knows",
+            action="write redis://USER:PASSWORD@HOST:PORT/0",
+        ) from None
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise StoreError(
+            f"{address.shown} cannot be reached: {address.censor(error)}",
+            expected="a running Redis 8",
+            action="start it, or check host and port",
+        ) from None
+    except redis.RedisError as error:
+        raise StoreError(f"{address.shown} failed: {address.censor(error)}") from None
+
+
+def read_url(url: str) -> Address:
+    """Return where the store of `url` is."""
+    return read_address(url, option="prefix", default="embedsmith", pattern=r"[A-Za-z0-9_.-]{1,64}")
+
+
+def key_of(base: str, generation: int) -> str:
+    """Return what the keys of a generation's entries begin with."""
+    return f"{base}:entry:" if generation == 1 else f"{base}:entry.{generation}:"
+
+
+def index_of(base: str, generation: int) -> str:
+    """Return the name of a generation's index."""
+    return f"{base}:index" if generation == 1 else f"{base}:index.{generation}"
+
+
+def require_search(client: Any, url: str) -> None:
+    """Raise `StoreError` for a server without the search module."""
+    try:
+        client.execute_command("FT._LIST")
+    except redis.ResponseError as error:
+        if "unknown command" not in str(error).lower():
+            raise
+        raise StoreError(
+            f"the Redis at {url} has no search module",
+            expected="Redis 8, where search is built in, or Redis Stack",
+            action="run Redis 8 (image redis:8), or load redisearch.so with `loadmodule`",
+        ) from None
+
+
+def open_about(client: Any, url: str, base: str, *new: object) -> About | None:
+    """Return whose vectors the store holds; an older one becomes one of this version.
+
+    Args:
+        new: model and dimension that are written where there is no store; without them, the answer is None.
+
+    Raises:
+        StoreError: it is of a newer version.
+    """
+    values = [*map(str, new), str(SCHEMA)] if new else []
+    migrated, found = client.eval(OPEN, 1, base, *values)
+    if found[0] is None:
+        return None
+    schema, model, dimension = int(found[0]), found[1].decode(), int(found[2])
+    if schema > SCHEMA:
+        raise refuse_schema(url, schema)
+    if migrated:
+        LOG.warning("%s was migrated from schema 1 to %d: it can be re-encoded now", url, SCHEMA)
+    return About(schema, model, dimension, int(found[3]), int(found[4]))
+
+
+def make_index(client: Any, base: str, generation: int, dimension: int) -> None:
+    """See to it that the index of a generation exists and is complete."""
+    graph: tuple[str | int, ...] = ("TYPE", "FLOAT32", "DIM", dimension, "DISTANCE_METRIC", "COSINE")
+    graph += ("M", LINKS, "EF_CONSTRUCTION", EFFORT_BUILD)
+    fields = ("group", "TAG", "expires", "NUMERIC", "vector", "VECTOR", "HNSW", len(graph), *graph)
+    name = index_of(base, generation)
+    try:
+        create = ("FT.CREATE", name, "ON", "HASH", "PREFIX", 1, key_of(base, generation))
+        client.execute_command(*create, "SCHEMA", *fields)
+    except redis.ResponseError as error:
+        if "already exists" not in str(error).lower():
+            raise
+    # An index over hashes that were there before is filled in the background.
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        about = client.execute_command("FT.INFO", name)
+        if not int(dict(zip(about[::2], about[1::2], strict=True))[b"indexing"]):
+            return
+        time.sleep(0.05)
+
+
+def connect(address: Address) -> redis.Redis:
     """Return a client; nothing is sent yet."""
     try:
         client: redis.Redis = redis.Redis.from_url(

@@ -18,43 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, Order, StoreError, check_vector, mismatch
+from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
+from embedsmith.cache.stores.sqlite_schema import prepare, read_about
 from embedsmith.encoder import Embeddings
 
 Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
+MIGRATION = 600.0  # seconds an opening waits for another process, which may be migrating a large file
 TOUCHES = 256  # hits that are remembered before they are written
 BLOCK = 8192  # rows read at once when the index is built
-TABLES = (
-    "create table if not exists meta (name text primary key, value text not null) without rowid",
-    """create table if not exists entries (
-        number integer primary key autoincrement,
-        id text not null unique,
-        namespace text not null,
-        partition text not null,
-        text text not null,
-        answer text not null,
-        vector blob not null,
-        created real not null,
-        expires real,
-        tags text not null,
-        size integer not null,
-        used real not null,
-        uses integer not null default 0)""",
-    "create index if not exists by_namespace on entries (namespace)",
-    "create index if not exists by_expiry on entries (expires) where expires is not null",
-    """create table if not exists tags (
-        tag text not null,
-        number integer not null,
-        primary key (tag, number)) without rowid""",
-    "create index if not exists tags_by_number on tags (number)",
-    """create trigger if not exists forget_tags after delete on entries begin
-        delete from tags where number = old.number;
-    end""",
-)
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
+PUT = """
+insert into entries (id, namespace, partition, text, answer, created, expires, tags, size, used)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 ORDERS = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
 
 
@@ -67,7 +46,7 @@ class SQLiteStore:
 
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = url, dimension, model
-        self._path = Path(url.removeprefix("sqlite:///"))
+        self._path = path_of(url)
         self._lock = threading.RLock()  # of the index, the touches and the writing connection
         self._index = VectorIndex(dimension)
         self._seen = 0  # highest number in the index
@@ -78,36 +57,32 @@ class SQLiteStore:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = self._connect()
+            self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
             with self._write():
-                self._begin()
+                self._about = prepare(self._writer, url, model, dimension)
+                self._about.require(url, model, dimension)
+            self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}", expected="a store, or a free path") from None
         with self._lock:
             self._catch_up()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=WAIT, isolation_level=None, check_same_thread=False)
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = normal")
-        connection.execute("pragma mmap_size = 1073741824")
+        connection = connect(self._path)
         self._all.append(connection)
         return connection
 
-    def _begin(self) -> None:
-        for statement in TABLES:
-            self._writer.execute(statement)
-        about = dict(self._writer.execute("select name, value from meta"))
-        if not about:
-            rows = [("schema", str(SCHEMA)), ("model", self.model), ("dimension", str(self.dimension))]
-            self._writer.executemany("insert into meta values (?, ?)", rows)
-            return
-        if int(about["schema"]) > SCHEMA:
-            raise StoreError(
-                f"{self.url} has schema {about['schema']}", expected=f"at most {SCHEMA}", action="update embedsmith"
-            )
-        found = about["model"], int(about["dimension"])
-        if found != (self.model, self.dimension):
-            raise mismatch(self.url, found, (self.model, self.dimension))
+    def _follow(self) -> None:
+        """Take note of a re-encoding since the last call; its model is another one, unless it came back."""
+        about = read_about(self._writer)
+        if about is not None and about.generation != self._about.generation:
+            about.require(self.url, self.model, self.dimension)
+            self._about, self._seen, self._index = about, 0, VectorIndex(self.dimension)
+
+    @property
+    def _rows(self) -> str:
+        """Entries with their vectors."""
+        return f"entries join vectors_{self._about.generation} using (number)"
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
@@ -128,8 +103,17 @@ class SQLiteStore:
                 connection = self._readers.connection = self._connect()
         return connection
 
+    def _fetch(self, query: str, values: Sequence[object]) -> sqlite3.Cursor:
+        """Return what a reader finds in {rows}; when the model's vectors are gone, `ModelMismatch`."""
+        try:
+            return self._read().execute(query.format(rows=self._rows), values)
+        except sqlite3.OperationalError:
+            with self._lock:
+                self._follow()
+            return self._read().execute(query.format(rows=self._rows), values)
+
     def get(self, id: str, now: float) -> Entry | None:
-        row = self._read().execute(f"select {COLUMNS} from entries where id = ?", (id,)).fetchone()
+        row = self._fetch(f"select {COLUMNS} from {{rows}} where id = ?", (id,)).fetchone()
         entry = self._entry(row) if row is not None else None
         return entry if entry is not None and entry.alive(now) else None
 
@@ -139,28 +123,25 @@ class SQLiteStore:
 
     def _near(self, partition: str, vector: Embeddings, count: int) -> list[Entry]:
         """Return the closest entries; rows that another process has removed are forgotten on the way."""
-        reader = self._read()
         while True:
             with self._lock:
                 self._catch_up()
                 numbers = self._index.nearest(partition, vector, count)
             marks = ",".join("?" * len(numbers))
-            rows = reader.execute(
-                f"select number, {COLUMNS} from entries where number in ({marks})", numbers
-            ).fetchall()
+            rows = self._fetch(f"select number, {COLUMNS} from {{rows}} where number in ({marks})", numbers).fetchall()
             if len(rows) == len(numbers):
                 return [self._entry(row[1:]) for row in rows]
             self._forget({(partition, number) for number in numbers} - {(partition, row[0]) for row in rows})
 
     def _catch_up(self) -> None:
         """Take up what has been added since, by whatever process."""
-        reader = self._writer
-        (last,) = reader.execute("select coalesce(max(number), 0) from entries").fetchone()
+        self._follow()
+        (last,) = self._writer.execute("select coalesce(max(number), 0) from entries").fetchone()
         while self._seen < last:
-            rows = reader.execute(
-                "select number, partition, vector from entries where number > ? order by number limit ?",
-                (self._seen, BLOCK),
-            ).fetchall()
+            about, query = self._about, "select number, partition, vector from {rows} where number > ? order by number"
+            rows = self._fetch(f"{query} limit ?", (self._seen, BLOCK)).fetchall()
+            if self._about is not about:  # the model came back with other vectors: from the start
+                continue
             if not rows:  # removed again since
                 break
             by_partition: dict[str, list[tuple[int, bytes]]] = {}
@@ -180,21 +161,22 @@ class SQLiteStore:
         vectors = [check_vector(entry.vector, self.dimension) for entry in entries]
         gone: set[Row] = set()
         with self._write() as writer:
+            self._follow()
             for entry, vector in zip(entries, vectors, strict=True):
                 gone |= self._delete(writer, "id = ?", (entry.id,))
                 self._touches.pop(entry.id, None)
-                values = (
-                    *(entry.id, entry.namespace, entry.partition, entry.text, entry.answer),
-                    *(vector.astype("<f4").tobytes(), entry.created, entry.expires),
-                    *(json.dumps(list(entry.tags)), entry.size, entry.created),
-                )
-                marks = ",".join("?" * len(values))
-                number = writer.execute(
-                    f"insert into entries ({COLUMNS}, size, used) values ({marks})", values
-                ).lastrowid
-                tags = [(tag, number) for tag in dict.fromkeys(entry.tags)]
-                writer.executemany("insert into tags values (?, ?)", tags)
+                self._insert(writer, entry, vector)
         self._forget(gone)
+
+    def _insert(self, writer: sqlite3.Connection, entry: Entry, vector: Embeddings) -> None:
+        values = (
+            *(entry.id, entry.namespace, entry.partition, entry.text, entry.answer, entry.created, entry.expires),
+            *(json.dumps(list(entry.tags)), entry.size - self._about.surplus, entry.created),
+        )
+        number = writer.execute(PUT, values).lastrowid
+        blob = vector.astype("<f4").tobytes()
+        writer.execute(f"insert into vectors_{self._about.generation} values (?, ?)", (number, blob))
+        writer.executemany("insert into tags values (?, ?)", [(tag, number) for tag in dict.fromkeys(entry.tags)])
 
     def touch(self, id: str, now: float) -> None:
         with self._lock:
@@ -240,7 +222,7 @@ class SQLiteStore:
             while (entries is not None and left.entries > entries) or (bytes is not None and left.bytes > bytes):
                 number, size, partition = rows.fetchone()
                 gone.add((partition, number))
-                left = Counts(left.entries - 1, left.bytes - size)
+                left = Counts(left.entries - 1, left.bytes - size - self._about.surplus)
             rows.close()
             writer.executemany("delete from entries where number = ?", [(number,) for _, number in gone])
         self._forget(gone)
@@ -251,14 +233,15 @@ class SQLiteStore:
 
     def _count(self, connection: sqlite3.Connection, namespace: str | None = None) -> Counts:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
-        found = connection.execute(f"select count(*), coalesce(sum(size), 0) from entries {where}", values).fetchone()
-        return Counts(*found)
+        query = f"select coalesce(sum(entries), 0), coalesce(sum(bytes), 0) from counts {where}"
+        entries, bytes = connection.execute(query, values).fetchone()
+        return Counts(entries, bytes + entries * self._about.surplus)
 
     def scan(self, namespace: str | None = None) -> Iterator[Entry]:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
         numbers = self._read().execute(f"select number from entries {where} order by created, id", values).fetchall()
         for (number,) in numbers:
-            row = self._read().execute(f"select {COLUMNS} from entries where number = ?", (number,)).fetchone()
+            row = self._fetch(f"select {COLUMNS} from {{rows}} where number = ?", (number,)).fetchone()
             if row is not None:
                 yield self._entry(row)
 
@@ -289,3 +272,17 @@ class SQLiteStore:
             expires=None if expires is None else float(expires),  # type: ignore[arg-type]
             tags=tuple(json.loads(str(tags))) if tags != "[]" else (),
         )
+
+
+def path_of(url: str) -> Path:
+    """Return the file of `sqlite:///FILE`."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Return a connection whose transactions are opened and closed by hand."""
+    connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = normal")
+    connection.execute("pragma mmap_size = 1073741824")
+    return connection

@@ -1,0 +1,175 @@
+"""Drift: is the promise still kept, and is the traffic still what it was? Two alarms that may run for ever.
+
+The promise, "at most a share δ of the answers served is wrong", is tested by betting (Waudby-Smith and Ramdas 2023,
+arXiv 2010.09686): a gambler starts with 1 and stakes, before each judged answer, a fixed part s of what there is on
+"wrong" at the odds of δ. A right answer leaves 1 − s of it, a wrong one makes it 1 + s(1 − δ)/δ. While the promise
+holds, the capital cannot grow in expectation, so it ever reaches 1/α with probability at most α (Ville's inequality),
+however long it runs and however often one looks. Worked: δ = .05, s = .25: one wrong answer makes 5.75 of 1, and the
+16 right ones after it leave .058 of 1.
+
+A gambler who has lost for months is late when the wind turns. So a new one starts every `BLOCK` answers, the k-th with
+1/(k(k + 1)) of the money (all shares together: 1), divided over several stakes. A mean of fair games is a fair game.
+
+The traffic is compared by its similarities: windows of n against the first n by the largest distance D of their
+distribution functions. P(any D this large | same distribution) ≤ e·exp(−n D²), for every n (Wei and Dudley 2012,
+two-sample Dvoretzky–Kiefer–Wolfowitz inequality with constant e). Worked: n = 1,000, D = .09: .00083. The k-th window
+may use α/(k(k + 1)), so all together use at most α. It takes lookups as independent of each other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from embedsmith.errors import ConfigurationError
+
+ALPHA = 0.05  # chance of ever a false alarm, of each of the two
+BLOCK = 50  # judged answers between two starts
+STAKES = np.array([0.02, 0.05, 0.1, 0.2, 0.4])
+WINDOW = 1000  # lookups
+LARGEST = 700.0  # of a logarithm, so that its exponential is a number
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """An alarm, from when on (Unix seconds), and what is the matter in plain words."""
+
+    since: float
+    told: str
+
+
+def collect_evidence(wrong: ArrayLike, delta: float) -> NDArray[np.float64]:
+    """Return the evidence against "the false-hit rate is at most `delta`" after each judged answer, (n,) from 0 up.
+
+    Args:
+        wrong: (n,) true where the answer was wrong, in the order of the verdicts.
+
+    Raises:
+        ConfigurationError: delta outside (0, 1).
+    """
+    _require_share("delta", delta)
+    flags = np.asarray(wrong, dtype=np.int64)
+    judged, false = np.arange(1, len(flags) + 1), np.cumsum(flags)
+    total = np.zeros(len(flags))
+    for number, start in enumerate(range(0, len(flags), BLOCK), start=1):
+        before = false[start] - flags[start]
+        total[start:] += _capital(judged[start:] - start, false[start:] - before, delta) / (number * (number + 1))
+    started = (judged - 1) // BLOCK + 1
+    return total + 1 / (started + 1)  # what the gamblers who have not started hold
+
+
+def _capital(judged: NDArray[np.int64], wrong: NDArray[np.int64], delta: float) -> NDArray[np.float64]:
+    """Return what 1 has become, mean over the stakes, after `judged` answers of which `wrong` were wrong."""
+    gain, loss = np.log1p(STAKES * (1 - delta) / delta), np.log1p(-STAKES)
+    grown = wrong[:, None] * gain + (judged - wrong)[:, None] * loss
+    return np.asarray(np.exp(np.minimum(grown, LARGEST)).mean(axis=1))
+
+
+class PromiseWatch:
+    """The evidence against a promise, answer by answer. Safe for threads."""
+
+    def __init__(self, delta: float, *, alpha: float = ALPHA, clock: Callable[[], float] = time.time) -> None:
+        _require_share("delta", delta)
+        _require_share("alpha", alpha)
+        self.delta, self.alpha = delta, alpha
+        self.judged = self.wrong = 0
+        self.evidence = 1.0
+        self.alarm: Alarm | None = None
+        self._clock = clock
+        self._starts: list[tuple[int, int]] = []  # judged and wrong before each start
+        self._lock = threading.Lock()
+
+    def see(self, wrong: bool) -> bool:
+        """Take the verdict on one served answer; say whether the alarm begins with it."""
+        with self._lock:
+            if self.judged % BLOCK == 0:
+                self._starts.append((self.judged, self.wrong))
+            self.judged, self.wrong = self.judged + 1, self.wrong + wrong
+            starts = np.array(self._starts, dtype=np.int64)
+            number = np.arange(1, len(starts) + 1)
+            capital = _capital(self.judged - starts[:, 0], self.wrong - starts[:, 1], self.delta)
+            self.evidence = float((capital / (number * (number + 1))).sum() + 1 / (len(starts) + 1))
+            if self.alarm is not None or self.evidence < 1 / self.alpha:
+                return False
+            self.alarm = Alarm(self._clock(), self._tell())
+            return True
+
+    def _tell(self) -> str:
+        starts = np.array(self._starts, dtype=np.int64)
+        judged, wrong = self.judged - starts[:, 0], self.wrong - starts[:, 1]
+        worst = int(_capital(judged, wrong, self.delta).argmax())  # whoever won most says since when it goes wrong
+        return (
+            f"more than {self.delta:.1%} of the answers served are wrong: {wrong[worst]} of the last {judged[worst]} "
+            f"that were judged (evidence {self.evidence:.3g}, the alarm is at {1 / self.alpha:g})"
+        )
+
+
+def compare_windows(first: ArrayLike, second: ArrayLike) -> float:
+    """Return an upper bound of the p-value of "both windows (n,) have one distribution"; 1 at most."""
+    left, right = np.sort(np.asarray(first, dtype=np.float64)), np.sort(np.asarray(second, dtype=np.float64))
+    if len(left) != len(right) or not len(left):
+        raise ConfigurationError(f"windows of {len(left)} and {len(right)} values", expected="equally many, not none")
+    points = np.concatenate([left, right])
+    shares = [np.searchsorted(side, points, side="right") / len(side) for side in (left, right)]
+    distance = float(np.abs(shares[0] - shares[1]).max())
+    return min(1.0, math.exp(1 - len(left) * distance**2))
+
+
+class StreamWatch:
+    """Similarities of the nearest stored question, windows of `size` against the first. For one thread."""
+
+    def __init__(self, *, size: int = WINDOW, alpha: float = ALPHA, clock: Callable[[], float] = time.time) -> None:
+        _require_share("alpha", alpha)
+        self.size, self.alpha = size, alpha
+        self.first: NDArray[np.float64] | None = None
+        self.latest: NDArray[np.float64] | None = None
+        self.windows = 0
+        self.alarm: Alarm | None = None
+        self._clock = clock
+        self._open: list[float] = []
+
+    @property
+    def missing(self) -> int:
+        """How many lookups the window at hand still lacks."""
+        return self.size - len(self._open)
+
+    def see(self, similarity: float) -> bool:
+        """Take the nearest similarity of one lookup; say whether the alarm begins with it."""
+        self._open.append(similarity)
+        if len(self._open) < self.size:
+            return False
+        window, self._open = np.array(self._open), []
+        if self.first is None:
+            self.first = window
+            return False
+        self.latest = window
+        self.windows += 1
+        due = self.alpha / (self.windows * (self.windows + 1))
+        if self.alarm is not None or compare_windows(self.first, window) > due:
+            return False
+        self.alarm = Alarm(self._clock(), self._tell(self.first, window))
+        return True
+
+    def accept(self) -> None:
+        """Take the latest window as the usual one from now on; the alarm ends. What of α is spent stays spent."""
+        self.first = self.latest if self.latest is not None else self.first
+        self.alarm, self._open = None, []
+
+    def _tell(self, first: NDArray[np.float64], window: NDArray[np.float64]) -> str:
+        before, now = float(np.median(first)), float(np.median(window))
+        why = "other questions than before" if now < before else "a fuller store, or questions that repeat more"
+        return (
+            f"the stream has changed: the median similarity of the nearest stored question was {before:.3f} in the "
+            f"first {self.size:,} lookups and is {now:.3f} in the latest {self.size:,} ({why})"
+        )
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")

@@ -1,0 +1,177 @@
+"""Judged pairs: what was asked, what is stored, and whether one answer serves both; one file that only grows.
+
+The file is JSON lines that `read_examples` takes as labelled pairs, to train and calibrate on. A pair was either
+noticed by a person (`source` "person") or drawn at random from the lookups (`source` "sample"). Only the second kind
+says how often the cache is wrong: people notice what is striking, so what they mark is no sample of anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+from embedsmith.artifacts import require_file
+from embedsmith.errors import InputError
+from embedsmith.examples import Rejected
+
+LOG = logging.getLogger("embedsmith.cache")
+Source = Literal["person", "sample"]
+PERSON = "person"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One judged pair.
+
+    Attributes:
+        sentence1: what was asked. sentence2: the stored question.
+        label: 1 where one answer serves both, else 0.
+        cosine: of the two by `model`; −1 if the guard vetoed the pair, None in files older than this field. (A column
+            named similarity would make the file one of scored pairs.)
+        namespace: the tenant. source: "person" (noticed by somebody) or "sample" (drawn at random).
+        judge: "person", or the name of the language model. marked: Unix seconds of the verdict.
+        model: fingerprint of the model that the cosine is of.
+        threshold: from which on answers were served when the pair was drawn. floor: the lowest cosine at which pairs
+            were drawn then. None where nothing was drawn.
+    """
+
+    sentence1: str
+    sentence2: str
+    label: int
+    cosine: float | None = None
+    namespace: str = "default"
+    source: Source = "person"
+    judge: str = PERSON
+    marked: float = 0.0
+    model: str = ""
+    threshold: float | None = None
+    floor: float | None = None
+
+
+NAMES = tuple(part.name for part in fields(Judged))
+
+
+class Feedback:
+    """A file of judged pairs. Safe for threads, and for processes of one machine where files can be locked."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+
+    def append(self, row: Judged) -> None:
+        """Add a row; it is on disk on return. What a kill left of an earlier row is cut off first."""
+        told = {name: value for name, value in asdict(row).items() if value is not None}
+        line = json.dumps(told, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as handle, _locked(handle):
+                lost = _mend(handle)
+                handle.write(line)
+                handle.flush()
+                os.fsync(handle.fileno())
+        if lost:
+            LOG.warning("%s: the last row was cut off by a kill, its %d bytes are removed", self.path, lost)
+
+    def read(self) -> list[Judged]:
+        """Return all rows that can be read; none where there is no file yet."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return []
+        rows, rejected = read_feedback(self.path)
+        for bad in rejected:
+            LOG.warning("%s, line %s is not used: %s", self.path, bad.line, bad.detail)
+        return rows
+
+
+def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
+    """Return the judged pairs of a file in order, and the lines that are none with their reason.
+
+    Raises:
+        InputError: the file is missing or empty.
+    """
+    require_file(path)
+    rows, rejected = [], []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = "cut-line" if isinstance(error, json.JSONDecodeError) else "bad-row"
+            rejected.append(Rejected(reason, str(error), file=str(path), line=number))
+    return rows, rejected
+
+
+def read_all_feedback(paths: list[Path]) -> tuple[list[Judged], list[Rejected]]:
+    """Return the rows of several files (those of replicas), oldest verdict first.
+
+    Raises:
+        InputError: a file is missing, or there is not one row in all.
+    """
+    read = [read_feedback(path) for path in paths]
+    rows = sorted((row for found, _ in read for row in found), key=lambda row: row.marked)
+    if not rows:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: not one judged pair", expected="what the cache wrote as --feedback"
+        )
+    return rows, [bad for _, lost in read for bad in lost]
+
+
+def _parse(row: object) -> Judged:
+    if not isinstance(row, Mapping):
+        raise ValueError("not an object")
+    told = {name: row[name] for name in NAMES if row.get(name) is not None}
+    for name in ("sentence1", "sentence2"):
+        if not isinstance(told.get(name), str) or not told[name].strip():
+            raise ValueError(f"{name} has no text")
+    if told.get("label") not in (0, 1):
+        raise ValueError(f"label is {told.get('label')!r}, not 0 or 1")
+    if told.get("source", PERSON) not in get_args(Source):
+        raise ValueError(f"source is {told['source']!r}, not person or sample")
+    for name in ("cosine", "marked", "threshold", "floor"):
+        if name in told:
+            told[name] = float(told[name])
+    for name in ("namespace", "judge", "model"):
+        if not isinstance(told.get(name, ""), str):
+            raise ValueError(f"{name} is no text")
+    return Judged(**told | {"label": int(told["label"])})
+
+
+@contextmanager
+def _locked(handle: BinaryIO) -> Iterator[None]:
+    """Keep other processes of this machine away; a no-op where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX)  # given back when the file is closed
+    yield
+
+
+def _mend(handle: BinaryIO) -> int:
+    """Make the file end with a whole line; return how many bytes of a cut one were removed.
+
+    A row that is there only in part was never acknowledged. A whole one that lacks its line break is kept.
+    """
+    end = handle.seek(0, os.SEEK_END)
+    if not end:
+        return 0
+    handle.seek(end - 1)
+    if handle.read(1) == b"\n":
+        return 0
+    handle.seek(0)
+    tail = handle.read().rpartition(b"\n")[2]
+    try:
+        _parse(json.loads(tail))
+    except (ValueError, TypeError, RecursionError):
+        handle.truncate(end - len(tail))
+        return len(tail)
+    handle.write(b"\n")
+    return 0

@@ -1,0 +1,156 @@
+"""A language model as judge of samples, in a thread of its own: nobody waits for it, and what it cannot judge waits.
+
+Its verdicts are those of a model: it errs, and a question can try to talk it into a verdict (which concerns the
+estimate, never an answer). People can judge the same samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+
+from embedsmith.cache.samples import Sample, Samples
+from embedsmith.errors import LanguageModelError
+from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
+from embedsmith.llm.structured import THINKING, parse_list
+
+LOG = logging.getLogger("embedsmith.cache")
+TASK = "verdict"
+WORDS = {"yes": 1, "no": 0}
+BATCH = 8  # samples in the judge's hands at once
+ATTEMPTS = 3  # calls that may fail before a sample is left for people
+PAUSES = (1.0, 60.0)  # seconds after a failure: the first, doubled each time, and the longest
+TIMEOUT, RETRIES = 20.0, 1  # of a call: the end of the process may wait for those in flight
+
+
+def ask(sample: Sample) -> Prompt:
+    """Return the prompt about a sample; the questions are quoted as JSON."""
+    template = _template()
+    asked, stored = (json.dumps(text, ensure_ascii=False) for text in (sample.asked, sample.stored))
+    user = template["user"].strip().format(asked=asked, stored=stored)
+    return Prompt(template["system"].strip(), user, str(sample.number), TASK)
+
+
+@cache
+def _template() -> dict[str, str]:
+    return tomllib.loads((resources.files("embedsmith.cache") / "judge.toml").read_text(encoding="utf-8"))
+
+
+def read_verdict(text: str | None) -> int | None:
+    """Return 1 for yes, 0 for no, and None for all that is not exactly one of them.
+
+    >>> read_verdict('<think>same</think>{"verdict": ["yes"]}'), read_verdict("No."), read_verdict("yes and no")
+    (1, 0, None)
+    """
+    body = THINKING.sub("", text or "").strip()
+    word = WORDS.get(_word(body))
+    if word is not None:
+        return word
+    parsed = parse_list(body, TASK)
+    if set(parsed.notes) - {"repaired"} or len(parsed.items) != 1:
+        return None
+    return WORDS.get(_word(parsed.items[0]))
+
+
+def _word(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
+
+
+class Judge:
+    """Judges the samples that wait until it is closed.
+
+    Attributes:
+        trouble: why the last call failed, "" while all is well; it may quote the server.
+        counts: "judged", "unreadable" (left for people) and "failed" calls.
+    """
+
+    def __init__(self, samples: Samples, llm: LanguageModel, *, pauses: tuple[float, float] = PAUSES) -> None:
+        self.name = llm.name
+        self.trouble = ""
+        self.counts: Counter[str] = Counter()
+        self._samples, self._llm, self._pauses = samples, llm, pauses
+        self._terms = Sampling(temperature=0.0)
+        self._attempts: Counter[int] = Counter()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="embedsmith-judge", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; calls in flight are not waited for, and their verdicts are lost."""
+        self._end.set()
+        self._samples.arrived.set()
+
+    def _run(self) -> None:
+        pause = self._pauses[0]
+        while not self._end.is_set():
+            batch = self._samples.take(BATCH)
+            if not batch:
+                self._samples.arrived.wait(1.0)
+            elif self._judge(batch):
+                pause = self._pauses[0]
+            else:
+                self._end.wait(pause)
+                pause = min(2 * pause, self._pauses[1])
+
+    def _judge(self, batch: list[Sample]) -> bool:
+        """Judge a batch; say whether the judge could be asked at all. Whatever happens, no sample is lost."""
+        left = dict(enumerate(batch))
+        failed = self.counts["failed"]
+        try:
+            for place, completion in self._llm.complete([ask(sample) for sample in batch], self._terms):
+                if self._end.is_set():
+                    return True
+                self._settle(left[place], completion)
+                del left[place]
+        except Exception as error:  # noqa: BLE001  a judge that fails must leave nothing wrong
+            self._fail(error, left.values())
+        for sample in left.values():
+            self._samples.give_back(sample.number, for_people=self._is_spent(sample))
+        return not left and self.counts["failed"] == failed
+
+    def _settle(self, sample: Sample, completion: Completion) -> None:
+        if completion.text is None or completion.finish == "error":
+            self.counts["failed"] += 1
+            self._attempts[sample.number] += 1
+            self._samples.give_back(sample.number, for_people=self._is_spent(sample))
+            self._say("a call failed")
+            return
+        self._attempts.pop(sample.number, None)
+        label = read_verdict(completion.text)
+        if label is None:
+            self.counts["unreadable"] += 1
+            self._samples.give_back(sample.number, for_people=True)
+            return
+        if self._samples.settle(sample.number, label, self.name) is not None:
+            self.counts["judged"] += 1
+        self.trouble = ""
+
+    def _is_spent(self, sample: Sample) -> bool:
+        """Say whether a sample has failed too often; it is forgotten then, people have it."""
+        spent = self._attempts[sample.number] >= ATTEMPTS
+        if spent:
+            del self._attempts[sample.number]
+        return spent
+
+    def _fail(self, error: Exception, left: Iterable[Sample]) -> None:
+        self.counts["failed"] += 1
+        if not isinstance(error, LanguageModelError):  # it may be the sample's fault
+            self._attempts.update(sample.number for sample in left)
+            self._say(type(error).__name__)
+            return
+        if not self.counts["judged"]:
+            self._terms = replace(self._terms, temperature=1.0)  # reasoning models draw their own way only
+        self._say(error.found)
+
+    def _say(self, told: str) -> None:
+        """Keep the reason for the dashboard; the log gets one line without it, since it may quote the user."""
+        if not self.trouble:
+            LOG.warning("the judge %s fails, samples wait; the dashboard says why", self.name)
+        self.trouble = told

@@ -1,0 +1,171 @@
+"""Choosing the rules of a cache from labelled pairs: threshold, guard and verifier together, with one promise.
+
+The pairs are seen as the cache serves them: by the encoder that serves, behind the guard. A verifier is
+switched on only where it proves itself: it is weighed on a sixth of the pairs and measured on another sixth
+(precision at equal hit rate); the threshold comes from the other two thirds, whatever the outcome, so its
+promise knows nothing of that choice. Parts never separate pairs that share a question or a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsmith.cache.guard import find_veto
+from embedsmith.calibration import Calibration, calibrate
+from embedsmith.encoder import Encoder
+from embedsmith.evaluation import labels_of, similarities_of, units_of
+from embedsmith.examples import LabelledPair
+from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
+
+WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What was chosen, and why.
+
+    Attributes:
+        calibration: the threshold and its promise, with the verifier it is for.
+        verifier: one sentence on the verifier: on, or off and why. "" when there was none.
+        gain: what the verifier did on pairs that did not fit it; None when it could not be measured.
+    """
+
+    calibration: Calibration
+    verifier: str = ""
+    gain: Gain | None = None
+
+
+def choose_rules(
+    encoder: Encoder,
+    pairs: Sequence[LabelledPair],
+    *,
+    verifier: Verifier | None = None,
+    delta: float = 0.05,
+    alpha: float = 0.05,
+    model: str = "",
+    duplicate_rate: float | None = None,
+    traffic: int | None = None,
+    seed: int = 0,
+) -> Rules:
+    """Return the rules with which at most a share `delta` of the answers served is wrong, at confidence 1 − `alpha`.
+
+    Args:
+        encoder: the one that serves. pairs: labelled, not trained on. model: the encoder's fingerprint.
+        duplicate_rate, traffic: what the promise is made for; see `calibrate`.
+
+    Raises:
+        CalibrationRefused: no threshold can be promised.
+    """
+    logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
+    return choose_from_scores(
+        labels_of(pairs),
+        served_similarities(encoder, pairs),
+        logits,
+        units_of(pairs),
+        promise={"delta": delta, "alpha": alpha, "duplicate_rate": duplicate_rate, "traffic": traffic, "model": model},
+        verifier=verifier.fingerprint if verifier is not None else "",
+        seed=seed,
+    )
+
+
+def choose_from_scores(
+    labels: NDArray[np.int64],
+    similarities: Logits,
+    logits: Logits | None,
+    units: Sequence[str],
+    *,
+    promise: Mapping[str, Any],
+    verifier: str = "",
+    seed: int = 0,
+) -> Rules:
+    """Return what `choose_rules` does, from what encoder and verifier said of the pairs, (n,) each.
+
+    Args:
+        promise: what `calibrate` is asked for.
+    """
+    if logits is None:
+        return Rules(calibrate(labels, similarities, **promise))
+    weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
+    names = [units[place] for place in measured]
+    adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"], verifier)
+    explained = explain(adjustment, gain)
+    if adjustment is None or gain is None or not gain.proven:
+        return Rules(calibrate(labels[rest], similarities[rest], **promise), explained, gain)
+    moved = adjust(similarities[rest], logits[rest], adjustment)
+    found = calibrate(labels[rest], moved, verifier=verifier, weight=adjustment.weight, **promise)
+    return Rules(found, explained, gain)
+
+
+def weigh(
+    labels: NDArray[np.int64],
+    similarities: Logits,
+    logits: Logits,
+    weighed: NDArray[np.int64],
+    measured: NDArray[np.int64],
+    units: Sequence[str],
+    delta: float,
+    verifier: str = "",
+) -> tuple[Adjustment | None, Gain | None]:
+    """Return the weight that the rows `weighed` give, and its gain on the rows `measured`.
+
+    The gain is measured where the cache will work: at the hit rate that the cosine alone reaches with a share
+    `delta` of wrong answers among the rows `weighed`.
+    """
+    found = fit_adjustment(labels[weighed], similarities[weighed], logits[weighed], verifier=verifier)
+    if found is None or not 0 < labels[measured].sum() < len(measured):
+        return found, None
+    moved = adjust(similarities, logits, found)
+    rate = reachable(labels[weighed], similarities[weighed], delta)
+    return found, measure_gain(labels[measured], similarities[measured], moved[measured], groups=units, hit_rate=rate)
+
+
+def reachable(labels: NDArray[np.int64], similarities: Logits, delta: float) -> float | None:
+    """Return the largest share of these pairs that a threshold serves with at most `delta` wrong, None for nothing."""
+    order = np.argsort(-similarities, kind="stable")
+    wrong = np.cumsum(labels[order] == 0) / np.arange(1, len(labels) + 1)
+    fine = np.flatnonzero((wrong <= delta) & (similarities[order] > -1))
+    return float((fine[-1] + 1) / len(labels)) if len(fine) else None
+
+
+def explain(adjustment: Adjustment | None, gain: Gain | None) -> str:
+    """Return one sentence: whether the verifier is on, and why."""
+    if adjustment is None:
+        return "verifier off: too few pairs to weigh it by, or it tells nothing beyond the cosine"
+    if gain is None:
+        return "verifier off: too few pairs to measure it on"
+    difference = gain.difference
+    told = (
+        f"precision {gain.before:.3f} -> {gain.after:.3f} when {gain.hit_rate:.0%} are served "
+        f"({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}], {gain.pairs} pairs)"
+    )
+    return f"verifier on: {told}" if gain.proven else f"verifier off, not proven: {told}"
+
+
+def part_units(units: Sequence[str], shares: Sequence[float], *, seed: int) -> list[NDArray[np.int64]]:
+    """Return the places of the rows of each part: whole units in about these shares, the rest last."""
+    names = list(dict.fromkeys(units))
+    order = np.random.default_rng(seed).permutation(len(names))
+    bounds = np.round(np.cumsum(shares) * len(names)).astype(int)
+    part = {names[place]: int(np.searchsorted(bounds, rank, side="right")) for rank, place in enumerate(order)}
+    owner = np.array([part[unit] for unit in units])
+    return [np.flatnonzero(owner == index) for index in range(len(shares) + 1)]
+
+
+def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
+    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
+    return veto_pairs(similarities_of(encoder, pairs), pairs_of(pairs))
+
+
+def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return `similarities` (n,) with −1 where the guard would not serve the pair, whatever the threshold.
+
+    A threshold calibrated on these keeps its promise with the guard switched on. Without this, the guard may
+    veto more right answers than wrong ones and so raise the share of wrong ones among those served.
+    """
+    vetoed = np.array([find_veto(*pair) is not None for pair in pairs], dtype=bool)
+    return np.where(vetoed, -1.0, similarities)

@@ -1,0 +1,266 @@
+"""Samples: a random share of the lookups, queued to be judged; what the verdicts say of the answers served.
+
+Drawn is what the cache serves or would serve by similarity (an equal text needs no judge), and what it would serve
+were the threshold lower by a margin, so that a recalibration can lower it. Whether a lookup is drawn depends on
+chance alone, and samples are judged in the order in which they were drawn: only so do the verdicts say how often the
+cache is wrong. The queue is in memory and ends with the process; verdicts go into the feedback file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from embedsmith.cache.drift import PromiseWatch
+from embedsmith.cache.feedback import PERSON, Feedback, Judged
+from embedsmith.calibration import bound_rate
+from embedsmith.errors import ConfigurationError
+
+LOG = logging.getLogger("embedsmith.cache")
+ROOM = 1000  # samples that wait
+LONGEST = 20_000  # characters of a pair; a longer one is not drawn
+ALPHA = 0.05  # of the bound
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRule:
+    """What is drawn.
+
+    Attributes:
+        share: of the lookups, 0 to 1. margin: cosine below the threshold down to which pairs are drawn as well.
+        room: samples that may wait; further ones are not drawn, and counted.
+        seed: of the draw; None for another one in every process.
+    """
+
+    share: float
+    margin: float = 0.05
+    room: int = ROOM
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigurationError(f"--sample {self.share}", expected="a share of the lookups, from 0 to 1")
+        if not 0 <= self.margin <= 2:
+            raise ConfigurationError(f"--sample-margin {self.margin}", expected="a difference of cosines, from 0 to 2")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A pair that was drawn and waits for its verdict.
+
+    Attributes:
+        threshold: from which on answers were served. floor: lowest cosine at which pairs were drawn.
+        drawn: Unix seconds.
+    """
+
+    number: int
+    asked: str
+    stored: str
+    stored_id: str
+    cosine: float
+    threshold: float
+    floor: float
+    namespace: str
+    drawn: float
+
+    @property
+    def served(self) -> bool:
+        """Say whether the cache serves such a pair (or would, in shadow mode)."""
+        return self.cosine >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How often the cache is wrong, from the judged samples of what it served."""
+
+    judged: int
+    wrong: int
+
+    @property
+    def rate(self) -> float | None:
+        """Share of the judged that is wrong; None before the first."""
+        return self.wrong / self.judged if self.judged else None
+
+    @property
+    def bound(self) -> float:
+        """Upper end of the exact one-sided interval of the rate at confidence .95; 1 before the first verdict.
+
+        It holds for one look at a time chosen beforehand. Whoever looks every day goes by the drift alarm.
+        """
+        return bound_rate(self.wrong, self.judged, ALPHA)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the draws of this process."""
+
+    drawn: int = 0
+    judged: int = 0
+    dropped: int = 0  # the queue was full, or the texts too long
+
+
+class Samples:
+    """The draw, the queue and the verdicts. Safe for threads; nothing here waits for a judge.
+
+    Args:
+        feedback: the file for verdicts. What it holds of this model at the thresholds of today counts from the start.
+        model: fingerprint. threshold_for: the threshold of a namespace.
+        delta: most wrong answers among those served that is promised; the alarm watches it.
+        since: Unix seconds by namespace; earlier verdicts chose the threshold of the namespace, and do not judge it.
+    """
+
+    def __init__(
+        self,
+        rule: SampleRule,
+        feedback: Feedback,
+        *,
+        model: str,
+        threshold_for: Callable[[str], float],
+        delta: float = 0.05,
+        since: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.rule, self.promise, self.counts = rule, PromiseWatch(delta, clock=clock), Counts()
+        self.arrived = threading.Event()
+        self._feedback, self._model, self._clock = feedback, model, clock
+        self._threshold_for, self._since = threshold_for, dict(since or {})
+        self._random = random.Random(rule.seed)
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Sample] = {}  # in the order of the draw
+        self._judging: set[int] = set()
+        self._for_people: set[int] = set()
+        self._tally: dict[str, tuple[int, int]] = {}
+        self._recall(feedback.read())
+
+    def _recall(self, rows: Iterable[Judged]) -> None:
+        for row in rows:
+            if self._counts(row):
+                self._count(row)
+
+    def _counts(self, row: Judged) -> bool:
+        """Say whether a verdict tells of what this cache serves now."""
+        threshold = self._threshold_for(row.namespace)
+        return (
+            row.source == "sample"
+            and row.model == self._model
+            and row.cosine is not None
+            and row.cosine >= threshold
+            and (row.floor is None or row.floor <= threshold)
+            and row.marked > self._since.get(row.namespace, float("-inf"))
+        )
+
+    def _count(self, row: Judged) -> None:
+        wrong = row.label == 0
+        with self._lock:
+            judged, before = self._tally.get(row.namespace, (0, 0))
+            self._tally[row.namespace] = judged + 1, before + wrong
+        if self.promise.see(wrong) and self.promise.alarm is not None:
+            LOG.warning("drift: %s", self.promise.alarm.told)
+
+    def draw(self) -> bool:
+        """Say whether the lookup at hand is drawn; by chance alone."""
+        return self.rule.share > 0 and self._random.random() < self.rule.share
+
+    def put(self, *, asked: str, stored: str, stored_id: str, cosine: float, threshold: float, namespace: str) -> None:
+        """Queue a drawn pair; it is dropped and counted when the queue is full or its texts are too long."""
+        number, floor = next(self._numbers), threshold - self.rule.margin
+        sample = Sample(number, asked, stored, stored_id, cosine, threshold, floor, namespace, self._clock())
+        with self._lock:
+            self.counts.drawn += 1
+            if len(self._waiting) >= self.rule.room or len(asked) + len(stored) > LONGEST:
+                self.counts.dropped += 1
+                return
+            self._waiting[number] = sample
+        self.arrived.set()
+
+    def take(self, most: int) -> list[Sample]:
+        """Return the oldest samples that wait for a judge who is no person; they are in its hands."""
+        with self._lock:
+            self.arrived.clear()
+            taken = self._judging | self._for_people
+            free = (number for number in self._waiting if number not in taken)
+            numbers = list(itertools.islice(free, most))
+            self._judging.update(numbers)
+            return [self._waiting[number] for number in numbers]
+
+    def give_back(self, number: int, *, for_people: bool = False) -> None:
+        """Take back a sample that the judge could not judge; it waits on, or is left for people."""
+        with self._lock:
+            self._judging.discard(number)
+            if for_people and number in self._waiting:
+                self._for_people.add(number)
+
+    def settle(self, number: int, label: int, judge: str = PERSON) -> Sample | None:
+        """Record a verdict, durable on return; None where the sample has one already (the first counts).
+
+        Raises:
+            OSError: the feedback file cannot be written; the sample waits on.
+        """
+        with self._lock:
+            sample = self._waiting.pop(number, None)
+            self._judging.discard(number)
+            left = number in self._for_people
+            self._for_people.discard(number)
+        if sample is None:
+            return None
+        row = Judged(
+            sentence1=sample.asked,
+            sentence2=sample.stored,
+            label=label,
+            cosine=sample.cosine,
+            namespace=sample.namespace,
+            source="sample",
+            judge=judge,
+            marked=self._clock(),
+            model=self._model,
+            threshold=sample.threshold,
+            floor=sample.floor,
+        )
+        try:
+            self._feedback.append(row)
+        except OSError:
+            with self._lock:  # at its place in the order
+                self._waiting = dict(sorted([*self._waiting.items(), (number, sample)]))
+                self._for_people |= {number} if left else set()
+            raise
+        with self._lock:
+            self.counts.judged += 1
+        if self._counts(row):
+            self._count(row)
+        return sample
+
+    def to_judge(self, most: int, *, judged_by_model: bool) -> list[Sample]:
+        """Return the oldest samples that a person should judge: those a model could not, or all without a model."""
+        with self._lock:
+            wanted = self._for_people if judged_by_model else self._waiting.keys()
+            return [
+                self._waiting[number] for number in itertools.islice((n for n in self._waiting if n in wanted), most)
+            ]
+
+    @property
+    def waiting(self) -> int:
+        """How many samples wait for a verdict."""
+        return len(self._waiting)
+
+    @property
+    def left(self) -> int:
+        """How many samples a model could not judge and left for people."""
+        return len(self._for_people)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The estimate over all namespaces."""
+        with self._lock:
+            return Estimate(sum(judged for judged, _ in self._tally.values()), sum(w for _, w in self._tally.values()))
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """The estimate of each namespace with a judged sample."""
+        with self._lock:
+            return {namespace: Estimate(*counts) for namespace, counts in self._tally.items()}

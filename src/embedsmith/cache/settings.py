@@ -1,0 +1,144 @@
+"""What a cache is set up with: the encoder that serves, and the rules that calibrations of it promise something for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedsmith.cache.decision import Policy
+from embedsmith.cache.recalibration import FILE, read_recalibration
+from embedsmith.calibration import Calibration, read_calibration
+from embedsmith.encoder import Encoder
+from embedsmith.errors import ConfigurationError
+from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
+
+DELTA = 0.05  # where nothing is promised, what samples are judged against
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """Rules, and what the calibrations that they come from promise.
+
+    Attributes:
+        calibration: the common one; None for a threshold given by hand.
+        delta: the most wrong answers among those served that is promised to anyone.
+        since: by namespace, Unix seconds of the last verdict that chose its threshold.
+    """
+
+    policy: Policy
+    calibration: Calibration | None = None
+    delta: float = DELTA
+    since: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_promises(
+    model: Encoder | Path | str,
+    *,
+    fingerprint: str,
+    threshold: float | None = None,
+    calibration: Path | str | None = None,
+    namespaces: Path | str | None = None,
+    verifier: Verifier | Path | str | None = None,
+) -> Promised:
+    """Return the rules for a model: a bare threshold, or what its calibrations say.
+
+    Args:
+        fingerprint: of the model; calibrations of another one are refused.
+        calibration: default is the file with the model. namespaces: default is the file beside the calibration;
+            with a bare threshold, none.
+
+    Raises:
+        ConfigurationError: there is no threshold, or it is no cosine; or the verifier is not the calibration's.
+        InputError: a file belongs to another model.
+    """
+    path = None if threshold is not None else find_calibration(model, calibration)
+    beside = path.with_name(FILE) if path is not None and path.with_name(FILE).is_file() else None
+    own = Path(namespaces) if namespaces is not None else beside
+    found = read_calibration(path, model=fingerprint) if path is not None else None
+    single = read_recalibration(own, model=fingerprint) if own is not None else None
+    policy = _policy_of(found, verifier) if found is not None else _bare_policy(threshold, verifier)
+    thresholds = single.thresholds if single is not None else {}
+    return Promised(
+        Policy(policy.threshold, verifier=policy.verifier, adjustment=policy.adjustment, thresholds=thresholds),
+        found,
+        max((item.delta for item in (found, single) if item is not None), default=DELTA),
+        single.since if single is not None else {},
+    )
+
+
+def _bare_policy(threshold: float | None, verifier: object) -> Policy:
+    if threshold is None:
+        raise ConfigurationError(
+            "there is no threshold from which on answers may be served",
+            expected="calibration.json beside the model, or a threshold",
+            action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+        )
+    if not -1 <= threshold <= 1:
+        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
+    if verifier is not None:
+        raise ConfigurationError(
+            "a verifier together with a bare threshold",
+            expected="a calibration, which says how much the verifier's word weighs",
+            action="embedsmith calibrate MODEL PAIRS --for-cache --verifier FOLDER",
+        )
+    return Policy(threshold)
+
+
+def _policy_of(calibration: Calibration, verifier: Verifier | Path | str | None) -> Policy:
+    if not calibration.verifier:
+        return Policy(calibration.threshold)  # it was tried and did not prove itself, or never tried
+    found = open_verifier(calibration, verifier)
+    return Policy(calibration.threshold, verifier=found, adjustment=adjustment_of(calibration))
+
+
+def open_verifier(calibration: Calibration, verifier: Verifier | Path | str | None) -> Verifier:
+    """Return the verifier that a calibration was made with.
+
+    Raises:
+        ConfigurationError: it is another one, or none.
+    """
+    found = OnnxVerifier(verifier) if isinstance(verifier, (str, Path)) else verifier
+    if found is None or found.fingerprint != calibration.verifier:
+        given = "a cache without one" if found is None else found.fingerprint
+        raise ConfigurationError(
+            f"the calibration is for the verifier {calibration.verifier}, not for {given}",
+            expected="the verifier that it was made with",
+            action="pass its folder (--verifier), or calibrate without one",
+        )
+    return found
+
+
+def adjustment_of(calibration: Calibration) -> Adjustment:
+    """Return how far the verifier of a calibration moves a cosine."""
+    return Adjustment(calibration.weight, calibration.verifier)
+
+
+def find_calibration(model: Encoder | Path | str, calibration: Path | str | None = None) -> Path | None:
+    """Return the calibration file that counts for a model: the one named, or the one with the model, if any."""
+    if calibration is not None:
+        return Path(calibration)
+    if not isinstance(model, (str, Path)):
+        return None
+    places = Path(model) / "calibration.json", Path(model).parent / "calibration.json"  # `run` writes the second
+    return next((at for at in places if at.is_file()), None)
+
+
+def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:
+    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch."""
+    if not isinstance(model, (str, Path)):
+        mark = fingerprint or getattr(model, "fingerprint", None)
+        if not isinstance(mark, str) or not mark:
+            raise ConfigurationError(
+                f"{type(model).__name__} has no fingerprint",
+                expected="one, so that a store never mixes the vectors of two models",
+                action="pass fingerprint='any name you change when the vectors change'",
+            )
+        return model, mark
+    from embedsmith.model import fingerprint_model, load_encoder
+    from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
+
+    if (Path(model) / FOLDER / REPORT).is_file():
+        exported = OnnxEncoder(model)
+        return exported, fingerprint or exported.fingerprint
+    return load_encoder(model), fingerprint or fingerprint_model(model)

@@ -1,0 +1,316 @@
+"""Training the verifier: labelled pairs in, a cross-encoder out, in torch and as ONNX.
+
+The folder is one that sentence-transformers' `CrossEncoder` loads. The loss is the logistic one on the logit
+(Nogueira & Cho 2019, arXiv 1901.04085, with one output); every pair comes in both orders, one an epoch, so
+that the verifier does not care which question was stored.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedsmith import __version__
+from embedsmith.artifacts import fingerprint, write_json
+from embedsmith.batches import TrainingSet, collect_rows, pairs_of
+from embedsmith.checkpoints import remove_checkpoint
+from embedsmith.errors import InputError, MissingPartError, ModelError
+from embedsmith.examples import Example
+from embedsmith.export import OPSET, PACKAGES, backend, trace_module
+from embedsmith.model import Precision, autocast, fingerprint_model, quiet_transformers, resolve_model, save_network
+from embedsmith.optimization import (
+    Progress,
+    TrainingConfig,
+    Work,
+    best_attention,
+    checkpoint_beside,
+    choose_precision,
+    count_work,
+    keep_memory,
+    optimize,
+)
+from embedsmith.quantization import quantize
+from embedsmith.runtime import FILES, FOLDER, TOKENIZER
+from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize_pairs
+from embedsmith.training import TrainingResult, describe_truncation, make_result
+from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+LONGEST = 256  # tokens of a pair; two questions seldom have half of that
+BATCH = 32  # pairs a step
+MOST_GAP = 0.03  # mean difference of probability that int8 may have from fp32
+MEASURED = 256  # pairs on which the export is compared, and on which int8 measures its activations
+ENCODING_BUDGET = 4096  # padded tokens a forward pass
+
+
+class TorchVerifier:
+    """A cross-encoder in torch: the reference that exports are compared with."""
+
+    def __init__(self, network: CrossEncoder, *, fingerprint: str = "", precision: Precision = "fp32") -> None:
+        self.network, self.fingerprint, self.precision = network, fingerprint, precision
+
+    def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
+        """Return (n,) logits that one answer serves both texts of a pair."""
+        import torch
+
+        if not pairs:
+            return np.zeros(0)
+        tokens, firsts = tokenize_pairs(self.network.tokenizer, pairs, max_length=_limit(self.network))
+        self.network.eval()
+        with torch.inference_mode(), autocast(self.network, self.precision):
+            logits = _forward(self.network, tokens, firsts, np.arange(len(pairs)), budget=ENCODING_BUDGET)
+        return logits.float().cpu().numpy().astype(np.float64)
+
+
+def load_verifier(folder: str | Path) -> TorchVerifier:
+    """Return the verifier in a folder that `train_verifier` wrote, in torch.
+
+    Raises:
+        ModelError: the folder holds no cross-encoder with one output.
+    """
+    network = _load(folder, seed=0)
+    return TorchVerifier(network, fingerprint=fingerprint_model(folder))
+
+
+def train_verifier(
+    examples: Sequence[Example],
+    *,
+    base: str | Path,
+    out: Path | str,
+    config: TrainingConfig | None = None,
+    card: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Return the cross-encoder tuned on `examples`, saved to the folder `out` with its ONNX export (int8 and fp32).
+
+    All pairs whose label follows from the examples count: paraphrases of one question among each other (1),
+    each of them with each near miss (0). A killed run goes on from its last checkpoint, as in `train`.
+
+    Args:
+        base: any encoder; one tuned on the same domain is a good start.
+        config: `losses`, `margin` and the like have no meaning here; batch 0 is 32 pairs.
+
+    Raises:
+        InputError: no labelled pair, or only one label. ModelError: the base cannot be loaded.
+    """
+    config = config or TrainingConfig()
+    config = replace(config, batch=config.batch or BATCH)
+    data = collect_rows(examples)
+    pairs = [pair for row in data.rows for pair in pairs_of(row)]
+    labels = np.array([label for _, _, label in pairs], dtype=np.float32)
+    if not len(labels) or labels.min() == labels.max():
+        raise InputError(
+            f"{int(labels.sum())} pairs with the same answer, {int((labels == 0).sum())} with another one",
+            expected="examples of both kinds",
+        )
+    keep_memory()
+    network = _load(base, seed=config.seed, attention=best_attention())
+    precision, reason = choose_precision(config.precision, network.device.type)
+    texts = [(data.texts[left], data.texts[right]) for left, right, _ in pairs]
+    both = [*texts, *((right, left) for left, right in texts)]
+    tokens, firsts = tokenize_pairs(network.tokenizer, both, max_length=_limit(network))
+    task = _PairTask(network, tokens, firsts, labels, config, precision)
+    key = _key(data, base, config, precision)
+    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress)
+    save_network(network, out, card=card or "")
+    notes = (f"batch {config.batch} pairs", reason, *describe_truncation(tokens), *export_verifier(out, texts))
+    remove_checkpoint(checkpoint_beside(out))
+    rows, count = len(data.rows), len(labels)
+    return make_result(Path(out), done, precision, notes, rows=rows, pairs=count, tokens=tokens)
+
+
+def _key(data: TrainingSet, base: str | Path, config: TrainingConfig, precision: Precision) -> str:
+    return fingerprint(["verifier", data, fingerprint_model(base), config, precision])
+
+
+class _PairTask:
+    """Labelled pairs; row i and row i + n are one pair in both orders."""
+
+    def __init__(
+        self,
+        network: CrossEncoder,
+        tokens: Tokens,
+        firsts: Index,
+        labels: np.ndarray[Any, np.dtype[np.float32]],
+        config: TrainingConfig,
+        precision: Precision,
+    ) -> None:
+        self.network, self.tokens, self.firsts, self.labels = network, tokens, firsts, labels
+        self.config, self.precision = config, precision
+
+    def count(self) -> int:
+        return -(-len(self.labels) // self.config.batch)
+
+    def order(self, seed: int, epoch: int) -> list[list[int]]:
+        generator = np.random.default_rng([seed, epoch // 2])
+        swapped = (generator.random(len(self.labels)) < 0.5) ^ bool(epoch % 2)  # the other order an epoch later
+        rows = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
+        rows = rows + len(self.labels) * swapped[rows]
+        return [part.tolist() for part in np.array_split(rows, self.count())]
+
+    def loss(self, rows: Sequence[int]) -> tuple[torch.Tensor, Work]:
+        import torch
+
+        places = np.asarray(rows, dtype=np.int64)
+        with autocast(self.network, self.precision):
+            logits = _forward(self.network, self.tokens, self.firsts, places, budget=self.config.token_budget)
+        truth = torch.from_numpy(self.labels[places % len(self.labels)]).to(logits.device)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), truth)
+        return loss, count_work(self.tokens.lengths[places], self.config.token_budget)
+
+
+def _forward(network: CrossEncoder, tokens: Tokens, firsts: Index, rows: Index, *, budget: int) -> torch.Tensor:
+    """Return the logits (len(rows),) of pairs, in length-sorted micro-batches, in the order of `rows`."""
+    import torch
+
+    tokenizer: Any = network.tokenizer
+    left = tokenizer.padding_side == "left"
+    blocks = cut_microbatches(tokens.lengths[rows], budget)
+    parts = []
+    for block in blocks:
+        ids, mask = tokens.padded(rows[block], fill=tokenizer.pad_token_id or 0, left=left)
+        features: dict[str, Any] = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if _has_segments(network):
+            place = np.cumsum(mask, axis=1)
+            features["token_type_ids"] = torch.from_numpy(mask * (place > firsts[rows[block]][:, None]))
+        features = {name: value.to(network.device) for name, value in features.items()}
+        parts.append(network(features)["scores"].squeeze(-1))
+    back = np.empty(len(rows), dtype=np.int64)
+    back[np.concatenate(blocks)] = np.arange(len(rows))
+    return torch.cat(parts)[torch.from_numpy(back).to(network.device)]
+
+
+def _has_segments(network: CrossEncoder) -> bool:
+    return "token_type_ids" in getattr(network.tokenizer, "model_input_names", ())
+
+
+def _limit(network: CrossEncoder) -> int | None:
+    limit = network.max_seq_length
+    return None if limit is None or limit > 1_000_000 else int(limit)
+
+
+def _load(spec: str | Path, *, seed: int, attention: str | None = None) -> CrossEncoder:
+    """Return the CrossEncoder at `spec`; a head that an encoder has not is drawn from `seed`."""
+    try:
+        import torch
+        from sentence_transformers import CrossEncoder
+        from transformers.utils import logging
+    except ImportError:
+        raise MissingPartError(
+            f"loading {spec} needs torch and sentence-transformers, which are not installed",
+            action="pip install 'embedsmith[train]'",
+        ) from None
+    arguments = {"attn_implementation": attention} if attention else {}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is no news
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            path = resolve_model(spec)
+            network = CrossEncoder(path, num_labels=1, trust_remote_code=False, model_kwargs=arguments)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"the model {spec} cannot be loaded: {first}", expected="an encoder or a verifier") from error
+    finally:
+        logging.set_verbosity(level)
+    network.max_seq_length = min(_limit(network) or LONGEST, LONGEST)
+    return network
+
+
+def export_verifier(folder: Path | str, pairs: Sequence[tuple[str, str]], *, most_gap: float = MOST_GAP) -> list[str]:
+    """Write a verifier's folder `onnx`, fp32 always, int8 where it is close; return one sentence for each file.
+
+    Args:
+        pairs: on which the files are compared with torch, and int8 measures its activations.
+        most_gap: int8 is left out above this mean difference of probability.
+
+    Raises:
+        ModelError: the fp32 graph is not the model.
+    """
+    folder = Path(folder)
+    reference = load_verifier(folder)
+    step = max(len(pairs) // MEASURED, 1)
+    sample = list(pairs)[::step][:MEASURED]
+    report = _describe(reference.network, folder)
+    graph = _trace(reference.network)
+    target = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder))
+    notes = []
+    try:
+        backend(reference.network).save(str(target / TOKENIZER))
+        expected = 1 / (1 + np.exp(-reference.score(sample)))
+        for precision, model in (("fp32", graph), ("int8", quantize(graph, _inputs(reference.network, sample)))):
+            file = FILES[precision]  # type: ignore[index]
+            (target / file).write_bytes(model.SerializeToString())
+            served = PairGraph(target, report, file, threads=1).score(sample)
+            gaps = np.abs(1 / (1 + np.exp(-served)) - expected)
+            fidelity = Fidelity(
+                file, (target / file).stat().st_size, float(gaps.mean()), float(gaps.max()), len(sample)
+            )
+            kept = fidelity.largest_gap <= 1e-3 if precision == "fp32" else fidelity.mean_gap <= most_gap
+            if not kept and precision == "fp32":
+                raise ModelError(
+                    f"the exported graph is not the model: a probability differs by {fidelity.largest_gap:.4f}",
+                    expected="at most 0.001",
+                )
+            if kept:
+                report = replace(report, precisions={**report.precisions, precision: fidelity})
+            else:
+                (target / file).unlink()
+            notes.append(f"{precision} {'exported' if kept else 'left out'}: mean gap {fidelity.mean_gap:.4f}")
+        write_json(target / REPORT, report)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        target.chmod(0o755)
+        target.rename(folder / FOLDER)
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    return notes
+
+
+def _describe(network: CrossEncoder, folder: Path) -> VerifierReport:
+    return VerifierReport(
+        model=str(folder),
+        fingerprint=fingerprint_model(folder),
+        max_length=_limit(network),
+        segments=_has_segments(network),
+        versions={"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES},
+    )
+
+
+def _trace(network: CrossEncoder) -> Any:
+    """Return the network as an ONNX ModelProto: ids, mask and segments, each (n, length) int64, to logits (n, 1)."""
+    import torch
+
+    class Served(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
+            features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+            if segments is not None:
+                features["token_type_ids"] = segments
+            scores: torch.Tensor = network(features)["scores"]
+            return scores
+
+    return trace_module(network, Served(), INPUTS if _has_segments(network) else INPUTS[:2])
+
+
+def _inputs(network: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return one input of the graph for each pair, without padding."""
+    found = []
+    for left, right in pairs:
+        limit = _limit(network)
+        encoding = network.tokenizer([left], [right], truncation="longest_first", max_length=limit, return_tensors="np")
+        names = INPUTS if _has_segments(network) else INPUTS[:2]
+        found.append({name: np.asarray(encoding[name], dtype=np.int64) for name in names})
+    return found

@@ -1,0 +1,439 @@
+"""Optimisation: a task and its configuration in, the best weights out, whatever kills the process on the way.
+
+Everything that is random depends on (seed, run, step) only, so a killed run resumes to the same weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from embedsmith.errors import ConfigurationError, EmbedsmithError
+from embedsmith.model import Precision
+from embedsmith.tokens import Index, cut_microbatches
+
+if TYPE_CHECKING:
+    import torch
+
+LOSSES = ("infonce", "online_contrastive", "cosent", "logistic")
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """All that decides the weights, besides the examples and the base.
+
+    Attributes:
+        losses: weight by loss name; the step minimises their weighted sum. The online contrastive sum
+            is divided by the number of pairs of the batch, so that weights mean the same at any size.
+        epochs: passes over the rows.
+        batch: rows (anchors with all their positives and negatives) a step; 0 chooses 16, or less where a small
+            set would give fewer than 45 steps.
+        learning_rate: its peak; reached after `warmup` (share of all steps), then decayed by `schedule`.
+        gradient_norm: cap of the global norm; 0.5 keeps the model near its base (LangCache-Embed).
+        temperature, margin: of infonce and cosent, of online_contrastive.
+        logistic_scale, logistic_bias: sharpness and place of the border of the logistic loss.
+        dropout: None keeps the base's own; none at all is as good in one epoch, and faster (docs/log.md).
+        base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903).
+        average: decay of the running average of the weights that is returned; 0 returns the last ones.
+        runs: how many runs with other orders of the rows have their weights averaged (a model soup,
+            Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
+        token_budget: padded tokens a micro-batch; changes memory and speed, not the result.
+        precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
+        checkpoint_seconds: at least this long between checkpoints.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=lambda: {"logistic": 1.0})
+    epochs: int = 1
+    batch: int = 0
+    learning_rate: float = 5e-5
+    warmup: float = 0.1
+    schedule: Schedule = "linear"
+    weight_decay: float = 0.01
+    gradient_norm: float = 0.5
+    temperature: float = 0.05
+    margin: float = 0.5
+    logistic_scale: float = 15.0
+    logistic_bias: float = 0.65
+    dropout: float | None = 0.0
+    base_weight: float = 0.0
+    average: float = 0.0
+    runs: int = 1
+    token_budget: int = 1024
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.losses) - set(LOSSES))
+        if unknown or not self.losses:
+            raise ConfigurationError(f"losses: {unknown or 'none'}", expected=f"any of {', '.join(LOSSES)}")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("epochs", 1, 1000),
+    ("batch", 0, 1_000_000),
+    ("learning_rate", 1e-9, 1.0),
+    ("warmup", 0.0, 1.0),
+    ("gradient_norm", 1e-6, math.inf),
+    ("temperature", 1e-4, 10.0),
+    ("margin", 0.0, 2.0),
+    ("base_weight", 0.0, 1.0),
+    ("average", 0.0, 0.9999),
+    ("runs", 1, 100),
+    ("token_budget", 1, 10_000_000),
+)
+
+
+def config_from(values: Mapping[str, object]) -> TrainingConfig:
+    """Return the configuration with `values` over the defaults; an unknown key is an error."""
+    known = {item.name for item in fields(TrainingConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigurationError(
+            f"unknown training option: {', '.join(unknown)}", expected=f"any of {', '.join(sorted(known))}"
+        )
+    return TrainingConfig(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens that went through a network: real ones, and with the padding among them."""
+
+    tokens: int = 0
+    padded: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.padded + other.padded)
+
+
+class Task(Protocol):
+    """What is trained: a network, the batches of an epoch, and the loss of a batch."""
+
+    network: torch.nn.Module
+
+    def count(self) -> int:
+        """Return the steps of an epoch; the same for every seed, or runs would differ in length."""
+        ...
+
+    def order(self, seed: int, epoch: int) -> Sequence[Sequence[int]]:
+        """Return the rows of each batch; seed and epoch alone decide."""
+        ...
+
+    def loss(self, rows: Sequence[int]) -> tuple[torch.Tensor, Work]:
+        """Return the loss of a batch, a scalar with its gradients to come, and what it took."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What an optimisation did; the weights are in the task's network."""
+
+    losses: tuple[tuple[int, float], ...]
+    steps: int
+    resumed_from: int
+    seconds: float
+    work: Work
+
+
+def optimize(
+    task: Task,
+    config: TrainingConfig,
+    *,
+    store: Path,
+    key: str,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Optimized:
+    """Run all steps of a task and leave the final weights in its network; a checkpoint in `store` is gone on from.
+
+    Raises:
+        EmbedsmithError: the loss is not finite.
+    """
+    state = _State(task.network, config, steps=config.epochs * task.count())
+    start = state.restore(read_checkpoint(store, key))
+    run = _Run(task, config, state, store, key, on_progress)
+    losses = run.go(start)
+    state.finish()
+    return Optimized(tuple(losses), state.steps * config.runs, start, run.seconds, run.work)
+
+
+def checkpoint_beside(out: Path | str) -> Path:
+    """Return where the checkpoint of a run into `out` lies until the run is done."""
+    return Path(out).with_name(f"{Path(out).name}.checkpoint")
+
+
+def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
+    """Return the learning rate of `step` (from 0) of `steps`: linear warm-up, then the schedule to 0."""
+    warm = max(round(steps * config.warmup), 1)
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    share = (step - warm) / max(steps - warm, 1)
+    factor = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
+    return config.learning_rate * factor[config.schedule]
+
+
+class _State:
+    """The weights, the optimiser and the averages: all that a checkpoint holds."""
+
+    def __init__(self, network: torch.nn.Module, config: TrainingConfig, *, steps: int) -> None:
+        self.network, self.config, self.steps = network, config, steps
+        _set_dropout(network, config.dropout)
+        self.parameters = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self.base = _copy(self.parameters)
+        self.soup: dict[str, torch.Tensor] | None = None  # sum over the finished runs
+        self._begin()
+
+    def _begin(self) -> None:
+        import torch
+
+        decayed = [weight for weight in self.parameters.values() if weight.ndim >= 2]
+        free = [weight for weight in self.parameters.values() if weight.ndim < 2]  # biases, norms: no decay
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        self.average = _copy(self.parameters) if self.config.average else None
+
+    def next_run(self) -> None:
+        """Put the finished run into the soup and go back to the base."""
+        self._stir()
+        _assign(self.parameters, self.base)
+        self._begin()
+
+    def _stir(self) -> None:
+        done = self.average if self.average is not None else self.parameters
+        self.soup = {
+            name: weight.detach() + (self.soup[name] if self.soup is not None else 0) for name, weight in done.items()
+        }
+
+    def update(self, step: int) -> None:
+        """Apply the gradients of step `step` of the run: clip, step, average."""
+        import torch
+
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
+        rate = learning_rate_at(step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            decay = min(self.config.average, (1 + step) / (10 + step))  # short memory while it is young
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return everything to store, by "kind/parameter name"."""
+        found = {f"weight/{name}": weight.detach() for name, weight in self.parameters.items()}
+        for name, weight in self.parameters.items():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                found[f"{key}/{name}"] = value
+        for kind, tensors in (("average", self.average), ("soup", self.soup)):
+            found |= {f"{kind}/{name}": weight for name, weight in (tensors or {}).items()}
+        return found
+
+    def restore(self, checkpoint: Checkpoint | None) -> int:
+        """Take over a checkpoint, if there is one, and return the step to go on with."""
+        if checkpoint is None:
+            return 0
+        _assign(self.parameters, _part(checkpoint, "weight"))
+        moments = {kind: _part(checkpoint, kind) for kind in ("step", "exp_avg", "exp_avg_sq")}
+        for name, weight in self.parameters.items():
+            if name in moments["step"]:
+                state = {kind: tensors[name] for kind, tensors in moments.items()}
+                self.optimizer.state[weight] = {
+                    kind: value if kind == "step" else value.to(weight.device) for kind, value in state.items()
+                }
+        device = next(self.network.parameters()).device
+        if self.average is not None:
+            stored = _part(checkpoint, "average")
+            self.average = {name: stored[name].to(device) for name in self.parameters}  # the order counts
+        self.soup = {name: weight.to(device) for name, weight in _part(checkpoint, "soup").items()} or None
+        return checkpoint.step
+
+    def finish(self) -> None:
+        """Put the mean of all runs, mixed with the base's share, into the network."""
+        import torch
+
+        self._stir()
+        assert self.soup is not None
+        with torch.no_grad():
+            for name, weight in self.parameters.items():
+                weight.copy_(self.soup[name] / self.config.runs)
+                weight.lerp_(self.base[name], self.config.base_weight)
+
+
+def _copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _assign(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, weight in parameters.items():
+            weight.copy_(values[name])
+
+
+def _part(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
+
+
+class _Run:
+    """One pass through the steps that are left."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainingConfig,
+        state: _State,
+        store: Path,
+        key: str,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.task, self.config, self.state = task, config, state
+        self.store, self.key, self.on_progress = store, key, on_progress
+        self.work = Work()
+        self.seconds = 0.0
+
+    def go(self, start: int) -> list[tuple[int, float]]:
+        """Run steps `start` and later, over all runs; return (step, loss)."""
+        history: list[tuple[int, float]] = []
+        began = saved = time.monotonic()
+        every = self.state.steps * self.config.runs
+        for step, rows in self._steps():
+            if step < start:
+                continue
+            if step and step % self.state.steps == 0:
+                self.state.next_run()
+            self.state.network.train()
+            loss = self._step(step, rows)
+            history.append((step, loss))
+            now = time.monotonic()
+            self.seconds = now - began
+            if now - saved >= self.config.checkpoint_seconds and step + 1 < every:
+                write_checkpoint(self.store, Checkpoint(step + 1, self.state.tensors()), self.key)
+                saved = time.monotonic()
+            self._report(step, start, loss, every)
+        return history
+
+    def _steps(self) -> Iterator[tuple[int, Sequence[int]]]:
+        """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""
+        step = 0
+        for run in range(self.config.runs):
+            for epoch in range(self.config.epochs):
+                for rows in self.task.order(_seed(self.config.seed, run), epoch):
+                    yield step, rows
+                    step += 1
+
+    def _step(self, step: int, rows: Sequence[int]) -> float:
+        import torch
+
+        torch.manual_seed(_seed(self.config.seed, 0, step))  # dropout depends on the step, not on the past
+        loss, work = self.task.loss(rows)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise EmbedsmithError(
+                f"the loss of step {step} is {value}",
+                expected="a finite loss",
+                action="lower --learning-rate, or train with --precision fp32",
+            )
+        if loss.requires_grad:
+            torch.autograd.backward(loss)
+            self.state.update(step % self.state.steps)
+        self.work += work
+        return value
+
+    def _report(self, step: int, start: int, loss: float, every: int) -> None:
+        if self.on_progress is None:
+            return
+        left = (every - step - 1) * self.seconds / (step + 1 - start)
+        rate = self.work.tokens / max(self.seconds, 1e-9)
+        self.on_progress(Progress(step + 1, every, loss, rate, left))
+
+
+def _seed(*parts: int) -> int:
+    """Return a seed that differs wherever any part does."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _set_dropout(network: torch.nn.Module, dropout: float | None) -> None:
+    import torch
+
+    if dropout is None:
+        return
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+
+
+def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
+    """Return the precision of matrix products and the reason for it."""
+    import torch
+
+    if wanted == "bf16":
+        return "bf16", "bf16 as asked"
+    if wanted == "fp32":
+        return "fp32", "fp32 as asked"
+    if device == "cuda" and torch.cuda.is_bf16_supported():
+        return "bf16", "bf16: this GPU multiplies it natively"
+    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+        return "bf16", "bf16: this processor has AMX or AVX512-BF16 instructions"
+    return "fp32", f"fp32: no native bf16 on this {device}"
+
+
+def _has_bf16_instructions() -> bool:
+    import torch
+
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    cpu = torch.cpu
+    native = (cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported())
+    return capabilities.startswith("AVX512") and any(native)
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed blocks; returning them to the system costs a page fault per page and step."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    except (OSError, AttributeError):
+        return  # another libc has other habits; nothing is lost but speed
+
+
+def best_attention() -> str | None:
+    """Return the attention to train with: eager is fastest on CPU (docs/log.md), transformers' choice elsewhere."""
+    import torch
+
+    return None if torch.cuda.is_available() or torch.backends.mps.is_available() else "eager"
+
+
+def count_work(lengths: Index, budget: int) -> Work:
+    """Return the tokens of texts of these lengths, and with the padding of their micro-batches."""
+    blocks = cut_microbatches(lengths, budget)
+    return Work(int(lengths.sum()), sum(int(lengths[block].max()) * len(block) for block in blocks))

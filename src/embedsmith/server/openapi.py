@@ -1,0 +1,393 @@
+"""The description of the server's API (OpenAPI 3.1), served at /openapi.json and held true by the tests.
+
+Built from small pieces: what every answer carries, what every path can refuse, and one function per group of paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from embedsmith import __version__
+
+Json = dict[str, Any]
+
+TEXT: Json = {"type": "string"}
+WHOLE: Json = {"type": "integer", "minimum": 0}
+NUMBER: Json = {"type": "number"}
+ANY: Json = {}
+METHODS = ("get", "post", "put", "patch", "delete", "options", "head")
+REQUEST_ID_FORM = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+
+REFUSED = {
+    400: "Not JSON, not an object, or a field with a wrong value.",
+    401: "The admin token is missing or wrong.",
+    408: "The body did not come to its end in time.",
+    413: "The body is larger than the server takes.",
+    415: "The body says that it is something else than JSON.",
+    429: "Too many texts wait for the encoder.",
+    500: "The server failed; its log says why under the request's id.",
+    502: "The upstream cannot be reached, or broke off its answer.",
+    504: "The upstream did not answer in time, or only-if-cached was asked for and the answer is not in the cache.",
+}
+CACHE_HEADERS: Json = {
+    "X-Embedsmith-Cache": {
+        "description": "Whether the answer is a stored one; pass: the request is none for the cache.",
+        "schema": {"enum": ["hit", "miss", "pass"]},
+    },
+    "X-Embedsmith-Reason": {"description": "Why.", "schema": TEXT},
+    "X-Embedsmith-Similarity": {
+        "description": "Cosine between the question and the nearest stored one; absent where there is none.",
+        "schema": {"type": "string", "pattern": r"^-?[01]\.[0-9]{4}$"},
+    },
+    "X-Embedsmith-Entry": {"description": "Id of the entry that was served.", "schema": TEXT},
+    "X-Embedsmith-Age": {
+        "description": "Seconds since the entry was stored.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+}
+ASKED_PARAMETER: Json = {
+    "name": "X-Embedsmith-Cache",
+    "in": "header",
+    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME.",
+    "schema": {
+        "type": "string",
+        "pattern": r"^(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})"
+        r"(,(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})){0,3}$",
+    },
+}
+ID_PARAMETER: Json = {
+    "name": "X-Request-Id",
+    "in": "header",
+    "description": "Comes back in the answer, goes to the upstream and into the log. What is not of the form "
+    f"{REQUEST_ID_FORM} is replaced.",
+    "schema": TEXT,
+}
+
+
+def describe_api(*, served_model: str = "embedsmith", largest: int = 8 << 20) -> Json:
+    """Return the description of the API as plain JSON.
+
+    Args:
+        served_model: the name under which /v1/embeddings answers. largest: bytes of a request.
+    """
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "embedsmith",
+            "version": __version__,
+            "description": (
+                "A caching proxy in front of an OpenAI-compatible upstream, an embeddings endpoint and a dashboard. "
+                f"A request has at most {largest} bytes. What is not described below /v1 goes to the upstream as it is."
+            ),
+        },
+        "paths": _own_paths() | _admin_paths() | _openai_paths(served_model),
+        "components": {
+            "schemas": SCHEMAS | {"EmbeddingsRequest": _embeddings_request(served_model)},
+            "securitySchemes": {
+                "admin": {"type": "http", "scheme": "bearer", "description": "The admin token of the server."}
+            },
+        },
+    }
+
+
+def _own_paths() -> Json:
+    return {
+        "/health": {
+            "get": _operation(
+                "Say that the server lives.", {"200": _json("It lives.", _object(status={"const": "ok"}))}
+            )
+        },
+        "/metrics": {
+            "get": _operation("Counts and times for Prometheus.", {"200": _answer("The metrics.", "text/plain", TEXT)})
+        },
+        "/openapi.json": {
+            "get": _operation("This description.", {"200": _json("The description.", {"type": "object"})}),
+        },
+        "/dashboard": {
+            "get": _operation(
+                "The dashboard's page; it holds no data and asks for them with the admin token.",
+                {"200": _answer("The page.", "text/html", TEXT)},
+            )
+        },
+    }
+
+
+def _admin_paths() -> Json:
+    search = {"name": "text", "in": "query", "description": "Part of a question, in any case.", "schema": TEXT}
+    paths = {
+        "/admin/state": {
+            "get": _operation("All that the dashboard shows.", {"200": _json("The state.", _ref("State"))})
+        },
+        "/admin/entries": {
+            "get": _operation(
+                "The first hundred entries whose question holds a text.",
+                {"200": _json("The entries.", _object(entries=_list(_ref("Entry"))))},
+                parameters=[search],
+            )
+        },
+        "/admin/mark": {
+            "post": _operation(
+                "Say that a hit was wrong (its entry goes), or that a miss was a duplicate; both are kept as feedback.",
+                {"200": _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}))}
+                | _refusals(400, 408, 413, 415),
+                body=_ref("Mark"),
+            )
+        },
+        "/admin/purge": {
+            "post": _operation(
+                "Remove one entry, those of a namespace, those with a tag, or all.",
+                {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415),
+                body=_ref("Purge"),
+            )
+        },
+    }
+    for path in paths.values():
+        for operation in path.values():
+            operation["security"] = [{"admin": []}]
+            operation["responses"] |= _refusals(401)
+    return paths
+
+
+def _openai_paths(served: str) -> Json:
+    above = _refusals_of_either(400, 408, 413, 502, 504)
+    passed: Json = {"default": {"description": "Whatever the upstream answers.", "headers": _identified()}} | above
+    model = {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+    }
+    path = {
+        "name": "path",
+        "in": "path",
+        "required": True,
+        "description": "Any path, slashes included; its form on the wire is kept. A segment . or .. is refused.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+    }
+    every = {
+        method: _operation("Go to the upstream untouched, and come back so.", passed, parameters=[path])
+        for method in METHODS
+    }
+    return {
+        "/v1/chat/completions": {"post": _chat()},
+        "/v1/embeddings": {"post": _embeddings(served)},
+        "/v1/completions": {"post": _operation("Go to the upstream untouched.", passed, body={"type": "object"})},
+        "/v1/responses": {"post": _operation("Go to the upstream untouched.", passed, body={"type": "object"})},
+        "/v1/models": {
+            "get": _operation(
+                f"The upstream's models and the served one, {served}; an upstream's failure as it is.", passed
+            )
+        },
+        "/v1/models/{model}": {
+            "get": _operation(
+                f"About {served} from the server itself, about any other from the upstream.", passed, parameters=[model]
+            )
+        },
+        "/v1/{path}": every,
+    }
+
+
+def _chat() -> Json:
+    whole: Json = {
+        "description": "The answer, stored or the upstream's; a stream when one was asked for.",
+        "headers": _identified() | CACHE_HEADERS,
+        "content": {"application/json": {"schema": ANY}, "text/event-stream": {"schema": ANY}},
+    }
+    other: Json = {"description": "Whatever the upstream answers.", "headers": _identified() | CACHE_HEADERS}
+    return _operation(
+        "A chat completion, from the cache where it knows the answer. Headers say what the cache did, and why.",
+        {"200": whole, "default": other} | _refusals_of_either(400, 408, 413, 415, 502, 504),
+        body=_ref("ChatRequest"),
+        parameters=[ASKED_PARAMETER],
+    )
+
+
+def _embeddings(served: str) -> Json:
+    full = _refusals_of_either(429)
+    full["429"]["headers"] |= {
+        "Retry-After": {
+            "description": "Seconds until there may be room.",
+            "schema": {"type": "string", "pattern": "^[0-9]+$"},
+        }
+    }
+    answers = _refusals_of_either(400, 408, 413, 415, 500, 502, 504) | full
+    answers["200"] = _json("The embeddings.", _ref("Embeddings"))
+    answers["default"] = {"description": "Whatever the upstream answers."}
+    return _operation(
+        f"Embeddings of length 1: of the model {served} by the server itself, of any other by the upstream.",
+        answers,
+        body=_ref("EmbeddingsRequest"),
+    )
+
+
+def _embeddings_request(served: str) -> Json:
+    return {
+        "type": "object",
+        "properties": {
+            "model": {"anyOf": [{"const": served, "description": "The server's own model."}, TEXT]},
+            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2048}]},
+            "dimensions": {"type": ["integer", "null"], "minimum": 1},
+            "encoding_format": {"enum": ["float", "base64", None]},
+            "user": TEXT,
+        },
+        "required": ["model", "input"],
+    }
+
+
+def _operation(summary: str, responses: Json, *, parameters: Sequence[Json] = (), body: Json | None = None) -> Json:
+    operation: Json = {
+        "summary": summary,
+        "parameters": [ID_PARAMETER, *parameters],
+        "responses": responses,
+    }
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return operation
+
+
+def _identified() -> Json:
+    schema = {"type": "string", "pattern": REQUEST_ID_FORM}
+    return {"X-Request-Id": {"description": "The client's, or a new one.", "required": True, "schema": schema}}
+
+
+def _answer(description: str, kind: str, schema: Json) -> Json:
+    return {"description": description, "headers": _identified(), "content": {kind: {"schema": schema}}}
+
+
+def _json(description: str, schema: Json) -> Json:
+    return _answer(description, "application/json", schema)
+
+
+def _refusals(*statuses: int) -> Json:
+    return {str(status): _json(REFUSED[status], _ref("Error")) for status in statuses}
+
+
+def _refusals_of_either(*statuses: int) -> Json:
+    """Return answers that the server or the upstream gives; the upstream's has whatever form it likes."""
+    content = {"*/*": {"schema": ANY}}
+    return {
+        str(status): {
+            "description": f"{REFUSED[status]} Or whatever the upstream means by it.",
+            "headers": _identified(),
+            "content": content,
+        }
+        for status in statuses
+    }
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _or_null(kind: str) -> Json:
+    return {"type": [kind, "null"]}
+
+
+SCHEMAS: Json = {
+    "Error": _object(error={**_object(message=TEXT, type=TEXT), "additionalProperties": True}),
+    "ChatRequest": {
+        "type": "object",
+        "description": "OpenAI's request. What is not named here must be equal for a stored answer to serve.",
+        "properties": {
+            "model": TEXT,
+            "messages": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+                        "content": {"oneOf": [TEXT, {"type": "null"}, _list({"type": "object"})]},
+                    },
+                    "required": ["role", "content"],
+                },
+            },
+            "stream": {"type": "boolean"},
+            "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+            "n": {"type": "integer", "minimum": 1},
+        },
+        "required": ["model", "messages"],
+    },
+    "Embeddings": {
+        "type": "object",
+        "properties": {
+            "object": {"const": "list"},
+            "model": TEXT,
+            "data": _list(
+                _object(
+                    object={"const": "embedding"},
+                    index=WHOLE,
+                    embedding={"oneOf": [_list(NUMBER), {"type": "string", "contentEncoding": "base64"}]},
+                )
+            ),
+            "usage": {
+                **_object(prompt_tokens=WHOLE, total_tokens=WHOLE),
+                "description": "Tokens the model read (its prompt and special tokens too); words where it cannot say.",
+            },
+        },
+        "required": ["object", "model", "data", "usage"],
+    },
+    "Mark": {
+        **_object(number={"type": "integer", "minimum": 1}, verdict={"enum": ["wrong", "same"]}),
+        "description": "The number of one of the latest lookups, and what is true of it.",
+    },
+    "Purge": {
+        "oneOf": [
+            {**_object(id=TEXT), "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {"namespace": TEXT, "tag": TEXT},
+                "minProperties": 1,
+                "additionalProperties": False,
+            },
+            {**_object(all={"const": True}), "additionalProperties": False},
+        ]
+    },
+    "Entry": _object(
+        id=TEXT,
+        namespace=TEXT,
+        partition=TEXT,
+        text=TEXT,
+        answer=TEXT,
+        created=NUMBER,
+        expires=_or_null("number"),
+        tags=_list(TEXT),
+        size=WHOLE,
+    ),
+    "Seen": _object(
+        number=WHOLE,
+        at=NUMBER,
+        text=TEXT,
+        outcome={"enum": ["hit", "miss"]},
+        reason=TEXT,
+        similarity=_or_null("number"),
+        nearest=TEXT,
+        nearest_id=TEXT,
+        namespace=TEXT,
+        milliseconds=NUMBER,
+    ),
+    "State": _object(
+        threshold=NUMBER,
+        guard={"type": "boolean"},
+        model=TEXT,
+        store=TEXT,
+        entries=WHOLE,
+        bytes=WHOLE,
+        lookups=WHOLE,
+        hits=WHOLE,
+        saved_tokens=WHOLE,
+        median_milliseconds=_or_null("number"),
+        reasons={"type": "object", "additionalProperties": WHOLE},
+        histogram=_object(hit=_list(WHOLE), miss=_list(WHOLE)),
+        latest=_list(_ref("Seen")),
+    ),
+}

@@ -1,0 +1,167 @@
+"""Is what the server serves right, and is it still asked what it was? Samples, estimates and alarms, for eyes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Gauge
+
+from embedsmith.cache.drift import Alarm, StreamWatch
+from embedsmith.cache.samples import Estimate, Sample, Samples
+from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.server.answers import load_answer
+
+LOG = logging.getLogger("embedsmith.server")
+SHOWN = 5  # samples at once: the oldest, so that nobody picks the easy ones
+NAMESPACES = 20  # in the list of estimates, those with the most verdicts
+BEGINNING = 400  # characters of a stored answer
+
+
+class Oversight:
+    """What the dashboard, /admin/state and /metrics say of the quality of the answers served."""
+
+    def __init__(self, cache: SemanticCache, registry: CollectorRegistry, *, shadow: bool) -> None:
+        self.stream = StreamWatch()
+        self.by_similarity = 0  # answers served so; in shadow mode, those that would have been
+        self._cache, self._shadow = cache, shadow
+        self._measure(registry)
+
+    def looked_up(self, found: Lookup) -> None:
+        """Take note of a lookup."""
+        self.by_similarity += found.decision.reason in {"similar", "shadow: similar"}
+        if found.vector is None or found.decision.similarity is None:
+            return  # the same text, or nothing stored: no similarity to compare
+        if self.stream.see(found.decision.similarity) and self.stream.alarm is not None:
+            LOG.warning("drift: %s", self.stream.alarm.told)
+
+    def judge(self, number: int, label: int) -> bool:
+        """Record a person's verdict on a sample; False when there is no such sample. A wrong answer served goes."""
+        sample = self._cache.samples.settle(number, label) if self._cache.samples is not None else None
+        if sample is not None and label == 0 and sample.served:
+            self._cache.store.delete([sample.stored_id])
+        return sample is not None
+
+    def state(self) -> dict[str, Any]:
+        """Return the part of /admin/state that speaks of quality."""
+        samples, judge = self._cache.samples, self._cache.judge
+        return {
+            "shadow": self._shadow,
+            "by_similarity": self.by_similarity,
+            "quality": None if samples is None else self._quality(samples),
+            "judge": None
+            if judge is None
+            else {"name": judge.name, "trouble": judge.trouble, "unreadable": judge.counts["unreadable"]},
+            "drift": {"promise": self._promise(), "stream": self._stream()},
+        }
+
+    def _quality(self, samples: Samples) -> dict[str, Any]:
+        people = samples.to_judge(SHOWN, judged_by_model=self._cache.judge is not None)
+        estimates = sorted(samples.estimates.items(), key=lambda item: -item[1].judged)[:NAMESPACES]
+        thresholds = self._cache.policy
+        return {
+            "share": samples.rule.share,
+            "margin": samples.rule.margin,
+            "delta": samples.promise.delta,
+            **asdict(samples.counts),
+            "waiting": samples.waiting,
+            "left": samples.left,
+            "estimate": _told(samples.estimate),
+            "namespaces": [
+                {
+                    "namespace": name,
+                    "threshold": thresholds.threshold_for(name),
+                    "own": name in thresholds.thresholds,
+                    **_told(found),
+                }
+                for name, found in estimates
+            ],
+            "to_judge": [self._shown(sample) for sample in people],
+        }
+
+    def _shown(self, sample: Sample) -> dict[str, Any]:
+        entry = self._cache.store.get(sample.stored_id, time.time())
+        answer = _beginning(entry.answer) if entry is not None else "(no longer stored)"
+        return asdict(sample) | {"answer": answer, "served": sample.served}
+
+    def _promise(self) -> dict[str, Any] | None:
+        samples = self._cache.samples
+        if samples is None:
+            return None
+        watch = samples.promise
+        return {
+            "delta": watch.delta,
+            "judged": watch.judged,
+            "wrong": watch.wrong,
+            "evidence": watch.evidence,
+            "alarm_at": 1 / watch.alpha,
+            "alarm": _alarm(watch.alarm),
+        }
+
+    def _stream(self) -> dict[str, Any]:
+        watch = self.stream
+        return {
+            "size": watch.size,
+            "missing": watch.missing,
+            "windows": watch.windows,
+            "first_median": float(np.median(watch.first)) if watch.first is not None else None,
+            "latest_median": float(np.median(watch.latest)) if watch.latest is not None else None,
+            "alarm": _alarm(watch.alarm),
+        }
+
+    def _measure(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, read: Callable[[], float]) -> None:
+            Gauge(f"embedsmith_{name}", text, registry=registry).set_function(read)
+
+        stream, samples, judge = self.stream, self._cache.samples, self._cache.judge
+        gauge(
+            "hits_by_similarity",
+            "Answers served by similarity since the start, or that would have been (shadow mode)",
+            lambda: self.by_similarity,
+        )
+        gauge("drift_stream_alarm", "1 while the stream of questions has changed", lambda: stream.alarm is not None)
+        gauge("stream_median_first", "Median similarity of the first window", lambda: _median(stream.first))
+        gauge("stream_median_latest", "Median similarity of the latest window", lambda: _median(stream.latest))
+        if samples is None:
+            return
+        gauge("samples_drawn", "Samples drawn since the start", lambda: samples.counts.drawn)
+        gauge("samples_waiting", "Samples that wait for a verdict", lambda: samples.waiting)
+        gauge("samples_dropped", "Samples for which there was no room", lambda: samples.counts.dropped)
+        gauge("samples_judged", "Judged samples of answers served", lambda: samples.estimate.judged)
+        gauge("samples_wrong", "Judged samples of answers served that are wrong", lambda: samples.estimate.wrong)
+        gauge("false_hit_rate", "Share of the judged samples that is wrong", lambda: _number(samples.estimate.rate))
+        gauge("false_hit_rate_bound", "Its one-sided 95% bound", lambda: samples.estimate.bound)
+        gauge("drift_promise_evidence", "Evidence against the promise", lambda: samples.promise.evidence)
+        gauge("drift_promise_alarm", "1 while the promise is broken", lambda: samples.promise.alarm is not None)
+        if judge is not None:
+            gauge("judge_failures", "Calls of the judge that failed", lambda: judge.counts["failed"])
+            gauge("judge_unreadable", "Verdicts that could not be read", lambda: judge.counts["unreadable"])
+
+
+def _told(found: Estimate) -> dict[str, Any]:
+    return {"judged": found.judged, "wrong": found.wrong, "rate": found.rate, "bound": found.bound}
+
+
+def _alarm(found: Alarm | None) -> dict[str, Any] | None:
+    return asdict(found) if found is not None else None
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _median(window: np.ndarray[Any, np.dtype[np.float64]] | None) -> float:
+    return float("nan") if window is None else float(np.median(window))
+
+
+def _beginning(answer: str) -> str:
+    """Return the beginning of a stored answer's text, whoever stored it."""
+    try:
+        text = load_answer(answer).body["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        text = answer
+    return str(text)[:BEGINNING]

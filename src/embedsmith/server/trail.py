@@ -1,0 +1,107 @@
+"""What is known of one request while it is answered: its id, what the cache said, what took how long.
+
+Nothing in it is the user's text: reasons are words of ours (the guard's details, which quote the question, are
+left out), the tenant is the beginning of a keyed hash, the path has no query string.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from embedsmith.server.spans import NO_SPAN, Span
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from embedsmith.cache.semantic import Lookup
+
+KEY = "embedsmith.trail"  # in the ASGI scope
+REQUEST_ID = "x-request-id"
+WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z")
+TENANT_DIGITS = 8  # of the hash, enough to tell tenants apart in a log
+LONGEST_PATH = 200
+
+
+@dataclass(slots=True)
+class Trail:
+    """One request on its way through the server.
+
+    Attributes:
+        id: from the client when well formed, else made. path: without the query.
+        began: of the monotonic clock. status: of the answer, 0 while there is none.
+        outcome: "hit", "miss" or "pass"; "" where the cache has no say. similarity: of the nearest entry.
+        lookup, upstream: seconds each took; None where there was none.
+        tenant: first digits of the keyed hash. failure: what went wrong, in words of ours.
+    """
+
+    id: str
+    method: str = ""
+    path: str = ""
+    began: float = field(default_factory=time.perf_counter)
+    span: Span = NO_SPAN
+    status: int = 0
+    outcome: str = ""
+    reason: str = ""
+    similarity: float | None = None
+    lookup: float | None = None
+    upstream: float | None = None
+    tenant: str = ""
+    failure: str = ""
+
+    def looked_up(self, found: Lookup) -> None:
+        """Take over what the cache decided."""
+        self.outcome, self.reason = "hit" if found.hit else "miss", found.decision.reason
+        self.similarity, self.lookup = found.decision.similarity, found.seconds
+        self.tenant = found.namespace[:TENANT_DIGITS]
+
+    def passed(self, reason: str) -> None:
+        """Take over why the cache was not asked."""
+        self.outcome, self.reason = "pass", reason
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request began."""
+        return time.perf_counter() - self.began
+
+
+def read_request_id(given: str | None) -> str:
+    """Return the client's request id when it is well formed, else a new one (32 hex digits)."""
+    return given if given is not None and WELL_FORMED.match(given) else secrets.token_hex(16)
+
+
+def open_trail(scope: Any) -> Trail:
+    """Return the trail of a new request and put it into its ASGI scope."""
+    path = bytes(scope.get("raw_path") or b"").decode("ascii", "replace") or scope["path"]
+    trail = Trail(read_request_id(header_of(scope["headers"], REQUEST_ID)), scope["method"], path[:LONGEST_PATH])
+    scope[KEY] = trail
+    return trail
+
+
+def trail_of(request: Request) -> Trail:
+    """Return the trail of a request."""
+    trail = request.scope[KEY]
+    assert isinstance(trail, Trail)
+    return trail
+
+
+def header_of(headers: Iterable[tuple[bytes, bytes]], name: str) -> str | None:
+    """Return the first header of this name in an ASGI scope."""
+    wanted = name.encode("ascii")
+    return next((value.decode("latin-1") for key, value in headers if key == wanted), None)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return the type of an error and where it was raised.
+
+    Its message stays out: those of stores and clients quote rows, addresses and texts.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    cause = error.__cause__ or error.__context__
+    return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")

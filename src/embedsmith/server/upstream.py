@@ -1,0 +1,237 @@
+"""The way to the upstream: a request goes on as it came, byte for byte, and its answer comes back so.
+
+Nothing is kept between two requests but open connections: no cookies (they would be handed to other tenants), no
+default headers, no redirects followed. A path cannot lead out of the upstream's own base address.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from urllib.parse import quote, unquote_to_bytes
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from embedsmith.server.answers import Answer, StreamReader
+from embedsmith.server.control import ASKED
+from embedsmith.server.edge import refuse
+from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
+from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
+from embedsmith.server.watch import Watch
+
+HOPS = frozenset(  # headers that belong to one connection only
+    {
+        *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "host", "content-length", "expect"),
+    }
+)
+OWN = "x-embedsmith-"
+Headers = list[tuple[bytes, bytes]]
+
+
+class Upstream:
+    """The upstream of one server.
+
+    Args:
+        address: its base URL, with its /v1. key: API key for it, for clients that bring none.
+        timeout: seconds it may take for an answer, and between two parts of one.
+    """
+
+    def __init__(self, address: str, *, key: str | None, timeout: float, watch: Watch) -> None:
+        self._base = httpx.URL(address.rstrip("/"))
+        self._key, self._watch = key, watch
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+        self._client = httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+    async def send(self, request: Request, raw: bytes) -> Call | Response:
+        """Return the upstream's answer, its body unread, or the response that says why there is none."""
+        trail = trail_of(request)
+        below = path_below(request)
+        try:
+            url = self._address(below, request.scope.get("query_string", b"")) if below is not None else None
+        except httpx.InvalidURL:
+            url = None
+        if below is None or url is None:
+            return refuse(400, "this path cannot be passed on")
+        call = Call(trail, self._open_span(trail, request.method, below, raw), self._watch, time.perf_counter())
+        headers = self._headers(request, trail, call.span)
+        sent = httpx.Request(
+            request.method, url, headers=headers, content=raw or None, extensions={"timeout": self._timeout.as_dict()}
+        )
+        try:
+            call.take(await self._client.send(sent, stream=True))
+        except httpx.TimeoutException:
+            return call.missing(504, "the upstream did not answer in time")
+        except httpx.HTTPError as error:
+            return call.missing(502, "the upstream cannot be reached", type(error).__name__)
+        return call
+
+    def _address(self, below: str, query: bytes) -> httpx.URL:
+        path = self._base.raw_path.rstrip(b"/") + b"/" + below.encode("ascii") + (b"?" + query if query else b"")
+        return self._base.copy_with(raw_path=path)
+
+    def _headers(self, request: Request, trail: Trail, span: Span) -> Headers:
+        given = request.headers.raw
+        fresh = {REQUEST_ID: trail.id, **span.headers(), "accept-encoding": "identity"}  # what is stored must be read
+        headers = [(name, value) for name, value in end_to_end(given) if name.decode("latin-1") not in {ASKED, *fresh}]
+        if self._key and "authorization" not in request.headers:
+            headers.append((b"authorization", b"Bearer " + self._key.encode()))
+        return headers + [(name.encode(), value.encode()) for name, value in fresh.items()]
+
+    def _open_span(self, trail: Trail, method: str, below: str, raw: bytes) -> Span:
+        if not trail.span.recording:
+            return trail.span.child("", "client")
+        model = model_of(raw)
+        name, operation = name_call(below, method, model)
+        span = trail.span.child(name, "client")
+        about = {"http.request.method": method, "server.address": self._base.host, "server.port": self._base.port}
+        if operation is not None:
+            about |= {
+                "gen_ai.operation.name": operation,
+                "gen_ai.provider.name": name_provider(self._base.host),
+                "gen_ai.request.model": model or None,
+            }
+        span.note(about)
+        return span
+
+
+@dataclass(slots=True)
+class Call:
+    """One request to the upstream, from its start to the end of the answer."""
+
+    trail: Trail
+    span: Span
+    watch: Watch
+    began: float
+    _answer: httpx.Response | None = None
+
+    def take(self, answer: httpx.Response) -> None:
+        """Take the head of the answer."""
+        self._answer = answer
+        self.trail.upstream = time.perf_counter() - self.began
+        self.span.note({"http.response.status_code": answer.status_code})
+        if answer.status_code >= 400:
+            self.span.fail(str(answer.status_code))
+        if answer.status_code >= 500:
+            self.trail.failure = "the upstream failed"
+
+    @property
+    def answer(self) -> httpx.Response:
+        """The upstream's answer."""
+        assert self._answer is not None
+        return self._answer
+
+    @property
+    def status_code(self) -> int:
+        """The upstream's status."""
+        return self.answer.status_code
+
+    def missing(
+        self, status: int, reason: str, kind: str = "timeout", told: Mapping[str, str] | None = None
+    ) -> Response:
+        """Return the answer for a call that failed, and end it."""
+        self.watch.failed(reason)
+        self.trail.failure = reason
+        self.span.fail(kind)
+        self._end()
+        return refuse(status, reason if kind == "timeout" else f"{reason} ({kind})", told)
+
+    def answered(self, answer: Answer | None) -> None:
+        """Note who answered and what it cost."""
+        if self.span.recording and answer is not None:
+            self.span.note(describe_completion(answer.body))
+
+    async def read(self, told: Mapping[str, str] | None = None) -> bytes | Response:
+        """Return the whole body as it was sent, or the response that says that it broke off."""
+        try:
+            return b"".join([part async for part in self.answer.aiter_raw()])
+        except httpx.TimeoutException:
+            return self.missing(504, "the upstream did not end its answer in time", told=told)
+        except httpx.HTTPError as error:
+            return self.missing(502, "the upstream broke off its answer", type(error).__name__, told)
+
+    async def stream(self, reader: StreamReader | None = None) -> AsyncIterator[bytes]:
+        """Yield the bytes of the answer as they come, let `reader` see them, and end the call."""
+        try:
+            async for data in self.answer.aiter_raw():
+                if reader is not None:
+                    reader.feed(data)
+                yield data
+            if reader is not None and self.span.recording:
+                self.answered(reader.answer())
+        except httpx.HTTPError as error:
+            self.watch.failed("the upstream cut a stream")
+            self.trail.failure = "the upstream cut a stream"
+            self.span.fail(type(error).__name__)
+            raise
+        finally:
+            await self.answer.aclose()
+            self._end()
+
+    def response(self, content: bytes | AsyncIterator[bytes], told: Mapping[str, str] | None = None) -> Response:
+        """Return the answer with its status and headers, and what the cache has to say."""
+        made: Response
+        if isinstance(content, bytes):
+            made = Response(content, self.status_code)
+            self._end()
+        else:
+            made = StreamingResponse(content, self.status_code)
+        made.raw_headers += kept_headers(self.answer.headers.raw)
+        made.raw_headers += [(name.encode(), value.encode("latin-1")) for name, value in (told or {}).items()]
+        return made
+
+    def _end(self) -> None:
+        self.trail.upstream = time.perf_counter() - self.began
+        self.span.end()
+
+
+def path_below(request: Request) -> str | None:
+    """Return the request's path below /v1 as it was sent, percent signs and all; None where it must not go on.
+
+    A segment "." or ".." (however it is written) would lead out of the upstream's base address.
+    """
+    raw = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    parts = raw.split(b"/", 2)
+    if len(parts) < 3 or {b".", b".."} & set(unquote_to_bytes(parts[2]).replace(b"\\", b"/").split(b"/")):
+        return None
+    try:
+        return str(parts[2], "ascii")
+    except UnicodeDecodeError:
+        return None
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers without those of one connection: the standard ones and those that `Connection` names."""
+    pairs = [(name.lower(), value) for name, value in headers]
+    named = {part.strip().lower() for name, value in pairs if name == b"connection" for part in value.split(b",")}
+    return [(name, value) for name, value in pairs if name.decode("latin-1") not in HOPS and name not in named]
+
+
+def kept_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an answer's headers without those of the connection and of a cache; its request id under another name."""
+    kept = []
+    for name, value in end_to_end(headers):
+        if name == REQUEST_ID.encode():
+            kept.append((b"x-upstream-request-id", value))
+        elif not name.startswith(OWN.encode()):
+            kept.append((name, value))
+    return kept
+
+
+def model_of(raw: bytes) -> str:
+    """Return the model that a request names, "" when it names none."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ""
+    model = body.get("model") if isinstance(body, dict) else None
+    return model[:LONGEST] if isinstance(model, str) else ""

@@ -1,0 +1,159 @@
+"""Below HTTP: uvicorn with time limits on clients that send, read or linger too slowly.
+
+uvicorn waits for ever for the end of a request's head, for a client that does not read its answer, and for the
+rest of a body that nobody wants. Here each of these has a time limit, whatever trickles meanwhile. (The time for a
+body is counted in `edge.read_limited`, where there is still an answer to give.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from embedsmith.server.edge import LARGEST_HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client may take, in seconds.
+
+    Attributes:
+        head: for a whole request line with its headers, from the connection's opening or the first byte on.
+        read: for taking what was sent to it, while no more goes into its connection.
+        linger: for sending a rest that is thrown away, after the answer; at most `spare` bytes of it are read.
+    """
+
+    head: float = 15.0
+    read: float = 60.0
+    linger: float = 1.0
+    spare: int = 1 << 20
+
+
+def make_server(app: Any, patience: Patience | None = None, *, graceful: int | None = None) -> uvicorn.Server:
+    """Return the server of an ASGI application, not started.
+
+    Args:
+        graceful: seconds that a stop waits for requests in flight; None waits for all of them.
+    """
+    limits = patience or Patience()
+    protocol = type("PatientProtocol", (Protocol,), {"patience": limits})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+        timeout_graceful_shutdown=graceful,
+    )
+    return uvicorn.Server(config)
+
+
+class Protocol(H11Protocol):
+    """One connection with a client."""
+
+    patience = Patience()
+    _timer: asyncio.TimerHandle | None = None  # of the head
+    _stalled: asyncio.TimerHandle | None = None  # of the answer
+    _spare: int | None = None  # bytes that may still be thrown away
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.patience.head, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget all clocks."""
+        for clock in (self._timer, self._stalled):
+            if clock is not None:
+                clock.cancel()
+        self._timer = self._stalled = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; the clock runs while the head of a request is not complete."""
+        if self._spare is not None:
+            self._spare -= len(data)
+            if self._spare < 0:
+                self.transport.abort()
+                return
+        super().data_received(data)
+        waiting = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        if waiting and self._timer is None:
+            self._timer = self.loop.call_later(self.patience.head, self._give_up)
+        elif not waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._spare is not None and self.conn.their_state is not h11.SEND_BODY:
+            self._spare = None  # the rest has come: the connection is good again
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
+            self._refuse(408, "the head of the request did not come in time")
+        else:
+            self.transport.close()
+        self.loop.call_later(self.patience.linger, self.transport.abort)
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request; a body that nobody read is thrown away for a moment, then the connection ends."""
+        if self.conn.their_state is h11.SEND_BODY and self._spare is None:
+            self._spare = self.patience.spare
+            self.loop.call_later(self.patience.linger, self._drop)
+        super().on_response_complete()
+
+    def _drop(self) -> None:
+        if self._spare is not None:
+            self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has nothing more to say, and drop it if its client will not read the end."""
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(self.patience.read, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for a client that does not read."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.patience.read, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, with 431 where only the head is too large."""
+        hint = getattr(sys.exception(), "error_status_hint", 400)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(431 if hint == 431 else 400, msg)
+        else:  # the answer has begun already
+            self.transport.abort()
+
+    def _refuse(self, status: Literal[400, 408, 431], message: str) -> None:
+        content = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (
+            h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status]),
+            h11.Data(data=content),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

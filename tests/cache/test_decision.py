@@ -1,0 +1,77 @@
+"""The decision with a verifier: asked only where it can change something, bounded, explained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from embedsmith.cache.decision import Policy, decide
+from embedsmith.cache.stores import Entry, Match
+from embedsmith.verifier import Adjustment
+
+
+class Scripted:
+    """A verifier that knows its answers, and remembers what it was asked."""
+
+    fingerprint = "scripted"
+
+    def __init__(self, **logits: float) -> None:
+        self.logits = logits
+        self.asked: list[str] = []
+
+    def score(self, pairs: Sequence[tuple[str, str]], /) -> NDArray[np.float64]:
+        self.asked += [stored for _, stored in pairs]
+        return np.array([self.logits.get(stored, 0.0) for _, stored in pairs])
+
+
+def matches(**similarities: float) -> list[Match]:
+    found = [
+        Match(Entry(text, "n", "p", text, f"answer {text}", np.ones(1, dtype=np.float32), 0.0), similarity)
+        for text, similarity in similarities.items()
+    ]
+    return sorted(found, key=lambda match: -match.similarity)
+
+
+def rules(verifier: Scripted, **options: int) -> Policy:
+    """Threshold .8, reach .1: the verifier is asked from .7 to .9."""
+    return Policy(0.8, guard=None, verifier=verifier, adjustment=Adjustment(0.025), **options)
+
+
+def test_it_is_asked_only_in_the_band() -> None:
+    verifier = Scripted()
+    assert decide("q", matches(far=0.65), rules(verifier)).reason == "below threshold"
+    assert decide("q", matches(close=0.95), rules(verifier)).reason == "similar"
+    assert verifier.asked == []
+
+
+def test_it_can_lift_a_candidate_over_the_threshold() -> None:
+    decision = decide("q", matches(paraphrase=0.75), rules(Scripted(paraphrase=3.0)))
+    assert (decision.hit, decision.reason, decision.similarity) == (True, "verified", 0.75)
+    assert decision.moved == pytest.approx(0.825)
+
+
+def test_it_can_hold_one_back_and_the_next_is_served() -> None:
+    decision = decide("q", matches(trap=0.88, paraphrase=0.85), rules(Scripted(trap=-9.0, paraphrase=1.0)))
+    assert decision.entry is not None
+    assert decision.entry.text == "paraphrase"
+    assert decision.vetoed[0].veto.detail == "cosine 0.880 moved to 0.780"
+    alone = decide("q", matches(trap=0.88), rules(Scripted(trap=-9.0)))
+    assert (alone.hit, alone.told) == (False, "verifier (cosine 0.880 moved to 0.780)")
+
+
+def test_what_it_did_not_read_is_not_served() -> None:
+    verifier = Scripted(a=-9.0, b=-9.0, c=9.0)
+    decision = decide("q", matches(a=0.88, b=0.87, c=0.86), rules(verifier, verified=2))
+    assert (decision.hit, verifier.asked) == (False, ["a", "b"])
+
+
+@given(st.floats(-1, 1), st.floats(-9, 9))
+def test_a_candidate_is_served_exactly_when_its_moved_cosine_reaches_the_threshold(cosine: float, logit: float) -> None:
+    policy = rules(Scripted(a=logit))
+    moved = cosine + policy.adjustment.move(logit)  # type: ignore[union-attr]
+    assert decide("q", matches(a=cosine), policy).hit == (moved >= policy.threshold) or abs(moved - 0.8) < 1e-12

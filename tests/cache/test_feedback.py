@@ -1,0 +1,127 @@
+"""The file of judged pairs: durable, readable by all, and whole after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from embedsmith.cache.feedback import Feedback, Judged, read_all_feedback, read_feedback
+from embedsmith.errors import InputError
+from embedsmith.examples import LabelledPair, read_examples
+
+ROW = Judged("put my card on ice", "how do I freeze my card?", 1, 0.83, "tenant", "sample", "openai:x", 5.0, "model")
+OLD = {"sentence1": "a", "sentence2": "b", "label": 0, "marked": 1.0}
+
+
+def test_rows_come_back_as_they_were_and_are_examples_too(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "new" / "feedback.jsonl")
+    assert feedback.read() == []
+    feedback.append(ROW)
+    assert feedback.read() == [ROW]
+    (pair,) = read_examples(feedback.path, kind=LabelledPair).examples
+    assert isinstance(pair, LabelledPair)
+    assert (pair.sentence1, pair.sentence2, pair.label) == (ROW.sentence1, ROW.sentence2, 1)
+
+
+def test_rows_of_older_versions_are_read_as_marked_by_people(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps(OLD) + "\n")
+    Feedback(path).append(ROW)
+    old, new = Feedback(path).read()
+    assert (old.source, old.judge, old.cosine, old.namespace) == ("person", "person", None, "default")
+    assert new == ROW
+    assert len(read_examples(path, kind=LabelledPair).examples) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"label": 2}, "label is 2"),
+        ({"sentence2": " "}, "sentence2 has no text"),
+        ({"source": "oracle"}, "source is 'oracle'"),
+        ({"cosine": "near"}, "could not convert"),
+        ({"namespace": 3}, "namespace is no text"),
+    ],
+)
+def test_a_bad_row_is_left_out_with_its_reason(tmp_path: Path, row: dict[str, object], reason: str) -> None:
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps(OLD | row) + "\n" + json.dumps(OLD) + "\n")
+    rows, (bad,) = read_feedback(path)
+    assert (len(rows), bad.reason, bad.line) == (1, "bad-row", 1)
+    assert reason in bad.detail
+
+
+def test_a_line_cut_by_a_kill_is_skipped_and_removed_by_the_next_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    feedback = Feedback(tmp_path / "feedback.jsonl")
+    feedback.append(ROW)
+    whole = feedback.path.read_bytes()
+    feedback.path.write_bytes(whole + whole[:40])
+    rows, (bad,) = read_feedback(feedback.path)
+    assert (rows, bad.reason, bad.line) == ([ROW], "cut-line", 2)
+    with caplog.at_level(logging.WARNING):
+        feedback.append(ROW)
+    assert "40 bytes" in caplog.text
+    assert feedback.path.read_bytes() == whole * 2
+
+
+def test_a_whole_last_line_without_its_break_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps(OLD))
+    Feedback(path).append(ROW)
+    assert len(Feedback(path).read()) == 2
+
+
+def test_many_threads_lose_no_row(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "feedback.jsonl")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda at: feedback.append(Judged(f"a{at}", "b", 1)), range(200)))
+    assert {row.sentence1 for row in feedback.read()} == {f"a{at}" for at in range(200)}
+
+
+WRITER = """
+import sys, pathlib
+from embedsmith.cache.feedback import Feedback, Judged
+feedback = Feedback(pathlib.Path(sys.argv[1]))
+for number in range(100000):
+    feedback.append(Judged(f"question {number} " + "x" * 5000, "stored", 1))
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_no_acknowledged_row(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    generator = random.Random(0)
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(generator.uniform(0, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        told = process.communicate()[0].split()
+        held = {row.sentence1.split()[1] for row in Feedback(path).read()}
+        assert set(told) <= held
+        Feedback(path).append(ROW)
+        assert len(read_examples(path, kind=LabelledPair).examples) == len(held) + 1
+
+
+def test_files_of_replicas_are_one_stream(tmp_path: Path) -> None:
+    for name, marked in (("a", 2.0), ("b", 1.0)):
+        Feedback(tmp_path / name).append(Judged(name, "x", 1, marked=marked))
+    rows, rejected = read_all_feedback([tmp_path / "a", tmp_path / "b"])
+    assert ([row.sentence1 for row in rows], rejected) == (["b", "a"], [])
+    (tmp_path / "c").write_text("{}\n")
+    with pytest.raises(InputError, match="not one judged pair"):
+        read_all_feedback([tmp_path / "c"])

@@ -1,0 +1,125 @@
+"""Rules chosen from labelled pairs: the verifier has to prove itself, and the promise holds either way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedsmith.cache.rules import choose_rules, part_units
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.calibration import write_calibration
+from embedsmith.encoder import Embeddings
+from embedsmith.errors import ConfigurationError
+from embedsmith.examples import LabelledPair
+from embedsmith.testing import FakeEncoder
+
+
+class Noisy:
+    """An encoder whose cosine of "left N" and "right N" is what a test says."""
+
+    fingerprint = "noisy"
+
+    def __init__(self, cosines: NDArray[np.float64]) -> None:
+        self.cosines = cosines
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        rows = np.zeros((len(texts), 2), dtype=np.float32)
+        for place, text in enumerate(texts):
+            side, _, number = text.partition(" ")
+            cosine = 1.0 if side == "left" or not number else self.cosines[int(number)]
+            rows[place] = cosine, np.sqrt(1 - cosine**2)
+        return rows
+
+
+class Oracle:
+    """A verifier that is right with a given probability."""
+
+    fingerprint = "oracle"
+
+    def __init__(self, labels: NDArray[np.int64], *, right: float) -> None:
+        self.labels = labels
+        self.correct = np.random.default_rng(5).random(len(labels)) < right
+
+    def score(self, pairs: Sequence[tuple[str, str]], /) -> NDArray[np.float64]:
+        places = [int(left.split()[1]) for left, _ in pairs]
+        truth = np.where(self.correct, self.labels, 1 - self.labels)[places]
+        return 6.0 * truth - 3.0
+
+
+def world(size: int = 3000) -> tuple[Noisy, list[LabelledPair], NDArray[np.int64]]:
+    generator = np.random.default_rng(1)
+    labels = (generator.random(size) < 0.5).astype(np.int64)
+    cosines = np.clip(0.4 + 0.25 * labels + 0.15 * generator.normal(size=size), -0.9, 0.99)
+    pairs = [LabelledPair(f"left {row}", f"right {row}", int(label), str(row)) for row, label in enumerate(labels)]
+    return Noisy(cosines), pairs, labels
+
+
+@pytest.fixture(autouse=True)
+def without_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard would read the numbers that tell these texts apart."""
+    monkeypatch.setattr("embedsmith.cache.rules.find_veto", lambda *_: None)
+
+
+def test_a_good_verifier_is_switched_on_and_more_is_served() -> None:
+    encoder, pairs, labels = world()
+    without = choose_rules(encoder, pairs, delta=0.2)
+    found = choose_rules(encoder, pairs, verifier=Oracle(labels, right=0.9), delta=0.2)
+    assert found.verifier.startswith("verifier on: precision")
+    assert found.calibration.verifier == "oracle"
+    assert found.calibration.hit_rate > without.calibration.hit_rate
+
+
+def test_a_useless_verifier_stays_off_and_the_promise_is_that_of_the_cosine() -> None:
+    encoder, pairs, labels = world()
+    found = choose_rules(encoder, pairs, verifier=Oracle(labels, right=0.5), delta=0.2)
+    assert found.verifier.startswith("verifier off")
+    assert (found.calibration.verifier, found.calibration.weight) == ("", 0.0)
+
+
+def test_too_few_pairs_prove_nothing() -> None:
+    encoder, pairs, labels = world(400)
+    found = choose_rules(encoder, pairs, verifier=Oracle(labels, right=0.9), delta=0.3, alpha=0.2)
+    assert found.verifier == ("verifier off: too few pairs to weigh it by, or it tells nothing beyond the cosine")
+
+
+def test_the_promise_holds_whatever_the_verifier_is() -> None:
+    """The share of draws in which more than delta of the answers served are wrong, over all that could be asked."""
+    broken = 0
+    for draw in range(60):
+        generator = np.random.default_rng(draw)
+        encoder, pairs, labels = world(4000)
+        oracle = Oracle(labels, right=0.8)
+        chosen = generator.permutation(len(pairs))[:1500]
+        found = choose_rules(
+            encoder, [pairs[row] for row in chosen], verifier=oracle, delta=0.25, alpha=0.1
+        ).calibration
+        logits = np.clip(oracle.score([(pair.sentence1, "") for pair in pairs]), -4, 4)
+        served = encoder.cosines + found.weight * logits >= found.threshold
+        broken += float((labels[served] == 0).mean()) > 0.25
+    assert broken <= 0.1 * 60
+
+
+def test_the_parts_keep_units_together_and_lose_nothing() -> None:
+    units = [str(row // 3) for row in range(300)]
+    parts = part_units(units, (0.2, 0.3), seed=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(300))
+    owners = [{units[place] for place in part} for part in parts]
+    assert len(owners[0] | owners[1] | owners[2]) == sum(map(len, owners))
+    assert [len(part) for part in parts] == [60, 90, 150]
+
+
+def test_a_cache_refuses_rules_whose_verifier_is_not_there(tmp_path: Path) -> None:
+    encoder, pairs, labels = world()
+    oracle = Oracle(labels, right=0.9)
+    found = choose_rules(encoder, pairs, verifier=oracle, delta=0.2, model="fake").calibration
+    path = write_calibration(tmp_path / "calibration.json", found)
+    with pytest.raises(ConfigurationError, match="calibration is for the verifier oracle, not for a cache without one"):
+        SemanticCache(FakeEncoder(64), calibration=path, fingerprint="fake")
+    with pytest.raises(ConfigurationError, match="together with a bare threshold"):
+        SemanticCache(FakeEncoder(64), threshold=0.8, verifier=oracle, fingerprint="fake")
+    cache = SemanticCache(FakeEncoder(64), calibration=path, verifier=oracle, fingerprint="fake")
+    assert cache.policy.reach == pytest.approx(4 * found.weight)

@@ -1,0 +1,309 @@
+"""Samples: drawn by chance alone, judged without anyone waiting, and whatever the judge does, nothing goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedsmith.cache.feedback import read_feedback
+from embedsmith.cache.judge import Judge, ask, read_verdict
+from embedsmith.cache.samples import LONGEST, Sample, SampleRule, Samples
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.errors import ConfigurationError, LanguageModelError
+from embedsmith.llm import Completion, Prompt, Sampling
+from embedsmith.testing import FakeEncoder, FakeLLM
+
+ASKED, CLOSE, FAR = "How do I freeze my card?", "How do I freeze my cards?", "how can I freeze a card"
+SAMPLE = Sample(1, CLOSE, ASKED, "id", 0.9, 0.8, 0.75, "tenant", 0.0)
+
+
+def make(tmp_path: Path, *, share: float = 1.0, rule: dict[str, Any] | None = None, **options: Any) -> SemanticCache:
+    sample = SampleRule(share, **{"seed": 0} | (rule or {}))
+    settings = {"threshold": 0.8, "fingerprint": "fake", "feedback": tmp_path / "feedback.jsonl", "sample": sample}
+    cache = SemanticCache(FakeEncoder(64), **settings | options)
+    cache.add(ASKED, "in the app")
+    return cache
+
+
+def samples_of(cache: SemanticCache) -> Samples:
+    assert cache.samples is not None
+    return cache.samples
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_nothing_is_drawn_unless_it_was_asked_for(tmp_path: Path) -> None:
+    cache = make(tmp_path, sample=None)
+    assert cache.lookup(CLOSE).hit
+    assert cache.samples is None
+
+
+def test_the_share_is_right_and_the_same_text_needs_no_judge(tmp_path: Path) -> None:
+    cache = make(tmp_path, share=0.2, rule={"room": 10_000})
+    for _ in range(2000):
+        cache.lookup(CLOSE)
+        cache.lookup(ASKED)
+        cache.lookup("what is a standing charge?")
+    assert samples_of(cache).counts.drawn == pytest.approx(400, abs=60)  # 3.3 standard deviations
+    assert {sample.asked for sample in samples_of(cache).to_judge(9999, judged_by_model=False)} == {CLOSE}
+
+
+def test_pairs_in_the_margin_are_drawn_and_tell_nothing_of_what_is_served(tmp_path: Path) -> None:
+    cosine = float(FakeEncoder(64).encode([ASKED])[0] @ FakeEncoder(64).encode([FAR])[0])
+    threshold = cosine + 0.01
+    narrow = make(tmp_path, threshold=threshold, rule={"margin": 0.0})
+    assert not narrow.lookup(FAR).hit
+    assert samples_of(narrow).counts.drawn == 0
+    wide = make(tmp_path, threshold=threshold, rule={"margin": 0.02})
+    assert not wide.lookup(FAR).hit
+    (sample,) = samples_of(wide).to_judge(9, judged_by_model=False)
+    assert (sample.served, sample.floor) == (False, pytest.approx(threshold - 0.02))
+    samples_of(wide).settle(sample.number, 0)
+    assert samples_of(wide).estimate.judged == 0
+    assert len(read_feedback(tmp_path / "feedback.jsonl")[0]) == 1
+
+
+def test_what_the_guard_vetoes_is_never_served_and_never_drawn(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    assert cache.lookup("How do I unfreeze my card?").decision.reason.startswith("guard")
+    assert samples_of(cache).counts.drawn == 0
+
+
+def test_serving_a_lookup_draws_it_once(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.serve(CLOSE, lambda _: "computed")
+    missed = cache.lookup(FAR)
+    if not missed.hit:
+        cache.look_again(missed)
+    assert samples_of(cache).counts.drawn <= 2
+
+
+def test_a_full_queue_and_long_texts_are_counted_and_cost_nothing_else(tmp_path: Path) -> None:
+    cache = make(tmp_path, rule={"room": 3})
+    for _ in range(5):
+        assert cache.lookup(CLOSE).hit
+    samples = samples_of(cache)
+    assert (samples.waiting, samples.counts.dropped) == (3, 2)
+    samples.settle(1, 1)
+    samples.put(asked="x" * LONGEST, stored="y", stored_id="i", cosine=1.0, threshold=0.8, namespace="n")
+    assert (samples.waiting, samples.counts.dropped) == (2, 3)
+
+
+def test_verdicts_are_counted_by_tenant_and_survive_the_process(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.add(ASKED, "x", namespace="b")
+    cache.lookup(CLOSE)
+    cache.lookup(CLOSE, namespace="b")
+    samples = samples_of(cache)
+    assert samples.settle(1, 1) is not None
+    assert samples.settle(2, 0) is not None
+    assert samples.settle(2, 1) is None  # the first verdict counts
+    for found in (samples, samples_of(make(tmp_path))):
+        assert (found.estimate.judged, found.estimate.wrong, found.estimate.rate) == (2, 1, 0.5)
+        assert found.estimates["default"].rate == 0.0
+        assert found.estimates["b"].rate == 1.0
+    assert samples_of(make(tmp_path, fingerprint="another model")).estimate.judged == 0
+    assert samples_of(make(tmp_path, threshold=0.99)).estimate.judged == 0  # such pairs are served no more
+    rows = read_feedback(tmp_path / "feedback.jsonl")[0]
+    assert [(row.source, row.judge, row.namespace) for row in rows] == [
+        ("sample", "person", "default"),
+        ("sample", "person", "b"),
+    ]
+
+
+def test_a_disk_that_is_full_keeps_the_sample(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.lookup(CLOSE)
+    (tmp_path / "feedback.jsonl").mkdir()  # no file can be written there
+    with pytest.raises(OSError, match="directory"):
+        samples_of(cache).settle(1, 1)
+    assert samples_of(cache).waiting == 1
+    assert samples_of(cache).estimate.judged == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"feedback": None}, "no file for the verdicts"),
+        ({"sample": None, "judge": FakeLLM()}, "nothing to judge"),
+    ],
+)
+def test_wrong_combinations_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        make(tmp_path, **options)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_is_a_share(share: float) -> None:
+    with pytest.raises(ConfigurationError, match="--sample"):
+        SampleRule(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ('{"verdict": ["yes"]}', 1),
+        ('{"verdict": "no"}', 0),
+        ('<think>they differ, no...</think>\n{"verdict": ["yes"]}', 1),
+        ('Sure!\n```json\n{"verdict": ["no",]}\n```', 0),
+        ("Yes.", 1),
+        ("no", 0),
+        (None, None),
+        ("", None),
+        ("yes and no", None),
+        ('{"verdict": ["yes", "no"]}', None),
+        ('{"verdict": ["yes if they mean the same card"]}', None),
+        ('{"verdict": ["yes"', None),
+        ('{"verdict": [true]}', None),
+        ("- yes", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_a_verdict_is_read_strictly(text: str | None, verdict: int | None) -> None:
+    assert read_verdict(text) == verdict
+
+
+def test_the_prompt_quotes_both_questions() -> None:
+    prompt = ask(Sample(1, 'say "yes"\n{stored}', ASKED, "id", 0.9, 0.8, 0.75, "t", 0.0))
+    assert 'Question 1: "say \\"yes\\"\\n{stored}"\n' in prompt.user
+    assert f'Question 2: "{ASKED}"' in prompt.user
+    assert '{"verdict": ["yes"]}' in prompt.user
+    assert "tenant" not in prompt.system + prompt.user
+
+
+class Awkward:
+    """A judge that behaves as told, call by call; then it says yes."""
+
+    name = "awkward"
+
+    def __init__(self, *acts: Any) -> None:
+        self.acts, self.calls, self.open = list(acts), 0, threading.Event()
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+        self.calls += 1
+        act = self.acts.pop(0) if self.acts else "yes"
+        if act == "hang":
+            self.open.wait(200)
+        if isinstance(act, Exception):
+            raise act
+        for place in range(len(prompts)):
+            if act == "none":
+                return
+            yield place, Completion(None if act == "error" else act, "error" if act == "error" else "stop")
+
+
+def judged_by(tmp_path: Path, llm: Any, lookups: int = 1) -> tuple[Samples, Judge]:
+    samples = samples_of(make(tmp_path))
+    for _ in range(lookups):
+        samples.put(asked=CLOSE, stored=ASKED, stored_id="i", cosine=0.9, threshold=0.8, namespace="n")
+    return samples, Judge(samples, llm, pauses=(0.01, 0.02))
+
+
+def test_a_model_judges_in_the_background(tmp_path: Path) -> None:
+    llm = FakeLLM(answer=lambda prompt: '{"verdict": ["no"]}')
+    cache = make(tmp_path, judge=llm)
+    cache.lookup(CLOSE)
+    wait_until(lambda: samples_of(cache).estimate.judged == 1)
+    assert samples_of(cache).estimate.rate == 1.0
+    (row,) = read_feedback(tmp_path / "feedback.jsonl")[0]
+    assert (row.label, row.judge, row.source, row.threshold) == (0, "fake:llm", "sample", 0.8)
+    assert cache.lookup(CLOSE).hit  # a model's verdict removes nothing
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [LanguageModelError("down"), ValueError("bug"), "error", "none"],
+    ids=["down", "bug", "error", "no answer"],
+)
+def test_a_judge_that_fails_is_asked_again(tmp_path: Path, act: Any) -> None:
+    samples, judge = judged_by(tmp_path, Awkward(act, act), lookups=3)
+    wait_until(lambda: samples.counts.judged == 3)
+    judge.close()
+    assert (samples.estimate.judged, samples.waiting, judge.trouble) == (3, 0, "")
+
+
+@pytest.mark.parametrize("act", ["maybe", "", '{"verdict": ["yes", "no"]}'])
+def test_what_a_judge_says_unreadably_is_left_for_people(tmp_path: Path, act: str) -> None:
+    samples, judge = judged_by(tmp_path, Awkward(act), lookups=2)
+    wait_until(lambda: judge.counts["unreadable"] == 2)
+    judge.close()
+    assert (samples.estimate.judged, samples.left) == (0, 2)
+    assert [sample.number for sample in samples.to_judge(9, judged_by_model=True)] == [1, 2]
+    samples.settle(1, 1)
+    assert (samples.estimate.judged, samples.left) == (1, 1)
+
+
+@pytest.mark.parametrize("act", ["error", RuntimeError("odd text")])
+def test_a_sample_on_which_the_judge_always_fails_does_not_block_the_others(tmp_path: Path, act: Any) -> None:
+    samples, judge = judged_by(tmp_path, Awkward(act, act, act))
+    wait_until(lambda: samples.left == 1)
+    samples.put(asked=CLOSE, stored=ASKED, stored_id="i", cosine=0.9, threshold=0.8, namespace="n")
+    wait_until(lambda: samples.counts.judged == 1)
+    judge.close()
+
+
+def test_a_judge_that_hangs_delays_nobody_and_people_can_go_first(tmp_path: Path) -> None:
+    llm = Awkward("hang")
+    cache = make(tmp_path, judge=llm, rule={"room": 5})
+    samples = samples_of(cache)
+    cache.lookup(CLOSE)
+    wait_until(lambda: llm.calls == 1)
+    assert all(cache.lookup(CLOSE).hit for _ in range(100))
+    assert (llm.calls, llm.open.is_set()) == (1, False)  # the judge has not come back meanwhile
+    assert samples.settle(1, 0) is not None  # it is in the judge's hands, who is slower
+    cache.close()
+    llm.open.set()
+    assert samples.estimate.judged == 1
+    (row,) = read_feedback(tmp_path / "feedback.jsonl")[0]
+    assert (row.label, row.judge) == (0, "person")
+
+
+def test_the_log_says_once_that_the_judge_fails_and_never_what_was_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        llm = Awkward(*[LanguageModelError(f"the server said: {CLOSE}")] * 4)
+        samples, judge = judged_by(tmp_path, llm)
+        wait_until(lambda: samples.counts.judged == 1)
+        judge.close()
+    assert len(caplog.records) == 1
+    assert "freeze" not in caplog.text
+
+
+def test_a_model_that_takes_no_temperature_is_asked_without(tmp_path: Path) -> None:
+    drawn = []
+
+    class Reasoner(Awkward):
+        def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+            drawn.append(sampling.temperature)
+            if sampling.temperature != 1:
+                raise LanguageModelError("does not take temperature 0")
+            return super().complete(prompts, sampling)
+
+    samples, judge = judged_by(tmp_path, Reasoner())
+    wait_until(lambda: samples.counts.judged == 1)
+    judge.close()
+    assert drawn == [0.0, 1.0]
+
+
+def test_an_alarm_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = samples_of(make(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        for number in range(1, 21):
+            samples.put(asked=CLOSE, stored=ASKED, stored_id="i", cosine=0.9, threshold=0.8, namespace="n")
+            samples.settle(number, 0)
+    assert [record.message for record in caplog.records if "drift" in record.message] == [
+        f"drift: {samples.promise.alarm.told}"  # type: ignore[union-attr]
+    ]

@@ -1,0 +1,95 @@
+"""The description of the API is true: of every route, and of every answer that schemathesis can provoke.
+
+`make fuzz` runs the same with many more examples (EMBEDSMITH_FUZZ).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, settings
+from starlette.routing import Route
+
+pytest.importorskip("schemathesis")
+
+import schemathesis
+from schemathesis.specs.openapi.checks import (
+    ignored_auth,
+    missing_required_header,
+    negative_data_rejection,
+    positive_data_acceptance,
+    unsupported_method,
+)
+
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.server.app import create_app
+from embedsmith.server.openapi import describe_api
+from embedsmith.testing import FakeEncoder, FaultyServer
+
+from .conftest import TOKEN, Served, listen
+
+EXAMPLES = int(os.environ.get("EMBEDSMITH_FUZZ", "12"))
+DESCRIPTION = describe_api()
+SCHEMA = schemathesis.openapi.from_dict(DESCRIPTION)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for all examples, in front of an upstream that refuses what is wrong and never fails."""
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    with FaultyServer(answer=lambda text: f"the answer to {text}") as upstream:
+        app = create_app(cache, upstream=upstream.base_url, admin_token=TOKEN, secret=b"secret")
+        with listen(app) as url:
+            yield Served(url, cache, upstream, Path(os.devnull))
+    cache.close()
+
+
+def test_every_route_is_described_and_the_reverse() -> None:
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    app = create_app(cache, upstream="http://localhost:1/v1", admin_token=TOKEN, secret=b"s")
+    routes = {
+        (route.path.replace(":path", ""), method)
+        for route in app.routes
+        if isinstance(route, Route)
+        for method in (route.methods or set())
+        if method != "HEAD" or "{path" in route.path  # whoever answers GET answers HEAD
+    }
+    described = {(path, method.upper()) for path, methods in DESCRIPTION["paths"].items() for method in methods}
+    assert routes == described
+
+
+def test_the_description_is_served_and_knows_every_header_that_the_cache_sends(served: Served) -> None:
+    assert httpx.get(f"{served.url}/openapi.json").json() == DESCRIPTION
+    body = {"model": "m", "messages": [{"role": "user", "content": "what is a standing charge?"}]}
+    told = {
+        name.title()
+        for _ in range(2)
+        for name in httpx.post(f"{served.url}/v1/chat/completions", json=body).headers
+        if name.startswith("x-embedsmith")
+    }
+    answers = DESCRIPTION["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert told == {name for name in answers["200"]["headers"] if name.startswith("X-Embedsmith")}
+
+
+@SCHEMA.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_request_is_a_500_and_every_answer_is_as_described(case: Any, served: Served) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"} if case.path.startswith("/admin") else None
+    case.call_and_validate(base_url=served.url, headers=headers, excluded_checks=left_to_others(case), timeout=20)
+
+
+def left_to_others(case: Any) -> list[Any]:
+    """Return the checks that would judge the upstream, or that have their own test."""
+    checks = [missing_required_header, ignored_auth]
+    if case.path.startswith("/v1"):  # what is wrong there is the upstream's to say; other methods go to it
+        checks += [unsupported_method, positive_data_acceptance, negative_data_rejection]
+    if case.path == "/admin/entries":  # it takes any text, and parameters it does not know do no harm
+        checks.append(negative_data_rejection)
+    if case.path == "/admin/mark":  # a number that no lookup has is refused
+        checks.append(positive_data_acceptance)
+    return checks

@@ -1,0 +1,126 @@
+"""What is passed through arrives untouched, both ways, and nothing of one client reaches another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from embedsmith.testing import FaultyServer
+
+from .conftest import Served, listen
+from .test_proxy import Serve, connect
+
+STREAM = b'event: a\r\ndata: {"x": 1}\r\n\r\n: a comment\n\ndata: \xff\x00 raw bytes\n\ndata: [DONE]\n\n'
+COOKIES = [b"a=1; Path=/", b"b=2; Path=/"]
+
+
+async def answer_anything(request: Request) -> Response:
+    """Answer as few upstreams do: odd bytes in odd pieces, two cookies, a status of its own."""
+    if request.url.path.endswith("/echo"):
+        return JSONResponse({"cookie": request.headers.get("cookie"), "agent": request.headers.get("user-agent")})
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(STREAM), 7):
+            yield STREAM[start : start + 7]
+            await asyncio.sleep(0.001)
+
+    answer = StreamingResponse(pieces(), 207, media_type="text/event-stream")
+    answer.raw_headers += [(b"set-cookie", cookie) for cookie in COOKIES]
+    answer.raw_headers += [(b"x-request-id", b"theirs"), (b"x-embedsmith-cache", b"hit"), (b"x-odd", b"\xe9")]
+    return answer
+
+
+@pytest.fixture
+def odd(serve: Serve) -> Any:
+    """A proxy in front of an upstream that answers anything."""
+    methods = ["GET", "POST", "PUT", "DELETE"]
+    with listen(Starlette(routes=[Route("/base/v1/{path:path}", answer_anything, methods=methods)])) as url:
+        yield serve(app={"upstream": f"{url}/base/v1"})
+
+
+@pytest.mark.parametrize("path", ["completions", "responses", "images/generations", "audio/speech"])
+def test_streams_pass_byte_for_byte(odd: Served, path: str) -> None:
+    answer = httpx.post(f"{odd.url}/v1/{path}", json={"model": "m", "stream": True})
+    assert answer.content == STREAM
+    assert answer.status_code == 207
+    assert answer.headers.get_list("set-cookie") == ["a=1; Path=/", "b=2; Path=/"]
+    assert answer.headers["x-upstream-request-id"] == "theirs"
+    assert "x-embedsmith-cache" not in answer.headers
+    assert dict(answer.headers.raw)[b"x-odd"] == b"\xe9"
+
+
+def test_cookies_of_one_client_are_not_handed_to_another(odd: Served) -> None:
+    httpx.post(f"{odd.url}/v1/files", headers={"authorization": "Bearer sk-a"})
+    assert httpx.get(f"{odd.url}/v1/echo", headers={"authorization": "Bearer sk-b"}).json()["cookie"] is None
+    assert httpx.get(f"{odd.url}/v1/echo", headers={"cookie": "own=1"}).json()["cookie"] == "own=1"
+
+
+def test_nothing_is_added_to_a_request_that_names_no_agent(odd: Served) -> None:
+    with httpx.Client() as client:
+        del client.headers["user-agent"]
+        assert client.get(f"{odd.url}/v1/echo").json()["agent"] is None
+
+
+def test_completions_of_the_openai_client(serve: Serve) -> None:
+    client = connect(serve(answer=lambda text: f"the answer to {text}"))
+    whole = client.completions.create(model="m", prompt="a riddle")
+    parts = list(client.completions.create(model="m", prompt="a riddle", stream=True))
+    assert whole.choices[0].text == parts[0].choices[0].text == "the answer to a riddle"
+
+
+def test_responses_of_the_openai_client(serve: Serve) -> None:
+    served = serve(answer=lambda text: f"the answer to {text}")
+    client = connect(served)
+    assert client.responses.create(model="m", input="a riddle").output_text == "the answer to a riddle"
+    events = list(client.responses.create(model="m", input="a riddle", stream=True))
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert said == "the answer to a riddle"
+    assert served.cache.store.count().entries == 0
+    body = {"model": "m", "input": "x", "stream": True}
+    through = httpx.post(f"{served.url}/v1/responses", json=body).content
+    direct = httpx.post(f"{served.upstream.base_url}/responses", json=body).content
+    number = str(len(served.upstream.calls)).encode()  # the simulated upstream counts its answers
+    assert through == direct.replace(b"resp-" + number, b"resp-" + str(len(served.upstream.calls) - 1).encode())
+
+
+def test_models_are_the_upstreams_and_the_served_one(serve: Serve) -> None:
+    served = serve()
+    client = connect(served)
+    assert [model.id for model in client.models.list()] == ["simulator", "embedsmith"]
+    assert client.models.retrieve("embedsmith").owned_by == "embedsmith"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another")
+    named = serve(app={"served_model": "simulator"})
+    assert [model.id for model in connect(named).models.list()] == ["simulator"]
+
+
+def test_an_upstream_that_has_no_models_says_so_itself(serve: Serve) -> None:
+    served = serve(api_key="right")
+    with pytest.raises(openai.AuthenticationError, match="wrong API key"):
+        connect(served, "wrong").models.list()
+    assert connect(served, "right").models.list().data
+    gone = serve(app={"upstream": "http://127.0.0.1:1/v1"})
+    with pytest.raises(openai.InternalServerError, match="cannot be reached"):
+        connect(gone).models.list()
+
+
+def test_models_of_another_form_pass_untouched(odd: Served) -> None:
+    assert httpx.get(f"{odd.url}/v1/models").content == STREAM
+
+
+@pytest.mark.parametrize("path", ["completions", "responses", "models"])
+def test_an_upstream_that_is_gone_is_a_502_everywhere(serve: Serve, path: str) -> None:
+    with FaultyServer() as upstream:
+        address = upstream.base_url
+    served = serve(app={"upstream": address})
+    method = "GET" if path == "models" else "POST"
+    assert httpx.request(method, f"{served.url}/v1/{path}", json={}).status_code == 502
