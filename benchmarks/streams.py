@@ -22,7 +22,7 @@ from embedsmith.text import normalize
 Pair = tuple[str, str, int]
 Served = NDArray[np.int64]  # by request: the place of the request whose answer was served, MISS or STORED
 MISS, STORED = -1, -2
-FLOOR = 0.4  # cosine below which no threshold is looked at
+FLOOR = 0.3  # cosine below which no neighbour is looked at
 
 
 @dataclass(frozen=True, slots=True)
