@@ -83,6 +83,7 @@ REQUESTS = 3000  # in each half of the training questions
 SAMPLES = 20
 PEERS = {"GPTCache": ("gptcache", 0.6), "redisvl": ("redisvl", 0.9)}  # worker, its own threshold as a cosine
 RIVAL = "redisvl"
+CURVE = "threshold, right of requests, wrong of requests, labelled wrong of requests, right of repeats"
 COLOURS = {"base": "#8a94a6", "tuned": "#2563eb", "GPTCache": "#dc2626", "redisvl": "#d97706"}
 STYLES = {"": "--", "guard": "-", "verifier": ":", "guard + verifier": "-."}
 remembered = lru_cache(maxsize=None)(find_veto)
@@ -480,14 +481,17 @@ def replay_real(
     return {run: found[run] for run in runs}
 
 
-def _curve(sweep: Mapping[float, Outcome]) -> list[list[float]]:
-    """Return [threshold, right of requests, wrong of requests, labelled wrong of requests, right of repeats]."""
+def _curve(sweep: Mapping[float, Outcome]) -> list[str]:
+    """Return, a line a threshold, what CURVE names; as text, so that the result stays short enough to read."""
     return [
-        [
-            threshold,
-            *(round(float(part.mean()), 4) for part in (outcome.right, outcome.wrong, outcome.labelled)),
-            round(rate_repeats(outcome), 4),
-        ]
+        " ".join(
+            f"{value:.4f}"
+            for value in (
+                threshold,
+                *(float(part.mean()) for part in (outcome.right, outcome.wrong, outcome.labelled)),
+                rate_repeats(outcome),
+            )
+        )
         for threshold, outcome in sweep.items()
     ]
 
@@ -544,7 +548,7 @@ def draw_stream(axis: Axes, stream: Mapping[str, Any]) -> None:
     """Draw one stream."""
     for name, curve in stream["curves"].items():
         model, *more = name.split(" + ")
-        points, style = 100 * np.array(curve), STYLES[" + ".join(more)]
+        points, style = 100 * np.array([line.split() for line in curve], dtype=np.float64), STYLES[" + ".join(more)]
         axis.plot(points[:, 2], points[:, 4], color=COLOURS[model], linestyle=style, label=name, linewidth=1.3)
     for row in stream["rows"]:
         if row["system"] in PEERS and "limit" not in row["point"]:
@@ -556,7 +560,8 @@ def draw_stream(axis: Axes, stream: Mapping[str, Any]) -> None:
                 color=COLOURS[row["system"]],
                 markersize=9 if own else 4,
                 fillstyle="full" if own else "none",
-                label=f"{row['system']}, own threshold" if own else None,
+                label=f"{row['system']}, {'own threshold' if own else 'chosen thresholds'}",
+                linestyle="",
             )
     axis.set(xlabel="wrong answers served, % of requests", ylabel="repeats served rightly, %", ylim=(0, 101))
     axis.set_title(f"{stream['title']} ({stream['requests']['reported']:,} requests)", fontsize=10)
@@ -586,7 +591,7 @@ def main() -> None:
     given = {"questions": options.questions, "medical": options.medical}
     models = {name: load_encoder(paths[0]) for name, paths in given.items() if paths}
     verifiers = {name: Remembering(OnnxVerifier(paths[1])) for name, paths in given.items() if paths[1:]}
-    result: dict[str, Any] = {"machine": describe_machine(), "peers": {}, "streams": {}}
+    result: dict[str, Any] = {"machine": describe_machine(), "peers": {}, "curve": CURVE, "streams": {}}
     if options.peers:
         result["peers"] = read_versions(options.peers)
     memory = Path("/dev/shm")  # GPTCache writes its index to a file at every 20th addition
