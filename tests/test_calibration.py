@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from embedsmith.calibration import (
     Calibration,
+    _tail_of_none,
     bound_rate,
     calibrate,
     fit_probabilities,
@@ -281,6 +282,9 @@ def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
 
 def test_the_tail_of_hits_to_come_is_that_of_an_urn() -> None:
     assert tail(np.array([0]), np.array([36]), 0.2, 1.0)[0] == pytest.approx(0.0025, abs=1e-4)
+    hits = np.arange(1, 400)
+    for to_come in (None, 0.3, 1.0, 2.5):
+        assert _tail_of_none(hits, 0.1, to_come) == pytest.approx(tail(hits * 0, hits, 0.1, to_come), abs=1e-9)
     long_run = tail(np.array([40]), np.array([400]), 0.15)
     assert tail(np.array([40]), np.array([400]), 0.15, 2000.0)[0] == pytest.approx(long_run[0], rel=0.02)
 

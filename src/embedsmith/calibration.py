@@ -34,12 +34,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from scipy.special import gammaln
 from scipy.stats import beta, binom, hypergeom
 
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 
 WALKS = 8
+BLOCK = 128  # thresholds of a walk that are tested at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def calibrate(
     to_come = None if traffic is None else traffic / len(truth)
     certified = _walk(hits, false_hits, known, tested, alpha, to_come)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested, to_come))
+        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested))
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -240,14 +242,18 @@ def _walk(
     """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
     starts = _starts(hits, delta, alpha, to_come)
     level = alpha / max(len(starts), 1)
-    # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
-    p_values = tail(false_hits + known, hits + known, delta, to_come)
     best: int | None = None
     for start in starts:
-        place = start
-        while place < len(hits) and p_values[place] <= level:
-            best = place if best is None else max(best, place)
-            place += 1
+        if best is not None and start <= best:
+            continue  # an earlier walk came by here
+        for block in range(start, len(hits), BLOCK):
+            places = slice(block, block + BLOCK)
+            # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+            passes = tail(false_hits[places] + known[places], hits[places] + known[places], delta, to_come) <= level
+            passed = int(np.argmin(passes)) if not passes.all() else len(passes)
+            best = block + passed - 1 if passed else best
+            if passed < len(passes):
+                break
     return best
 
 
@@ -268,12 +274,23 @@ def tail(
     return np.asarray(hypergeom.cdf(false_hits, hits + coming, wrong, hits))
 
 
+def _tail_of_none(hits: NDArray[np.int64], delta: float, to_come: float | None) -> NDArray[np.float64]:
+    """Return `tail` for no false hit at all, in closed form: C(N − K, n) / C(N, n)."""
+    if to_come is None:
+        return np.asarray((1 - delta) ** hits)
+    coming = np.maximum(np.round(hits * to_come), 1)
+    wrong = np.minimum(np.floor(delta * coming) + 1, coming)
+    total = hits + coming
+    logs = gammaln(total - wrong + 1) - gammaln(coming - wrong + 1) - gammaln(total + 1) + gammaln(coming + 1)
+    return np.asarray(np.exp(logs))
+
+
 def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[int]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
     Labels have no say here; the test would not be valid otherwise.
     """
-    best = tail(np.zeros_like(hits), hits, delta, to_come)  # were no hit false
+    best = _tail_of_none(hits, delta, to_come)  # were no hit false
     walks = WALKS
     while walks > 1 and not (best[2 * hits <= hits[-1]] <= alpha / walks).any():
         walks -= 1  # small sets: fewer walks leave more of alpha to each
@@ -306,10 +323,13 @@ def _refuse(
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
     below = enough[rates[enough] < promise.tested]
     below = below[np.unique(np.linspace(0, len(below) - 1, 64).round().astype(int))]
-    needed = max(_pairs_needed(rates[below], hits[below] / total, promise), total + 1)
+    needed = _pairs_needed(rates[below], hits[below] / total, promise)
+    expected = f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)"
+    if needed <= total:
+        expected = "more labelled pairs of the same kind; it is close, and looking at several thresholds has its price"
     return CalibrationRefused(
         f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
-        expected=f"at least {needed} labelled pairs, {needed - total} more than now (of the same kind)",
+        expected=expected,
         action="label more pairs, or allow a higher --delta or --alpha",
     )
 
@@ -322,7 +342,6 @@ class _Promise:
     alpha: float
     duplicate_rate: float | None
     tested: float
-    to_come: float | None
 
     @property
     def told(self) -> str:
@@ -337,7 +356,7 @@ def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], promi
     fewest = hits_needed(promise.tested, promise.alpha)
     counts = np.unique(np.geomspace(fewest, 1e7, 250).round().astype(np.int64))[None, :]
     wrong = np.ceil(rates[:, None] * counts - 1e-9).astype(np.int64)
-    passes = tail(wrong, counts, promise.tested, promise.to_come) <= promise.alpha
+    passes = tail(wrong, counts, promise.tested) <= promise.alpha  # the long run's is the lowest bar
     pairs = np.where(passes, counts / shares[:, None], np.inf).min()
     return math.ceil(pairs) if math.isfinite(pairs) else 10_000_000
 

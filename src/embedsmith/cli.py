@@ -303,7 +303,7 @@ def train(
     for note in result.notes:
         console.print(note, markup=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"model  {result.model}")
+    console.print(f"{name}  {result.model}")
 
 
 @app.command()
@@ -565,6 +565,8 @@ def serve(
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
+    prompt_price: Annotated[float, typer.Option(min=0, help="Of a million tokens upstream: money saved.")] = 0.0,
+    completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     log: Annotated[
@@ -599,7 +601,11 @@ def serve(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
-    service = Service(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log)
+    service = Service(
+        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
+        prompt_price=prompt_price,
+        completion_price=completion_price,
+    )
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 

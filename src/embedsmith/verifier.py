@@ -79,7 +79,7 @@ class VerifierReport:
     max_length: int | None
     segments: bool
     versions: Mapping[str, str] = field(default_factory=dict)
-    precisions: Mapping[str, Fidelity] = field(default_factory=dict)
+    precisions: Mapping[Precision, Fidelity] = field(default_factory=dict)
 
 
 class OnnxVerifier:

@@ -26,8 +26,8 @@ class ScriptedServer(FaultyServer):
         super().__init__(**options)
         self._script = script
 
-    def record(self, path: str, body: Mapping[str, Any], authorization: str | None) -> str | None:
-        fault = super().record(path, body, authorization)
+    def record(self, path: str, body: Mapping[str, Any], authorization: str | None, **request: Any) -> str | None:
+        fault = super().record(path, body, authorization, **request)
         return self._script(body) or fault
 
 

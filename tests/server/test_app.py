@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 
+from embedsmith.server.watch import Prices
 from embedsmith.testing import FakeEncoder
 
 from .conftest import TOKEN, Served
@@ -145,3 +146,15 @@ def test_bad_keys_do_not_disturb(serve: Serve) -> None:
         connect(serve(api_key="right"), "wrong").chat.completions.create(
             model="m", messages=[{"role": "user", "content": "x"}]
         )
+
+
+def test_the_dashboard_knows_what_hits_did_not_cost(serve: Serve) -> None:
+    served = serve(app={"prices": Prices(prompt=1.0, completion=4.0)}, delay=0.2)
+    ask(served)
+    ask(served)
+    state = httpx.get(f"{served.url}/admin/state", headers=ADMIN).json()
+    (usage,) = [json.loads(entry.answer)["body"]["usage"] for entry in served.cache.store.scan()]
+    expected = (usage["prompt_tokens"] * 1.0 + usage["completion_tokens"] * 4.0) / 1e6
+    assert (state["saved_tokens"], state["saved_money"]) == (50, pytest.approx(expected))
+    assert 0.1 < state["saved_seconds"] < 5
+    assert f"embedsmith_saved_money {state['saved_money']}" in httpx.get(f"{served.url}/metrics").text

@@ -147,7 +147,7 @@ def test_whoever_leaves_frees_their_place() -> None:
     encoder.gate.clear()
 
     async def go() -> None:
-        batcher = Batcher(encoder, room=10)
+        batcher = Batcher(encoder, calls=1, room=10)
         first = asyncio.create_task(batcher.encode(["first"]))
         await until(lambda: encoder.calls)
         gone = asyncio.create_task(batcher.encode(texts_of(9)))

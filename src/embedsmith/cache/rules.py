@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from embedsmith.cache.guard import find_veto
 from embedsmith.calibration import Calibration, calibrate
 from embedsmith.encoder import Encoder
+from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import labels_of, similarities_of, units_of
 from embedsmith.examples import LabelledPair
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
@@ -94,11 +95,16 @@ def choose_from_scores(
     names = [units[place] for place in measured]
     adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"], verifier)
     explained = explain(adjustment, gain)
-    if adjustment is None or gain is None or not gain.proven:
-        return Rules(calibrate(labels[rest], similarities[rest], **promise), explained, gain)
-    moved = adjust(similarities[rest], logits[rest], adjustment)
-    found = calibrate(labels[rest], moved, verifier=verifier, weight=adjustment.weight, **promise)
-    return Rules(found, explained, gain)
+    scores = similarities[rest]
+    named: dict[str, Any] = {}
+    if adjustment is not None and gain is not None and gain.proven:
+        scores = adjust(scores, logits[rest], adjustment)
+        named = {"verifier": verifier, "weight": adjustment.weight}
+    try:
+        return Rules(calibrate(labels[rest], scores, **named, **promise), explained, gain)
+    except CalibrationRefused as refusal:
+        found = f"{refusal.found} ({explained})"
+        raise CalibrationRefused(found, expected=refusal.expected, action=refusal.action) from None
 
 
 def weigh(

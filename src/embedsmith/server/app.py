@@ -28,7 +28,7 @@ from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import LARGEST, Proxy
 from embedsmith.server.spans import Spans
 from embedsmith.server.upstream import Upstream
-from embedsmith.server.watch import Watch
+from embedsmith.server.watch import Prices, Watch
 from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
@@ -48,6 +48,7 @@ def create_app(
     largest: int = LARGEST,
     timeout: float = TIMEOUT,
     shadow: bool = False,
+    prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
     log: RequestLog | None = None,
@@ -59,13 +60,14 @@ def create_app(
         upstream: base URL with its /v1. admin_token: needed for the dashboard and all that changes entries.
         secret: key of the hash that makes tenants of API keys; another secret, other tenants.
         shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
+        prices: of the upstream, for the money saved.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
         largest: bytes of a request. body_seconds: within which it must have come.
         timeout: seconds that the upstream may take.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
-    watch = Watch(cache, shadow=shadow)
+    watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow)
     admin = Admin(cache, watch, admin_token)
@@ -172,8 +174,8 @@ class Admin:
     async def judge(self, request: Request) -> Response:
         """Record a person's verdict ("same" or "different") on sample `number`; a wrong answer served goes."""
         body = await _small_object(request)
-        number = body.get("number") if body is not None else None
-        if body is None or body.get("verdict") not in {"same", "different"} or type(number) is not int:
+        number = _whole(body.get("number")) if body is not None else None
+        if body is None or body.get("verdict") not in ("same", "different") or number is None:
             return refuse(400, "expected the number of a sample, and the verdict same or different")
         label = int(body["verdict"] == "same")
         try:
@@ -212,6 +214,13 @@ def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
     if "all" in body:
         return rules if body["all"] is True and not rules else None
     return rules or None
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number as JSON writes it, 3 or 3.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 async def _small_object(request: Request) -> dict[str, Any] | None:

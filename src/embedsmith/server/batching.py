@@ -1,7 +1,8 @@
 """Dynamic batching: texts that wait together are encoded together, and a queue that is full says so.
 
-Nothing waits for company: what comes while a batch is being encoded makes up the next one. Each waiting request
-gives a share of its texts in turn, so that a small one does not wait for the whole of a large one.
+Nothing waits for company: what comes while batches are being encoded makes up the next one. Two are encoded at
+once, since with one the encoder would be idle while answers are written. Each waiting request gives a share of
+its texts in turn, so that a small one does not wait for the whole of a large one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MOST_TEXTS = 64  # of one call of the encoder
 MOST_TOKENS = 16_384  # of one call, padding not counted
 ROOM = 4096  # texts that may wait or be encoded at once
 SHARE = 16  # texts that one request gives at a time
+CALLS = 2  # of the encoder at once
 INLINE = 4096  # characters that are counted at once, without a thread
 LONGEST_WAIT = 60  # seconds that a client is told to stay away, at most
 
@@ -47,7 +49,7 @@ class _Request:
     costs: Sequence[int]  # tokens of each text
     future: asyncio.Future[Embeddings]
     taken: int = 0
-    parts: list[Embeddings] = field(default_factory=list)
+    parts: dict[int, Embeddings] = field(default_factory=dict)  # by the place of the first text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Batcher:
 
     Args:
         most_texts, most_tokens: of one call of the encoder; a text that is longer by itself goes alone.
+        calls: of the encoder at once.
         room: texts that may be held; one request is always let in while nothing is held.
         on_batch: told the texts of each call.
     """
@@ -76,15 +79,18 @@ class Batcher:
         *,
         most_texts: int = MOST_TEXTS,
         most_tokens: int = MOST_TOKENS,
+        calls: int = CALLS,
         room: int = ROOM,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._encoder, self._most_texts, self._most_tokens, self._room = encoder, most_texts, most_tokens, room
+        self._encoder, self._most_texts, self._most_tokens = encoder, most_texts, most_tokens
+        self._calls, self._room = calls, room
         self._queue: deque[_Request] = deque()
         self._held = 0
-        self._rate = 100.0  # texts a second, as lately seen
+        self._rate = 100.0  # texts a second of one call, as lately seen
         self._on_batch = on_batch
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()  # so that none is collected while it runs
+        self._running = 0
 
     async def encode(self, texts: Sequence[str]) -> Encoded:
         """Return the embeddings of `texts`, in their order.
@@ -93,14 +99,17 @@ class Batcher:
             Busy: too many texts wait already.
         """
         if self._held and self._held + len(texts) > self._room:
-            raise Busy(min(max(math.ceil(self._held / self._rate), 1), LONGEST_WAIT))
+            raise Busy(min(max(math.ceil(self._held / self._rate / self._calls), 1), LONGEST_WAIT))
         self._held += len(texts)
         try:
             counts = await self._count(texts)
             request = _Request(texts, counts or [1] * len(texts), asyncio.get_running_loop().create_future())
             self._queue.append(request)
-            if self._worker is None or self._worker.done():
-                self._worker = asyncio.create_task(self._work())
+            if self._running < self._calls:
+                self._running += 1  # counted here and in the worker's last step: a task that ends is still in the set
+                worker = asyncio.create_task(self._work())
+                self._workers.add(worker)
+                worker.add_done_callback(self._workers.discard)
             vectors = await request.future
         finally:
             self._held -= len(texts)
@@ -114,18 +123,24 @@ class Batcher:
         return await asyncio.to_thread(self._encoder.count_tokens, texts)
 
     async def _work(self) -> None:
-        while pieces := self._take():
-            began = time.perf_counter()
-            texts = [text for piece in pieces for text in piece.texts]
-            try:
-                vectors = await asyncio.to_thread(self._encoder.encode, texts)
-            except Exception as error:  # noqa: BLE001  goes to whoever asked
-                await self._encode_apart(pieces, error)
-                continue
-            self._on_batch(len(texts))
-            self._rate = 0.8 * self._rate + 0.2 * len(texts) / max(time.perf_counter() - began, 1e-6)
-            for piece, part in zip(pieces, _cut(vectors, pieces), strict=True):
-                _hand_out(piece, part)
+        try:
+            while pieces := self._take():
+                await self._encode(pieces)
+        finally:
+            self._running -= 1
+
+    async def _encode(self, pieces: Sequence[_Piece]) -> None:
+        began = time.perf_counter()
+        texts = [text for piece in pieces for text in piece.texts]
+        try:
+            vectors = await asyncio.to_thread(self._encoder.encode, texts)
+        except Exception as error:  # noqa: BLE001  goes to whoever asked
+            await self._encode_apart(pieces, error)
+            return
+        self._on_batch(len(texts))
+        self._rate = 0.8 * self._rate + 0.2 * len(texts) / max(time.perf_counter() - began, 1e-6)
+        for piece, part in zip(pieces, _cut(vectors, pieces), strict=True):
+            _hand_out(piece, part)
 
     async def _encode_apart(self, pieces: Sequence[_Piece], error: Exception) -> None:
         """Encode every piece by itself, so that a text the encoder fails on fails nobody else."""
@@ -171,9 +186,9 @@ def _cut(vectors: Embeddings, pieces: Sequence[_Piece]) -> list[Embeddings]:
 
 def _hand_out(piece: _Piece, part: Embeddings) -> None:
     request = piece.request
-    request.parts.append(part)
-    if piece.stop == len(request.texts) and not request.future.done():
-        request.future.set_result(np.concatenate(request.parts))
+    request.parts[piece.start] = part
+    if sum(map(len, request.parts.values())) == len(request.texts) and not request.future.done():
+        request.future.set_result(np.concatenate([request.parts[start] for start in sorted(request.parts)]))
 
 
 def _fail(piece: _Piece, error: Exception) -> None:

@@ -22,6 +22,8 @@ REQUEST_ID_FORM = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 REFUSED = {
     400: "Not JSON, not an object, or a field with a wrong value.",
     401: "The admin token is missing or wrong.",
+    409: "There is a verdict already, or no such sample.",
+    503: "The verdict could not be written.",
     408: "The body did not come to its end in time.",
     413: "The body is larger than the server takes.",
     415: "The body says that it is something else than JSON.",
@@ -132,6 +134,20 @@ def _admin_paths() -> Json:
                 {"200": _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}))}
                 | _refusals(400, 408, 413, 415),
                 body=_ref("Mark"),
+            )
+        },
+        "/admin/judge": {
+            "post": _operation(
+                "Record a person's verdict on a sample; the entry behind a wrong answer goes.",
+                {"200": _json("It is recorded.", _object(judged={"enum": ["same", "different"]}))}
+                | _refusals(400, 408, 409, 413, 415, 503),
+                body=_ref("Judge"),
+            )
+        },
+        "/admin/usual": {
+            "post": _operation(
+                "Take the latest stream of questions as the usual one; the alarm that it has changed ends.",
+                {"200": _json("It is the usual one now.", _object(usual=TEXT))} | _refusals(408, 413, 415),
             )
         },
         "/admin/purge": {
@@ -340,6 +356,10 @@ SCHEMAS: Json = {
         **_object(number={"type": "integer", "minimum": 1}, verdict={"enum": ["wrong", "same"]}),
         "description": "The number of one of the latest lookups, and what is true of it.",
     },
+    "Judge": {
+        **_object(number={"type": "integer", "minimum": 1}, verdict={"enum": ["same", "different"]}),
+        "description": "The number of a sample that waits, and whether one answer serves both of its questions.",
+    },
     "Purge": {
         "oneOf": [
             {**_object(id=TEXT), "additionalProperties": False},
@@ -385,6 +405,8 @@ SCHEMAS: Json = {
         lookups=WHOLE,
         hits=WHOLE,
         saved_tokens=WHOLE,
+        saved_money=NUMBER,
+        saved_seconds=NUMBER,
         median_milliseconds=_or_null("number"),
         reasons={"type": "object", "additionalProperties": WHOLE},
         histogram=_object(hit=_list(WHOLE), miss=_list(WHOLE)),

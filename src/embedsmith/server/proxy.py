@@ -222,7 +222,7 @@ class Proxy:
             self.watch.failed("an answer could not be stored")
             span.fail(type(error).__name__)
         else:
-            self.watch.stored()
+            self.watch.stored(trail.upstream)
         finally:
             span.end()
 

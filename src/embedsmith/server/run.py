@@ -29,6 +29,7 @@ class Service:
 
     Attributes:
         log: "text", "json" or "off"; see `logs`.
+        prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
     """
 
     upstream: str
@@ -38,6 +39,8 @@ class Service:
     allowed: Allowances = field(default_factory=Allowances)
     shadow: bool = False
     log: str = "text"
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
@@ -46,6 +49,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         from embedsmith.server.app import create_app
         from embedsmith.server.logs import open_log
         from embedsmith.server.spans import spans_from_environment
+        from embedsmith.server.watch import Prices
         from embedsmith.server.wire import make_server
     except ImportError:
         raise MissingPartError(
@@ -78,6 +82,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
             shadow=service.shadow,
+            prices=Prices(service.prompt_price, service.completion_price),
             log=log,
             spans=spans,
         )

@@ -38,14 +38,55 @@ class Seen:
     milliseconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the upstream asks for a million tokens, in whatever currency."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+
+@dataclass(slots=True)
+class Savings:
+    """What hits did not cost.
+
+    Attributes:
+        tokens: completion tokens. money: of all tokens, at the prices given.
+        seconds: that users did not wait: the mean time of the upstream for what this process has stored, less
+            the lookup. 0 until something was stored.
+    """
+
+    prices: Prices
+    tokens: int = 0
+    money: float = 0.0
+    seconds: float = 0.0
+    _answers: int = 0
+    _waited: float = 0.0
+
+    def answered(self, seconds: float) -> None:
+        """Take note of how long the upstream took."""
+        self._answers, self._waited = self._answers + 1, self._waited + seconds
+
+    def served(self, answer: Answer, lookup: float) -> int:
+        """Count a hit whose lookup took so many seconds; return its completion tokens."""
+        usage = answer.body.get("usage") or {}
+        prompt, completion = (int(usage.get(f"{part}_tokens") or 0) for part in ("prompt", "completion"))
+        self.tokens += completion
+        self.money += (prompt * self.prices.prompt + completion * self.prices.completion) / 1e6
+        if self._answers:
+            self.seconds += max(self._waited / self._answers - lookup, 0.0)
+        return completion
+
+
 class Watch:
     """Counts and the latest lookups of one server."""
 
-    def __init__(self, cache: SemanticCache, *, shadow: bool = False) -> None:
+    def __init__(self, cache: SemanticCache, *, shadow: bool = False, prices: Prices | None = None) -> None:
         self.registry = CollectorRegistry()
         self.oversight = Oversight(cache, self.registry, shadow=shadow)
         self.latest: deque[Seen] = deque(maxlen=LATEST)
-        self.lookups = self.hits = self.saved_tokens = 0
+        self.lookups = self.hits = 0
+        self.savings = Savings(prices or Prices())
         self._numbers = itertools.count(1)
         self._lookups = self._count("lookups", "Lookups by outcome", ("outcome", "reason"))
         self._passed = self._count("passed", "Requests that are none for the cache", ("reason",))
@@ -67,6 +108,11 @@ class Watch:
             registry=self.registry,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
+        for name, text, read in (
+            ("saved_money", "What hits did not cost, in the currency of the prices", lambda: self.savings.money),
+            ("saved_seconds", "What users did not wait for the upstream", lambda: self.savings.seconds),
+        ):
+            Gauge(f"embedsmith_{name}", text, registry=self.registry).set_function(read)
         Gauge("embedsmith_entries", "Entries in the store", registry=self.registry).set_function(
             lambda: cache.store.count().entries
         )
@@ -86,9 +132,7 @@ class Watch:
             self._similarity.observe(decision.similarity)
         self.oversight.looked_up(found)
         if answer is not None:
-            tokens = int((answer.body.get("usage") or {}).get("completion_tokens") or 0)
-            self.saved_tokens += tokens
-            self._saved.inc(tokens)
+            self._saved.inc(self.savings.served(answer, found.seconds))
         nearest = decision.nearest
         self.latest.append(
             Seen(
@@ -113,9 +157,11 @@ class Watch:
         """Count a failure of the upstream."""
         self._failures.labels(reason).inc()
 
-    def stored(self) -> None:
-        """Count an answer that was stored."""
+    def stored(self, seconds: float | None = None) -> None:
+        """Count an answer that was stored, for which the upstream took `seconds`."""
         self._stored.inc()
+        if seconds is not None:
+            self.savings.answered(seconds)
 
     def encoded(self, texts: int) -> None:
         """Count a batch of texts that were encoded together."""

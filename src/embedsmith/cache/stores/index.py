@@ -125,15 +125,30 @@ class _Block:
 
     def _pool(self, vector: Embeddings, count: int) -> NDArray[np.intp]:
         """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
-        differing = self._gone[: self.size].copy()
-        for row, word in zip(self._bits, sign_bits(vector[None])[0], strict=True):
-            differing += np.bitwise_count(row[: self.size] ^ word)
+        differing = self._count(sign_bits(vector[None])[0])
         wanted = min(max(POOL, 4 * count), self.living)
         limit = self._limit(differing[::SAMPLE], wanted // SAMPLE)
         pool = np.flatnonzero(differing <= limit)
         if not wanted / 2 <= len(pool) <= 8 * wanted:  # the sample misled: count all
             pool = np.flatnonzero(differing <= self._limit(differing, wanted - 1))
         return pool
+
+    def _count(self, words: NDArray[np.uint64]) -> NDArray[np.uint16]:
+        """Return how many bits of each vector differ from `words`, and at least `FAR` for a removed one.
+
+        Three words are at most 192 bits, which a byte holds; bytes are added several times faster than mixed types.
+        """
+        differing = self._gone[: self.size].copy()
+        xor = np.empty(self.size, dtype=np.uint64)
+        part, sums = np.empty(self.size, dtype=np.uint8), np.empty(self.size, dtype=np.uint8)
+        for start in range(0, len(words), 3):
+            for place in range(start, min(start + 3, len(words))):
+                np.bitwise_xor(self._bits[place, : self.size], words[place], out=xor)
+                np.bitwise_count(xor, out=sums if place == start else part)
+                if place > start:
+                    np.add(sums, part, out=sums)
+            np.add(differing, sums, out=differing)
+        return differing
 
     def _limit(self, differing: NDArray[np.uint16], place: int) -> int:
         """Return the number of bits that `place` + 1 of the vectors differ by at most."""

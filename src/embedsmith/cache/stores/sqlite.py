@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class SQLiteStore:
         self._seen = 0  # highest number in the index
         self._touches: dict[str, tuple[float, int]] = {}
         self._readers = threading.local()
+        self._version, self._written = 0, True  # of the file when the index was last up to date; own writes since
         self._all: list[sqlite3.Connection] = []
         self._closed = False
         try:
@@ -95,6 +97,7 @@ class SQLiteStore:
                 self._writer.execute("rollback")
                 raise
             self._writer.execute("commit")
+            self._written = True
 
     def _read(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
@@ -130,11 +133,22 @@ class SQLiteStore:
             marks = ",".join("?" * len(numbers))
             rows = self._fetch(f"select number, {COLUMNS} from {{rows}} where number in ({marks})", numbers).fetchall()
             if len(rows) == len(numbers):
-                return [self._entry(row[1:]) for row in rows]
+                return self._entries([row[1:] for row in rows])
             self._forget({(partition, number) for number in numbers} - {(partition, row[0]) for row in rows})
 
     def _catch_up(self) -> None:
-        """Take up what has been added since, by whatever process."""
+        """Take up what has been added since, by whatever process.
+
+        The data version changes when another connection has written, and only then; so a search after which nobody
+        wrote costs one question to the library, and none to the tables.
+        """
+        (version,) = self._writer.execute("pragma data_version").fetchone()
+        if version == self._version and not self._written:
+            return
+        self._take_up()
+        self._version, self._written = version, False
+
+    def _take_up(self) -> None:
         self._follow()
         (last,) = self._writer.execute("select coalesce(max(number), 0) from entries").fetchone()
         while self._seen < last:
@@ -259,19 +273,22 @@ class SQLiteStore:
         rows = writer.execute(f"delete from entries where {where} returning partition, number", values)
         return {(partition, number) for partition, number in rows}
 
-    def _entry(self, row: tuple[object, ...]) -> Entry:
-        id, namespace, partition, text, answer, vector, created, expires, tags = row
-        return Entry(
-            id=str(id),
-            namespace=str(namespace),
-            partition=str(partition),
-            text=str(text),
-            answer=str(answer),
-            vector=np.frombuffer(vector, dtype="<f4"),  # type: ignore[call-overload]
-            created=float(created),  # type: ignore[arg-type]
-            expires=None if expires is None else float(expires),  # type: ignore[arg-type]
-            tags=tuple(json.loads(str(tags))) if tags != "[]" else (),
-        )
+    def _entry(self, row: tuple[Any, ...]) -> Entry:
+        return self._entries([row])[0]
+
+    def _entries(self, rows: Sequence[tuple[Any, ...]]) -> list[Entry]:
+        """Return entries from rows with `COLUMNS`; their vectors are rows of one matrix."""
+        matrix = np.frombuffer(b"".join(row[5] for row in rows), dtype="<f4").reshape(len(rows), self.dimension)
+        return [
+            Entry(id, namespace, partition, text, answer, vector, created, expires, _read_tags(tags))
+            for vector, (id, namespace, partition, text, answer, _, created, expires, tags) in zip(
+                matrix, rows, strict=True
+            )
+        ]
+
+
+def _read_tags(written: str) -> tuple[str, ...]:
+    return () if written == "[]" else tuple(json.loads(written))
 
 
 def path_of(url: str) -> Path:
