@@ -1,8 +1,10 @@
-"""The cache on streams of requests: right answers served against wrong ones, beside GPTCache and redisvl.
+r"""The cache on streams of requests: right answers served against wrong ones, beside GPTCache and redisvl.
 
     python3 -m venv /tmp/peers && /tmp/peers/bin/pip install redisvl gptcache faiss-cpu sqlalchemy
-    .venv/bin/python benchmarks/cache_quality.py --questions MODEL --medical MODEL --peers /tmp/peers/bin/python
+    .venv/bin/python benchmarks/cache_quality.py --questions MODEL VERIFIER --medical MODEL VERIFIER \
+        --peers /tmp/peers/bin/python
 
+MODEL and VERIFIER are what `benchmarks/cache_models.py` trains (no VERIFIER: its rows are left out).
 A request finds what earlier ones left: a miss is stored, a hit is not. Streams (benchmarks/streams.py):
 
 - questions: clusters of `duplicate_questions/validation`, without all that is connected to a question of the
@@ -13,14 +15,13 @@ A request finds what earlier ones left: a miss is stored, a hit is not. Streams 
   model was trained on; the untuned model only.
 - traps: benchmarks/traps, the second texts stored, the first asked.
 
-An answer is right when the stored question is of the same cluster. A wrong one is "labelled" when a label says
-so, else nobody compared the two questions: the truth lies between the labelled and all wrong answers.
-Thresholds are chosen on one half of the connected questions, figures are those of the other half, intervals
-resample connected questions. The quoted rows are replays through the real caches (ours on SQLite, GPTCache on
-SQLite and FAISS, redisvl on a Redis that this script starts); curves, and the choice of thresholds, take the
-pure decision over the same vectors, and the result says how often both agree. Both peers get the untuned
-MiniLM's vectors. Writes benchmarks/results/cache_quality.json and .png, and, for reading only,
-runs/cache_quality_unlabelled.jsonl.
+An answer is right when the stored question is of the same cluster. A wrong one is "labelled" when a label says so,
+else nobody compared the two questions: the truth lies between the labelled and all wrong answers. Thresholds, and the
+weight of the verifier's word, are chosen on one half of the connected questions, figures are those of the other half,
+intervals resample connected questions. The quoted rows are replays through the real caches (ours on SQLite, GPTCache
+on SQLite and FAISS, redisvl on a Redis that this script starts); curves, and the choice of thresholds, take the pure
+decision over the same vectors, and the result says how often both agree. Both peers get the untuned MiniLM's vectors.
+Writes benchmarks/results/cache_quality.json and .png, and, for reading only, runs/cache_quality_unlabelled.jsonl.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ from common import ROOT, data_folder, describe_machine, read_rows, write_result
 from embedsmith.artifacts import plain
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.guard import find_veto
+from embedsmith.cache.rules import veto_pairs
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.metrics import bootstrap, paired_bootstrap, resample_weights
 from embedsmith.model import DEMO_MODEL, load_encoder
+from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier, fit_adjustment
 from streams import (
-    FLOOR,
     Neighbours,
     Outcome,
     Pair,
@@ -73,30 +75,49 @@ from streams import (
     replay,
 )
 
-GRID = np.round(np.arange(FLOOR, 1.0, 0.01), 2)
+GRID = np.round(np.arange(0.4, 1.0, 0.01), 2)
+ENOUGH = 0.5  # wrong answers of all requests at which a curve ends
 WRONG = (0.01, 0.02, 0.05)  # wrong answers of all requests, for which thresholds are chosen
 RESAMPLES = 1000
 REQUESTS = 3000  # in each half of the training questions
 SAMPLES = 20
 PEERS = {"GPTCache": ("gptcache", 0.6), "redisvl": ("redisvl", 0.9)}  # worker, its own threshold as a cosine
 RIVAL = "redisvl"
+CURVE = "threshold, right of requests, wrong of requests, labelled wrong of requests, right of repeats"
 COLOURS = {"base": "#8a94a6", "tuned": "#2563eb", "GPTCache": "#dc2626", "redisvl": "#d97706"}
+STYLES = {"": "--", "guard": "-", "verifier": ":", "guard + verifier": "-."}
 remembered = lru_cache(maxsize=None)(find_veto)
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A cache of ours: whose vectors ("base" or "tuned"), and its policy at a threshold."""
+    """A cache of ours: whose vectors ("base" or "tuned"), and what looks at a candidate besides the cosine."""
 
     model: str
-    policy: Callable[[float], Policy]
+    guard: bool = False
+    verifier: bool = False
+
+    def policy(self, threshold: float, second: SecondLook | None) -> Policy:
+        """Return its rules at a threshold."""
+        policy = Policy(threshold, guard=remembered if self.guard else None)
+        return replace(policy, verifier=second.verifier, adjustment=second.adjustment) if second is not None else policy
+
+
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """A verifier and the weight of its word."""
+
+    verifier: Verifier
+    adjustment: Adjustment
 
 
 SYSTEMS = {
-    "base": System("base", lambda threshold: Policy(threshold, guard=None)),
-    "base + guard": System("base", lambda threshold: Policy(threshold, guard=remembered)),
-    "tuned": System("tuned", lambda threshold: Policy(threshold, guard=None)),
-    "tuned + guard": System("tuned", lambda threshold: Policy(threshold, guard=remembered)),
+    "base": System("base"),
+    "base + guard": System("base", guard=True),
+    "tuned": System("tuned"),
+    "tuned + guard": System("tuned", guard=True),
+    "tuned + verifier": System("tuned", verifier=True),
+    "tuned + guard + verifier": System("tuned", guard=True, verifier=True),
 }
 
 
@@ -109,6 +130,7 @@ class Task:
     """
 
     title: str
+    pairs: Sequence[Pair]
     streams: Mapping[str, Stream]
     tuned: str | None
     wrong: tuple[float, ...] = WRONG
@@ -124,28 +146,26 @@ def read_tasks() -> dict[str, Task]:
     completions = _completions(folder / "medical_queries")
     lines = (ROOT / "benchmarks/traps/traps.jsonl").read_text(encoding="utf-8").splitlines()
     traps = [json.loads(line) for line in lines]
-    trap_halves = {
-        row[side]: {"dev": "chosen", "final": "reported"}[row["half"]] for row in traps for side in ("text1", "text2")
-    }
+    turned = [(row["text2"], row["text1"], row["label"]) for row in traps]
+    dealt = {text: {"dev": "chosen", "final": "reported"}[row["half"]] for row in traps for text in _texts(row)}
+    trap_streams = build_streams(turned, first=_lefts(turned), halves=dealt)
     return {
-        "questions": Task("general questions", build_streams(validation, without=trained_on), "questions"),
-        "training questions": Task("training questions", build_streams(train, requests=REQUESTS), None),
-        "medical": Task("medical questions", build_streams(medical, first=[left for left, _, _ in medical]), "medical"),
+        "questions": Task("general questions", validation, build_streams(validation, without=trained_on), "questions"),
+        "training questions": Task("training questions", train, build_streams(train, requests=REQUESTS), None),
+        "medical": Task("medical questions", medical, build_streams(medical, first=_lefts(medical)), "medical"),
         "medical completions": Task(
-            "medical completions", build_streams(completions, first=[left for left, _, _ in completions]), None
+            "medical completions", completions, build_streams(completions, first=_lefts(completions)), None
         ),
-        "traps": Task(
-            "hand-written traps",
-            build_streams(
-                [(row["text2"], row["text1"], row["label"]) for row in traps],
-                first=[row["text2"] for row in traps],
-                halves=trap_halves,
-            ),
-            "questions",
-            wrong=(),
-            served=(0.8, 0.9),
-        ),
+        "traps": Task("hand-written traps", turned, trap_streams, "questions", wrong=(), served=(0.8, 0.9)),
     }
+
+
+def _texts(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["text1"], row["text2"]
+
+
+def _lefts(pairs: Sequence[Pair]) -> list[str]:
+    return [left for left, _, _ in pairs]
 
 
 SPLITS = ("train", "validation")
@@ -184,6 +204,7 @@ class Bench:
     """What the tasks share: models, their vectors, the peers' python and the Redis."""
 
     models: Mapping[str, Encoder]
+    verifiers: Mapping[str, Verifier]
     python: str | None
     redis: str
     folder: Path
@@ -211,6 +232,19 @@ class Recalled:
         return np.stack([self._rows.get(text, self._blank) for text in texts])
 
 
+class Remembering:
+    """A verifier that reads each pair once in a run."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier, self.fingerprint = verifier, verifier.fingerprint
+        self._known: dict[tuple[str, str], float] = {}
+
+    def score(self, pairs: Sequence[tuple[str, str]], /) -> NDArray[np.float64]:
+        new = [pair for pair in pairs if pair not in self._known]
+        self._known |= dict(zip(new, self._verifier.score(new).tolist(), strict=True)) if new else {}
+        return np.array([self._known[pair] for pair in pairs])
+
+
 def rate_wrong(outcome: Outcome) -> float:
     return float(outcome.wrong.mean())
 
@@ -234,8 +268,46 @@ def choose_served(sweep: Mapping[float, Outcome], least: float) -> float | None:
     return next((at for at in sorted(sweep, reverse=True) if rate_repeats(sweep[at]) >= least), None)
 
 
-def sweep_thresholds(stream: Stream, neighbours: Neighbours, system: System) -> dict[float, Outcome]:
-    return {float(at): judge(stream, replay(stream, neighbours, system.policy(float(at)))) for at in GRID}
+def sweep_thresholds(stream: Stream, neighbours: Neighbours, at: Callable[[float], Policy]) -> dict[float, Outcome]:
+    """Return the outcome by threshold, from the highest down to where half of the requests are answered wrongly."""
+    found: dict[float, Outcome] = {}
+    for threshold in GRID[::-1].tolist():
+        found[threshold] = judge(stream, replay(stream, neighbours, at(threshold)))
+        if rate_wrong(found[threshold]) > ENOUGH:
+            break
+    return found
+
+
+def weigh_verifier(
+    task: Task, bench: Bench, system: System, vectors: Mapping[tuple[str, str], Embeddings]
+) -> SecondLook | None:
+    """Return the verifier with the weight that the labelled pairs of the chosen half give its word; None: no use."""
+    verifier = bench.verifiers[str(task.tuned)]
+    rows = dict(zip(task.streams["chosen"].texts, vectors["chosen", system.model], strict=True))
+    pairs = [pair for pair in task.pairs if pair[0] in rows and pair[1] in rows]
+    texts = [(left, right) for left, right, _ in pairs]
+    similarities = np.array([rows[left] @ rows[right] for left, right in texts], dtype=np.float64)
+    if system.guard:
+        similarities = veto_pairs(similarities, texts)
+    labels = np.array([label for _, _, label in pairs], dtype=np.int64)
+    adjustment = fit_adjustment(labels, similarities, verifier.score(texts), verifier=verifier.fingerprint)
+    return SecondLook(verifier, adjustment) if adjustment is not None else None
+
+
+def open_systems(
+    task: Task, bench: Bench, vectors: Mapping[tuple[str, str], Embeddings]
+) -> dict[str, tuple[str, Callable[[float], Policy]]]:
+    """Return, for each system that this task has, whose vectors it searches and its policy by threshold."""
+    found: dict[str, tuple[str, Callable[[float], Policy]]] = {}
+    for name, system in SYSTEMS.items():
+        if ("chosen", system.model) not in vectors or (system.verifier and task.tuned not in bench.verifiers):
+            continue
+        second = weigh_verifier(task, bench, system, vectors) if system.verifier else None
+        if system.verifier and second is None:
+            print(f"{task.title}: the verifier tells nothing beyond the cosine", file=sys.stderr)
+            continue
+        found[name] = system.model, partial(system.policy, second=second)
+    return found
 
 
 def plan_runs(sweeps: Mapping[str, Mapping[float, Outcome]], task: Task, *, peers: bool) -> list[Run]:
@@ -331,15 +403,15 @@ def compare(outcome: Outcome, rival: Outcome, weights: NDArray[np.float64]) -> d
 def measure(bench: Bench, task: Task) -> dict[str, Any]:
     """Return curves and rows of one task."""
     models = {"base": "base", **({"tuned": task.tuned} if task.tuned in bench.models else {})}
-    systems = {name: system for name, system in SYSTEMS.items() if system.model in models}
     vectors = {
         (half, model): bench.embed(source, stream.texts)
         for half, stream in task.streams.items()
         for model, source in models.items()
     }
     near = {key: find_neighbours(task.streams[key[0]], rows) for key, rows in vectors.items()}
+    systems = open_systems(task, bench, vectors)
     sweeps = {
-        half: {name: sweep_thresholds(stream, near[half, system.model], system) for name, system in systems.items()}
+        half: {name: sweep_thresholds(stream, near[half, model], at) for name, (model, at) in systems.items()}
         for half, stream in task.streams.items()
     }
     runs = plan_runs(sweeps["chosen"], task, peers=bench.python is not None)
@@ -375,12 +447,15 @@ def measure(bench: Bench, task: Task) -> dict[str, Any]:
 
 
 def replay_pure(
-    run: Run, stream: Stream, near: Mapping[tuple[str, str], Neighbours], systems: Mapping[str, System]
+    run: Run,
+    stream: Stream,
+    near: Mapping[tuple[str, str], Neighbours],
+    systems: Mapping[str, tuple[str, Callable[[float], Policy]]],
 ) -> Served:
     """Return the replay by the decision alone; a peer serves the nearest entry from its threshold on."""
-    system = systems.get(run.system, systems["base"])
+    model, at = systems.get(run.system, systems["base"])
     threshold = run.threshold if run.threshold is not None else PEERS[run.system][1]
-    return replay(stream, near["reported", system.model], system.policy(threshold))
+    return replay(stream, near["reported", model], at(threshold))
 
 
 def replay_real(
@@ -388,7 +463,7 @@ def replay_real(
     runs: Sequence[Run],
     stream: Stream,
     vectors: Mapping[tuple[str, str], Embeddings],
-    systems: Mapping[str, System],
+    systems: Mapping[str, tuple[str, Callable[[float], Policy]]],
 ) -> dict[Run, Served]:
     """Return the replays through the real caches; each peer in a process of its own, meanwhile ours."""
     found: dict[Run, Served] = {}
@@ -399,21 +474,24 @@ def replay_real(
             waiting[peer] = theirs, pool.submit(run_peer, bench, peer, stream, vectors["reported", "base"], theirs)
         for run in runs:
             if run.system in systems and run.threshold is not None:
-                system = systems[run.system]
-                found[run] = run_ours(bench, stream, vectors["reported", system.model], system.policy(run.threshold))
+                model, at = systems[run.system]
+                found[run] = run_ours(bench, stream, vectors["reported", model], at(run.threshold))
         for theirs, future in waiting.values():
             found |= dict(zip(theirs, future.result(), strict=True))
     return {run: found[run] for run in runs}
 
 
-def _curve(sweep: Mapping[float, Outcome]) -> list[list[float]]:
-    """Return [threshold, right of requests, wrong of requests, labelled wrong of requests, right of repeats]."""
+def _curve(sweep: Mapping[float, Outcome]) -> list[str]:
+    """Return, a line a threshold, what CURVE names; as text, so that the result stays short enough to read."""
     return [
-        [
-            threshold,
-            *(round(float(part.mean()), 4) for part in (outcome.right, outcome.wrong, outcome.labelled)),
-            round(rate_repeats(outcome), 4),
-        ]
+        " ".join(
+            f"{value:.4f}"
+            for value in (
+                threshold,
+                *(float(part.mean()) for part in (outcome.right, outcome.wrong, outcome.labelled)),
+                rate_repeats(outcome),
+            )
+        )
         for threshold, outcome in sweep.items()
     ]
 
@@ -469,11 +547,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 def draw_stream(axis: Axes, stream: Mapping[str, Any]) -> None:
     """Draw one stream."""
     for name, curve in stream["curves"].items():
-        model, _, rest = name.partition(" + ")
-        points = np.array(curve)
-        axis.plot(
-            100 * points[:, 2], 100 * points[:, 4], color=COLOURS[model], linestyle="-" if rest else "--", label=name
-        )
+        model, *more = name.split(" + ")
+        points, style = 100 * np.array([line.split() for line in curve], dtype=np.float64), STYLES[" + ".join(more)]
+        axis.plot(points[:, 2], points[:, 4], color=COLOURS[model], linestyle=style, label=name, linewidth=1.3)
     for row in stream["rows"]:
         if row["system"] in PEERS and "limit" not in row["point"]:
             own = row["point"] == "own"
@@ -484,11 +560,16 @@ def draw_stream(axis: Axes, stream: Mapping[str, Any]) -> None:
                 color=COLOURS[row["system"]],
                 markersize=9 if own else 4,
                 fillstyle="full" if own else "none",
-                label=f"{row['system']}, own threshold" if own else None,
+                label=f"{row['system']}, {'own threshold' if own else 'chosen thresholds'}",
+                linestyle="",
             )
     axis.set(xlabel="wrong answers served, % of requests", ylabel="repeats served rightly, %", ylim=(0, 101))
     axis.set_title(f"{stream['title']} ({stream['requests']['reported']:,} requests)", fontsize=10)
-    axis.set_xlim(left=0)
+    axis.set_xscale("log")
+    axis.set_xlim(0.3, 60)
+    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
     axis.grid(alpha=0.25)
 
 
@@ -501,19 +582,21 @@ def read_versions(python: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Quality of the cache on streams")
-    parser.add_argument("--questions", help="a model tuned on duplicate_questions/train")
-    parser.add_argument("--medical", help="a model tuned on the medical log")
+    tuned = {"nargs": "+", "metavar": ("MODEL", "VERIFIER"), "default": []}
+    parser.add_argument("--questions", help="tuned on duplicate_questions/train", **tuned)
+    parser.add_argument("--medical", help="tuned on the medical log", **tuned)
     parser.add_argument("--peers", help="a python that has redisvl and gptcache")
     parser.add_argument("--stream", action="append", help="only these streams; then nothing is written")
     options = parser.parse_args()
     given = {"questions": options.questions, "medical": options.medical}
-    models = {name: load_encoder(path) for name, path in given.items() if path}
-    result: dict[str, Any] = {"machine": describe_machine(), "peers": {}, "streams": {}}
+    models = {name: load_encoder(paths[0]) for name, paths in given.items() if paths}
+    verifiers = {name: Remembering(OnnxVerifier(paths[1])) for name, paths in given.items() if paths[1:]}
+    result: dict[str, Any] = {"machine": describe_machine(), "peers": {}, "curve": CURVE, "streams": {}}
     if options.peers:
         result["peers"] = read_versions(options.peers)
     memory = Path("/dev/shm")  # GPTCache writes its index to a file at every 20th addition
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder, start_redis() as redis:
-        bench = Bench({"base": load_encoder(DEMO_MODEL), **models}, options.peers, redis, Path(folder))
+        bench = Bench({"base": load_encoder(DEMO_MODEL), **models}, verifiers, options.peers, redis, Path(folder))
         for name, task in read_tasks().items():
             if not options.stream or name in options.stream:
                 result["streams"][name] = measure(bench, task)

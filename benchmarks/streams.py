@@ -22,7 +22,7 @@ from embedsmith.text import normalize
 Pair = tuple[str, str, int]
 Served = NDArray[np.int64]  # by request: the place of the request whose answer was served, MISS or STORED
 MISS, STORED = -1, -2
-FLOOR = 0.4  # cosine below which no threshold is looked at
+FLOOR = 0.3  # cosine below which no neighbour is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def replay(stream: Stream, neighbours: Neighbours, policy: Policy) -> Served:
     for place, text in enumerate(stream.texts):
         answer = MISS if place >= stream.stored else STORED
         if answer == MISS:
-            matches = _search(neighbours, place, held, policy)
+            matches = _search(neighbours, place, held, policy.candidates)
             entry = decide(text, matches, policy).entry if matches else None
             answer = int(entry.answer) if entry is not None else MISS
         served[place] = answer
@@ -229,10 +229,11 @@ def replay(stream: Stream, neighbours: Neighbours, policy: Policy) -> Served:
     return served
 
 
-def _search(neighbours: Neighbours, place: int, held: Sequence[bool], policy: Policy) -> list[Match]:
+def _search(neighbours: Neighbours, place: int, held: Sequence[bool], count: int) -> list[Match]:
+    """Return what a store would: the nearest that it holds, whatever the threshold."""
     found: list[Match] = []
     for other, similarity in neighbours.near[place]:
-        if similarity < policy.threshold or len(found) == policy.candidates:
+        if len(found) == count:
             break
         if held[other]:
             found.append(Match(neighbours.entries[other], similarity))
