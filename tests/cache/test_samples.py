@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from embedsmith.cache.decision import Policy
 from embedsmith.cache.feedback import read_feedback
 from embedsmith.cache.judge import Judge, ask, read_verdict
 from embedsmith.cache.samples import LONGEST, Sample, SampleRule, Samples
@@ -18,6 +21,7 @@ from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.testing import FakeEncoder, FakeLLM
+from embedsmith.verifier import Adjustment
 
 ASKED, CLOSE, FAR = "How do I freeze my card?", "How do I freeze my cards?", "how can I freeze a card"
 SAMPLE = Sample(1, CLOSE, ASKED, "id", 0.9, 0.8, 0.75, "tenant", 0.0)
@@ -307,3 +311,34 @@ def test_an_alarm_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptu
     assert [record.message for record in caplog.records if "drift" in record.message] == [
         f"drift: {samples.promise.alarm.told}"  # type: ignore[union-attr]
     ]
+
+
+def test_samples_are_what_the_verifier_lets_through(tmp_path: Path) -> None:
+    """A candidate that the verifier holds back is a miss, and drawn as one; one that it lifts counts as served."""
+
+    class Word:
+        fingerprint = "word"
+
+        def __init__(self, logit: float) -> None:
+            self.logit = logit
+
+        def score(self, pairs: Sequence[tuple[str, str]], /) -> NDArray[np.float64]:
+            return np.full(len(pairs), self.logit)
+
+    stored, asked = "how do I freeze my card", "how do I freeze my cards"
+    cosine = float(np.dot(*FakeEncoder(64).encode([stored, asked])))
+    for logit, threshold, served in ((-1.0, cosine - 0.01, False), (4.0, cosine + 0.02, True)):
+        policy = Policy(threshold, guard=None, verifier=Word(logit), adjustment=Adjustment(0.02))
+        cache = SemanticCache(
+            FakeEncoder(64),
+            policy=policy,
+            fingerprint="fake",
+            feedback=tmp_path / f"{served}.jsonl",
+            sample=SampleRule(1.0),
+        )
+        cache.add(stored, "in the app")
+        assert cache.lookup(asked).hit is served
+        assert cache.samples is not None
+        (sample,) = cache.samples.take(5)
+        assert sample.served is served
+        assert sample.cosine == pytest.approx(cosine + 0.02 * logit, abs=1e-5)

@@ -185,7 +185,7 @@ class SemanticCache:
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
-                self._sample(self.samples, asked, matches)
+                self._sample(self.samples, asked, matches, decision)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         return replace(
@@ -205,16 +205,23 @@ class SemanticCache:
             return None  # what was learnt is for pairs that the guard lets pass
         return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
 
-    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match]) -> None:
+    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match], decision: Decision) -> None:
         """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
         policy = self.policy.within(asked.namespace)
-        found = decide(asked.text, matches, replace(policy, threshold=policy.threshold - samples.rule.margin))
-        if found.entry is not None and found.similarity is not None:
+        floor = policy.threshold - samples.rule.margin
+        if not decision.hit:  # the nearest that the guard lets pass, as the verifier moves it
+            decision = decide(asked.text, matches, replace(policy, threshold=floor - policy.reach, verifier=None))
+        entry, cosine = decision.entry, decision.moved if decision.moved is not None else decision.similarity
+        if entry is None or cosine is None:
+            return
+        if decision.moved is None and policy.doubts(cosine):
+            cosine = policy.move(asked.text, entry.text, cosine)
+        if cosine >= floor:
             samples.put(
                 asked=asked.text,
-                stored=found.entry.text,
-                stored_id=found.entry.id,
-                cosine=found.moved if found.moved is not None else found.similarity,
+                stored=entry.text,
+                stored_id=entry.id,
+                cosine=cosine,
                 threshold=policy.threshold,
                 namespace=asked.namespace,
             )
