@@ -127,7 +127,8 @@ def calibrate(
     _check(truth, scores, labels)
     tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     thresholds, hits, false_hits = _cumulate(truth, scores)
-    known = (np.asarray(against, dtype=np.float64)[None, :] >= thresholds[:, None]).sum(axis=1)
+    reported = np.sort(np.asarray(against, dtype=np.float64))
+    known = len(reported) - np.searchsorted(reported, thresholds)  # at each threshold or above
     to_come = None if traffic is None else traffic / len(truth)
     certified = _walk(hits, false_hits, known, tested, alpha, to_come)
     if certified is None:

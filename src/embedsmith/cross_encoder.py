@@ -27,7 +27,15 @@ from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.errors import InputError, MissingPartError, ModelError
 from embedsmith.examples import Example
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
-from embedsmith.model import Precision, autocast, fingerprint_model, quiet_transformers, resolve_model, save_network
+from embedsmith.model import (
+    Precision,
+    autocast,
+    fingerprint_model,
+    quiet_transformers,
+    resolve_model,
+    run_microbatches,
+    save_network,
+)
 from embedsmith.optimization import (
     Progress,
     TrainingConfig,
@@ -42,7 +50,7 @@ from embedsmith.optimization import (
 from embedsmith.quantization import quantize
 from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
-from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize_pairs
+from embedsmith.tokens import Index, Tokens, tokenize_pairs
 from embedsmith.training import TrainingResult, describe_truncation, make_result
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport
 
@@ -176,23 +184,12 @@ class _PairTask:
 
 def _forward(network: CrossEncoder, tokens: Tokens, firsts: Index, rows: Index, *, budget: int) -> torch.Tensor:
     """Return the logits (len(rows),) of pairs, in length-sorted micro-batches, in the order of `rows`."""
-    import torch
 
-    tokenizer: Any = network.tokenizer
-    left = tokenizer.padding_side == "left"
-    blocks = cut_microbatches(tokens.lengths[rows], budget)
-    parts = []
-    for block in blocks:
-        ids, mask = tokens.padded(rows[block], fill=tokenizer.pad_token_id or 0, left=left)
-        features: dict[str, Any] = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        if _has_segments(network):
-            place = np.cumsum(mask, axis=1)
-            features["token_type_ids"] = torch.from_numpy(mask * (place > firsts[rows[block]][:, None]))
-        features = {name: value.to(network.device) for name, value in features.items()}
-        parts.append(network(features)["scores"].squeeze(-1))
-    back = np.empty(len(rows), dtype=np.int64)
-    back[np.concatenate(blocks)] = np.arange(len(rows))
-    return torch.cat(parts)[torch.from_numpy(back).to(network.device)]
+    def segments(block: Index, mask: Index) -> dict[str, Index]:
+        return {"token_type_ids": mask * (np.cumsum(mask, axis=1) > firsts[block][:, None])}
+
+    extra = segments if _has_segments(network) else None
+    return run_microbatches(network, tokens, rows, "scores", budget=budget, extra=extra).squeeze(-1)
 
 
 def _has_segments(network: CrossEncoder) -> bool:

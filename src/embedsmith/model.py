@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -232,6 +232,24 @@ def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: 
     The texts run in length-sorted micro-batches of at most `budget` padded tokens; the result is that
     of one padded batch, in the order of `rows`.
     """
+    return run_microbatches(network, tokens, rows, "sentence_embedding", budget=budget)
+
+
+def run_microbatches(
+    network: Any,
+    tokens: Tokens,
+    rows: Index,
+    output: str,
+    *,
+    budget: int,
+    extra: Callable[[Index, Index], Mapping[str, Index]] | None = None,
+) -> torch.Tensor:
+    """Return what `network` puts out under the name `output` for sequences `rows`, in their order.
+
+    Args:
+        network: a SentenceTransformer or a CrossEncoder.
+        extra: from (rows, mask) of a micro-batch to further inputs, each (n, length).
+    """
     import torch
 
     tokenizer: Any = network.tokenizer
@@ -240,11 +258,9 @@ def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: 
     parts = []
     for block in blocks:
         ids, mask = tokens.padded(rows[block], fill=fill, left=tokenizer.padding_side == "left")
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(ids).to(network.device),
-            "attention_mask": torch.from_numpy(mask).to(network.device),
-        }
-        parts.append(network(features)["sentence_embedding"])
+        given = {"input_ids": ids, "attention_mask": mask, **(extra(rows[block], mask) if extra is not None else {})}
+        features: dict[str, Any] = {name: torch.from_numpy(value).to(network.device) for name, value in given.items()}
+        parts.append(network(features)[output])
     back = np.empty(len(rows), dtype=np.int64)
     back[np.concatenate(blocks)] = np.arange(len(rows))
     return torch.cat(parts)[torch.from_numpy(back).to(network.device)]

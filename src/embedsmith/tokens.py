@@ -73,10 +73,7 @@ def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length:
         whole = _lengths(tokenizer, [texts[index] for index in longest])
         cut = {index for index, length in zip(longest, whole, strict=True) if length > max_length}
         truncated = [index in cut for index in range(len(rows))]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-    return Tokens(ids, offsets, np.array(truncated or [False] * len(rows), dtype=np.bool_))
+    return _pack(rows, truncated or [False] * len(rows))
 
 
 def tokenize_pairs(
@@ -97,10 +94,14 @@ def tokenize_pairs(
         rows.extend(found["input_ids"])
         firsts.extend(len(kinds) - sum(kinds) for kinds in found["token_type_ids"])
         truncated.extend(max_length is not None and len(row) >= max_length for row in found["input_ids"])
+    return _pack(rows, truncated), np.array(firsts, dtype=np.int64)
+
+
+def _pack(rows: Sequence[Sequence[int]], truncated: Sequence[bool]) -> Tokens:
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
-    return Tokens(ids, offsets, np.array(truncated, dtype=np.bool_)), np.array(firsts, dtype=np.int64)
+    return Tokens(ids, offsets, np.array(truncated, dtype=np.bool_))
 
 
 def _lengths(tokenizer: Callable[..., Any], texts: Sequence[str]) -> list[int]:
