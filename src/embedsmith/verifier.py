@@ -166,11 +166,10 @@ class Adjustment:
     """How far the verifier's word moves a cosine.
 
     Attributes:
-        weight: cosine a logit. verifier: fingerprint of the one it was fitted for.
+        weight: cosine a logit.
     """
 
     weight: float
-    verifier: str = ""
 
     @property
     def reach(self) -> float:
@@ -204,7 +203,7 @@ class Gain:
         return self.difference.low > 0
 
 
-def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits, *, verifier: str = "") -> Adjustment | None:
+def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits) -> Adjustment | None:
     """Return the weight that a logistic regression on cosine and logit gives, None when it finds no use.
 
     P(same) = σ(a · cosine + b · clip(logit) + c), with a weak ridge on the scaled inputs; weight = b / a. The
@@ -232,7 +231,7 @@ def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits, *, veri
     found = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x[:2] / spread
     if found[0] <= 0 or found[1] <= 0:
         return None
-    return Adjustment(float(found[1] / found[0]), verifier)
+    return Adjustment(float(found[1] / found[0]))
 
 
 def adjust(similarities: Logits, logits: Logits, adjustment: Adjustment) -> Logits:

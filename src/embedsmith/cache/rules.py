@@ -93,7 +93,7 @@ def choose_from_scores(
         return Rules(calibrate(labels, similarities, **promise))
     weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
     names = [units[place] for place in measured]
-    adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"], verifier)
+    adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"])
     explained = explain(adjustment, gain)
     scores = similarities[rest]
     named: dict[str, Any] = {}
@@ -115,14 +115,13 @@ def weigh(
     measured: NDArray[np.int64],
     units: Sequence[str],
     delta: float,
-    verifier: str = "",
 ) -> tuple[Adjustment | None, Gain | None]:
     """Return the weight that the rows `weighed` give, and its gain on the rows `measured`.
 
     The gain is measured where the cache will work: at the hit rate that the cosine alone reaches with a share
     `delta` of wrong answers among the rows `weighed`.
     """
-    found = fit_adjustment(labels[weighed], similarities[weighed], logits[weighed], verifier=verifier)
+    found = fit_adjustment(labels[weighed], similarities[weighed], logits[weighed])
     if found is None or not 0 < labels[measured].sum() < len(measured):
         return found, None
     moved = adjust(similarities, logits, found)

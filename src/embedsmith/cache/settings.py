@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from embedsmith.cache.decision import Policy
@@ -60,7 +60,7 @@ def read_promises(
     policy = _policy_of(found, verifier) if found is not None else _bare_policy(threshold, verifier)
     thresholds = single.thresholds if single is not None else {}
     return Promised(
-        Policy(policy.threshold, verifier=policy.verifier, adjustment=policy.adjustment, thresholds=thresholds),
+        replace(policy, thresholds=thresholds),
         found,
         max((item.delta for item in (found, single) if item is not None), default=DELTA),
         single.since if single is not None else {},
@@ -111,7 +111,7 @@ def open_verifier(calibration: Calibration, verifier: Verifier | Path | str | No
 
 def adjustment_of(calibration: Calibration) -> Adjustment:
     """Return how far the verifier of a calibration moves a cosine."""
-    return Adjustment(calibration.weight, calibration.verifier)
+    return Adjustment(calibration.weight)
 
 
 def find_calibration(model: Encoder | Path | str, calibration: Path | str | None = None) -> Path | None:
