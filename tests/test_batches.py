@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.batches import Row, assemble, collect_rows, count_batches, order_batches
-from embedsmith.errors import InputError
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet
+from embedsmith.batches import (
+    Plan,
+    Prompts,
+    Row,
+    Source,
+    collect,
+    collect_rows,
+    contrast,
+    count_batches,
+    list_up,
+    localize,
+    order_batches,
+    pair_up,
+    triple_up,
+)
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
 CARD: list[Example] = [
     LabelledPair("freeze my card", "block my debit card", 1, group="7"),
@@ -25,42 +40,99 @@ def test_rows_join_what_has_the_same_anchor_whatever_the_format() -> None:
     assert [(len(row.positives), len(row.negatives)) for row in triplet.rows] == [(2, 2)]
 
 
-def test_texts_with_classes_are_refused_with_what_would_do() -> None:
-    with pytest.raises(InputError, match="LabelledText"):
-        collect_rows([LabelledText("where is my card", "card_arrival")])
+def test_scores_classes_and_instructions_become_rows() -> None:
+    scored = collect_rows([ScoredPair("a", "b", 4.5)])
+    assert scored.rows[0].scores == (4.5,)
+    classes = collect_rows([LabelledText("where is my card", "arrival"), LabelledText("card lost", "lost")])
+    assert [row.label for row in classes.rows] == [0, 1]
+    taught = collect_rows([Triplet("a", "b", ("c",), scores=(0.9, 0.2))])
+    assert triple_up(taught.rows).margins.tolist() == pytest.approx([0.7])
+    lists = list_up([*taught.rows, replace(taught.rows[0], negatives=(), scores=(0.5,))])
+    assert lists.mask.tolist() == [[True, True], [True, False]]
+
+
+def test_prompts_stand_before_queries_and_where_both_sides_are_alike_before_both() -> None:
+    prompts = Prompts(query="Instruct: {instruction}\nQuery: ", document="passage: ")
+    asked = PositivePair("rates", "Rates rose.", instruction="find the passage")
+    assert collect([Source((asked,))], prompts).texts == (
+        "Instruct: find the passage\nQuery: rates",
+        "passage: Rates rose.",
+    )
+    both = Source((ScoredPair("a", "b", 1.0),), prompts=Prompts(query="same? "))
+    assert collect([both], prompts).texts == ("same? a", "same? b")
+    assert collect([replace(both, symmetric=False)], prompts).texts == ("same? a", "b")
 
 
 def test_a_contrast_never_has_another_positive_of_its_anchor_among_the_negatives() -> None:
     data = collect_rows(CARD)
-    batch = assemble(data.rows)
-    text = [data.texts[place] for place in batch.texts]
-    assert len(batch.anchors) == 3
-    assert [text[place] for place in batch.candidates] == [
+    texts, rows = localize(data.rows)
+    text = [data.texts[place] for place in texts]
+    contrasts = contrast(rows)
+    assert len(contrasts.anchors) == 3
+    assert [text[place] for place in contrasts.candidates] == [
         "block my debit card",
         "lock the card for now",
         "forgot my pin",
         "unfreeze my card",
     ]
-    assert batch.excluded.tolist() == [
-        [False, True, False, False],
-        [True, False, False, False],
-        [False, False, False, False],
-    ]
-    pairs = [(text[left], text[right]) for left, right in zip(batch.left, batch.right, strict=True)]
-    labels = dict(zip(pairs, batch.labels.tolist(), strict=True))
+    assert contrasts.excluded.tolist() == [[0, 1], [1, 0]]
+    pairs = pair_up(rows)
+    both = [(text[left], text[right]) for left, right in zip(pairs.left, pairs.right, strict=True)]
+    labels = dict(zip(both, pairs.labels.tolist(), strict=True))
     assert labels["freeze my card", "unfreeze my card"] == 0
     assert labels["block my debit card", "lock the card for now"] == 1  # both answer as the anchor does
     assert labels["block my debit card", "unfreeze my card"] == 0
-    assert len(pairs) == 7
+    assert len(both) == 7
 
 
-@given(groups=st.lists(st.integers(0, 6), max_size=40), size=st.integers(1, 8), seed=st.integers(0, 5))
+@given(groups=st.lists(st.integers(0, 6), min_size=1, max_size=40), size=st.integers(1, 8), seed=st.integers(0, 5))
 def test_an_epoch_has_every_row_once_and_no_group_twice_in_a_batch(groups: list[int], size: int, seed: int) -> None:
     rows = [Row(index, (), (), str(group)) for index, group in enumerate(groups)]
-    batches = order_batches(rows, size=size, seed=seed, epoch=0)
+    batches = order_batches(rows, Plan(size), seed=seed, epoch=0)
     assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))
-    assert len(batches) == count_batches(rows, size=size)
+    assert len(batches) == count_batches(rows, Plan(size))
     for batch in batches:
         assert len(batch) <= size
         assert len({rows[row].group for row in batch}) == len(batch)
-    assert batches == order_batches(rows, size=size, seed=seed, epoch=0)
+    assert batches == order_batches(rows, Plan(size), seed=seed, epoch=0)
+
+
+def mixture(*counts: int) -> list[Row]:
+    return [Row(0, (), (), f"{source}:{row}", source=source) for source, n in enumerate(counts) for row in range(n)]
+
+
+def test_batches_hold_one_source_each_or_all_in_their_shares() -> None:
+    rows = mixture(40, 20)
+    apart = order_batches(rows, Plan(10), seed=0, epoch=0)
+    assert sorted(len({rows[row].source for row in batch}) for batch in apart) == [1] * 6
+    mixed = order_batches(rows, Plan(12, mixing="mixed"), seed=0, epoch=0)
+    assert [sum(rows[row].source for row in batch) for batch in mixed] == [4] * 5
+    assert sorted(row for batch in mixed for row in batch) == list(range(60))
+
+
+@given(weights=st.tuples(st.integers(1, 5), st.integers(1, 5)), seed=st.integers(0, 5), mixed=st.booleans())
+def test_weighted_sources_take_their_share_and_go_on_where_they_stopped(
+    weights: tuple[int, int], seed: int, mixed: bool
+) -> None:
+    rows = mixture(30, 10)
+    plan = Plan(8, weights=weights, mixing="mixed" if mixed else "apart")
+    seen: list[int] = []
+    for epoch in range(4):
+        batches = order_batches(rows, plan, seed=seed, epoch=epoch)
+        assert len(batches) == count_batches(rows, plan)
+        assert all(len(set(batch)) == len(batch) for batch in batches)
+        seen += [row for batch in batches for row in batch if row >= 30]
+    share = len(seen) / (4 * 40)
+    assert share == pytest.approx(weights[1] / sum(weights), abs=0.02)
+    counts = [seen.count(row) for row in range(30, 40)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_texts_of_a_class_come_together() -> None:
+    rows = [Row(place, (), (), str(place), label=place % 7) for place in range(70)]
+    batches = order_batches(rows, Plan(16), seed=0, epoch=0)
+    assert sorted(row for batch in batches for row in batch) == list(range(70))
+    for batch in batches:
+        labels = [rows[row].label for row in batch]
+        assert any(labels.count(label) > 1 for label in labels)
+        assert len(set(labels)) > 1

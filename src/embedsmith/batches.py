@@ -1,100 +1,148 @@
 """Examples as batches: what the training step sees, in an order that only the seed decides.
 
 A *row* is an anchor with all it is compared to: texts with the same answer and texts with another
-one. Rows of one batch never share a group, so that no text of one row is a false negative of another
-because both come from the same source.
+one, or graded ones, or its class. Rows of one batch never share a group, so that no text of one row is a
+false negative of another because both come from the same source. A *source* is a set of examples with its
+own losses, prompts and share in a mixture.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
 Index = NDArray[np.int64]
+Numbers = NDArray[np.float32]
+Mixing = Literal["apart", "mixed"]
+PER_CLASS = 4  # texts of a class that go into a batch together: a triplet needs two of one and one of another
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What is put before a text; `{instruction}` stands for what the example itself asks for.
+
+    Attributes:
+        query: before anchors, and before both sides where they play the same part (graded and labelled pairs).
+        document: before positives and negatives.
+    """
+
+    query: str = ""
+    document: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A part of a mixture.
+
+    Attributes:
+        losses: weight by name; {} lets the data choose.
+        weight: share of the mixture relative to the other sources; 0 takes every row once an epoch.
+        prompts: None takes those of the run.
+        symmetric: both sides of a pair get the query prompt; None leaves it to the kind of the examples.
+    """
+
+    examples: tuple[Example, ...]
+    name: str = "examples"
+    losses: Mapping[str, float] = field(default_factory=dict)
+    weight: float = 0.0
+    prompts: Prompts | None = None
+    symmetric: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Places in `TrainingSet.texts` of an anchor, its positives and its negatives."""
+    """An anchor and what it is compared to; the numbers are places of texts.
+
+    Attributes:
+        scores: how close the positives, then the negatives, are; () where nobody graded them.
+        label: number of the anchor's class, −1 without classes.
+        source: number of the source it comes from.
+    """
 
     anchor: int
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     group: str
+    scores: tuple[float, ...] = ()
+    label: int = -1
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Distinct texts and the rows that point into them."""
+    """Distinct texts, prompts included, and the rows that point into them, source after source."""
 
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
 
     @property
     def pairs(self) -> int:
-        """Number of labelled (anchor, text) pairs."""
+        """Number of (anchor, text) pairs."""
         return sum(len(row.positives) + len(row.negatives) for row in self.rows)
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's texts and how they belong together; places point into `texts` unless said otherwise.
-
-    Attributes:
-        texts: (n,) rows of the training set's texts, each once.
-        left, right, labels: (P,) every pair whose label follows from a row: the anchor and its positives
-            are alike (1), each of them and each negative are not (0).
-        anchors, positives: (A,) one contrast each: the positive has to be found among all candidates.
-        candidates: (C,) the distinct positives and negatives of the batch.
-        positive_of: (A,) place in `candidates` of each anchor's positive.
-        excluded: (A, C) bool; candidates that are no negative of the anchor (its other positives, itself).
-    """
-
-    texts: Index
-    left: Index
-    right: Index
-    labels: Index
-    anchors: Index
-    candidates: Index
-    positive_of: Index
-    excluded: NDArray[np.bool_]
+    def of_source(self, source: int) -> tuple[Row, ...]:
+        """Return the rows of one source."""
+        return tuple(row for row in self.rows if row.source == source)
 
 
 def collect_rows(examples: Sequence[Example]) -> TrainingSet:
-    """Return the training set of pairs and triplets; rows with the same anchor and group are joined.
+    """Return the training set of one source; rows with the same anchor and group are joined."""
+    return collect([Source(tuple(examples))])
 
-    Raises:
-        InputError: an example kind that has no anchor (texts with classes, scored pairs).
+
+def collect(sources: Sequence[Source], prompts: Prompts | None = None) -> TrainingSet:
+    """Return the training set of a mixture; within a source, rows with the same anchor and group are joined.
+
+    Args:
+        prompts: for the sources that have none of their own.
     """
     places: dict[str, int] = {}
-    found: dict[tuple[int, str], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    rows: list[Row] = []
+    for number, source in enumerate(sources):
+        own = source.prompts or prompts or Prompts()
+        rows.extend(replace(row, source=number) for row in _rows_of(source, own, places))
+    return TrainingSet(tuple(places), tuple(rows))
+
+
+def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterator[Row]:
+    joined: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
+    classes: dict[str, int] = {}
 
     def place(text: str) -> int:
         return places.setdefault(text, len(places))
 
-    for example in examples:
-        anchor_text, positives, negatives = _roles(example)
-        anchor = place(anchor_text)
-        group = example.group if example.group is not None else f"text:{anchor}"
-        known = found[anchor, group]
-        for target, texts in zip(known, (positives, negatives), strict=True):
-            target.extend(place(text) for text in texts if place(text) not in target)
-    rows = tuple(
-        Row(anchor, tuple(positives), tuple(negatives), group)
-        for (anchor, group), (positives, negatives) in found.items()
-    )
-    return TrainingSet(tuple(places), rows)
+    for example in source.examples:
+        query, document = _prompts_of(example, source, prompts)
+        match example:
+            case LabelledText():
+                label = classes.setdefault(example.label, len(classes))
+                yield Row(place(query + example.text), (), (), _group(example, place(query + example.text)), (), label)
+            case ScoredPair():
+                anchor, other = place(query + example.sentence1), place(document + example.sentence2)
+                yield Row(anchor, (other,), (), _group(example, anchor), (example.score,))
+            case Triplet(scores=scores) if scores:
+                anchor, positive = place(query + example.anchor), place(document + example.positive)
+                negatives = tuple(place(document + text) for text in example.negatives)
+                yield Row(anchor, (positive,), negatives, _group(example, anchor), scores)
+            case _:
+                text, positives, negatives_ = _roles(example)
+                anchor = place(query + text)
+                known = joined.setdefault((anchor, _group(example, anchor)), ([], []))
+                for target, texts in zip(known, (positives, negatives_), strict=True):
+                    target.extend(new for new in (place(document + text) for text in texts) if new not in target)
+    for (anchor, group), (same, other_answers) in joined.items():
+        yield Row(anchor, tuple(same), tuple(other_answers), group)
 
 
-def _roles(example: Example) -> tuple[str, Sequence[str], Sequence[str]]:
+def _roles(example: PositivePair | Triplet | LabelledPair) -> tuple[str, Sequence[str], Sequence[str]]:
     match example:
         case PositivePair():
             return example.anchor, [example.positive], []
@@ -104,72 +152,280 @@ def _roles(example: Example) -> tuple[str, Sequence[str], Sequence[str]]:
             return example.sentence1, [example.sentence2], []
         case LabelledPair():
             return example.sentence1, [], [example.sentence2]
-        case ScoredPair() | LabelledText():
-            raise InputError(
-                f"{type(example).__name__} examples cannot be trained on with these losses",
-                expected="positive pairs, triplets or labelled pairs",
-                action="turn scores or classes into labelled pairs first",
-            )
 
 
-def count_batches(rows: Sequence[Row], *, size: int) -> int:
+def _group(example: Example, anchor: int) -> str:
+    return example.group if example.group is not None else f"text:{anchor}"
+
+
+def _prompts_of(example: Example, source: Source, prompts: Prompts) -> tuple[str, str]:
+    """Return what goes before the anchor and before the texts it is compared to."""
+    asymmetric = isinstance(example, (PositivePair, Triplet))
+    instruction = example.instruction if isinstance(example, (PositivePair, Triplet)) else None
+    query = prompts.query.replace("{instruction}", instruction or "")
+    symmetric = source.symmetric if source.symmetric is not None else not asymmetric
+    return query, query if symmetric else prompts.document
+
+
+# ── The order of the rows
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows of a mixture become batches.
+
+    Attributes:
+        size: rows a batch.
+        weights: share of each source; 0 for all of them takes every row once an epoch.
+        mixing: "apart" gives each batch rows of one source, "mixed" rows of all.
+    """
+
+    size: int
+    weights: tuple[float, ...] = (0.0,)
+    mixing: Mixing = "apart"
+
+
+def count_batches(rows: Sequence[Row], plan: Plan) -> int:
     """Return the number of batches of an epoch: enough for all rows and for the most frequent group."""
-    most = max(Counter(row.group for row in rows).values(), default=0)
-    return max(-(-len(rows) // size), most)
+    shares = _shares(rows, plan)
+    if plan.mixing == "apart":
+        return sum(share.batches(plan.size) for share in shares)
+    whole = -(-sum(share.wanted for share in shares) // plan.size)
+    return max([whole, *(share.batches(share.wanted) for share in shares)])
 
 
-def order_batches(rows: Sequence[Row], *, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the rows of each batch of one epoch: every row once, no group twice in a batch.
+def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
+    """Return the rows of each batch of one epoch: no group twice in a batch.
 
-    There are `count_batches` of them, of nearly equal size. The order depends on (seed, epoch) only, so
-    a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after row
-    to the next batch, so that the rows of a group (at most as many as batches) land in different ones.
+    There are `count_batches` of them, of nearly equal size. Without weights every row comes once; with them a
+    source goes on in its own order where it stopped in the epoch before. The order depends on (seed, epoch)
+    only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after row to
+    the next batch, so that the rows of a group (at most as many as batches) land in different ones.
     """
-    generator = np.random.default_rng([seed, epoch])
-    count = count_batches(rows, size=size)
+    shares = _shares(rows, plan)
+    if plan.mixing == "mixed":
+        steps = count_batches(rows, plan)
+        dealt = [_deal(rows, share, steps, seed, epoch) for share in shares]
+        return [[row for batch in batches for row in batch] for batches in zip(*dealt, strict=True)]
+    dealt = [_deal(rows, share, share.batches(plan.size), seed, epoch) for share in shares]
+    if len(dealt) == 1:
+        return dealt[0]
+    batches = [batch for source in dealt for batch in source]
+    return [batches[place] for place in np.random.default_rng([seed, epoch, 0]).permutation(len(batches)).tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The rows of a source, how many of them an epoch takes, and how often its most frequent group comes."""
+
+    number: int
+    places: tuple[int, ...]
+    wanted: int
+    most: int
+
+    def batches(self, size: int) -> int:
+        return min(max(-(-self.wanted // size), self.most), self.wanted)
+
+    def generator(self, seed: int, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([seed, epoch, *([self.number] if self.number else [])])
+
+
+def _shares(rows: Sequence[Row], plan: Plan) -> list[_Share]:
+    members: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        members[row.source].append(place)
+    total = sum(plan.weights[source] for source in members) if any(plan.weights) else 0.0
+    shares = []
+    for source, places in sorted(members.items()):
+        wanted = max(round(len(rows) * plan.weights[source] / total), 1) if total else len(places)
+        most = max(Counter(rows[place].group for place in places).values())
+        # Where an epoch stops within a pass, it may have a row once more than it has whole passes.
+        passes = 1 if wanted == len(places) else 1 - (1 - wanted) // len(places)
+        shares.append(_Share(source, tuple(places), wanted, most * passes))
+    return shares
+
+
+def _deal(rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the share's rows of this epoch, dealt to `steps` batches."""
+    generator = share.generator(seed, epoch)
+    drawn = _draw(share, seed, epoch) if share.wanted != len(share.places) else generator.permutation(share.places)
     members: dict[str, list[int]] = defaultdict(list)
-    for row in generator.permutation(len(rows)).tolist():
-        members[rows[row].group].append(row)
+    for row in drawn.tolist():
+        members[_together(rows[row])].append(row)
     dealt = [row for group in members.values() for row in group]
-    batches: list[list[int]] = [[] for _ in range(count)]
+    if rows[share.places[0]].label >= 0:
+        return _deal_classes(list(members.values()), steps, generator)
+    batches: list[list[int]] = [[] for _ in range(steps)]
     for place, row in enumerate(dealt):
-        batches[place % count].append(row)
-    return [batches[place] for place in generator.permutation(count).tolist()]
+        batches[place % steps].append(row)
+    return [batches[place] for place in generator.permutation(steps).tolist()]
 
 
-def assemble(rows: Sequence[Row]) -> Batch:
-    """Return the batch of `rows`: every pair with a known label, and one contrast for every positive.
+def _together(row: Row) -> str:
+    return row.group if row.label < 0 else f"class:{row.label}"
 
-    The candidates of a contrast are the positives and negatives of all rows of the batch; what
-    answers the anchor as well (its other positives, the anchor itself) is excluded.
+
+def _draw(share: _Share, seed: int, epoch: int) -> Index:
+    """Return `share.wanted` rows from an endless row of shuffles, from where the epoch before stopped."""
+    size, start = len(share.places), epoch * share.wanted
+    passes = range(start // size, (start + share.wanted - 1) // size + 1)
+    shuffled = np.concatenate([share.generator(seed, number).permutation(share.places) for number in passes])
+    return np.asarray(shuffled[start % size : start % size + share.wanted], dtype=np.int64)
+
+
+def _deal_classes(classes: Sequence[Sequence[int]], steps: int, generator: np.random.Generator) -> list[list[int]]:
+    """Return batches in which texts of a class come in fours, and classes as they fall."""
+    fours = [rows[start : start + PER_CLASS] for rows in classes for start in range(0, len(rows), PER_CLASS)]
+    order = [row for place in generator.permutation(len(fours)).tolist() for row in fours[place]]
+    return [part.tolist() for part in np.array_split(np.array(order), steps)]
+
+
+# ── What the losses take from the rows of a batch; all numbers are places in the batch's texts
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs with what is known of them: 1 or 0, or a score; each array (P,)."""
+
+    left: Index
+    right: Index
+    labels: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Contrasts:
+    """A positive each that has to be found among all candidates.
+
+    Attributes:
+        anchors: (A,) texts.
+        candidates: (C,) the distinct positives and negatives of the rows.
+        positive_of: (A,) place in `candidates` of each anchor's positive.
+        excluded: (E, 2) sorted (contrast, candidate) that is no negative: the anchor's other positives, itself.
     """
+
+    anchors: Index
+    candidates: Index
+    positive_of: Index
+    excluded: Index
+
+
+@dataclass(frozen=True, slots=True)
+class Triples:
+    """Anchor, positive, negative (T,) each; margins (T,) are a teacher's positive − negative, empty without one."""
+
+    anchors: Index
+    positives: Index
+    negatives: Index
+    margins: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Graded candidates of each anchor: anchors (Q,), candidates and teacher (Q, K), mask (Q, K) where there is one."""
+
+    anchors: Index
+    candidates: Index
+    teacher: Numbers
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Texts (M,) and the number of the class of each (M,)."""
+
+    texts: Index
+    classes: Index
+
+
+def localize(rows: Sequence[Row]) -> tuple[Index, list[Row]]:
+    """Return the distinct texts of `rows` (n,) and the rows with places among these."""
     used = dict.fromkeys(text for row in rows for text in (row.anchor, *row.positives, *row.negatives))
     place = {text: index for index, text in enumerate(used)}
+    local = [
+        replace(
+            row,
+            anchor=place[row.anchor],
+            positives=tuple(place[text] for text in row.positives),
+            negatives=tuple(place[text] for text in row.negatives),
+        )
+        for row in rows
+    ]
+    return _index(used), local
+
+
+def pairs_of(row: Row) -> list[tuple[int, int, float]]:
+    """Return (left, right, label or score) of every pair of a row that is known; left and right are places of texts.
+
+    Without scores: the anchor and its positives are alike (1), each of them and each negative are not (0).
+    """
+    if row.scores:
+        others = (*row.positives, *row.negatives)
+        return [(row.anchor, other, score) for other, score in zip(others, row.scores, strict=True)]
+    same = (row.anchor, *row.positives)
+    alike = [(left, right, 1.0) for left, right in combinations(same, 2)]
+    return alike + [(left, right, 0.0) for left, right in product(same, row.negatives)]
+
+
+def pair_up(rows: Sequence[Row]) -> Pairs:
+    """Return every pair of the rows that is known."""
     pairs = [pair for row in rows for pair in pairs_of(row)]
+    labels = np.fromiter((label for _, _, label in pairs), dtype=np.float32)
+    return Pairs(_index(left for left, _, _ in pairs), _index(right for _, right, _ in pairs), labels)
+
+
+def contrast(rows: Sequence[Row]) -> Contrasts:
+    """Return one contrast for every positive; the candidates are the positives and negatives of all rows.
+
+    What answers the anchor as well (its other positives, the anchor itself) is excluded.
+    """
     contrasts = [(row, text) for row in rows for text in row.positives]
     candidates = list(dict.fromkeys([text for _, text in contrasts] + [text for row in rows for text in row.negatives]))
     column = {text: index for index, text in enumerate(candidates)}
-    excluded = np.zeros((len(contrasts), len(candidates)), dtype=np.bool_)
-    for index, (row, chosen) in enumerate(contrasts):
-        excluded[index, [column[text] for text in (row.anchor, *row.positives) if text in column]] = True
-        excluded[index, column[chosen]] = False
-    return Batch(
-        texts=_index(used),
-        left=_index(place[left] for left, _, _ in pairs),
-        right=_index(place[right] for _, right, _ in pairs),
-        labels=_index(label for _, _, label in pairs),
-        anchors=_index(place[row.anchor] for row, _ in contrasts),
-        candidates=_index(place[text] for text in candidates),
+    excluded = [
+        (index, column[text])
+        for index, (row, chosen) in enumerate(contrasts)
+        for text in sorted({row.anchor, *row.positives}, key=lambda text: column.get(text, -1))
+        if text in column and text != chosen
+    ]
+    return Contrasts(
+        anchors=_index(row.anchor for row, _ in contrasts),
+        candidates=_index(candidates),
         positive_of=_index(column[text] for _, text in contrasts),
-        excluded=excluded,
+        excluded=np.array(excluded, dtype=np.int64).reshape(-1, 2),
     )
 
 
-def pairs_of(row: Row) -> list[tuple[int, int, int]]:
-    """Return (left, right, label) of every pair of a row whose label follows; left and right are places of texts."""
-    same = (row.anchor, *row.positives)
-    alike = [(left, right, 1) for left, right in combinations(same, 2)]
-    return alike + [(left, right, 0) for left, right in product(same, row.negatives)]
+def triple_up(rows: Sequence[Row]) -> Triples:
+    """Return every (anchor, positive, negative) of the rows."""
+    found = [(row.anchor, *two) for row in rows for two in product(row.positives, row.negatives)]
+    graded = [row for row in rows if row.scores]
+    margins = [
+        same - other
+        for row in graded
+        for same, other in product(row.scores[: len(row.positives)], row.scores[len(row.positives) :])
+    ]
+    columns = np.array(found, dtype=np.int64).reshape(-1, 3)
+    return Triples(columns[:, 0], columns[:, 1], columns[:, 2], np.array(margins, dtype=np.float32))
+
+
+def list_up(rows: Sequence[Row]) -> Lists:
+    """Return the graded candidates of each row, padded to the longest list."""
+    width = max((len(row.scores) for row in rows), default=0)
+    candidates = np.zeros((len(rows), width), dtype=np.int64)
+    teacher = np.zeros((len(rows), width), dtype=np.float32)
+    mask = np.zeros((len(rows), width), dtype=np.bool_)
+    for place, row in enumerate(rows):
+        count = len(row.scores)
+        candidates[place, :count] = (*row.positives, *row.negatives)
+        teacher[place, :count] = row.scores
+        mask[place, :count] = True
+    return Lists(_index(row.anchor for row in rows), candidates, teacher, mask)
+
+
+def classify(rows: Sequence[Row]) -> Classes:
+    """Return the texts that have a class."""
+    labelled = [row for row in rows if row.label >= 0]
+    return Classes(_index(row.anchor for row in labelled), _index(row.label for row in labelled))
 
 
 def _index(values: Iterable[int]) -> Index:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from embedsmith import __version__
 from embedsmith.artifacts import fingerprint, write_json
 from embedsmith.batches import TrainingSet, collect_rows, pairs_of
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.errors import InputError, MissingPartError, ModelError
-from embedsmith.examples import Example
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
 from embedsmith.model import (
     Precision,
@@ -118,6 +119,7 @@ def train_verifier(
     """
     config = config or TrainingConfig()
     config = replace(config, batch=config.batch or BATCH)
+    _require_pairs(examples)
     data = collect_rows(examples)
     pairs = [pair for row in data.rows for pair in pairs_of(row)]
     labels = np.array([label for _, _, label in pairs], dtype=np.float32)
@@ -140,6 +142,17 @@ def train_verifier(
     remove_checkpoint(checkpoint_beside(out))
     rows, count = len(data.rows), len(labels)
     return make_result(Path(out), done, precision, notes, rows=rows, pairs=count, tokens=tokens)
+
+
+def _require_pairs(examples: Sequence[Example]) -> None:
+    others = {type(example).__name__ for example in examples if isinstance(example, (ScoredPair, LabelledText))}
+    if others:
+        raise InputError(
+            f"{' and '.join(sorted(others))} examples: a verifier learns whether one answer serves both texts",
+            expected="labelled pairs, positive pairs or triplets",
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError("several processes for a verifier", expected="one: it is small")
 
 
 def _key(data: TrainingSet, base: str | Path, config: TrainingConfig, precision: Precision) -> str:
@@ -171,15 +184,17 @@ class _PairTask:
         rows = rows + len(self.labels) * swapped[rows]
         return [part.tolist() for part in np.array_split(rows, self.count())]
 
-    def loss(self, rows: Sequence[int]) -> tuple[torch.Tensor, Work]:
+    def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
         import torch
 
+        torch.manual_seed(seed)
         places = np.asarray(rows, dtype=np.int64)
         with autocast(self.network, self.precision):
             logits = _forward(self.network, self.tokens, self.firsts, places, budget=self.config.token_budget)
         truth = torch.from_numpy(self.labels[places % len(self.labels)]).to(logits.device)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), truth)
-        return loss, count_work(self.tokens.lengths[places], self.config.token_budget)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()), count_work(self.tokens.lengths[places], self.config.token_budget)
 
 
 def _forward(network: CrossEncoder, tokens: Tokens, firsts: Index, rows: Index, *, budget: int) -> torch.Tensor:

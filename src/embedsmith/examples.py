@@ -31,23 +31,31 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class PositivePair:
-    """Two texts that belong together (columns anchor, positive)."""
+    """Two texts that belong together (columns anchor, positive; `instruction` says what the anchor asks for)."""
 
     anchor: str
     positive: str
     group: str | None = None
     provenance: Provenance | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Triplet:
-    """An anchor, its positive and any number of negatives (columns anchor, positive, negative[s])."""
+    """An anchor, its positive and any number of negatives (columns anchor, positive, negative[s]).
+
+    Attributes:
+        scores: what a teacher gives the positive and each negative, in this order (column scores); () without one.
+        instruction: what the anchor asks for, put before it by models that read instructions.
+    """
 
     anchor: str
     positive: str
     negatives: tuple[str, ...]
     group: str | None = None
     provenance: Provenance | None = None
+    scores: tuple[float, ...] = ()
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,8 @@ LABELS = ("label", "is_duplicate")
 SCORES = ("score", "similarity", "similarity_score")
 CLASSES = ("label", "intent", "class")
 GROUPS = ("group", "source_id")
+TEACHERS = ("scores", "teacher_scores")
+INSTRUCTIONS = ("instruction", "task")
 LAYOUTS = (
     "anchor + positive; anchor + positive + negative (also negative_1, negative_2, … or a list); "
     "sentence1 + sentence2 + label (0 or 1); sentence1 + sentence2 + score; text + label (a class)"
@@ -154,8 +164,9 @@ def detect_format(columns: Iterable[str]) -> Format:
     anchor, positive, text = first(ANCHORS), first(POSITIVES), first(("text",))
     if anchor and positive:
         kind: type[Example] = Triplet if negatives else PositivePair
-        found = {"anchor": anchor, "positive": positive}
-        return Format(kind, found | ({"negatives": negatives} if negatives else {}) | group)
+        found = {"anchor": anchor, "positive": positive, "instruction": first(INSTRUCTIONS)}
+        found |= {"negatives": negatives, "scores": first(TEACHERS) if negatives else ()}
+        return Format(kind, {part: columns for part, columns in found.items() if columns} | group)
     pair = next((both for both in PAIR_NAMES if both[0] in names and both[1] in names), None)
     label, score = first(LABELS), first(SCORES)
     if pair and label and score:
@@ -213,10 +224,14 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
         return value
 
     shared: dict[str, Any] = {"group": _group(row, layout), "provenance": _provenance(row.get("provenance"))}
+    if layout.kind in (PositivePair, Triplet):
+        shared["instruction"] = row.get(layout.columns["instruction"][0]) if "instruction" in layout.columns else None
     if layout.kind is PositivePair:
         return PositivePair(text("anchor"), text("positive"), **shared)
     if layout.kind is Triplet:
-        return Triplet(text("anchor"), text("positive"), _negatives(row, layout), **shared)
+        negatives = _negatives(row, layout)
+        scores = _scores(row, layout, 1 + len(negatives))
+        return Triplet(text("anchor"), text("positive"), negatives, scores=scores, **shared)
     if layout.kind is LabelledText:
         return LabelledText(text("text"), str(row[layout.columns["label"][0]]), **shared)
     left, right = text("sentence1"), text("sentence2")
@@ -234,6 +249,16 @@ def _negatives(row: Mapping[str, Any], layout: Format) -> tuple[str, ...]:
         value = row.get(column)
         found.extend(value if isinstance(value, list) else [value])
     return tuple(text for text in found if isinstance(text, str) and text.strip())
+
+
+def _scores(row: Mapping[str, Any], layout: Format, wanted: int) -> tuple[float, ...]:
+    if "scores" not in layout.columns:
+        return ()
+    name = layout.columns["scores"][0]
+    found = tuple(float(value) for value in row[name])
+    if len(found) != wanted:
+        raise ValueError(f"{name} has {len(found)} numbers for {wanted} texts (the positive, then the negatives)")
+    return found
 
 
 def _group(row: Mapping[str, Any], layout: Format) -> str | None:
@@ -256,6 +281,8 @@ def _to_row(example: Example) -> dict[str, Any]:
     row = {key: value for key, value in plain(example).items() if value is not None}
     if isinstance(example, Triplet):
         row["negative"] = row.pop("negatives")
+        if not example.scores:
+            del row["scores"]
     return row
 
 

@@ -252,18 +252,37 @@ def run_microbatches(
     """
     import torch
 
+    blocks = cut_microbatches(tokens.lengths[rows], budget)
+    parts = [run_block(network, tokens, rows[block], output, extra=extra) for block in blocks]
+    return torch.cat(parts)[torch.from_numpy(invert(blocks)).to(network.device)]
+
+
+def invert(blocks: Sequence[Index]) -> Index:
+    """Return where each row of a batch is when its blocks stand one after the other."""
+    order = np.concatenate(blocks)
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
+    return back
+
+
+def run_block(
+    network: Any,
+    tokens: Tokens,
+    rows: Index,
+    output: str,
+    *,
+    extra: Callable[[Index, Index], Mapping[str, Index]] | None = None,
+) -> torch.Tensor:
+    """Return what `network` puts out under the name `output` for sequences `rows`, padded to the longest of them."""
+    import torch
+
     tokenizer: Any = network.tokenizer
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    blocks = cut_microbatches(tokens.lengths[rows], budget)
-    parts = []
-    for block in blocks:
-        ids, mask = tokens.padded(rows[block], fill=fill, left=tokenizer.padding_side == "left")
-        given = {"input_ids": ids, "attention_mask": mask, **(extra(rows[block], mask) if extra is not None else {})}
-        features: dict[str, Any] = {name: torch.from_numpy(value).to(network.device) for name, value in given.items()}
-        parts.append(network(features)[output])
-    back = np.empty(len(rows), dtype=np.int64)
-    back[np.concatenate(blocks)] = np.arange(len(rows))
-    return torch.cat(parts)[torch.from_numpy(back).to(network.device)]
+    ids, mask = tokens.padded(rows, fill=fill, left=tokenizer.padding_side == "left")
+    given = {"input_ids": ids, "attention_mask": mask, **(extra(rows, mask) if extra is not None else {})}
+    found = network({name: torch.from_numpy(value).to(network.device) for name, value in given.items()})[output]
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 def autocast(network: SentenceTransformer, precision: Precision) -> contextlib.AbstractContextManager[object]:

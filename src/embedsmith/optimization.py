@@ -10,20 +10,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 
+from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from embedsmith.devices import Alone, Devices, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.model import Precision
+from embedsmith.objectives import Mining, check_losses
 from embedsmith.tokens import Index, cut_microbatches
 
 if TYPE_CHECKING:
     import torch
-
-LOSSES = ("infonce", "online_contrastive", "cosent", "logistic")
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -33,14 +35,23 @@ class TrainingConfig:
     """All that decides the weights, besides the examples and the base.
 
     Attributes:
-        losses: weight by loss name; the step minimises their weighted sum. The online contrastive sum
-            is divided by the number of pairs of the batch, so that weights mean the same at any size.
+        losses: weight by loss name; the step minimises their weighted sum; {} lets the data choose. The online
+            contrastive sum is divided by the number of pairs of the batch, so that weights mean the same at any size.
         epochs: passes over the rows.
-        batch: rows (anchors with all their positives and negatives) a step; 0 chooses 16, or less where a small
-            set would give fewer than 45 steps.
+        steps: at most so many steps; 0 is all of the epochs'.
+        batch: rows (anchors with all their positives and negatives) a step, over all devices; 0 chooses 16, or less
+            where a small set would give fewer than 45 steps.
+        mixing: whether the rows of a batch come from one source or from all.
         learning_rate: its peak; reached after `warmup` (share of all steps), then decayed by `schedule`.
         gradient_norm: cap of the global norm; 0.5 keeps the model near its base (LangCache-Embed).
-        temperature, margin: of infonce and cosent, of online_contrastive.
+        temperature: τ of infonce, cosent, angle and distill_kl; cosines are divided by it.
+        margin: of online_contrastive, contrastive, triplet and batch_triplet, in cosine distance.
+        symmetric: infonce in both directions: the positive has to find its anchor as well.
+        mining: the triplets that batch_triplet takes of a batch.
+        guide: masks false negatives of infonce: "" none, "self" by the model's own cosines, or a model whose cosines
+            tell them; a candidate counts as false when it is closer to the anchor than the positive less the margin.
+        guide_margin, guide_relative: that margin, and whether it is a share of the positive's cosine.
+        dimensions: Matryoshka: the losses also hold for the first d numbers of an embedding, for each d.
         logistic_scale, logistic_bias: sharpness and place of the border of the logistic loss.
         dropout: None keeps the base's own; none at all is as good in one epoch, and faster (docs/log.md).
         base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903).
@@ -48,13 +59,18 @@ class TrainingConfig:
         runs: how many runs with other orders of the rows have their weights averaged (a model soup,
             Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
         token_budget: padded tokens a micro-batch; changes memory and speed, not the result.
+        held_tokens: padded tokens of a batch whose activations are kept for the backward pass; the rest is encoded
+            a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
+            changes memory and speed, not the result.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
         checkpoint_seconds: at least this long between checkpoints.
     """
 
-    losses: Mapping[str, float] = field(default_factory=lambda: {"logistic": 1.0})
+    losses: Mapping[str, float] = field(default_factory=dict)
     epochs: int = 1
+    steps: int = 0
     batch: int = 0
+    mixing: Mixing = "apart"
     learning_rate: float = 5e-5
     warmup: float = 0.1
     schedule: Schedule = "linear"
@@ -62,6 +78,12 @@ class TrainingConfig:
     gradient_norm: float = 0.5
     temperature: float = 0.05
     margin: float = 0.5
+    symmetric: bool = False
+    mining: Mining = "semi_hard"
+    guide: str = ""
+    guide_margin: float = 0.0
+    guide_relative: bool = False
+    dimensions: tuple[int, ...] = ()
     logistic_scale: float = 15.0
     logistic_bias: float = 0.65
     dropout: float | None = 0.0
@@ -69,32 +91,44 @@ class TrainingConfig:
     average: float = 0.0
     runs: int = 1
     token_budget: int = 1024
+    held_tokens: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.losses) - set(LOSSES))
-        if unknown or not self.losses:
-            raise ConfigurationError(f"losses: {unknown or 'none'}", expected=f"any of {', '.join(LOSSES)}")
+        check_losses(self.losses)
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=f"one of {', '.join(choices)}")
 
 
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "mixing": get_args(Mixing),
+    "mining": get_args(Mining),
+    "schedule": get_args(Schedule),
+    "precision": ("auto", "bf16", "fp32"),
+}
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1000),
+    ("steps", 0, 1_000_000_000),
     ("batch", 0, 1_000_000),
     ("learning_rate", 1e-9, 1.0),
     ("warmup", 0.0, 1.0),
     ("gradient_norm", 1e-6, math.inf),
     ("temperature", 1e-4, 10.0),
     ("margin", 0.0, 2.0),
+    ("guide_margin", -1.0, 1.0),
+    ("weight_decay", 0.0, 1.0),
     ("base_weight", 0.0, 1.0),
     ("average", 0.0, 0.9999),
     ("runs", 1, 100),
     ("token_budget", 1, 10_000_000),
+    ("held_tokens", 0, math.inf),
 )
 
 
@@ -104,9 +138,22 @@ def config_from(values: Mapping[str, object]) -> TrainingConfig:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigurationError(
-            f"unknown training option: {', '.join(unknown)}", expected=f"any of {', '.join(sorted(known))}"
+            f"unknown training option: {', '.join(unknown)}",
+            expected=f"any of {', '.join(sorted(known))}",
+            action=next((_MISTAKEN[name] for name in unknown if name in _MISTAKEN), ""),
         )
-    return TrainingConfig(**values)  # type: ignore[arg-type]
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return TrainingConfig(**plain)  # type: ignore[arg-type]
+
+
+_POOL = (
+    "set `batch`: all of its rows are each other's negatives, whatever the memory (gradient caching); accumulated "
+    "small batches would only have small pools of negatives"
+)
+_MISTAKEN = dict.fromkeys(
+    ("accumulation", "gradient_accumulation", "gradient_accumulation_steps", "accumulation_steps", "mini_batch_size"),
+    _POOL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +191,11 @@ class Task(Protocol):
         """Return the rows of each batch; seed and epoch alone decide."""
         ...
 
-    def loss(self, rows: Sequence[int]) -> tuple[torch.Tensor, Work]:
-        """Return the loss of a batch, a scalar with its gradients to come, and what it took."""
+    def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
+        """Leave the gradients of a batch's loss in the network; return the loss and what it took.
+
+        Of several processes each adds its share of gradients and loss: their sums are those of the batch.
+        """
         ...
 
 
@@ -167,18 +217,26 @@ def optimize(
     store: Path,
     key: str,
     on_progress: Callable[[Progress], None] | None = None,
+    devices: Devices | None = None,
 ) -> Optimized:
     """Run all steps of a task and leave the final weights in its network; a checkpoint in `store` is gone on from.
 
     Raises:
         EmbedsmithError: the loss is not finite.
     """
-    state = _State(task.network, config, steps=config.epochs * task.count())
-    start = state.restore(read_checkpoint(store, key))
-    run = _Run(task, config, state, store, key, on_progress)
+    devices = devices or Alone()
+    state = _State(task.network, config, steps=count_steps(task, config))
+    start = require_shared(state.restore(read_checkpoint(store, key)), devices)
+    run = _Run(task, config, state, store, key, on_progress, devices)
     losses = run.go(start)
     state.finish()
     return Optimized(tuple(losses), state.steps * config.runs, start, run.seconds, run.work)
+
+
+def count_steps(task: Task, config: TrainingConfig) -> int:
+    """Return the steps of one run."""
+    whole = config.epochs * task.count()
+    return min(whole, config.steps) if config.steps else whole
 
 
 def checkpoint_beside(out: Path | str) -> Path:
@@ -230,6 +288,15 @@ class _State:
         self.soup = {
             name: weight.detach() + (self.soup[name] if self.soup is not None else 0) for name, weight in done.items()
         }
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        """Yield the gradient of every parameter, zeros where this process had none."""
+        import torch
+
+        for weight in self.parameters.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            yield weight.grad
 
     def update(self, step: int) -> None:
         """Apply the gradients of step `step` of the run: clip, step, average."""
@@ -315,9 +382,11 @@ class _Run:
         store: Path,
         key: str,
         on_progress: Callable[[Progress], None] | None,
+        devices: Devices,
     ) -> None:
         self.task, self.config, self.state = task, config, state
         self.store, self.key, self.on_progress = store, key, on_progress
+        self.devices = devices
         self.work = Work()
         self.seconds = 0.0
 
@@ -336,7 +405,7 @@ class _Run:
             history.append((step, loss))
             now = time.monotonic()
             self.seconds = now - began
-            if now - saved >= self.config.checkpoint_seconds and step + 1 < every:
+            if self.devices.rank == 0 and now - saved >= self.config.checkpoint_seconds and step + 1 < every:
                 write_checkpoint(self.store, Checkpoint(step + 1, self.state.tensors()), self.key)
                 saved = time.monotonic()
             self._report(step, start, loss, every)
@@ -344,28 +413,22 @@ class _Run:
 
     def _steps(self) -> Iterator[tuple[int, Sequence[int]]]:
         """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""
-        step = 0
         for run in range(self.config.runs):
-            for epoch in range(self.config.epochs):
-                for rows in self.task.order(_seed(self.config.seed, run), epoch):
-                    yield step, rows
-                    step += 1
+            seed, start = _seed(self.config.seed, run), run * self.state.steps
+            batches = (rows for epoch in range(self.config.epochs) for rows in self.task.order(seed, epoch))
+            yield from enumerate(islice(batches, self.state.steps), start)
 
     def _step(self, step: int, rows: Sequence[int]) -> float:
-        import torch
-
-        torch.manual_seed(_seed(self.config.seed, 0, step))  # dropout depends on the step, not on the past
-        loss, work = self.task.loss(rows)
-        value = float(loss.detach())
+        # What is random within a step depends on the step, not on the past.
+        value, work = self.task.accumulate(rows, _seed(self.config.seed, 0, step))
         if not math.isfinite(value):
             raise EmbedsmithError(
                 f"the loss of step {step} is {value}",
                 expected="a finite loss",
                 action="lower --learning-rate, or train with --precision fp32",
             )
-        if loss.requires_grad:
-            torch.autograd.backward(loss)
-            self.state.update(step % self.state.steps)
+        self.devices.sum(self.state.gradients() if self.devices.size > 1 else ())
+        self.state.update(step % self.state.steps)
         self.work += work
         return value
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK = 4096  # texts tokenised at once
 EXACT_CUT = 1024  # texts; beyond it the best cuts cost more time than they save
 BLOCK_PRICE = 32  # padded tokens that one more block costs (measured on MiniLM, 2 cores)
 
@@ -62,18 +64,46 @@ def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length:
         tokenizer: a transformers tokenizer.
         max_length: longer texts are cut to it, and marked in `truncated`; None cuts nothing.
     """
-    rows: list[list[int]] = []
-    truncated: list[bool] = []
-    for start in range(0, len(texts), 4096):
-        block = list(texts[start : start + 4096])
-        limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
-        rows.extend(tokenizer(block, padding=False, return_attention_mask=False, **limit)["input_ids"])
-    if max_length is not None:
-        longest = [index for index, row in enumerate(rows) if len(row) >= max_length]
-        whole = _lengths(tokenizer, [texts[index] for index in longest])
-        cut = {index for index, length in zip(longest, whole, strict=True) if length > max_length}
-        truncated = [index in cut for index in range(len(rows))]
-    return _pack(rows, truncated or [False] * len(rows))
+    limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    parts = []
+    for start in range(0, len(texts), BLOCK):
+        block = list(texts[start : start + BLOCK])
+        rows = tokenizer(block, padding=False, return_attention_mask=False, **limit)["input_ids"]
+        longest = [] if max_length is None else [place for place, row in enumerate(rows) if len(row) >= max_length]
+        whole = _lengths(tokenizer, [block[place] for place in longest])
+        cut = {place for place, length in zip(longest, whole, strict=True) if length > (max_length or 0)}
+        parts.append(_pack(rows, [place in cut for place in range(len(rows))]))
+    return join_tokens(parts)
+
+
+def join_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """Return the texts of all parts, one after the other."""
+    ends = np.cumsum([len(part.ids) for part in parts], dtype=np.int64)
+    starts = [0, *ends[:-1].tolist()] if len(ends) else []
+    return Tokens(
+        np.concatenate([np.zeros(0, dtype=np.int32), *(part.ids for part in parts)]),
+        np.concatenate([np.zeros(1, dtype=np.int64), *(p.offsets[1:] + s for p, s in zip(parts, starts, strict=True))]),
+        np.concatenate([np.zeros(0, dtype=np.bool_), *(part.truncated for part in parts)]),
+    )
+
+
+def write_tokens(folder: Path, tokens: Tokens, key: str) -> None:
+    """Write tokens as arrays that other processes map into their memory; `key` says what they were made from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "key").unlink(missing_ok=True)
+    for name in ("ids", "offsets", "truncated"):
+        np.save(folder / f"{name}.npy", getattr(tokens, name), allow_pickle=False)
+    (folder / "key").write_text(key, encoding="utf-8")
+
+
+def read_tokens(folder: Path, key: str) -> Tokens | None:
+    """Return the tokens in `folder`, mapped, or None where there are none or those of something else."""
+    if not (folder / "key").is_file() or (folder / "key").read_text(encoding="utf-8") != key:
+        return None
+    ids, offsets, truncated = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("ids", "offsets", "truncated")
+    )
+    return Tokens(ids, offsets, truncated)
 
 
 def tokenize_pairs(
@@ -88,8 +118,8 @@ def tokenize_pairs(
     firsts: list[int] = []
     truncated: list[bool] = []
     limit = {} if max_length is None else {"truncation": "longest_first", "max_length": max_length}
-    for start in range(0, len(pairs), 4096):
-        left, right = zip(*pairs[start : start + 4096], strict=True)
+    for start in range(0, len(pairs), BLOCK):
+        left, right = zip(*pairs[start : start + BLOCK], strict=True)
         found = tokenizer(list(left), list(right), padding=False, return_token_type_ids=True, **limit)
         rows.extend(found["input_ids"])
         firsts.extend(len(kinds) - sum(kinds) for kinds in found["token_type_ids"])

@@ -1,0 +1,156 @@
+"""Devices: the processes that work on one run together, started by torchrun or `accelerate launch`.
+
+Every process knows the whole batch and encodes its share of the texts; embeddings are gathered, so negatives are
+shared, and gradients are summed. So many processes give what one gives with the same batch. Processes find each other
+and their devices through accelerate; one alone needs neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from embedsmith.errors import EmbedsmithError, MissingPartError
+from embedsmith.tokens import Index
+
+if TYPE_CHECKING:
+    import torch
+
+BUCKET = 2**23  # numbers that are summed across processes at once: 32 MB in float32
+
+
+class Devices(Protocol):
+    """What a run asks of the processes beside it."""
+
+    rank: int
+    size: int
+
+    def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the rows of all processes (sum(counts), d), in the order of their ranks; `own` is (counts[rank], d)."""
+        ...
+
+    def sum(self, values: Iterable[torch.Tensor]) -> None:
+        """Add up each tensor over all processes, in place."""
+        ...
+
+    def agree(self, value: int) -> int:
+        """Return what the first process says; this waits for it."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return `own`."""
+        return own
+
+    def sum(self, values: Iterable[torch.Tensor]) -> None:
+        """Leave everything as it is."""
+
+    def agree(self, value: int) -> int:
+        """Return `value`."""
+        return value
+
+
+class Together:
+    """The processes of a launcher, on one machine or many."""
+
+    def __init__(self) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError:
+            raise MissingPartError(
+                "several processes work on this run, and accelerate is not installed",
+                action="pip install 'embedsmith[train]'",
+            ) from None
+        import torch
+        from torch import distributed
+
+        self.device = PartialState(cpu=not torch.cuda.is_available()).device
+        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
+
+    def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the rows of all processes; they may have unequal numbers of them."""
+        import torch
+        from torch import distributed
+
+        widest = max(counts)
+        padded = own.new_zeros((widest, own.shape[1]))
+        padded[: len(own)] = own
+        everyone = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(everyone, padded)
+        return torch.cat([rows[:number] for rows, number in zip(everyone, counts, strict=True)])
+
+    def sum(self, values: Iterable[torch.Tensor]) -> None:
+        """Add up in buckets, because each exchange has a price of its own."""
+        import torch
+        from torch import distributed
+
+        for bucket in _buckets(values):
+            flat = torch.cat([value.reshape(-1) for value in bucket])
+            distributed.all_reduce(flat)
+            for value, summed in zip(bucket, torch.split(flat, [value.numel() for value in bucket]), strict=True):
+                value.copy_(summed.view_as(value))
+
+    def agree(self, value: int) -> int:
+        """Return the first process's value."""
+        import torch
+        from torch import distributed
+
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        distributed.broadcast(shared, src=0)
+        return int(shared.item())
+
+
+def open_devices() -> Devices:
+    """Return the processes of this run: those a launcher started, or this one alone."""
+    return Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+
+
+def deal(weights: Index, size: int) -> list[list[int]]:
+    """Return which of the pieces each of `size` processes takes: the heaviest first, each to who has least.
+
+    Weights (5, 4, 3, 2) for two: [[0, 3], [1, 2]], seven each.
+    """
+    hands: list[list[int]] = [[] for _ in range(size)]
+    loads = np.zeros(size, dtype=np.int64)
+    for piece in np.argsort(-weights, kind="stable").tolist():
+        lightest = int(loads.argmin())
+        hands[lightest].append(piece)
+        loads[lightest] += weights[piece]
+    return [sorted(hand) for hand in hands]
+
+
+def require_shared(found: int, devices: Devices) -> int:
+    """Return `found` when all processes found the same, as they do when they read the same file.
+
+    Raises:
+        EmbedsmithError: this process sees another file than the first.
+    """
+    first = devices.agree(found)
+    if first != found:
+        raise EmbedsmithError(
+            f"process {devices.rank} found a checkpoint at step {found}, the first process at step {first}",
+            expected="an output folder that all machines share",
+            action="put --out on a shared file system",
+        )
+    return found
+
+
+def _buckets(values: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    held = 0
+    for value in values:
+        if bucket and held + value.numel() > BUCKET:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(value)
+        held += value.numel()
+    if bucket:
+        yield bucket

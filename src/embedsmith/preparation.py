@@ -1,0 +1,107 @@
+"""Preparation: how a base becomes the network that is trained, and how the result is written.
+
+Pooling, padding, length, prompts and adapters; what is chosen for the user is told in notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora, set_checkpointing
+from embedsmith.batches import Prompts
+from embedsmith.decoders import Padding, Pooling
+from embedsmith.errors import ConfigurationError
+from embedsmith.model import Precision, describe_base, load_network, save_network
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is done to a base before it is trained, and to the result before it is saved.
+
+    Attributes:
+        pooling: "auto" is the folder's own; for plain models the last token of decoders, the mean of encoders.
+        padding: the side on which batches are filled up; None leaves it to the base.
+        max_length: tokens a text is cut to; 0 leaves it to the base.
+        bidirectional: attention in both directions, for plain decoders that have a switch for it.
+        checkpointing: activations within a layer are computed again instead of kept: less memory, a third more time.
+        lora: trains low-rank adapters only; None trains all weights.
+        merge: adapters become part of the saved weights; otherwise the folder holds adapters and names its base.
+        prompts: put before queries and documents; saved with the model.
+    """
+
+    pooling: Pooling = "auto"
+    padding: Padding | None = None
+    max_length: int = 0
+    bidirectional: bool = False
+    checkpointing: bool = False
+    lora: LoraConfig | None = None
+    merge: bool = True
+    prompts: Prompts = field(default_factory=Prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A network ready to be trained, and what was chosen for it."""
+
+    network: SentenceTransformer
+    preparation: Preparation
+    notes: tuple[str, ...]
+
+
+def preparation_from(values: Mapping[str, Any]) -> Preparation:
+    """Return the preparation with `values` over the defaults; tables `lora` and `prompts`; an unknown key is an error."""
+    nested = {"lora": LoraConfig, "prompts": Prompts}
+    found = dict(_known(Preparation, values, "preparation"))
+    for name, kind in nested.items():
+        if isinstance(found.get(name), Mapping):
+            found[name] = kind(**_known(kind, found[name], name))
+    return Preparation(**found)
+
+
+def _known(kind: type[Any], values: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    known = [item.name for item in fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigurationError(f"unknown key in {what}: {', '.join(unknown)}", expected=f"any of {', '.join(known)}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def prepare(
+    base: str | Path, preparation: Preparation, *, precision: Precision, seed: int, attention: str | None = None
+) -> Prepared:
+    """Return the network at `base`, prepared; adapters are drawn from `seed`."""
+    choices: dict[str, Any] = {
+        "attention": attention,
+        "pooling": preparation.pooling,
+        "padding": preparation.padding,
+        "bidirectional": preparation.bidirectional,
+    }
+    notes = [*describe_base(base, **choices)]
+    network = load_network(base, **choices)
+    if preparation.max_length:
+        network.max_seq_length = preparation.max_length
+    if preparation.lora is not None:
+        add_lora(network, preparation.lora, seed=seed)
+        trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+        whole = sum(weight.numel() for weight in network.parameters())
+        notes.append(f"LoRA: {trained:,} of {whole:,} weights are trained ({trained / whole:.1%})")
+        if precision == "bf16":
+            lower_frozen(network)
+    if preparation.checkpointing:
+        set_checkpointing(network, on=True)
+    return Prepared(network, preparation, tuple(notes))
+
+
+def save_prepared(prepared: Prepared, out: Path | str, *, card: str) -> Path:
+    """Write the trained network as a sentence-transformers folder with its prompts."""
+    network, preparation = prepared.network, prepared.preparation
+    if preparation.lora is not None and preparation.merge:
+        network = merge_lora(network)
+    prompts = {"query": preparation.prompts.query, "document": preparation.prompts.document}
+    return save_network(network, out, card=card, prompts=prompts if any(prompts.values()) else None)
