@@ -20,6 +20,7 @@ LAYERS = (
     ("text", "tables"),
     ("examples", "metrics", "encoder"),
     ("corpus", "llm", "tokens"),
+    ("decoders", "gguf_files"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("optimization",),
     ("training", "evaluation", "calibration", "runtime"),

