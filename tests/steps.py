@@ -71,9 +71,9 @@ def step(task: _EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 CONFIGS: Mapping[str, TrainingConfig] = {
-    "held": TrainingConfig(token_budget=60, held_tokens=EVERYTHING, dropout=0.1),
-    "cached": TrainingConfig(token_budget=60, held_tokens=1, dropout=0.1),
-    "half cached": TrainingConfig(token_budget=60, held_tokens=150, dropout=0.1),
+    "held": TrainingConfig(token_budget=60, held_tokens=EVERYTHING, dropout=0.3),
+    "cached": TrainingConfig(token_budget=60, held_tokens=1, dropout=0.3),
+    "half cached": TrainingConfig(token_budget=60, held_tokens=150, dropout=0.3),
 }
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in LOSSES},
