@@ -187,8 +187,9 @@ def batch_triplet(
             return _mean(functional.relu(distances[mates] - _nearest_beyond(distances, mates, ~same) + margin))
         case "all":
             rows, columns = mates.nonzero(as_tuple=True)
-            hinges = functional.relu(distances[rows, columns, None] - distances[rows] + margin)[~same[rows]]
-            return _mean(hinges[hinges > 0])
+            hinges = functional.relu(distances[rows, columns, None] - distances[rows] + margin)
+            hinges = hinges.masked_fill(same[rows], 0)
+            return hinges.sum() / hinges.count_nonzero().clamp(min=1)
 
 
 def _farthest(distances: Tensor, mates: Tensor) -> Tensor:
