@@ -73,7 +73,6 @@ def false_negatives(similarities: Tensor, positive: Tensor, *, margin: float = 0
         margin: ≥ 0, in cosine or, if relative, as a share of s₊.
         relative: whether the margin is a share.
     """
-    similarities = similarities.detach()
     known = similarities.gather(1, positive[:, None])
     slack = margin * known.abs() if relative else margin
     return _without_own(similarities > known - slack, positive)
@@ -188,8 +187,9 @@ def batch_triplet(
             return _mean(functional.relu(distances[mates] - _nearest_beyond(distances, mates, ~same) + margin))
         case "all":
             rows, columns = mates.nonzero(as_tuple=True)
-            hinges = functional.relu(distances[rows, columns, None] - distances[rows] + margin)[~same[rows]]
-            return _mean(hinges[hinges > 0])
+            hinges = functional.relu(distances[rows, columns, None] - distances[rows] + margin)
+            hinges = hinges.masked_fill(same[rows], 0)
+            return hinges.sum() / hinges.count_nonzero().clamp(min=1)
 
 
 def _farthest(distances: Tensor, mates: Tensor) -> Tensor:
@@ -323,12 +323,12 @@ def distill_kl(scores: Tensor, teacher: Tensor, lists: Tensor, *, temperature: f
         temperature: T > 0; both are divided by it.
     """
     _check_shapes(scores, teacher)
-    # The least float, not −inf: a query without candidates would be NaN.
+    # The least float, not −inf: a query without candidates is then two equal softmaxes, not NaN.
     least = torch.finfo(scores.dtype).min
     student = functional.log_softmax((scores / temperature).masked_fill(~lists, least), dim=1)
     wanted = functional.softmax((teacher.detach().to(scores.dtype) / temperature).masked_fill(~lists, least), dim=1)
-    divergences = functional.kl_div(student, wanted, reduction="none").masked_fill(~lists, 0)
-    return temperature**2 * divergences.sum() / lists.any(dim=1).sum().clamp(min=1)
+    divergence = functional.kl_div(student, wanted, reduction="sum")
+    return temperature**2 * divergence / lists.any(dim=1).sum().clamp(min=1)
 
 
 def matryoshka(
