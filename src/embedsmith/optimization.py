@@ -450,8 +450,8 @@ def _set_dropout(network: torch.nn.Module, dropout: float | None) -> None:
 
     if dropout is None:
         return
-    for module in network.modules():
-        if isinstance(module, torch.nn.Dropout):
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # adapters have a rate of their own
             module.p = dropout
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora, set_checkpointing
+from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts
-from embedsmith.decoders import Padding, Pooling
+from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
 from embedsmith.errors import ConfigurationError
 from embedsmith.model import Precision, describe_base, load_network, save_network
 
@@ -94,7 +94,7 @@ def prepare(
         if precision == "bf16":
             lower_frozen(network)
     if preparation.checkpointing:
-        set_checkpointing(network, on=True)
+        checkpoint_gradients(network)
     return Prepared(network, preparation, tuple(notes))
 
 
