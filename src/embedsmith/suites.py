@@ -28,7 +28,8 @@ from embedsmith.metrics import Difference, Estimate, RankCorrelation, difference
 from embedsmith.tables import KINDS, detect_kind, read_rows
 
 CHUNK = 512  # texts between two moves of the progress bar
-FEW_UNITS = 20  # an interval over fewer is a rough one
+FEW_UNITS = 20  # an interval over fewer is a rough one, and so is one where a single unit
+LARGE_UNIT = 0.25  # holds this share of the pairs
 SPLITS = (("test", {"test"}), ("validation", {"validation", "valid", "val"}), ("dev", {"dev", "trial"}))
 TRAINING = {"train", "training"}
 SCORE_NAMES = {"relatedness_score": "score", "relatedness": "score"}  # SICK's own
@@ -44,7 +45,7 @@ class SuiteSet:
     Attributes:
         task: its name in mteb; `split` is the part that papers report.
         low, high: the scale of its scores.
-        rows: pairs of the public split, as mteb serves it.
+        rows: pairs of the public split.
         names: what a file or folder may be called, in small letters and digits only.
         language: where the set has several, the pairs that count.
         note: what a reader of its figures has to know.
@@ -96,10 +97,10 @@ SUITES: Mapping[str, tuple[SuiteSet, ...]] = {
             "SICK-R",
             "Marelli et al. 2014, relatedness",
             "test",
-            *(1, 5, 9927),
+            *(1, 5, 4927),
             ("sickr", "sick", "sickrsts"),
             "SICK-R",
-            note="the original test has 4,927 pairs; mteb's holds train and trial, too",
+            note="mteb's has 9,927: all of SICK, its training part too",
         ),
         SuiteSet(
             "BIOSSES",
@@ -300,7 +301,8 @@ def _collect(spec: SuiteSet, rows: Iterable[tuple[int, Mapping[str, Any]]], *, s
     if not pairs:
         first = f", the first: line {rejected[0].line}, {rejected[0].reason}" if rejected else ""
         raise InputError(f"{source} has no usable pair ({len(rejected)} rejected{first})", expected="graded pairs")
-    return ScoredSet(spec.name, tuple(pairs), source, choice, tuple(rejected), tuple(_notes(spec, pairs, rejected)))
+    notes = [*_size_notes(spec, len(pairs), rejected, choice), *_scale_notes(spec, pairs)]
+    return ScoredSet(spec.name, tuple(pairs), source, choice, tuple(rejected), tuple(notes))
 
 
 def _columns(row: Mapping[str, Any], source: str) -> tuple[str, str, str]:
@@ -334,16 +336,21 @@ def _read_pair(row: Mapping[str, Any], columns: tuple[str, str, str], spec: Suit
     return ScoredPair(str(left), str(right), value) if np.isfinite(value) else "no-score"
 
 
-def _notes(spec: SuiteSet, pairs: Sequence[ScoredPair], rejected: Sequence[Rejected]) -> Iterator[str]:
-    read = len(pairs) + sum(item.reason != "other-language" for item in rejected)
-    if read != spec.rows:
-        yield f"{read:,} rows, where the public {spec.split} split has {spec.rows:,}" + (
-            f" ({spec.note})" if spec.note else ""
+def _size_notes(spec: SuiteSet, pairs: int, rejected: Sequence[Rejected], choice: str) -> Iterator[str]:
+    read = pairs + sum(item.reason != "other-language" for item in rejected)
+    other_part = any(choice.startswith(part) for part, _ in SPLITS if part != spec.split)
+    if read != spec.rows and not other_part:
+        note = f" ({spec.note})" if spec.note else ""
+        yield f"{read:,} rows, where the public {spec.split} split has {spec.rows:,}{note}"
+
+
+def _scale_notes(spec: SuiteSet, pairs: Sequence[ScoredPair]) -> Iterator[str]:
+    low, high = min(pair.score for pair in pairs), max(pair.score for pair in pairs)
+    if low < spec.low or high > spec.high:
+        yield (
+            f"scores from {low:g} to {high:g}, where the published ones go from {spec.low:g} to {spec.high:g}: "
+            "another scale does not matter, a number that stands for a missing score would"
         )
-    scores = [pair.score for pair in pairs]
-    if min(scores) < spec.low or max(scores) > spec.high:
-        scale = f"from {min(scores):g} to {max(scores):g}, where the published ones go from {spec.low:g}"
-        yield f"scores {scale} to {spec.high:g}: another scale does not matter, a mark for missing scores would"
 
 
 # --- through mteb ---------------------------------------------------------------------------------
@@ -556,16 +563,20 @@ def _measure_set(
         source=item.source,
         choice=item.choice,
         rejected=dict(Counter(bad.reason for bad in item.rejected)),
-        notes=(*item.notes, *_unit_notes(len(set(units)), len(pairs))),
+        notes=(*item.notes, *_unit_notes(Counter(units))),
         estimates={name: estimate(values[name], draws[name]) for name in values},
         differences=_differences(values, draws, base),
     )
     return report, draws
 
 
-def _unit_notes(units: int, rows: int) -> Iterator[str]:
-    if units < FEW_UNITS:
-        yield f"its {rows:,} pairs share texts and form {units} unit(s) only, so its interval is a rough one"
+def _unit_notes(units: Counter[str]) -> Iterator[str]:
+    rows, largest = units.total(), max(units.values())
+    if len(units) < FEW_UNITS or largest > LARGE_UNIT * rows:
+        yield (
+            f"its {rows:,} pairs form {len(units):,} cluster(s) that share texts, the largest of {largest:,}: "
+            "its interval is a rough one"
+        )
 
 
 def _differences(
