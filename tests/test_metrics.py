@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from embedsmith.metrics import Ranking, bootstrap, paired_bootstrap, resample_weights, spearman
+from embedsmith.metrics import RankCorrelation, Ranking, bootstrap, paired_bootstrap, resample_weights, spearman
 
 Rows = tuple[NDArray[np.int64], NDArray[np.float64]]
 SOME = Ranking(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7]))
@@ -74,6 +74,33 @@ def test_spearman_is_scipys_with_ties_averaged(drawn: Rows, seed: int) -> None:
         assert np.isnan(spearman(scores, other))
     else:
         assert spearman(scores, other) == pytest.approx(spearmanr(scores, other).statistic)
+
+
+@given(rows(), st.integers(0, 2**32 - 1))
+def test_weighted_spearman_is_scipys_on_the_resampled_rows(drawn: Rows, seed: int) -> None:
+    _, scores = drawn
+    other = np.random.default_rng(seed).integers(0, 6, len(scores)).astype(float)
+    weights = resample_weights(len(scores), resamples=5, seed=seed)
+    found = RankCorrelation(scores, other).draws(weights, block=2)
+    for row, value in zip(weights, found, strict=True):
+        drawn_rows = np.repeat(np.arange(len(scores)), row.astype(int))
+        left, right = scores[drawn_rows], other[drawn_rows]
+        if len(set(left)) == 1 or len(set(right)) == 1:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(spearmanr(left, right).statistic, abs=1e-9)
+
+
+def test_spearman_of_one_resample_can_be_counted_by_hand() -> None:
+    correlation = RankCorrelation([3, 1, 1, 2], [1, 2, 3, 4])
+    assert correlation() == pytest.approx(spearmanr([3, 1, 1, 2], [1, 2, 3, 4]).statistic)
+    assert correlation(np.array([1.0, 2.0, 0.0, 0.0])) == pytest.approx(-1.0)  # 3, 1, 1 against 1, 2, 2
+
+
+@pytest.mark.parametrize("left", [[1.0, float("nan")], [1.0], []])
+def test_columns_that_have_no_ranks_are_refused(left: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"finite|must be"):
+        RankCorrelation(left, [1.0, 2.0] if left else [])
 
 
 # --- worked numbers -------------------------------------------------------------------------------

@@ -309,14 +309,56 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
-    pairs: Annotated[Path, typer.Argument(help="Labelled pairs.")],
+    pairs: Annotated[Path | None, typer.Argument(help="Labelled pairs; may be left out with --suite.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Pairs that choose the threshold; default: half.")] = None,
     guard: Guards = None,
+    suite: Annotated[str | None, typer.Option(help="Public sets to measure on: sts (STS12–17, STSb, …).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the suite's files; default: from the hub, through mteb.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="On the suite: the model before; further ones are set against it, too. Repeatable."),
+    ] = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure one model on labelled pairs, its general ability and its latency."""
+    """Measure one model on labelled pairs (with its general ability and latency), on a public suite, or on both."""
+    _require_something(
+        pairs, suite, {"--validation": validation, "--guard": guard}, {"--data": data, "--compare": compare}
+    )
+    found: dict[str, Any] = {}
+    if pairs is not None:
+        found |= _evaluate_pairs(model, pairs, validation, guard, base_url, seed)
+    if suite is not None:
+        found["suite"] = _evaluate_suite(suite, data, [*(compare or []), model], base_url, seed)
+    if as_json:
+        _print_json(found)
+        return
+    if pairs is not None:
+        _print_evaluation(model, found)
+    if suite is not None:
+        _print_suite(suite, found["suite"])
+
+
+def _require_something(
+    pairs: Path | None, suite: str | None, for_pairs: Mapping[str, object], for_suite: Mapping[str, object]
+) -> None:
+    action = "embedsmith evaluate MODEL PAIRS.jsonl, or embedsmith evaluate MODEL --suite sts --data DIR"
+    if pairs is None and suite is None:
+        raise ConfigurationError(
+            "there is nothing to evaluate on", expected="labelled pairs, --suite, or both", action=action
+        )
+    for given, options, needed in ((pairs, for_pairs, "labelled pairs"), (suite, for_suite, "--suite")):
+        useless = [name for name, value in options.items() if value]
+        if given is None and useless:
+            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it", action=action)
+
+
+def _evaluate_pairs(
+    model: str, pairs: Path, validation: Path | None, guard: list[Path] | None, base_url: str | None, seed: int
+) -> dict[str, Any]:
     from embedsmith.evaluation import evaluate as evaluate_model
     from embedsmith.evaluation import evaluate_general, measure_latency, read_guards
     from embedsmith.model import load_encoder
@@ -326,16 +368,75 @@ def evaluate(
     report = evaluate_model(encoder, rows, validation=chosen, name=model, seed=seed)
     general = evaluate_general(encoder, read_guards(guard or []))
     latency = measure_latency(encoder, [row.sentence1 for row in rows][:500])
-    if as_json:
-        _print_json(plain({"report": report, "general": general, "latency": latency}))
-        return
-    _print_comparison({"reports": {model: plain(report)}, "differences": {}})
-    scores = [(item.data, item.metric, item.rows, _spread(plain(item.estimate))) for item in general]
+    return {"report": plain(report), "general": plain(general), "latency": plain(latency)}
+
+
+def _print_evaluation(model: str, found: Mapping[str, Any]) -> None:
+    _print_comparison({"reports": {model: found["report"]}, "differences": {}})
+    scores = [(item["data"], item["metric"], item["rows"], _spread(item["estimate"])) for item in found["general"]]
     _print_table("general ability", ["data", "metric", "rows", "value"], scores)
+    latency = found["latency"]
     console.print(
-        f"one query p50 {latency.p50_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms; "
-        f"{latency.texts_per_second:,.0f} texts/s in bulk ({latency.threads} threads)"
+        f"one query p50 {latency['p50_ms']:.1f} ms, p95 {latency['p95_ms']:.1f} ms; "
+        f"{latency['texts_per_second']:,.0f} texts/s in bulk ({latency['threads']} threads)"
     )
+
+
+def _evaluate_suite(
+    suite: str, data: Path | None, models: Sequence[str], base_url: str | None, seed: int
+) -> dict[str, Any]:
+    """Return the report of the suite; the first of the models is the one before."""
+    from embedsmith.model import load_encoder
+    from embedsmith.suites import fetch_suite, measure_suite, read_suite, warn_of_overlap
+
+    if len(set(models)) < len(models):
+        raise ConfigurationError(f"the models {', '.join(models)}", expected="each of them once")
+    if data is not None:
+        found = read_suite(data, suite)
+    else:
+        with _bar("sets from the hub") as advance:
+            found = fetch_suite(suite, on_progress=advance)
+    warnings = [warning for model in models if (warning := warn_of_overlap(model, found.sets))]
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    encoders = {model: load_encoder(model, base_url=base_url) for model in models}
+    with _bar("texts") as advance:
+        report = measure_suite(encoders, found.sets, seed=seed, on_progress=advance)
+    return {**plain(report), "missing": dict(found.missing), "warnings": warnings}
+
+
+def _print_suite(name: str, report: Mapping[str, Any]) -> None:
+    """Print what was measured and on what, and a table for each model against the baseline."""
+    for item in report["sets"]:
+        lost = "".join(f"; {count} rows not used: {why}" for why, count in item["rejected"].items())
+        notes = "".join(f"; {note}" for note in item["notes"])
+        line = f"{item['name']}: {item['source']}, {item['choice']}{lost}{notes}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for why in dict.fromkeys(report["missing"].values()):
+        names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
+        console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
+    title = f"suite {name}, Spearman, 95% intervals"
+    base, others = report["baseline"], list(report["mean_differences"])
+    mean = f"mean of {len(report['sets'])}"
+    if not others:
+        rows = [[item["name"], f"{item['rows']:,}", _spread(item["estimates"][base])] for item in report["sets"]]
+        rows.append([mean, "", _spread(report["means"][base])])
+        _print_table(f"{title}\n{base}", ["set", "pairs", "Spearman"], rows)
+    for other in others:
+        rows = [
+            [item["name"], f"{item['rows']:,}", *_before_after(item["estimates"], item["differences"], base, other)]
+            for item in report["sets"]
+        ]
+        rows.append([mean, "", *_before_after(report["means"], report["mean_differences"], base, other)])
+        headers = ["set", "pairs", "before", "after", "difference", "p"]
+        _print_table(f"{title}\nbefore  {base}\nafter   {other}", headers, rows)
+
+
+def _before_after(
+    estimates: Mapping[str, Any], differences: Mapping[str, Any], base: str, other: str
+) -> tuple[str, str, str, str]:
+    before, after = (f"{estimates[name]['value']:.3f}" for name in (base, other))
+    return before, after, _change(differences[other]), _sure(differences[other]["p_value"])
 
 
 @app.command()

@@ -23,12 +23,13 @@ from embedsmith.metrics import (
     Difference,
     Estimate,
     PairScores,
+    RankCorrelation,
     Ranking,
     Weights,
     bootstrap,
+    estimate,
     paired_bootstrap,
     resample_weights,
-    spearman,
 )
 
 RESAMPLES = 2000
@@ -289,15 +290,9 @@ def evaluate_scored(
     encoder: Encoder, pairs: Sequence[ScoredPair], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
     """Return Spearman's correlation of cosine and score, with its interval."""
-    scores = np.array([pair.score for pair in pairs])
-    similarities = similarities_of(encoder, pairs)
+    correlation = RankCorrelation(similarities_of(encoder, pairs), [pair.score for pair in pairs])
     weights = resample_weights(len(pairs), groups=units_of(pairs), resamples=resamples, seed=seed)
-
-    def correlate(row: Weights) -> float:
-        rows = np.repeat(np.arange(len(pairs)), row.astype(np.int64))
-        return spearman(similarities[rows], scores[rows])
-
-    return bootstrap(correlate, weights)
+    return estimate(correlation(), correlation.draws(weights))
 
 
 def evaluate_general(
