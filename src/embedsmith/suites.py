@@ -441,6 +441,7 @@ def measure_suite(
     by itself: with .80 and .90 on two sets in a resample, the mean of that resample is .85.
 
     Args:
+        encoders: by name; each is asked for once, so a mapping may load them on demand.
         baseline: the encoder that the others are compared with; default: the first.
         on_progress: called with (texts encoded, texts to encode), over all encoders.
 
@@ -504,16 +505,25 @@ def _encode_all(
         np.array([(place[pair.sentence1], place[pair.sentence2]) for pair in pairs], dtype=np.int64) for pairs in sets
     ]
     found = {}
-    for turn, (name, encoder) in enumerate(encoders.items()):
-        parts = []
-        for start in range(0, len(texts), CHUNK):
-            parts.append(encoder.encode(texts[start : start + CHUNK]))
+    for turn, name in enumerate(encoders):
+
+        def advance(done: int, before: int = turn * len(texts)) -> None:
             if on_progress is not None:
-                on_progress(turn * len(texts) + min(start + CHUNK, len(texts)), len(encoders) * len(texts))
-        vectors = np.concatenate(parts)
+                on_progress(before + done, len(encoders) * len(texts))
+
+        # No name is bound to the encoder: a mapping that loads models on demand has one in memory at a time.
+        vectors = _encode(encoders[name], texts, advance)
         _require_finite(name, vectors, texts)
         found[name] = [_cosines(vectors, rows) for rows in sides]
     return found
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> NDArray[np.float32]:
+    parts = []
+    for start in range(0, len(texts), CHUNK):
+        parts.append(encoder.encode(texts[start : start + CHUNK]))
+        advance(min(start + CHUNK, len(texts)))
+    return np.concatenate(parts)
 
 
 def _require_finite(name: str, vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
