@@ -376,6 +376,23 @@ def test_a_task_without_the_split_is_an_error() -> None:
         read_task(spec, local_task(SETS["BIOSSES"], rows_of(graded(5))))
 
 
+@needs_mteb
+@pytest.mark.parametrize("kind", ["ConnectionError", "DatasetGenerationError"])
+def test_data_that_do_not_load_are_told_with_the_way_round_it(kind: str) -> None:
+    import datasets.exceptions
+
+    failure = getattr(datasets.exceptions, kind, ConnectionError)
+    task = local_task(SETS["STS12"], [])
+
+    def load_data() -> None:
+        raise failure("cut\nhere")
+
+    task.load_data = load_data
+    with pytest.raises(InputError, match=r"mteb/sts12-sts cannot be loaded from the hub: cut\n") as error:
+        read_task(SETS["STS12"], task)
+    assert "--data" in error.value.action
+
+
 def test_without_mteb_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mteb", None)
     with pytest.raises(MissingPartError) as error:

@@ -386,10 +386,12 @@ def read_task(spec: SuiteSet, task: Any) -> ScoredSet:
     Raises:
         InputError: the hub cannot be reached, or the data is not what the task says.
     """
+    from datasets.exceptions import DatasetsError
+
     where = str(task.metadata.dataset.get("path", spec.task))
     try:
         task.load_data()
-    except OSError as error:  # what datasets, huggingface_hub and their HTTP clients raise without a network
+    except (OSError, DatasetsError) as error:  # without a network, and where the network breaks on the way
         raise InputError(
             f"{where} cannot be loaded from the hub: {str(error).splitlines()[0] if str(error) else type(error)}",
             expected="a hub that this machine can reach, or the data in its cache",
