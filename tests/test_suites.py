@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,24 @@ def test_each_distinct_text_is_encoded_once_and_progress_ends_at_all_of_them() -
     assert moves[-1] == (2 * len(distinct), 2 * len(distinct))
 
 
+def test_models_that_are_loaded_on_demand_are_in_memory_one_at_a_time() -> None:
+    alive: weakref.WeakSet[FakeEncoder] = weakref.WeakSet()
+    most = []
+
+    class OnDemand(dict[str, int]):
+        def __getitem__(self, name: str) -> Any:
+            gc.collect()
+            encoder = FakeEncoder(super().__getitem__(name))
+            alive.add(encoder)
+            most.append(len(alive))
+            return encoder
+
+    models: Any = OnDemand(small=16, large=256)
+    report = measure_suite(models, [ScoredSet("one", tuple(graded(30)))], resamples=10)
+    assert most == [1, 1]
+    assert report.sets[0].estimates["small"] != report.sets[0].estimates["large"]
+
+
 def test_the_report_is_json() -> None:
     report = measure_suite({"fake": FakeEncoder()}, [ScoredSet("one", tuple(graded(30)))], resamples=20)
     assert json.loads(json.dumps(plain(report)))["sets"][0]["estimates"]["fake"]["level"] == 0.95
@@ -356,6 +376,23 @@ def test_a_task_without_the_split_is_an_error() -> None:
         read_task(spec, local_task(SETS["BIOSSES"], rows_of(graded(5))))
 
 
+@needs_mteb
+@pytest.mark.parametrize("kind", ["ConnectionError", "DatasetGenerationError"])
+def test_data_that_do_not_load_are_told_with_the_way_round_it(kind: str) -> None:
+    import datasets.exceptions
+
+    failure = getattr(datasets.exceptions, kind, ConnectionError)
+    task = local_task(SETS["STS12"], [])
+
+    def load_data() -> None:
+        raise failure("cut\nhere")
+
+    task.load_data = load_data
+    with pytest.raises(InputError, match=r"mteb/sts12-sts cannot be loaded from the hub: cut\n") as error:
+        read_task(SETS["STS12"], task)
+    assert "--data" in error.value.action
+
+
 def test_without_mteb_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mteb", None)
     with pytest.raises(MissingPartError) as error:
@@ -415,6 +452,7 @@ def test_one_model_alone_as_json(biosses: Path) -> None:
         (("--suite", "sts", "--guard", "x.jsonl"), "--guard without labelled pairs"),
         (("--suite", "mteb"), "no suite 'mteb'"),
         (("--suite", "sts", "--compare", DEMO_MODEL, "--data", "."), "each of them once"),
+        (("--suite", "sts", "--data", "./nowhere"), "nowhere is not a folder"),
     ],
 )
 def test_options_that_make_no_sense_end_with_what_to_do(arguments: tuple[str, ...], said: str) -> None:

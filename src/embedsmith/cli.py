@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedsmith.cache.recalibration import Recalibration
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.corpus import Deduplicated
+    from embedsmith.encoder import Encoder
     from embedsmith.examples import LabelledPair
     from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
@@ -386,7 +387,9 @@ def _evaluate_suite(
     suite: str, data: Path | None, models: Sequence[str], base_url: str | None, seed: int
 ) -> dict[str, Any]:
     """Return the report of the suite; the first of the models is the one before."""
-    from embedsmith.model import load_encoder
+    from importlib.util import find_spec
+
+    from embedsmith.model import check_model
     from embedsmith.suites import fetch_suite, measure_suite, read_suite, warn_of_overlap
 
     if len(set(models)) < len(models):
@@ -399,10 +402,34 @@ def _evaluate_suite(
     warnings = [warning for model in models if (warning := warn_of_overlap(model, found.sets))]
     for warning in warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    encoders = {model: load_encoder(model, base_url=base_url) for model in models}
+    if find_spec("transformers") is not None:  # else the first one loaded says what to install
+        for model in models:  # before the first is measured for an hour
+            if not model.startswith("openai:"):
+                check_model(model)
     with _bar("texts") as advance:
-        report = measure_suite(encoders, found.sets, seed=seed, on_progress=advance)
+        report = measure_suite(_Models(models, base_url), found.sets, seed=seed, on_progress=advance)
     return {**plain(report), "missing": dict(found.missing), "warnings": warnings}
+
+
+class _Models(Mapping[str, "Encoder"]):
+    """Models by name, each loaded when it is asked for and not kept: two of 2B parameters need not fit at once."""
+
+    def __init__(self, names: Sequence[str], base_url: str | None) -> None:
+        self.names, self.base_url = tuple(names), base_url
+
+    def __getitem__(self, name: str) -> Encoder:
+        from embedsmith.model import load_encoder
+
+        return load_encoder(name, base_url=self.base_url)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _print_suite(name: str, report: Mapping[str, Any]) -> None:

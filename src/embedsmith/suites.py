@@ -386,10 +386,12 @@ def read_task(spec: SuiteSet, task: Any) -> ScoredSet:
     Raises:
         InputError: the hub cannot be reached, or the data is not what the task says.
     """
+    from datasets.exceptions import DatasetsError
+
     where = str(task.metadata.dataset.get("path", spec.task))
     try:
         task.load_data()
-    except OSError as error:  # what datasets, huggingface_hub and their HTTP clients raise without a network
+    except (OSError, DatasetsError) as error:  # without a network, and where the network breaks on the way
         raise InputError(
             f"{where} cannot be loaded from the hub: {str(error).splitlines()[0] if str(error) else type(error)}",
             expected="a hub that this machine can reach, or the data in its cache",
@@ -441,6 +443,7 @@ def measure_suite(
     by itself: with .80 and .90 on two sets in a resample, the mean of that resample is .85.
 
     Args:
+        encoders: by name; each is asked for once, so a mapping may load them on demand.
         baseline: the encoder that the others are compared with; default: the first.
         on_progress: called with (texts encoded, texts to encode), over all encoders.
 
@@ -504,16 +507,25 @@ def _encode_all(
         np.array([(place[pair.sentence1], place[pair.sentence2]) for pair in pairs], dtype=np.int64) for pairs in sets
     ]
     found = {}
-    for turn, (name, encoder) in enumerate(encoders.items()):
-        parts = []
-        for start in range(0, len(texts), CHUNK):
-            parts.append(encoder.encode(texts[start : start + CHUNK]))
+    for turn, name in enumerate(encoders):
+
+        def advance(done: int, before: int = turn * len(texts)) -> None:
             if on_progress is not None:
-                on_progress(turn * len(texts) + min(start + CHUNK, len(texts)), len(encoders) * len(texts))
-        vectors = np.concatenate(parts)
+                on_progress(before + done, len(encoders) * len(texts))
+
+        # No name is bound to the encoder: a mapping that loads models on demand has one in memory at a time.
+        vectors = _encode(encoders[name], texts, advance)
         _require_finite(name, vectors, texts)
         found[name] = [_cosines(vectors, rows) for rows in sides]
     return found
+
+
+def _encode(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], None]) -> NDArray[np.float32]:
+    parts = []
+    for start in range(0, len(texts), CHUNK):
+        parts.append(encoder.encode(texts[start : start + CHUNK]))
+        advance(min(start + CHUNK, len(texts)))
+    return np.concatenate(parts)
 
 
 def _require_finite(name: str, vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
