@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from embedsmith.adapters import complete_adapter, has_lora
 from embedsmith.decoders import (
     Padding,
     Pooling,
@@ -303,13 +304,26 @@ def fingerprint_model(spec: str | Path) -> str:
     return fingerprint(parts)
 
 
-def save_network(network: SentenceTransformer, path: Path | str, *, card: str) -> Path:
-    """Write a sentence-transformers folder with its model card; the old one stays until it is whole."""
+def save_network(
+    network: SentenceTransformer, path: Path | str, *, card: str, prompts: Mapping[str, str] | None = None
+) -> Path:
+    """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
+
+    A network with adapters that are not merged becomes an adapter folder, which names its base and needs it.
+
+    Args:
+        prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
+            `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them.
+    """
+    if prompts is not None:
+        network.prompts = dict(prompts)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     with quiet_transformers():
         network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
+    if has_lora(network):
+        complete_adapter(network, temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.chmod(0o755)
     if path.exists():
