@@ -189,3 +189,10 @@ def test_weights_that_the_base_does_not_hold_are_not_restored(base: Path) -> Non
     lower_frozen(add_lora(network))
     with pytest.raises(ModelError, match="not those of its base"):
         restore_frozen(network)
+
+
+def test_attention_in_both_directions_survives_in_an_adapter_folder(base: Path, tmp_path: Path) -> None:
+    network = trained(add_lora(load_network(base, bidirectional=True)))
+    save_network(network, tmp_path / "adapter", card="")
+    theirs = SentenceTransformer(str(tmp_path / "adapter")).encode(TEXTS)
+    np.testing.assert_allclose(theirs, vectors(network), atol=1e-6)

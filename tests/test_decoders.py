@@ -93,8 +93,9 @@ def test_every_text_ends_in_the_end_token_once_also_when_it_is_cut(
             assert found(text, truncation=True, max_length=6)["input_ids"] == plain.encode(text).ids == cut
         plain.no_truncation()
     assert frame_of(again) == (first, [END])
-    pair = tokenizer("a", "b")["input_ids"]
-    assert pair == [*first, *make_tokenizer()("a")["input_ids"], END, *first, *make_tokenizer()("b")["input_ids"], END]
+    if not end:
+        a, b = (make_tokenizer()(text)["input_ids"] for text in "ab")
+        assert tokenizer("a", "b")["input_ids"] == [*first, *a, END, *first, *b, END]
 
 
 def test_the_saved_folder_reads_the_same_ids_in_every_library(llama: Path, tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_the_saved_folder_reads_the_same_ids_in_every_library(llama: Path, tmp_p
 
 @pytest.mark.parametrize("pad", [None, "</s>"])
 def test_the_end_token_never_fills_up_batches(tmp_path: Path, pad: str | None) -> None:
+    assert choose_pad(make_tokenizer()) == "<pad>"
     assert choose_pad(make_tokenizer(pad=pad)) == "<unk>"
     network = load_network(write_decoder(tmp_path, pad=pad))
     assert network.tokenizer.pad_token == "<unk>"
@@ -197,16 +199,55 @@ def test_a_file_that_is_no_gguf_or_not_there_is_named(tmp_path: Path) -> None:
         load_network(tmp_path / "cut.gguf")
 
 
+PROMPTS = {"query": "Instruct: Find the answer.\nQuery: ", "document": ""}
+
+
+def test_prompts_are_kept_in_the_folder_and_used_by_both_libraries(llama: Path, tmp_path: Path) -> None:
+    save_network(load_network(llama), tmp_path / "saved", card="", prompts=PROMPTS)
+    theirs = SentenceTransformer(str(tmp_path / "saved"))
+    ours = load_encoder(tmp_path / "saved")
+    assert isinstance(ours, TorchEncoder)
+    np.testing.assert_allclose(ours.prompted("query").encode(TEXTS), theirs.encode_query(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(ours.prompted("document").encode(TEXTS), theirs.encode_document(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+    asked = [PROMPTS["query"] + text for text in TEXTS]
+    np.testing.assert_allclose(ours.prompted("query").encode(TEXTS), ours.encode(asked), atol=1e-6)
+    assert np.abs(ours.prompted("query").encode(TEXTS) - ours.encode(TEXTS)).max() > 0.01
+    assert ours.prompted("query").count_tokens(["ab"]) == [len(PROMPTS["query"]) + 2 + 1]
+    assert ours.reads_whole("x" * 80)
+    assert not ours.prompted("query").reads_whole("x" * 80)
+    with pytest.raises(ConfigurationError, match="no prompt 'passage'") as caught:
+        ours.prompted("passage")
+    assert "document, query" in caught.value.expected
+
+
+def test_a_network_without_prompts_has_none_to_give(llama: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no prompt 'passage'"):
+        TorchEncoder(load_network(llama), name="base").prompted("passage")
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(llama: Path) -> None:
     found = []
     for on in (False, True):
         network = load_network(llama).train()
         checkpoint_gradients(network, on=on)
-        assert network[0].auto_model.is_gradient_checkpointing is on
+        assert network[0].auto_model.is_activation_checkpointing is on
         tokens = tokenize_for(network, TEXTS)
         embed(network, tokens, np.arange(len(TEXTS)), budget=10**6)[:, 0].sum().backward()
         found.append([parameter.grad for parameter in network.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     checkpoint_gradients(network, on=False)
-    assert not network[0].auto_model.is_gradient_checkpointing
+    assert not network[0].auto_model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_attention_in_both_directions_survives_saving(tmp_path: Path, family: str) -> None:
+    base = write_decoder(tmp_path / "base", family)
+    one_way = load_encoder(base).encode(TEXTS)
+    network = load_network(base, bidirectional=True)
+    both = TorchEncoder(network, name=family).encode(TEXTS)
+    assert np.abs(both - one_way).max() > 0.01
+    save_network(network, tmp_path / "saved", card="")
+    np.testing.assert_allclose(load_encoder(tmp_path / "saved").encode(TEXTS), both, atol=1e-5)
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS), both, atol=1e-5)

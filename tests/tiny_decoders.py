@@ -59,7 +59,7 @@ def make_tokenizer(
 ) -> transformers.PreTrainedTokenizerFast:
     """Return a tokenizer of bytes; `start` and `end` say which special tokens it adds by itself."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    known = SPECIAL if pad in SPECIAL else [*SPECIAL[:3]]
+    known = SPECIAL if pad == "<pad>" else SPECIAL[:3]
     backend = Tokenizer(models.BPE({token: place for place, token in enumerate([*known, *alphabet])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

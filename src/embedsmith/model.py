@@ -51,11 +51,27 @@ class TorchEncoder:
         network: the SentenceTransformer itself.
     """
 
-    def __init__(self, network: SentenceTransformer, *, name: str, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, network: SentenceTransformer, *, name: str, precision: Precision = "fp32", prompt: str | None = None
+    ) -> None:
         self.network = network
         self.name = name
         self.precision = precision
-        self._prompt = default_prompt(network)
+        self._prompt = default_prompt(network) if prompt is None else prompt
+
+    def prompted(self, name: str) -> TorchEncoder:
+        """Return an encoder of the same network that puts its prompt `name` before each text ("query", "document").
+
+        Raises:
+            ConfigurationError: the network has no prompt of that name.
+        """
+        prompts = self.network.prompts
+        if name not in prompts:
+            raise ConfigurationError(
+                f"{self.name} has no prompt {name!r}",
+                expected=f"one of: {', '.join(sorted(prompts))}" if prompts else "a model saved with prompts",
+            )
+        return TorchEncoder(self.network, name=self.name, precision=self.precision, prompt=str(prompts[name]))
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5."""
@@ -64,7 +80,7 @@ class TorchEncoder:
         dimension = self.network.get_embedding_dimension() or 0
         if not texts:
             return np.zeros((0, dimension), dtype=np.float32)
-        tokens = tokenize_for(self.network, texts)
+        tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
         with torch.inference_mode(), autocast(self.network, self.precision):
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
@@ -74,11 +90,11 @@ class TorchEncoder:
         """Say whether nothing of `text` is cut off."""
         if surely_fits(self._prompt + text, self.network.max_seq_length):
             return True
-        return not tokenize_for(self.network, [text]).truncated[0]
+        return not tokenize_for(self.network, [text], prompt=self._prompt).truncated[0]
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
-        return [int(length) for length in tokenize_for(self.network, texts).lengths]
+        return [int(length) for length in tokenize_for(self.network, texts, prompt=self._prompt).lengths]
 
 
 def load_encoder(
@@ -343,9 +359,13 @@ def default_prompt(network: SentenceTransformer) -> str:
     return str(network.prompts.get(name, "")) if name else ""
 
 
-def tokenize_for(network: SentenceTransformer, texts: Sequence[str]) -> Tokens:
-    """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length)."""
-    prompt = default_prompt(network)
+def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: str | None = None) -> Tokens:
+    """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length).
+
+    Args:
+        prompt: the text before each of them; None is the network's default prompt.
+    """
+    prompt = default_prompt(network) if prompt is None else prompt
     if prompt:
         texts = [prompt + text for text in texts]
     limit = network.max_seq_length
