@@ -20,7 +20,7 @@ LAYERS = (
     ("text", "tables"),
     ("examples", "metrics", "encoder"),
     ("corpus", "llm", "tokens"),
-    ("decoders", "gguf_files"),
+    ("decoders", "gguf_files", "adapters"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("optimization",),
     ("training", "evaluation", "calibration", "runtime"),

@@ -426,7 +426,9 @@ def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> No
     model: Any = network[0].auto_model
     if not model.supports_gradient_checkpointing:
         raise ConfigurationError(f"{model.config.model_type} has no gradient checkpointing")
+    renamed = hasattr(model, "activation_checkpointing_enable")  # the old names warn in newer releases
+    kind = "activation_checkpointing" if renamed else "gradient_checkpointing"
     if on:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})
     else:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{kind}_disable")()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from embedsmith.adapters import complete_adapter, has_lora
 from embedsmith.decoders import (
     Padding,
     Pooling,
@@ -50,11 +51,27 @@ class TorchEncoder:
         network: the SentenceTransformer itself.
     """
 
-    def __init__(self, network: SentenceTransformer, *, name: str, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, network: SentenceTransformer, *, name: str, precision: Precision = "fp32", prompt: str | None = None
+    ) -> None:
         self.network = network
         self.name = name
         self.precision = precision
-        self._prompt = default_prompt(network)
+        self._prompt = default_prompt(network) if prompt is None else prompt
+
+    def prompted(self, name: str) -> TorchEncoder:
+        """Return an encoder of the same network that puts its prompt `name` before each text ("query", "document").
+
+        Raises:
+            ConfigurationError: the network has no prompt of that name.
+        """
+        prompts = self.network.prompts
+        if name not in prompts:
+            raise ConfigurationError(
+                f"{self.name} has no prompt {name!r}",
+                expected=f"one of: {', '.join(sorted(prompts))}" if prompts else "a model saved with prompts",
+            )
+        return TorchEncoder(self.network, name=self.name, precision=self.precision, prompt=str(prompts[name]))
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5."""
@@ -63,7 +80,7 @@ class TorchEncoder:
         dimension = self.network.get_embedding_dimension() or 0
         if not texts:
             return np.zeros((0, dimension), dtype=np.float32)
-        tokens = tokenize_for(self.network, texts)
+        tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
         with torch.inference_mode(), autocast(self.network, self.precision):
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
@@ -73,11 +90,11 @@ class TorchEncoder:
         """Say whether nothing of `text` is cut off."""
         if surely_fits(self._prompt + text, self.network.max_seq_length):
             return True
-        return not tokenize_for(self.network, [text]).truncated[0]
+        return not tokenize_for(self.network, [text], prompt=self._prompt).truncated[0]
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
-        return [int(length) for length in tokenize_for(self.network, texts).lengths]
+        return [int(length) for length in tokenize_for(self.network, texts, prompt=self._prompt).lengths]
 
 
 def load_encoder(
@@ -303,13 +320,26 @@ def fingerprint_model(spec: str | Path) -> str:
     return fingerprint(parts)
 
 
-def save_network(network: SentenceTransformer, path: Path | str, *, card: str) -> Path:
-    """Write a sentence-transformers folder with its model card; the old one stays until it is whole."""
+def save_network(
+    network: SentenceTransformer, path: Path | str, *, card: str, prompts: Mapping[str, str] | None = None
+) -> Path:
+    """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
+
+    A network with adapters that are not merged becomes an adapter folder, which names its base and needs it.
+
+    Args:
+        prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
+            `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them.
+    """
+    if prompts is not None:
+        network.prompts = dict(prompts)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     with quiet_transformers():
         network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
+    if has_lora(network):
+        complete_adapter(network, temporary)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.chmod(0o755)
     if path.exists():
@@ -329,9 +359,13 @@ def default_prompt(network: SentenceTransformer) -> str:
     return str(network.prompts.get(name, "")) if name else ""
 
 
-def tokenize_for(network: SentenceTransformer, texts: Sequence[str]) -> Tokens:
-    """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length)."""
-    prompt = default_prompt(network)
+def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: str | None = None) -> Tokens:
+    """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length).
+
+    Args:
+        prompt: the text before each of them; None is the network's default prompt.
+    """
+    prompt = default_prompt(network) if prompt is None else prompt
     if prompt:
         texts = [prompt + text for text in texts]
     limit = network.max_seq_length
