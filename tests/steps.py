@@ -1,6 +1,6 @@
 """One training step for every loss, as a program: run alone or by torchrun, it writes the gradients it ended with.
 
-    python tests/steps.py MODEL OUT          # or: python -m torch.distributed.run --nproc-per-node 2 tests/steps.py …
+python tests/steps.py MODEL OUT          # or: python -m torch.distributed.run --nproc-per-node 2 tests/steps.py …
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def main(model: str, out: Path) -> None:
             if devices.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 numbers = {name: gradient.contiguous() for name, gradient in gradients.items()}
-                save_file(numbers | {"loss": torch.tensor(np.float32(value))}, str(out / f"{variant}, {how}.safetensors"))
+                save_file(
+                    numbers | {"loss": torch.tensor(np.float32(value))}, str(out / f"{variant}, {how}.safetensors")
+                )
 
 
 if __name__ == "__main__":

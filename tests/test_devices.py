@@ -15,13 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from steps import CONFIGS, EVERYTHING, VARIANTS, make_task, step
 
 from embedsmith.batches import localize
 from embedsmith.devices import Alone, deal, require_shared
 from embedsmith.errors import EmbedsmithError
 from embedsmith.objectives import parts_of
 from embedsmith.optimization import TrainingConfig
+from steps import CONFIGS, EVERYTHING, VARIANTS, make_task, step
 
 ALONE = {name: value for name, value in os.environ.items() if name not in {"WORLD_SIZE", "RANK"}}
 
@@ -67,9 +67,7 @@ def by_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_caching_and_two_processes_change_nothing_with_dropout_on(
-    tiny_model: Path, by_two: Path, variant: str
-) -> None:
+def test_caching_and_two_processes_change_nothing_with_dropout_on(tiny_model: Path, by_two: Path, variant: str) -> None:
     loss, options = VARIANTS[variant]
     config = replace(CONFIGS["held"], **options)  # type: ignore[arg-type]
     value, gradients = step(make_task(str(tiny_model), loss, config))

@@ -66,12 +66,16 @@ LOSSES: Mapping[str, LossFact] = {
     "infonce": LossFact(
         _needs(("positives",)), "positive pairs; triplets with any number of negatives; labelled pairs", "1807.03748"
     ),
-    "triplet": LossFact(_needs(_LABELS), "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"),
+    "triplet": LossFact(
+        _needs(_LABELS), "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"
+    ),
     "batch_triplet": LossFact(_needs(("classes",)), "texts with classes", "Hermans et al. 2017, arXiv 1703.07737"),
     "cosine_similarity": LossFact(_needs(("scores",), _LABELS), _GRADED, "Reimers & Gurevych 2019, arXiv 1908.10084"),
     "cosent": LossFact(_needs(("scores",), _LABELS), _GRADED, "Su 2022"),
     "angle": LossFact(_needs(("scores",), _LABELS), _GRADED, "Li & Li 2023, arXiv 2309.12871"),
-    "margin_mse": LossFact(_needs(("teacher",)), "triplets with a teacher's scores", "Hofstätter et al. 2020, 2010.02666"),
+    "margin_mse": LossFact(
+        _needs(("teacher",)), "triplets with a teacher's scores", "Hofstätter et al. 2020, 2010.02666"
+    ),
     "distill_kl": LossFact(_needs(("teacher",)), "triplets with a teacher's scores", "Hinton et al. 2015, 1503.02531"),
 }
 
@@ -424,7 +428,9 @@ def _batch_triplet(rows: Sequence[Row], options: Options, guide: Numbers | None,
     return [part]
 
 
-def _tensor(values: Index | Numbers | np.ndarray[tuple[int, ...], np.dtype[np.bool_]], like: torch.Tensor) -> torch.Tensor:
+def _tensor(
+    values: Index | Numbers | np.ndarray[tuple[int, ...], np.dtype[np.bool_]], like: torch.Tensor
+) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)

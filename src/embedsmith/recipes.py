@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,5 @@ def _read(name: str | Path) -> str:
     return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def _folder() -> Any:
+def _folder() -> Traversable:
     return resources.files("embedsmith") / "data" / "recipes"

@@ -64,7 +64,16 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["LOSSES", "Progress", "Source", "TrainingConfig", "TrainingResult", "config_from", "learning_rate_at", "train"]
+__all__ = [
+    "LOSSES",
+    "Progress",
+    "Source",
+    "TrainingConfig",
+    "TrainingResult",
+    "config_from",
+    "learning_rate_at",
+    "train",
+]
 MAPPED = 2**20  # token ids that are worth a file
 SAMPLE = 1024  # texts of which the longest show what activations take
 MEMORY_SHARE = 4  # activations may take a quarter of the memory
@@ -133,7 +142,9 @@ def train(
     precision, reason = choose_precision(config.precision, device)
     prepared = prepare(base, preparation, precision=precision, seed=config.seed, attention=best_attention())
     network = prepared.network
-    key = fingerprint([data, [source.losses for source in sources], fingerprint_model(base), config, preparation, precision])
+    key = fingerprint(
+        [data, [source.losses for source in sources], fingerprint_model(base), config, preparation, precision]
+    )
     tokens = _tokenize_once(network, data.texts, Path(out), key, devices)
     plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
     held, memory_note = choose_held(network, tokens, config, precision)
@@ -149,9 +160,7 @@ def train(
         devices=devices,
     )
     notes = [*prepared.notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
-    done = optimize(
-        task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices
-    )
+    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices)
     if devices.rank == 0:
         save_prepared(prepared, out, card=card or "")
         remove_checkpoint(checkpoint_beside(out))
@@ -169,9 +178,7 @@ def _tokens_beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.tokens")
 
 
-def _tokenize_once(
-    network: SentenceTransformer, texts: Sequence[str], out: Path, key: str, devices: Devices
-) -> Tokens:
+def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path, key: str, devices: Devices) -> Tokens:
     """Return the tokens of all texts: made by the first process, mapped by the others and by a later run."""
     folder = _tokens_beside(out)
     found = read_tokens(folder, key)
@@ -219,9 +226,7 @@ def choose_held(
     return held, (note,)
 
 
-def measure_activations(
-    network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision
-) -> float:
+def measure_activations(network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision) -> float:
     """Return the bytes that a padded token leaves for the backward pass, measured on a micro-batch of long texts."""
     import torch
 
