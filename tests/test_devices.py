@@ -102,5 +102,5 @@ def test_processes_that_see_other_checkpoints_stop() -> None:
             return 40
 
     assert require_shared(40, Second()) == 40
-    with pytest.raises(EmbedsmithError, match="step 0.*step 40"):
+    with pytest.raises(EmbedsmithError, match=r"step 0.*step 40"):
         require_shared(0, Second())

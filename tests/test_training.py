@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from embedsmith.batches import assemble, collect_rows
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText
-from embedsmith.model import embed, load_encoder, load_network, tokenize_for
+from embedsmith.model import load_encoder
 from embedsmith.training import (
     Progress,
     TrainingConfig,
-    batch_loss,
     choose_batch,
     config_from,
     learning_rate_at,
@@ -49,24 +47,6 @@ def make_examples(count: int = 24) -> list[Example]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("name", ["infonce", "online_contrastive", "cosent", "logistic"])
-def test_micro_batches_give_the_loss_and_gradients_of_the_padded_batch(tiny_model: Path, name: str) -> None:
-    data = collect_rows(make_examples(8))
-    batch = assemble(data.rows)
-    found = []
-    for budget in (10_000, 60):
-        network = load_network(tiny_model).eval()
-        config = TrainingConfig(losses={name: 1.0})
-        vectors = embed(network, tokenize_for(network, data.texts), batch.texts, budget=budget)
-        loss = batch_loss(vectors, batch, config)
-        loss.backward()
-        found.append((loss.item(), [weight.grad for weight in network.parameters() if weight.grad is not None]))
-    (whole, whole_gradients), (cut, cut_gradients) = found
-    assert cut == pytest.approx(whole, abs=1e-5)
-    for left, right in zip(whole_gradients, cut_gradients, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
 def test_the_trained_folder_loads_in_sentence_transformers_and_has_learnt(tiny_model: Path, tmp_path: Path) -> None:
@@ -193,5 +173,9 @@ def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_p
         TrainingConfig(losses={"hinge": 1.0})
     with pytest.raises(InputError, match="no example"):
         train([], base=tiny_model, out=tmp_path / "model")
-    with pytest.raises(InputError, match="LabelledText"):
-        train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model")
+    with pytest.raises(InputError, match=r"infonce cannot use examples: it has classes"):
+        config = TrainingConfig(losses={"infonce": 1.0})
+        train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model", config=config)
+    with pytest.raises(ConfigurationError, match="gradient_accumulation_steps") as told:
+        config_from({"gradient_accumulation_steps": 16})
+    assert "set `batch`" in told.value.action

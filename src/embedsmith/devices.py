@@ -29,7 +29,7 @@ class Devices(Protocol):
     size: int
 
     def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """Return the rows of all processes (sum(counts), d), in the order of their ranks; `own` is (counts[rank], d)."""
+        """Return the rows of all processes (sum(counts), d) in the order of ranks; `own` is (counts[rank], d)."""
         ...
 
     def sum(self, values: Iterable[torch.Tensor]) -> None:
@@ -46,7 +46,7 @@ class Alone:
 
     rank, size = 0, 1
 
-    def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
         """Return `own`."""
         return own
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedsmith.batches import (
     Contrasts,
-    Index,
     Numbers,
     Row,
     Source,
@@ -59,6 +59,7 @@ def _needs(*alternatives: tuple[Offer, ...]) -> tuple[frozenset[Offer], ...]:
 _LABELS: tuple[Offer, ...] = ("positives", "negatives")
 _LABELLED = "labelled pairs; triplets; positive pairs together with either"
 _GRADED = "scored pairs; also labelled pairs and triplets, as 1 and 0"
+_TAUGHT = "triplets with a teacher's scores"
 LOSSES: Mapping[str, LossFact] = {
     "logistic": LossFact(_needs(_LABELS), _LABELLED, "Zhai et al. 2023, arXiv 2303.15343"),
     "online_contrastive": LossFact(_needs(_LABELS), _LABELLED, "sentence-transformers; LangCache-Embed 2504.02268"),
@@ -76,7 +77,7 @@ LOSSES: Mapping[str, LossFact] = {
     "margin_mse": LossFact(
         _needs(("teacher",)), "triplets with a teacher's scores", "Hofstätter et al. 2020, 2010.02666"
     ),
-    "distill_kl": LossFact(_needs(("teacher",)), "triplets with a teacher's scores", "Hinton et al. 2015, 1503.02531"),
+    "distill_kl": LossFact(_needs(("teacher",)), _TAUGHT, "Hinton et al. 2015, arXiv 1503.02531"),
 }
 
 
@@ -106,6 +107,15 @@ class Options(Protocol):
 
 
 Part: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the parts of a batch are made with, besides its rows."""
+
+    options: Options
+    guide: Numbers | None
+    least: int
 
 
 def offers_of(examples: Sequence[Example]) -> frozenset[Offer]:
@@ -258,10 +268,11 @@ def parts_of(
     for row in rows:
         members.setdefault(row.source, []).append(row)
     parts: list[Part] = []
+    terms = _Terms(options, guide, least)
     for source, own in members.items():
         for name, weight in losses[source].items():
             share = weight * len(own) / len(rows)
-            parts += [_scale(part, share, options.dimensions) for part in _PARTS[name](own, options, guide, least)]
+            parts += [_scale(part, share, options.dimensions) for part in _PARTS[name](own, terms)]
     return parts
 
 
@@ -273,12 +284,13 @@ def _scale(part: Part, weight: float, dimensions: Sequence[int]) -> Part:
     return lambda embeddings: weight * losses.matryoshka(embeddings, part, dimensions=dimensions)
 
 
-def _paired(name: str) -> Callable[[Sequence[Row], Options, Numbers | None, int], list[Part]]:
+def _paired(name: str) -> Callable[[Sequence[Row], _Terms], list[Part]]:
     """Return the parts of a loss over the pairs of the rows: one."""
 
-    def make(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+    def make(rows: Sequence[Row], terms: _Terms) -> list[Part]:
         from embedsmith import losses
 
+        options = terms.options
         found = pair_up(rows)
         if not len(found.labels):
             return []
@@ -304,15 +316,15 @@ def _paired(name: str) -> Callable[[Sequence[Row], Options, Numbers | None, int]
     return make
 
 
-def _infonce(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+def _infonce(rows: Sequence[Row], terms: _Terms) -> list[Part]:
     found = contrast(rows)
     if not len(found.anchors):
         return []
-    parts = [_contrast_part(found, piece, options, guide) for piece in _cut(found, least)]
-    if options.symmetric:
+    parts = [_contrast_part(found, piece, terms) for piece in _cut(found, terms.least)]
+    if terms.options.symmetric:
         back = _turn(found)
+        parts += [_contrast_part(back, piece, terms) for piece in _cut(back, terms.least)]
         parts = [_halve(part) for part in parts]
-        parts += [_halve(_contrast_part(back, piece, options, guide)) for piece in _cut(back, least)]
     return parts
 
 
@@ -346,9 +358,10 @@ def _cut(found: Contrasts, least: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _contrast_part(found: Contrasts, piece: tuple[int, int], options: Options, guide: Numbers | None) -> Part:
+def _contrast_part(found: Contrasts, piece: tuple[int, int], terms: _Terms) -> Part:
     from embedsmith import losses
 
+    options, guide = terms.options, terms.guide
     start, end = piece
     rows = slice(start, end)
     inside = found.excluded[(found.excluded[:, 0] >= start) & (found.excluded[:, 0] < end)]
@@ -374,9 +387,10 @@ def _contrast_part(found: Contrasts, piece: tuple[int, int], options: Options, g
     return part
 
 
-def _triplet(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+def _triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
     from embedsmith import losses
 
+    options = terms.options
     found = triple_up(rows)
     if not len(found.anchors):
         return []
@@ -390,7 +404,7 @@ def _triplet(rows: Sequence[Row], options: Options, guide: Numbers | None, least
     return [part]
 
 
-def _margin_mse(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+def _margin_mse(rows: Sequence[Row], _terms: _Terms) -> list[Part]:
     from embedsmith import losses
 
     found = triple_up(rows)
@@ -403,9 +417,10 @@ def _margin_mse(rows: Sequence[Row], options: Options, guide: Numbers | None, le
     return [part]
 
 
-def _distill_kl(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+def _distill_kl(rows: Sequence[Row], terms: _Terms) -> list[Part]:
     from embedsmith import losses
 
+    options = terms.options
     found = list_up(rows)
 
     def part(embeddings: torch.Tensor) -> torch.Tensor:
@@ -416,9 +431,10 @@ def _distill_kl(rows: Sequence[Row], options: Options, guide: Numbers | None, le
     return [part]
 
 
-def _batch_triplet(rows: Sequence[Row], options: Options, guide: Numbers | None, least: int) -> list[Part]:
+def _batch_triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
     from embedsmith import losses
 
+    options = terms.options
     found = classify(rows)
 
     def part(embeddings: torch.Tensor) -> torch.Tensor:
@@ -428,15 +444,13 @@ def _batch_triplet(rows: Sequence[Row], options: Options, guide: Numbers | None,
     return [part]
 
 
-def _tensor(
-    values: Index | Numbers | np.ndarray[tuple[int, ...], np.dtype[np.bool_]], like: torch.Tensor
-) -> torch.Tensor:
+def _tensor(values: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
 
 
-_PARTS: Mapping[str, Callable[[Sequence[Row], Options, Numbers | None, int], list[Part]]] = {
+_PARTS: Mapping[str, Callable[[Sequence[Row], _Terms], list[Part]]] = {
     **{
         name: _paired(name)
         for name in ("logistic", "online_contrastive", "contrastive", "cosine_similarity", "cosent", "angle")

@@ -55,7 +55,7 @@ class Prepared:
 
 
 def preparation_from(values: Mapping[str, Any]) -> Preparation:
-    """Return the preparation with `values` over the defaults; tables `lora` and `prompts`; an unknown key is an error."""
+    """Return the preparation with `values`, tables `lora` and `prompts`, over the defaults; no key may be unknown."""
     nested = {"lora": LoraConfig, "prompts": Prompts}
     found = dict(_known(Preparation, values, "preparation"))
     for name, kind in nested.items():

@@ -142,9 +142,8 @@ def train(
     precision, reason = choose_precision(config.precision, device)
     prepared = prepare(base, preparation, precision=precision, seed=config.seed, attention=best_attention())
     network = prepared.network
-    key = fingerprint(
-        [data, [source.losses for source in sources], fingerprint_model(base), config, preparation, precision]
-    )
+    losses = [source.losses for source in sources]
+    key = fingerprint([data, losses, fingerprint_model(base), config, preparation, precision])
     tokens = _tokenize_once(network, data.texts, Path(out), key, devices)
     plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
     held, memory_note = choose_held(network, tokens, config, precision)
@@ -152,7 +151,7 @@ def train(
         network,
         data,
         tokens,
-        [source.losses for source in sources],
+        losses,
         plan,
         replace(config, held_tokens=held),
         precision,
