@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from embedsmith.batches import Prompts, Source
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import Example, LabelledPair, LabelledText
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
 from embedsmith.model import load_encoder
+from embedsmith.preparation import Preparation
+from embedsmith.recipes import read_recipe
 from embedsmith.training import (
     Progress,
     TrainingConfig,
@@ -173,9 +178,77 @@ def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_p
         TrainingConfig(losses={"hinge": 1.0})
     with pytest.raises(InputError, match="no example"):
         train([], base=tiny_model, out=tmp_path / "model")
+    config = TrainingConfig(losses={"infonce": 1.0})
     with pytest.raises(InputError, match=r"infonce cannot use examples: it has classes"):
-        config = TrainingConfig(losses={"infonce": 1.0})
         train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model", config=config)
     with pytest.raises(ConfigurationError, match="gradient_accumulation_steps") as told:
         config_from({"gradient_accumulation_steps": 16})
     assert "set `batch`" in told.value.action
+
+
+def test_a_mixture_trains_each_source_with_its_own_loss(tiny_model: Path, tmp_path: Path) -> None:
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", 4.0 - row % 5) for row, word in enumerate(WORDS))
+    sources = [Source(tuple(make_examples()), "pairs", {"infonce": 1.0}, 1.0), Source(graded, "graded", {}, 3.0)]
+    result = train(sources, base=tiny_model, out=tmp_path / "model", config=CONFIG)
+    assert "loss of pairs: infonce (as asked)" in result.notes
+    assert any(note.startswith("loss of graded: cosent") for note in result.notes)
+    assert result.steps == 3 + 7  # a quarter and three quarters of 36 rows, in batches of 4
+    half = [replace(sources[0], weight=0.0), sources[1]]
+    with pytest.raises(ConfigurationError, match="pairs has no weight"):
+        train(half, base=tiny_model, out=tmp_path / "model", config=CONFIG)
+
+
+def test_examples_of_several_kinds_are_parted_and_each_gets_the_loss_of_its_kind(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = [*make_examples(8), *(LabelledText(f"{word} {n}", word) for word in WORDS[:4] for n in range(3))]
+    result = train(rows, base=tiny_model, out=tmp_path / "model", config=replace(CONFIG, batch=8))
+    assert [note for note in result.notes if note.startswith("loss of")] == [
+        "loss of examples (pairs): logistic (labelled pairs: one border for all of them)",
+        "loss of examples (classes): batch_triplet (texts with classes)",
+    ]
+
+
+def test_scores_that_cosines_cannot_reach_are_brought_to_their_scale(tiny_model: Path, tmp_path: Path) -> None:
+    graded = [ScoredPair(f"{word} fee", f"price of the {word}", float(row % 6)) for row, word in enumerate(WORDS)]
+    config = replace(CONFIG, losses={"cosine_similarity": 1.0})
+    result = train(graded, base=tiny_model, out=tmp_path / "model", config=config)
+    assert "scores of examples run from 0 to 5, cosines to 1: brought to 0 … 1" in result.notes
+    assert all(loss < 1 for _, loss in result.losses)
+
+
+def test_steps_end_the_run_and_the_recipe_lies_in_the_folder(tiny_model: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=3, epochs=5, gradient_norm=math.inf, dimensions=(32, 8), losses={"infonce": 1.0})
+    preparation = Preparation(max_length=20, prompts=Prompts(query="ask: "))
+    result = train(make_examples(), base=tiny_model, out=tmp_path / "model", config=config, preparation=preparation)
+    assert result.steps == 3
+    stored = read_recipe(tmp_path / "model" / "recipe.toml")
+    assert (stored.configure(), stored.preparation) == (config, preparation)
+    assert SentenceTransformer(str(tmp_path / "model")).prompts["query"] == "ask: "
+
+
+def test_a_guide_model_masks_what_it_takes_for_answers(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+    plain = train(rows, base=tiny_model, out=tmp_path / "plain", config=replace(CONFIG, steps=1))
+    config = replace(CONFIG, steps=1, guide=str(tiny_model), guide_margin=1.0)  # everything within 1 of the positive
+    guided = train(rows, base=tiny_model, out=tmp_path / "guided", config=config)
+    assert guided.losses[0][1] < plain.losses[0][1]
+
+
+def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.training.MAPPED", 1)
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: Progress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill)
+    assert (tmp_path / "model.tokens" / "ids.npy").is_file()
+    monkeypatch.setattr("embedsmith.training.tokenize_for", None)  # nobody tokenises again
+    train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG)
+    assert not (tmp_path / "model.tokens").exists()

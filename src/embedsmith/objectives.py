@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -163,6 +164,12 @@ def settle_losses(sources: Sequence[Source], losses: Mapping[str, float]) -> tup
         InputError: a loss cannot use the examples of a source. ConfigurationError: no such loss.
     """
     settled, notes = [], []
+    if any(source.weight for source in sources):
+        for source in sources:
+            if not source.weight:
+                raise ConfigurationError(
+                    f"{source.name} has no weight", expected="a weight for all sources, or for none"
+                )
     for source in sources:
         for part in _parts_by_kind(source) if not (source.losses or losses) else [source]:
             chosen, reason = part.losses or losses, "as asked"
@@ -204,6 +211,27 @@ def _with_scores(example: Example, fit: Callable[[float], float]) -> Example:
     if isinstance(example, Triplet):
         return replace(example, scores=tuple(map(fit, example.scores)))
     return example
+
+
+def read_source_spec(spec: str) -> tuple[str, dict[str, float], float]:
+    """Return (file, losses, weight) of "FILE", "FILE:LOSS" or "FILE:LOSS:WEIGHT".
+
+    Raises:
+        ConfigurationError: what follows the file is neither.
+    """
+    path, *rest = spec.split(":")
+    if not rest or Path(spec).is_file():
+        return spec, {}, 0.0
+    try:
+        weight = float(rest[1]) if len(rest) == 2 else 0.0
+    except ValueError:
+        weight = -1.0
+    if len(rest) > 2 or weight < 0 or rest[0] not in LOSSES:
+        raise ConfigurationError(
+            f"{spec} is neither a file nor one with a loss",
+            expected=f"FILE:LOSS or FILE:LOSS:WEIGHT with one of {', '.join(LOSSES)}",
+        )
+    return path, {rest[0]: 1.0}, weight
 
 
 def check_losses(losses: Mapping[str, float]) -> None:

@@ -27,6 +27,7 @@ from embedsmith.tokens import Index, cut_microbatches
 if TYPE_CHECKING:
     import torch
 
+KEPT = "own"  # how a file says that the base's own value stays
 Schedule = Literal["linear", "cosine", "constant"]
 
 
@@ -142,8 +143,14 @@ def config_from(values: Mapping[str, object]) -> TrainingConfig:
             expected=f"any of {', '.join(sorted(known))}",
             action=next((_MISTAKEN[name] for name in unknown if name in _MISTAKEN), ""),
         )
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return TrainingConfig(**plain)  # type: ignore[arg-type]
+    return TrainingConfig(**{name: _from_toml(value) for name, value in values.items()})  # type: ignore[arg-type]
+
+
+def _from_toml(value: object) -> object:
+    """Return a value as the configuration has it: TOML knows no tuples and no None."""
+    if isinstance(value, list):
+        return tuple(value)
+    return None if value == KEPT else value
 
 
 _POOL = (

@@ -98,10 +98,10 @@ def prepare(
     return Prepared(network, preparation, tuple(notes))
 
 
-def save_prepared(prepared: Prepared, out: Path | str, *, card: str) -> Path:
-    """Write the trained network as a sentence-transformers folder with its prompts."""
+def save_prepared(prepared: Prepared, out: Path | str, *, card: str, files: Mapping[str, str] | None = None) -> Path:
+    """Write the trained network as a sentence-transformers folder with its prompts, and `files` by name."""
     network, preparation = prepared.network, prepared.preparation
     if preparation.lora is not None and preparation.merge:
         network = merge_lora(network)
     prompts = {"query": preparation.prompts.query, "document": preparation.prompts.document}
-    return save_network(network, out, card=card, prompts=prompts if any(prompts.values()) else None)
+    return save_network(network, out, card=card, prompts=prompts if any(prompts.values()) else None, files=files)

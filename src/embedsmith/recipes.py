@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from embedsmith.artifacts import plain
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.optimization import TrainingConfig, config_from
+from embedsmith.optimization import KEPT, TrainingConfig, config_from
 from embedsmith.preparation import Preparation, preparation_from
 
 TABLES = ("about", "training", "preparation", "small")
+PREPARING = frozenset(item.name for item in fields(Preparation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +27,85 @@ class TrainingRecipe:
 
     Attributes:
         text: the TOML it was read from, comments included.
-        values: the table `training`, with that of a small machine over it where it was asked for.
+        training: the table of that name, with that of a small machine over it where it was asked for.
+        preparing: the table `preparation`.
     """
 
     name: str
     about: str
     text: str
-    values: Mapping[str, Any]
-    preparation: Preparation
+    training: Mapping[str, Any]
+    preparing: Mapping[str, Any]
 
     def configure(self, **own: Any) -> TrainingConfig:
         """Return the configuration with the user's `own` values over the recipe's."""
-        return config_from({**self.values, **own})
+        return config_from({**self.training, **own})
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is done to the base."""
+        return preparation_from(self.preparing)
+
+
+PLAIN = TrainingRecipe("plain", "embedsmith's own choices", "", {}, {})
+
+
+def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe:
+    """Return the recipe with values set as in `temperature=.02`, `lora.rank=16`, `preparation.pooling=mean`.
+
+    Raises:
+        ConfigurationError: no "=", or an unknown key.
+    """
+    training, preparing = dict(recipe.training), {**recipe.preparing}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--set {assignment}", expected="key=value, as in temperature=0.02")
+        table, _, name = key.strip().removeprefix("preparation.").rpartition(".")
+        value = _read_value(text.strip())
+        if table in {"lora", "prompts"}:
+            preparing[table] = {**preparing.get(table, {}), name: value}
+        elif key.strip().startswith("preparation.") or name in PREPARING:
+            preparing[name] = value
+        else:
+            training[key.strip().removeprefix("training.")] = value
+    changed = replace(recipe, training=training, preparing=preparing)
+    changed.configure()
+    _ = changed.preparation
+    return changed
+
+
+def _read_value(text: str) -> Any:
+    """Return what TOML makes of `text`, or the text itself where it is no TOML value: .02, [64, 32], mean."""
+    number = f"0{text}" if text.startswith(".") else text
+    try:
+        return tomllib.loads(f"value = {number}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def write_recipe(config: TrainingConfig, preparation: Preparation) -> str:
+    """Return the TOML of a run: `read_recipe` gives back the same configuration and preparation."""
+    training = {name: KEPT if value is None else value for name, value in plain(config).items()}
+    lines = ['about = "what this model was trained with"', *_table("training", training)]
+    values = plain(preparation)
+    nested = {name: values.pop(name) for name in ("lora", "prompts")}
+    lines += _table("preparation", values)
+    for name, table in nested.items():
+        lines += _table(f"preparation.{name}", table) if table else []
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items() if value is not None)]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers, truth and lists are written as in JSON
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -62,13 +133,16 @@ def read_recipe(name: str | Path, *, small: bool = False) -> TrainingRecipe:
     if small and "small" not in values:
         raise ConfigurationError(f"{name} has no values for a small machine", expected="a table [small]")
     training = {**values.get("training", {}), **(values["small"] if small else {})}
+    recipe = TrainingRecipe(
+        Path(name).stem, str(values.get("about", "")), text, training, values.get("preparation", {})
+    )
     try:
-        config_from(training)
-        preparation = preparation_from(values.get("preparation", {}))
+        recipe.configure()
+        preparation_from(recipe.preparing)
         config_from(values.get("small", {}))
     except ConfigurationError as error:
         raise ConfigurationError(f"{name}: {error.found}", expected=error.expected, action=error.action) from None
-    return TrainingRecipe(Path(name).stem, str(values.get("about", "")), text, training, preparation)
+    return recipe
 
 
 def _read(name: str | Path) -> str:

@@ -58,6 +58,7 @@ from embedsmith.optimization import (
     optimize,
 )
 from embedsmith.preparation import Preparation, prepare, save_prepared
+from embedsmith.recipes import write_recipe
 from embedsmith.tokens import Tokens, cut_microbatches, read_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def train(
     notes = [*prepared.notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
     done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices)
     if devices.rank == 0:
-        save_prepared(prepared, out, card=card or "")
+        save_prepared(prepared, out, card=card or "", files={"recipe.toml": write_recipe(config, preparation)})
         remove_checkpoint(checkpoint_beside(out))
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
