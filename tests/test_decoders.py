@@ -142,7 +142,7 @@ def test_an_encoder_gets_the_mean_or_what_is_asked_for(tiny_model: Path) -> None
 
 
 def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
-    from transformers import BertConfig, ModernBertConfig, T5Config
+    from transformers import BertConfig, Gemma3TextConfig, ModernBertConfig, T5Config
 
     from embedsmith.decoders import is_decoder
 
@@ -150,6 +150,8 @@ def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
     assert is_decoder(BertConfig(is_decoder=True))
     assert not is_decoder(ModernBertConfig())
     assert not is_decoder(T5Config())
+    assert is_decoder(Gemma3TextConfig())
+    assert not is_decoder(Gemma3TextConfig(use_bidirectional_attention=True))
 
 
 def test_a_folder_that_says_its_pooling_keeps_it(llama: Path, tmp_path: Path) -> None:

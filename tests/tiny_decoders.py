@@ -29,7 +29,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}),
     "minicpm3": (
         "MiniCPM3",
-        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8},
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+        },
     ),
 }
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -336,21 +336,28 @@ def save_network(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    with quiet_transformers():
-        network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
-    if has_lora(network):
-        complete_adapter(network, temporary)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    temporary.chmod(0o755)
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(path)
+    try:
+        with quiet_transformers():
+            network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
+        if has_lora(network):
+            complete_adapter(network, temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.chmod(0o755)
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old)
 
 
 def default_prompt(network: SentenceTransformer) -> str:
