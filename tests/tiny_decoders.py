@@ -29,19 +29,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}),
     "minicpm3": (
         "MiniCPM3",
-        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8},
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 4,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+        },
     ),
 }
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
 
-def write_decoder(folder: Path, family: str = "llama", *, length: int = 96, **tokenizer: Any) -> Path:
+def write_decoder(
+    folder: Path, family: str = "llama", *, length: int = 96, intermediate_size: int = 48, **tokenizer: Any
+) -> Path:
     """Write a plain transformers folder: configuration, random weights, tokenizer. Keywords go to `make_tokenizer`."""
     torch.manual_seed(0)
     made = make_tokenizer(**tokenizer)
     name, extra = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(
-        **SIZES, **extra, vocab_size=len(made), max_position_embeddings=length,
+        **SIZES | extra | {"intermediate_size": intermediate_size},
+        vocab_size=len(made), max_position_embeddings=length,
         pad_token_id=made.pad_token_id, bos_token_id=1, eos_token_id=made.eos_token_id,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config)

