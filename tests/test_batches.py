@@ -21,8 +21,10 @@ from embedsmith.batches import (
     localize,
     order_batches,
     pair_up,
+    saved_prompts,
     triple_up,
 )
+from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
 CARD: list[Example] = [
@@ -136,3 +138,14 @@ def test_texts_of_a_class_come_together() -> None:
         labels = [rows[row].label for row in batch]
         assert any(labels.count(label) > 1 for label in labels)
         assert len(set(labels)) > 1
+
+
+def test_the_most_frequent_instruction_is_saved_and_none_at_all_is_a_mistake() -> None:
+    prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
+    asked = [PositivePair(str(row), "x", instruction="find it" if row else "name it") for row in range(3)]
+    saved, notes = saved_prompts([Source(tuple(asked))], prompts)
+    assert saved.query == "Instruct: find it\nQuery: "
+    assert notes == ("prompt for queries saved with the instruction 'find it', the most frequent of 2",)
+    assert saved_prompts([Source(tuple(CARD))], Prompts("ask: ")) == (Prompts("ask: "), ())
+    with pytest.raises(InputError, match="no example has one"):
+        saved_prompts([Source(tuple(CARD))], prompts)

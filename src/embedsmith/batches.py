@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
 Index = NDArray[np.int64]
@@ -36,6 +37,9 @@ class Prompts:
 
     query: str = ""
     document: str = ""
+
+
+INSTRUCTION = "{instruction}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,29 @@ def _prompts_of(example: Example, source: Source, prompts: Prompts) -> tuple[str
     """Return what goes before the anchor and before the texts it is compared to."""
     asymmetric = isinstance(example, (PositivePair, Triplet))
     instruction = example.instruction if isinstance(example, (PositivePair, Triplet)) else None
-    query = prompts.query.replace("{instruction}", instruction or "")
+    query = prompts.query.replace(INSTRUCTION, instruction or "")
     symmetric = source.symmetric if source.symmetric is not None else not asymmetric
     return query, query if symmetric else prompts.document
+
+
+def saved_prompts(sources: Sequence[Source], prompts: Prompts) -> tuple[Prompts, tuple[str, ...]]:
+    """Return the prompts to save with a model: a placeholder becomes the most frequent instruction; and a note."""
+    if INSTRUCTION not in prompts.query:
+        return prompts, ()
+    asked = (example for source in sources for example in source.examples)
+    found = Counter(
+        example.instruction for example in asked if isinstance(example, (PositivePair, Triplet)) and example.instruction
+    )
+    if not found:
+        raise InputError(
+            "the prompt has a place for an instruction, and no example has one",
+            expected='a column "instruction", or a prompt without {instruction}',
+            action="add the column, or --set prompts.query='...'",
+        )
+    most = found.most_common(1)[0][0]
+    more = f", the most frequent of {len(found)}" if len(found) > 1 else ""
+    query = prompts.query.replace(INSTRUCTION, most)
+    return replace(prompts, query=query), (f"prompt for queries saved with the instruction {most!r}{more}",)
 
 
 # ── The order of the rows

@@ -98,10 +98,12 @@ def prepare(
     return Prepared(network, preparation, tuple(notes))
 
 
-def save_prepared(prepared: Prepared, out: Path | str, *, card: str, files: Mapping[str, str] | None = None) -> Path:
+def save_prepared(
+    prepared: Prepared, out: Path | str, *, prompts: Prompts, card: str, files: Mapping[str, str] | None = None
+) -> Path:
     """Write the trained network as a sentence-transformers folder with its prompts, and `files` by name."""
     network, preparation = prepared.network, prepared.preparation
     if preparation.lora is not None and preparation.merge:
         network = merge_lora(network)
-    prompts = dict(zip(SIDES, (preparation.prompts.query, preparation.prompts.document), strict=True))
-    return save_network(network, out, card=card, prompts=prompts if any(prompts.values()) else None, files=files)
+    named = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
+    return save_network(network, out, card=card, prompts=named if any(named.values()) else None, files=files)

@@ -29,6 +29,7 @@ from embedsmith.batches import (
     count_batches,
     localize,
     order_batches,
+    saved_prompts,
 )
 from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.devices import Alone, Devices, deal, open_devices
@@ -136,6 +137,7 @@ def train(
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses)
     data = collect(sources, preparation.prompts)
+    prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
     config, batch_reason = choose_batch(config, len(data.rows))
     keep_memory()
     devices = open_devices()
@@ -159,10 +161,11 @@ def train(
         guide=_guide(config, data.texts),
         devices=devices,
     )
-    notes = [*prepared.notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
+    notes = [*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
     done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices)
     if devices.rank == 0:
-        save_prepared(prepared, out, card=card or "", files={"recipe.toml": write_recipe(config, preparation)})
+        files = {"recipe.toml": write_recipe(config, preparation)}
+        save_prepared(prepared, out, prompts=prompts, card=card or "", files=files)
         remove_checkpoint(checkpoint_beside(out))
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
