@@ -31,6 +31,7 @@ LAYERS = (
     ("server", "integrations"),
     ("pipeline",),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {name: place for place, names in enumerate(LAYERS) for name in names}
 

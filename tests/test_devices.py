@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from embedsmith.batches import localize
+from embedsmith.batches import Source, localize
 from embedsmith.devices import Alone, deal, require_shared
 from embedsmith.errors import EmbedsmithError
+from embedsmith.examples import PositivePair
+from embedsmith.model import load_encoder
 from embedsmith.objectives import parts_of
 from embedsmith.optimization import TrainingConfig
-from steps import CONFIGS, EVERYTHING, VARIANTS, make_task, step
+from embedsmith.training import train
+from steps import CONFIGS, EVERYTHING, VARIANTS, WORDS, make_task, step
 
 ALONE = {name: value for name, value in os.environ.items() if name not in {"WORLD_SIZE", "RANK"}}
 
@@ -104,3 +108,27 @@ def test_processes_that_see_other_checkpoints_stop() -> None:
     assert require_shared(40, Second()) == 40
     with pytest.raises(EmbedsmithError, match=r"step 0.*step 40"):
         require_shared(0, Second())
+
+
+def test_torchrun_trains_the_model_that_one_process_trains(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"anchor": f"how do I change my {word}", "positive": f"{word}: another one, please"} for word in WORDS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    pairs = tuple(PositivePair(row["anchor"], row["positive"]) for row in rows)
+    config = TrainingConfig(batch=6, precision="fp32", token_budget=40)
+    train([Source(pairs, f"{tmp_path.name}/pairs.jsonl")], base=tiny_model, out=tmp_path / "one", config=config)
+    options = ["--batch", "6", "--precision", "fp32", "--set", "token_budget=40", "--json"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "embedsmith", "train", str(tmp_path / "pairs.jsonl"), "--base", str(tiny_model)]
+    done = subprocess.run(
+        [*launcher, *command, "--out", str(tmp_path / "two"), *options],
+        capture_output=True,
+        text=True,
+        env=ALONE | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)  # of two processes, one speaks
+    assert any("of all 2 processes" in note for note in told["notes"])
+    texts = [row["anchor"] for row in rows]
+    one, two, base = (load_encoder(spec).encode(texts) for spec in (tmp_path / "one", tmp_path / "two", tiny_model))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert np.abs(one - base).max() > 1e-4

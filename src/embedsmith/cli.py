@@ -1039,7 +1039,8 @@ def _print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[obj
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
+    if not console.quiet:
+        typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
 
 def main() -> None:
@@ -1047,12 +1048,14 @@ def main() -> None:
     # Threads that spin for long on a core that another process wants cost three quarters of the speed; a short
     # spin costs nothing on a quiet machine (docs/log.md). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    console.quiet = os.environ.get("RANK", "0") != "0"  # of many processes, the first one speaks
     try:
         app(standalone_mode=True)
     except CalibrationRefused as refusal:
         console.print(f"refused: {refusal}", markup=False, highlight=False)
         sys.exit(refusal.exit_code)
     except EmbedsmithError as error:
+        console.quiet = False
         console.print(f"error: {error}", markup=False, highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
