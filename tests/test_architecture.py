@@ -24,6 +24,8 @@ LAYERS = (
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("objectives", "preparation"),
     ("optimization",),
+    ("checks",),
+    ("probes",),
     ("training", "evaluation", "calibration", "runtime", "recipes"),
     ("verifier", "suites", "retrieval"),
     ("cross_encoder", "export"),

@@ -102,12 +102,14 @@ class TrainingConfig:
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}")
+                action = _SCALE.format(value, 1 / value) if name == "temperature" and value > high else ""
+                raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}", action=action)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=f"one of {', '.join(choices)}")
 
 
+_SCALE = "a scale of {:g} in other libraries is a temperature of {:g} here"
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "mixing": get_args(Mixing),
     "mining": get_args(Mining),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from embedsmith.batches import (
     Index,
     Numbers,
     Plan,
+    Prompts,
     Source,
     TrainingSet,
     collect,
@@ -32,6 +34,16 @@ from embedsmith.batches import (
     saved_prompts,
 )
 from embedsmith.checkpoints import remove_checkpoint
+from embedsmith.checks import (
+    BATCHES,
+    Finding,
+    Report,
+    Watch,
+    check_movement,
+    mean_cosine,
+    report_of,
+    stop_on_errors,
+)
 from embedsmith.devices import Alone, Devices, deal, open_devices
 from embedsmith.errors import InputError
 from embedsmith.examples import Example
@@ -54,11 +66,13 @@ from embedsmith.optimization import (
     checkpoint_beside,
     choose_precision,
     config_from,
+    count_steps,
     keep_memory,
     learning_rate_at,
     optimize,
 )
-from embedsmith.preparation import Preparation, prepare, save_prepared
+from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
+from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import write_recipe
 from embedsmith.tokens import Tokens, cut_microbatches, read_tokens, write_tokens
 
@@ -69,16 +83,19 @@ if TYPE_CHECKING:
 __all__ = [
     "LOSSES",
     "Progress",
+    "Rehearsal",
     "Source",
     "TrainingConfig",
     "TrainingResult",
     "config_from",
     "learning_rate_at",
+    "rehearse",
     "train",
 ]
 MAPPED = 2**20  # token ids that are worth a file
 SAMPLE = 1024  # texts of which the longest show what activations take
 MEMORY_SHARE = 4  # activations may take a quarter of the memory
+IN_BATCH = 8  # rows a batch at least where its rows are each other's negatives; one row alone has none
 LARGEST_BATCH, FEWEST_STEPS = 16, 45  # what the automatic batch size keeps to (docs/log.md)
 
 
@@ -90,7 +107,9 @@ class TrainingResult:
         model: the sentence-transformers folder.
         losses: (step, loss) of every step of this run (from the checkpoint on, if resumed).
         tokens: real tokens that went through the model in this run; padding is the share added to them.
-        notes: automatic choices with their reasons.
+        notes: automatic choices with their reasons, and the warnings.
+        findings: what the checks of the run found.
+        unchecked: checks that could not be made, with the reason.
     """
 
     model: Path
@@ -106,6 +125,27 @@ class TrainingResult:
     truncated: int
     precision: Precision
     notes: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a run would be: everything before its first step.
+
+    Attributes:
+        notes: sources with their losses, the pool of negatives, automatic choices; each with its reason.
+        step_seconds: one measured step (the second, since the first warms up); seconds: all steps at that pace.
+    """
+
+    rows: int
+    pairs: int
+    steps: int
+    step_seconds: float
+    seconds: float
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    unchecked: tuple[str, ...]
 
 
 def train(
@@ -117,6 +157,8 @@ def train(
     preparation: Preparation | None = None,
     card: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    held_out: Sequence[Example] = (),
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> TrainingResult:
     """Return the model tuned on `examples`, saved to the folder `out`.
 
@@ -126,29 +168,124 @@ def train(
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.
+        held_out: rows that the model will be judged by; none of them may be in `examples`.
+        on_finding: is told each warning before the first step.
 
     Raises:
-        InputError: no usable example. ModelError: the base cannot be loaded.
+        InputError: no usable example, or a finding that leaves nothing to train on (`checks`).
+        ModelError: the base cannot be loaded. ConfigurationError: a setting that cannot work, or the run diverges.
         EmbedsmithError: the loss is not finite.
     """
+    ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
+    devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
+    if on_finding is not None and devices.rank == 0:
+        for finding in ready.report.findings:
+            on_finding(finding)
+    movement = Movement(network)
+    done = optimize(ready.task, ready.config, store=checkpoint, key=ready.key, on_progress=on_progress, devices=devices)
+    report = ready.report + report_of(check_movement(movement.measure(), done.losses, ready.config))
+    if devices.rank == 0:
+        recipe = write_recipe(ready.config, ready.prepared.preparation)
+        files = {"recipe.toml": recipe}
+        save_prepared(ready.prepared, out, prompts=ready.prompts, card=card or "", files=files)
+        remove_checkpoint(checkpoint)
+        shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
+    devices.agree(0)
+    data, tokens = ready.task.data, ready.task.tokens
+    notes = (*ready.notes, *describe_truncation(tokens), *report.warnings)
+    made = make_result(
+        Path(out), done, ready.task.precision, notes, rows=len(data.rows), pairs=data.pairs, tokens=tokens
+    )
+    return replace(made, findings=report.findings, unchecked=report.unchecked)
+
+
+def rehearse(
+    examples: Sequence[Example] | Sequence[Source],
+    *,
+    base: str | Path,
+    out: Path | str,
+    config: TrainingConfig | None = None,
+    preparation: Preparation | None = None,
+    held_out: Sequence[Example] = (),
+) -> Rehearsal:
+    """Return what `train` with the same arguments would do, and how long it would take; trains and saves nothing.
+
+    Raises:
+        what `train` raises before its first step.
+    """
+    tokens = _tokens_beside(Path(out))
+    known = tokens.exists()
+    ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
+    if not known:
+        shutil.rmtree(tokens, ignore_errors=True)
+    seconds = _measure_step(ready.task)
+    steps = count_steps(ready.task, ready.config) * ready.config.runs
+    data, report = ready.task.data, ready.report
+    return Rehearsal(
+        *(len(data.rows), data.pairs, steps, seconds, round(seconds * steps, 1)),
+        notes=(*ready.notes, *describe_truncation(ready.task.tokens)),
+        findings=report.findings,
+        unchecked=report.unchecked,
+    )
+
+
+def _measure_step(task: _EmbeddingTask) -> float:
+    """Return the seconds of a step without its update, which is small beside it."""
+    task.network.train()
+    for rows in task.order(task.config.seed, 0)[:1] * 2:
+        began = time.monotonic()
+        task.accumulate(rows, seed=0)
+    return round(time.monotonic() - began, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A run before its first step."""
+
+    prepared: Prepared
+    prompts: Prompts
+    task: _EmbeddingTask
+    config: TrainingConfig
+    key: str
+    notes: tuple[str, ...]
+    report: Report
+
+
+def _make_ready(
+    examples: Sequence[Example] | Sequence[Source],
+    base: str | Path,
+    out: Path,
+    config: TrainingConfig | None,
+    preparation: Preparation | None,
+    held_out: Sequence[Example],
+) -> _Ready:
+    """Return the run, checked; what is cheap to check comes before what is dear to load."""
     config, preparation = config or TrainingConfig(), preparation or Preparation()
     given = list(examples) if _are_sources(examples) else [Source(tuple(examples))]  # type: ignore[arg-type]
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses)
     data = collect(sources, preparation.prompts)
+    losses, asked = [source.losses for source in sources], config.batch
+    apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
+    config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
+    report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
+    stop_on_errors(report.findings)
     prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
-    config, batch_reason = choose_batch(config, len(data.rows))
     keep_memory()
     devices = open_devices()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
     prepared = prepare(base, preparation, precision=precision, seed=config.seed, attention=best_attention())
     network = prepared.network
-    losses = [source.losses for source in sources]
+    report += examine_network(prepared, sources, data, config, precision, asked=asked)
+    stop_on_errors(report.findings)
     key = fingerprint([data, losses, fingerprint_model(base), config, preparation, precision])
-    tokens = _tokenize_once(network, data.texts, Path(out), key, devices)
+    tokens = _tokenize_once(network, data.texts, out, key, devices)
     plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
+    batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
+    report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
+    stop_on_errors(report.findings)
     held, memory_note = choose_held(network, tokens, config, precision)
     task = _EmbeddingTask(
         network,
@@ -161,16 +298,8 @@ def train(
         guide=_guide(config, data.texts),
         devices=devices,
     )
-    notes = [*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
-    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices)
-    if devices.rank == 0:
-        files = {"recipe.toml": write_recipe(config, preparation)}
-        save_prepared(prepared, out, prompts=prompts, card=card or "", files=files)
-        remove_checkpoint(checkpoint_beside(out))
-        shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
-    devices.agree(0)
-    notes += describe_truncation(tokens)
-    return make_result(Path(out), done, precision, tuple(notes), rows=len(data.rows), pairs=data.pairs, tokens=tokens)
+    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note)
+    return _Ready(prepared, prompts, task, config, key, notes, report)
 
 
 def _are_sources(examples: Sequence[Example] | Sequence[Source]) -> TypeGuard[Sequence[Source]]:
@@ -297,6 +426,7 @@ class _EmbeddingTask:
         self.network, self.data, self.tokens, self.losses = network, data, tokens, losses
         self.plan, self.config, self.precision = plan, config, precision
         self.guide, self.devices = guide, devices or Alone()
+        self.watch = Watch()
 
     def count(self) -> int:
         return count_batches(self.data.rows, self.plan)
@@ -320,6 +450,9 @@ class _EmbeddingTask:
         self.devices.sum([gradient, value])
         if bool(gradient.isfinite().all()):
             pool.backward(gradient)
+        total = float(embeddings.detach().sum(dim=0).square().sum())
+        sources = tuple(sorted({row.source for row in local}))
+        self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
         return float(value), pool.work
 
 
@@ -414,11 +547,11 @@ def _cgroup_limits() -> list[str]:
     return [Path(name).read_text(encoding="ascii").strip() for name in names if Path(name).is_file()]
 
 
-def choose_batch(config: TrainingConfig, rows: int) -> tuple[TrainingConfig, str]:
-    """Return the configuration with its batch size settled, and the reason for it."""
+def choose_batch(config: TrainingConfig, rows: int, *, least: int = 1) -> tuple[TrainingConfig, str]:
+    """Return the configuration with its batch size settled, `least` or more if chosen, and the reason for it."""
     if config.batch:
         return config, f"batch {config.batch} as asked"
-    size = min(LARGEST_BATCH, max(rows // FEWEST_STEPS, 1))
+    size = min(LARGEST_BATCH, max(rows // FEWEST_STEPS, least))
     why = "the default" if size == LARGEST_BATCH else f"{rows} rows would give too few steps at {LARGEST_BATCH}"
     return replace(config, batch=size), f"batch {size}: {why}"
 
