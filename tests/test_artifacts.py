@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from embedsmith.artifacts import (
     fingerprint_file,
     read_json,
     read_jsonl,
+    write_ahead,
     write_jsonl,
     write_text,
 )
@@ -90,3 +93,18 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
         raise RuntimeError
     assert not run.is_fresh("corpus", {}, {})
     assert read_json(run / "manifest.json") == {"stages": {}}
+
+
+def test_a_file_that_another_one_is_opening_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "new.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("begin exclusive")
+    threading.Timer(0.2, lambda: other.execute("commit")).start()
+    mine = sqlite3.connect(path, timeout=0)
+    write_ahead(mine, wait=30)
+    assert mine.execute("pragma journal_mode").fetchone() == ("wal",)
+    third = sqlite3.connect(tmp_path / "third.sqlite", timeout=0)
+    busy = sqlite3.connect(tmp_path / "third.sqlite", isolation_level=None)
+    busy.execute("begin exclusive")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        write_ahead(third, wait=0.05)

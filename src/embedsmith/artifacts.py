@@ -17,9 +17,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from embedsmith.errors import InputError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -265,3 +268,25 @@ def stage_key(inputs: Mapping[str, str], configuration: Mapping[str, Any]) -> st
     from embedsmith import __version__
 
     return fingerprint({"inputs": inputs, "configuration": configuration, "version": __version__})
+
+
+def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:
+    """Switch a SQLite file to the write-ahead log; where another process does the same to a new file, wait for it.
+
+    SQLite itself does not wait for that lock, whatever its timeout, but fails.
+
+    Args:
+        wait: seconds after which the other's lock is an error.
+    """
+    import sqlite3
+
+    last = time.monotonic() + wait
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > last:
+                raise
+            time.sleep(0.005)
+        else:
+            return

@@ -5,6 +5,8 @@ The command line prints `str(error)` and exits with `error.exit_code`; a traceba
 
 from __future__ import annotations
 
+import traceback
+
 
 class EmbedsmithError(Exception):
     """Base of all errors a caller may want to catch.
@@ -66,3 +68,14 @@ class CalibrationRefused(EmbedsmithError):
     """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing."""
 
     exit_code = 4
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return the type of an error and where it was raised.
+
+    Its message stays out: those of stores and clients quote rows, addresses and texts.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    cause = error.__cause__ or error.__context__
+    return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.errors import describe_failure
 
 LOG = logging.getLogger("embedsmith.integrations")
 Namespace = str | Callable[[], str]
@@ -87,7 +88,7 @@ class Shelf:
                 tags = [self.kind]
                 self.cache.add(asked.text, answer, namespace=self.tenant, scope=scope, ttl=self.ttl, tags=tags)
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
-            LOG.warning("%s: an answer could not be stored: %s", self.kind, error)
+            LOG.warning("%s: an answer could not be stored: %s", self.kind, describe_failure(error))
 
     def _scope_of(self, question: Question) -> dict[str, Any]:
         return {"for": self.kind, "narrowed": dict(self.scope), **question.scope}

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from embedsmith.artifacts import fingerprint
+from embedsmith.artifacts import fingerprint, write_ahead
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.structured import storable
 
+WAIT = 30.0  # seconds for another process to finish writing
 SCHEMA = """
 create table if not exists calls (
     key text primary key,
@@ -45,8 +46,8 @@ class Journal:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         try:
-            self._connection = sqlite3.connect(path, timeout=30)
-            self._connection.execute("pragma journal_mode = wal")
+            self._connection = sqlite3.connect(path, timeout=WAIT)
+            write_ahead(self._connection, wait=WAIT)
             self._connection.execute("pragma synchronous = full")
             self._connection.execute(SCHEMA)
         except sqlite3.DatabaseError as error:

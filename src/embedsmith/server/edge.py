@@ -11,9 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embedsmith.errors import describe_failure
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.spans import NO_SPAN, Spans
-from embedsmith.server.trail import REQUEST_ID, Trail, describe_failure, open_trail
+from embedsmith.server.trail import REQUEST_ID, Trail, open_trail
 
 BODY_SECONDS = 60.0  # for a whole request body
 LARGEST_HEAD = 1 << 16  # bytes of a request line with its headers

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.errors import describe_failure
 from embedsmith.server.batching import Batcher, Busy, Encoded
 from embedsmith.server.edge import refuse, require_json
 from embedsmith.server.proxy import Proxy, parse
-from embedsmith.server.trail import Trail, describe_failure, trail_of
+from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
 INLINE = 32 * 1024  # numbers that are written without a thread

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal, Protocol, TextIO, get_args
 
-from embedsmith.errors import ConfigurationError
-from embedsmith.server.trail import Trail, describe_failure
+from embedsmith.errors import ConfigurationError, describe_failure
+from embedsmith.server.trail import Trail
 
 Mode = Literal["text", "json", "off"]
 TRUSTED = ("embedsmith", "uvicorn", "asyncio")  # loggers whose first line is constant

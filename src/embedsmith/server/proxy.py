@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer, StreamReader, load_answer, read_body, stream_events
 from embedsmith.server.control import Control, describe, read_control, tenant_of
 from embedsmith.server.edge import BODY_SECONDS, read_limited, refuse, require_json
 from embedsmith.server.flights import Flight, Flights
-from embedsmith.server.trail import Trail, describe_failure, trail_of
+from embedsmith.server.trail import Trail, trail_of
 from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import Watch
 

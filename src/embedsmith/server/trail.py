@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -94,14 +93,3 @@ def header_of(headers: Iterable[tuple[bytes, bytes]], name: str) -> str | None:
     """Return the first header of this name in an ASGI scope."""
     wanted = name.encode("ascii")
     return next((value.decode("latin-1") for key, value in headers if key == wanted), None)
-
-
-def describe_failure(error: BaseException) -> str:
-    """Return the type of an error and where it was raised.
-
-    Its message stays out: those of stores and clients quote rows, addresses and texts.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    cause = error.__cause__ or error.__context__
-    return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")

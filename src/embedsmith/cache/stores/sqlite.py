@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from embedsmith.artifacts import write_ahead
 from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
@@ -300,21 +300,7 @@ def path_of(url: str) -> Path:
 def connect(path: Path) -> sqlite3.Connection:
     """Return a connection whose transactions are opened and closed by hand."""
     connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
-    _write_ahead(connection)
+    write_ahead(connection, wait=WAIT)
     connection.execute("pragma synchronous = normal")
     connection.execute("pragma mmap_size = 1073741824")
     return connection
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log; where another does the same to a new file, SQLite does not wait but fails."""
-    last = time.monotonic() + WAIT
-    while True:
-        try:
-            connection.execute("pragma journal_mode = wal")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > last:
-                raise
-            time.sleep(0.005)
-        else:
-            return
