@@ -566,7 +566,7 @@ def _judge_classes(name: str, count: Counter[str]) -> Iterator[Outcome]:
         yield Finding(
             "no-triplets",
             "error" if count["idle"] == count["batches"] else "warning",
-            f"{name}: {_share(count['idle'], count['batches'])} batches have no two texts of a class beside another",
+            f"{name}: {_share(count['idle'], count['batches'])} batches lack two texts of a class beside another",
             "a triplet in every batch",
             "raise --batch (texts of a class come in fours, so 16 has four classes)",
             "configuration",

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from embedsmith.batches import Source
     from embedsmith.cache.recalibration import Recalibration
     from embedsmith.cache.semantic import SemanticCache
+    from embedsmith.checks import Finding
     from embedsmith.corpus import Deduplicated
     from embedsmith.encoder import Encoder
-    from embedsmith.examples import LabelledPair
+    from embedsmith.examples import Example, LabelledPair
     from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
     from embedsmith.runtime import Fidelity
@@ -289,6 +290,12 @@ def train(
     verifier: Annotated[
         bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
     ] = False,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Rows that the model will be judged by: the run stops if they are trained on.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would do, how long it takes, and what is wrong with it.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -300,6 +307,8 @@ def train(
         raise ConfigurationError(
             "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
         )
+    if verifier and (held_out is not None or dry_run):
+        raise ConfigurationError("--held-out or --dry-run with --verifier", expected="an embedding model")
     own = _own_values(epochs, batch, learning_rate, precision, losses, seed)
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
@@ -307,6 +316,12 @@ def train(
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
     card = write_card(CardFacts(base, count, told, plain(config), verifier=verifier))
+    given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
+    given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
+    if dry_run:
+        _rehearse(sources, given, as_json)
+        return
+    told_before: set[str] = set()
     with _watch() as watch:
         if verifier:
             from embedsmith.cross_encoder import train_verifier
@@ -318,22 +333,43 @@ def train(
         else:
             from embedsmith.training import train as train_encoder
 
-            result = train_encoder(
-                sources,
-                base=base,
-                out=out / "model",
-                config=config,
-                preparation=preparation,
-                card=card,
-                on_progress=watch.steps,
-            )
+            def tell(finding: Finding) -> None:
+                told_before.add(f"warning: {finding}")
+                watch.say(f"warning: {finding}")
+
+            result = train_encoder(sources, **given, card=card, on_progress=watch.steps, on_finding=tell)
     if as_json:
         _print_json(plain(result))
         return
     for note in result.notes:
-        console.print(note, markup=False)
+        if note not in told_before:
+            console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
     console.print(f"{result.model.name}  {result.model}")
+
+
+def _read_held_out(path: Path | None) -> tuple[Example, ...]:
+    from embedsmith.examples import read_examples
+
+    return read_examples(path).examples if path is not None else ()
+
+
+def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool) -> None:
+    """Print what the run would be."""
+    from embedsmith.training import rehearse
+
+    found = rehearse(sources, **given)
+    if as_json:
+        _print_json(found)
+        return
+    for source in sources:
+        console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
+    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings)):
+        console.print(note, markup=False, highlight=False)
+    pace = f"about {found.seconds:,.0f} s at {found.step_seconds:.2f} s a step, measured on one"
+    console.print(
+        f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
+    )
 
 
 def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
