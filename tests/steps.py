@@ -1,10 +1,13 @@
 """One training step for every loss, as a program: run alone or by torchrun, it writes the gradients it ended with.
 
 python tests/steps.py MODEL OUT          # or: python -m torch.distributed.run --nproc-per-node 2 tests/steps.py …
+Several processes also take steps and train models with sharded weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +17,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Plan, Source, collect
 from embedsmith.devices import Devices, open_devices
-from embedsmith.examples import Example, LabelledPair, LabelledText, ScoredPair, Triplet
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.model import load_network, tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
-from embedsmith.optimization import TrainingConfig
-from embedsmith.training import _EmbeddingTask
+from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
+from embedsmith.preparation import Preparation
+from embedsmith.sharding import gather_whole, shard
+from embedsmith.training import _EmbeddingTask, train
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 EVERYTHING = 10**9
@@ -57,6 +63,8 @@ def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices
     tokens = tokenize_for(network, data.texts)
     losses: Sequence[Mapping[str, float]] = [source.losses for source in sources]
     network.train()
+    if devices is not None and devices.sharded:
+        shard(network, size=devices.size)
     return _EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, "fp32", devices=devices)
 
 
@@ -66,8 +74,10 @@ def step(task: _EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:
     for weight in task.network.parameters():
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    task.devices.sum(weight.grad for weight in task.network.parameters() if weight.grad is not None)
-    return value, {name: weight.grad for name, weight in task.network.named_parameters() if weight.grad is not None}
+    found = {name: weight.grad for name, weight in task.network.named_parameters() if weight.grad is not None}
+    if not task.devices.sharded:
+        task.devices.sum(found.values())
+    return value, gather_whole(found, keep=True)
 
 
 CONFIGS: Mapping[str, TrainingConfig] = {
@@ -84,9 +94,30 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def main(model: str, out: Path) -> None:
-    devices = open_devices()
-    for variant, (loss, options) in VARIANTS.items():
+SHARDED = ("infonce", "logistic")  # one whose loss sees the whole batch, one that is a sum over pairs
+PAIRS = tuple(PositivePair(f"how do I change my {word}", f"{word}: another one, please") for word in WORDS)
+# two runs of four steps, with all that a checkpoint holds
+RUN = TrainingConfig(
+    batch=6,
+    epochs=2,
+    runs=2,
+    average=0.5,
+    base_weight=0.2,
+    dropout=0.3,
+    learning_rate=1e-3,
+    precision="fp32",
+    token_budget=40,
+    held_tokens=60,
+    checkpoint_seconds=0.0,
+)
+LORA = Preparation(lora=LoraConfig(targets="all-linear"))
+KILLED = 6  # steps after which a run is stopped
+
+
+def write_steps(model: str, out: Path, variants: Sequence[str], devices: Devices) -> None:
+    """Write the gradients of a step of each variant, whole, in each way of keeping activations."""
+    for variant in variants:
+        loss, options = VARIANTS[variant]
         for how, config in CONFIGS.items():
             chosen = replace(config, **options)  # type: ignore[arg-type]
             value, gradients = step(make_task(model, loss, chosen, devices=devices))
@@ -96,6 +127,34 @@ def main(model: str, out: Path) -> None:
                 save_file(
                     numbers | {"loss": torch.tensor(np.float32(value))}, str(out / f"{variant}, {how}.safetensors")
                 )
+
+
+def train_sharded(model: str, out: Path, devices: Devices) -> None:
+    """Train "whole" at once, "resumed" after a kill, leave the checkpoint of a killed run at "left", and "lora"."""
+    config = replace(RUN, sharded=True)
+
+    def kill(progress: Progress) -> None:
+        if progress.step == KILLED:
+            raise KeyboardInterrupt
+
+    train(PAIRS, base=model, out=out / "whole", config=config)
+    with contextlib.suppress(KeyboardInterrupt):
+        train(PAIRS, base=model, out=out / "resumed", config=config, on_progress=kill)
+    if devices.rank == 0:
+        shutil.copy(checkpoint_beside(out / "resumed"), checkpoint_beside(out / "left"))
+    devices.agree(0)
+    resumed = train(PAIRS, base=model, out=out / "resumed", config=config)
+    assert resumed.resumed_from == KILLED
+    train(PAIRS, base=model, out=out / "lora", config=config, preparation=LORA)
+
+
+def main(model: str, out: Path) -> None:
+    devices = open_devices()
+    write_steps(model, out, tuple(VARIANTS), devices)
+    if devices.size > 1:
+        sharded = open_devices(sharded=True)
+        write_steps(model, out / "sharded", SHARDED, sharded)
+        train_sharded(model, out / "sharded", sharded)
 
 
 if __name__ == "__main__":

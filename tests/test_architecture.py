@@ -20,7 +20,7 @@ LAYERS = (
     ("text", "tables"),
     ("examples", "metrics", "encoder"),
     ("corpus", "llm", "tokens"),
-    ("decoders", "gguf_files", "adapters", "devices"),
+    ("decoders", "gguf_files", "adapters", "devices", "sharding"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("objectives", "preparation"),
     ("optimization",),

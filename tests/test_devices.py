@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,14 +19,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from embedsmith.batches import Source, localize
-from embedsmith.devices import Alone, deal, require_shared
-from embedsmith.errors import EmbedsmithError
+from embedsmith.devices import Alone, deal, open_devices, require_shared
+from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.examples import PositivePair
-from embedsmith.model import load_encoder
+from embedsmith.model import load_encoder, load_network
 from embedsmith.objectives import parts_of
-from embedsmith.optimization import TrainingConfig
-from embedsmith.training import train
-from steps import CONFIGS, EVERYTHING, VARIANTS, WORDS, make_task, step
+from embedsmith.optimization import TrainingConfig, checkpoint_beside, optimize
+from embedsmith.preparation import Preparation
+from embedsmith.sharding import layers_of
+from embedsmith.training import share_turns, train
+from steps import CONFIGS, EVERYTHING, KILLED, LORA, PAIRS, RUN, SHARDED, VARIANTS, WORDS, make_task, step
 
 ALONE = {name: value for name, value in os.environ.items() if name not in {"WORLD_SIZE", "RANK"}}
 
@@ -41,6 +44,10 @@ def reference(model: Path, variant: str) -> tuple[float, dict[str, torch.Tensor]
     total.backward()
     found = {name: weight.grad for name, weight in task.network.named_parameters() if weight.grad is not None}
     return float(total.detach()), found
+
+
+def encode_anchors(model: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return load_encoder(model).encode([pair.anchor for pair in PAIRS])
 
 
 def assert_same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
@@ -84,6 +91,66 @@ def test_caching_and_two_processes_change_nothing_with_dropout_on(tiny_model: Pa
         two = load_file(by_two / f"{variant}, {how}.safetensors")
         assert float(two.pop("loss")) == pytest.approx(value, abs=1e-5)
         assert_same(gradients, two)
+
+
+@pytest.mark.parametrize("variant", SHARDED)
+def test_sharded_weights_have_the_gradients_of_whole_ones(tiny_model: Path, by_two: Path, variant: str) -> None:
+    value, gradients = step(make_task(str(tiny_model), variant, CONFIGS["held"]))
+    for how in CONFIGS:
+        sharded = load_file(by_two / "sharded" / f"{variant}, {how}.safetensors")
+        assert float(sharded.pop("loss")) == pytest.approx(value, abs=1e-5)
+        assert_same(gradients, sharded)
+
+
+@pytest.mark.parametrize(("name", "preparation"), [("whole", Preparation()), ("lora", LORA)])
+def test_sharded_training_gives_the_model_of_one_process(
+    tiny_model: Path, by_two: Path, tmp_path: Path, name: str, preparation: Preparation
+) -> None:
+    train(PAIRS, base=tiny_model, out=tmp_path / "one", config=RUN, preparation=preparation)
+    one, two, base = (encode_anchors(model) for model in (tmp_path / "one", by_two / "sharded" / name, tiny_model))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    assert np.abs(one - base).max() > 1e-3
+
+
+def test_a_sharded_run_that_was_killed_goes_on_sharded_or_in_one_process(
+    tiny_model: Path, by_two: Path, tmp_path: Path
+) -> None:
+    whole = encode_anchors(by_two / "sharded" / "whole")
+    np.testing.assert_array_equal(whole, encode_anchors(by_two / "sharded" / "resumed"))
+    shutil.copy(checkpoint_beside(by_two / "sharded" / "left"), checkpoint_beside(tmp_path / "left"))
+    done = train(PAIRS, base=tiny_model, out=tmp_path / "left", config=RUN)
+    assert done.resumed_from == KILLED
+    np.testing.assert_allclose(whole, encode_anchors(tmp_path / "left"), atol=1e-5)
+
+
+def test_one_process_does_not_shard(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigurationError, match="torchrun --nproc-per-node 2"):
+        open_devices(sharded=True)
+    with pytest.raises(ConfigurationError, match="only process"):
+        train(PAIRS, base=tiny_model, out=tmp_path / "out", config=replace(RUN, sharded=True))
+    task = make_task(str(tiny_model), "infonce", RUN)
+    with pytest.raises(ConfigurationError, match="weights whole"):
+        optimize(task, replace(RUN, sharded=True), store=tmp_path / "store", key="")
+
+
+def test_under_sharding_all_processes_take_and_keep_as_many_turns() -> None:
+    class Process(Alone):
+        def __init__(self, rank: int, *, sharded: bool) -> None:
+            self.rank, self.sharded = rank, sharded
+
+    hands, padded = [[0], [1, 2]], np.array([5, 4, 3], dtype=np.int64)
+    for held, first, second in ((4, 0, 0), (5, 1, 1), (7, 2, 2)):
+        assert share_turns(hands, padded, held, Process(0, sharded=True)) == ([0, None], first)
+        assert share_turns(hands, padded, held, Process(1, sharded=True)) == ([1, 2], second)
+    assert share_turns(hands, padded, 4, Process(0, sharded=False)) == ([0], 0)
+    assert share_turns(hands, padded, 4, Process(1, sharded=False)) == ([1, 2], 1)
+
+
+def test_the_layers_are_the_list_with_most_weights(tiny_model: Path) -> None:
+    kinds = [type(layer).__name__ for layer in layers_of(load_network(tiny_model))]
+    assert kinds == ["BertLayer", "BertLayer"]
+    assert layers_of(torch.nn.Linear(2, 2)) == []
 
 
 @given(weights=st.lists(st.integers(1, 100), max_size=30), size=st.integers(1, 5))

@@ -2,7 +2,7 @@
 
 Every process knows the whole batch and encodes its share of the texts; embeddings are gathered, so negatives are
 shared, and gradients are summed. So many processes give what one gives with the same batch. Processes find each other
-and their devices through accelerate; one alone needs neither.
+and their devices through accelerate; one alone needs neither. Each holds all weights, or its share (`sharding`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from embedsmith.errors import EmbedsmithError, MissingPartError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, MissingPartError
 from embedsmith.tokens import Index
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Devices(Protocol):
 
     rank: int
     size: int
+    sharded: bool  # each process holds its share of the weights, and all run the network equally often
 
     def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Return the rows of all processes (sum(counts), d) in the order of ranks; `own` is (counts[rank], d)."""
@@ -44,7 +45,7 @@ class Devices(Protocol):
 class Alone:
     """One process."""
 
-    rank, size = 0, 1
+    rank, size, sharded = 0, 1, False
 
     def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
         """Return `own`."""
@@ -61,7 +62,8 @@ class Alone:
 class Together:
     """The processes of a launcher, on one machine or many."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
+        self.sharded = sharded
         try:
             from accelerate import PartialState
         except ImportError:
@@ -108,9 +110,21 @@ class Together:
         return int(shared.item())
 
 
-def open_devices() -> Devices:
-    """Return the processes of this run: those a launcher started, or this one alone."""
-    return Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+def open_devices(*, sharded: bool = False) -> Devices:
+    """Return the processes of this run: those a launcher started, or this one alone.
+
+    Raises:
+        ConfigurationError: the weights are to be sharded, and there is one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return Together(sharded=sharded)
+    if sharded:
+        raise ConfigurationError(
+            "sharded is true, and this is the only process of the run",
+            expected="two processes or more, which share the weights",
+            action="torchrun --nproc-per-node 2 -m embedsmith train …, or leave sharded out",
+        )
+    return Alone()
 
 
 def deal(weights: Index, size: int) -> list[list[int]]:

@@ -22,6 +22,7 @@ from embedsmith.devices import Alone, Devices, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.model import Precision
 from embedsmith.objectives import Mining, check_losses
+from embedsmith.sharding import gather_whole, spread_like
 from embedsmith.tokens import Index, cut_microbatches
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class TrainingConfig:
         held_tokens: padded tokens of a batch whose activations are kept for the backward pass; the rest is encoded
             a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
             changes memory and speed, not the result.
+        sharded: each process of the run holds its share of the weights, their moments and averages, and the whole of a
+            layer only while it works: less memory, more exchange. It does not change the result.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
         checkpoint_seconds: at least this long between checkpoints.
     """
@@ -93,6 +96,7 @@ class TrainingConfig:
     runs: int = 1
     token_budget: int = 1024
     held_tokens: int = 0
+    sharded: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_seconds: float = 30.0
@@ -203,7 +207,8 @@ class Task(Protocol):
     def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
         """Leave the gradients of a batch's loss in the network; return the loss and what it took.
 
-        Of several processes each adds its share of gradients and loss: their sums are those of the batch.
+        Of several processes each adds its share of gradients and loss: their sums are those of the batch. Under
+        sharding the gradients are those of the batch already, each process has its share of the numbers.
         """
         ...
 
@@ -232,8 +237,11 @@ def optimize(
 
     Raises:
         EmbedsmithError: the loss is not finite.
+        ConfigurationError: the configuration is that of sharded weights, and this task has them whole.
     """
     devices = devices or Alone()
+    if config.sharded and not devices.sharded:
+        raise ConfigurationError("sharded is true, and this training has its weights whole", action="leave it out")
     state = _State(task.network, config, steps=count_steps(task, config))
     start = require_shared(state.restore(read_checkpoint(store, key)), devices)
     run = _Run(task, config, state, store, key, on_progress, devices)
@@ -336,20 +344,21 @@ class _State:
         """Take over a checkpoint, if there is one, and return the step to go on with."""
         if checkpoint is None:
             return 0
-        _assign(self.parameters, _part(checkpoint, "weight"))
-        moments = {kind: _part(checkpoint, kind) for kind in ("step", "exp_avg", "exp_avg_sq")}
-        for name, weight in self.parameters.items():
-            if name in moments["step"]:
-                state = {kind: tensors[name] for kind, tensors in moments.items()}
-                self.optimizer.state[weight] = {
-                    kind: value if kind == "step" else value.to(weight.device) for kind, value in state.items()
-                }
-        device = next(self.network.parameters()).device
+        _assign(self.parameters, self._stored(checkpoint, "weight"))
+        moments = {kind: self._stored(checkpoint, kind) for kind in ("exp_avg", "exp_avg_sq")}
+        for name, count in _part(checkpoint, "step").items():
+            weight = self.parameters[name]
+            state = {kind: tensors[name] for kind, tensors in moments.items()}
+            self.optimizer.state[weight] = {"step": count.to(weight.device), **state}
         if self.average is not None:
-            stored = _part(checkpoint, "average")
-            self.average = {name: stored[name].to(device) for name in self.parameters}  # the order counts
-        self.soup = {name: weight.to(device) for name, weight in _part(checkpoint, "soup").items()} or None
+            self.average = self._stored(checkpoint, "average")
+        self.soup = self._stored(checkpoint, "soup") or None
         return checkpoint.step
+
+    def _stored(self, checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
+        """Return what is stored of a kind, in the order of the parameters and cut as they are."""
+        found = _part(checkpoint, kind)
+        return {name: spread_like(found[name], weight) for name, weight in self.parameters.items() if name in found}
 
     def finish(self) -> None:
         """Put the mean of all runs, mixed with the base's share, into the network."""
@@ -360,7 +369,8 @@ class _State:
         with torch.no_grad():
             for name, weight in self.parameters.items():
                 weight.copy_(self.soup[name] / self.config.runs)
-                weight.lerp_(self.base[name], self.config.base_weight)
+            base = [self.base[name] for name in self.parameters]
+            torch._foreach_lerp_(list(self.parameters.values()), base, self.config.base_weight)
 
 
 def _copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -414,11 +424,24 @@ class _Run:
             history.append((step, loss))
             now = time.monotonic()
             self.seconds = now - began
-            if self.devices.rank == 0 and now - saved >= self.config.checkpoint_seconds and step + 1 < every:
-                write_checkpoint(self.store, Checkpoint(step + 1, self.state.tensors()), self.key)
+            if step + 1 < every and self._is_due(now - saved):
+                self._save(step + 1)
                 saved = time.monotonic()
             self._report(step, start, loss, every)
         return history
+
+    def _is_due(self, seconds: float) -> bool:
+        """Say whether this process has to take part in a checkpoint; the first one's clock counts."""
+        due = seconds >= self.config.checkpoint_seconds
+        if self.devices.sharded:
+            return bool(self.devices.agree(int(due)))
+        return due and self.devices.rank == 0
+
+    def _save(self, step: int) -> None:
+        first = self.devices.rank == 0
+        tensors = gather_whole(self.state.tensors(), keep=first)
+        if first:
+            write_checkpoint(self.store, Checkpoint(step, tensors), self.key)
 
     def _steps(self) -> Iterator[tuple[int, Sequence[int]]]:
         """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""
@@ -436,7 +459,8 @@ class _Run:
                 expected="a finite loss",
                 action="lower --learning-rate, or train with --precision fp32",
             )
-        self.devices.sum(self.state.gradients() if self.devices.size > 1 else ())
+        if self.devices.size > 1 and not self.devices.sharded:  # shares are summed on their way back
+            self.devices.sum(self.state.gradients())
         self.state.update(step % self.state.steps)
         self.work += work
         return value

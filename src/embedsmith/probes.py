@@ -379,7 +379,7 @@ def _cosines(
 
 
 class Movement:
-    """How far the trained weights of a network go from where they are now, on a sample of each."""
+    """How far the trained weights of a network go from where they are now, on a sample of each (of a share, if sharded)."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
@@ -392,5 +392,6 @@ class Movement:
         return float(np.sqrt(sum(float((change**2).sum()) for change in moved) / max(length, 1e-30)))
 
     def _numbers(self) -> list[Values]:
-        flat = [weight.detach().flatten() for weight in self._network.parameters() if weight.requires_grad]
+        trained = (weight.detach() for weight in self._network.parameters() if weight.requires_grad)
+        flat = [(weight.to_local() if hasattr(weight, "to_local") else weight).flatten() for weight in trained]
         return [numbers[:: max(len(numbers) // SAMPLED, 1)].cpu().double().numpy() for numbers in flat]

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -74,6 +75,7 @@ from embedsmith.optimization import (
 from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import write_recipe
+from embedsmith.sharding import gather_whole, shard
 from embedsmith.tokens import Tokens, cut_microbatches, read_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -164,7 +166,8 @@ def train(
 
     A run killed before its end goes on from its last checkpoint (in `out`.checkpoint) when it is
     called again with the same examples, base and configuration, and ends in the same weights. Started by torchrun
-    or `accelerate launch`, all processes work on the same batches.
+    or `accelerate launch`, all processes work on the same batches, and with `sharded` each holds its share of the
+    weights; the checkpoint of a run is the same with and without.
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.
@@ -184,10 +187,10 @@ def train(
     movement = Movement(network)
     done = optimize(ready.task, ready.config, store=checkpoint, key=ready.key, on_progress=on_progress, devices=devices)
     report = ready.report + report_of(check_movement(movement.measure(), done.losses, ready.config))
+    prepared = _make_whole(ready.prepared, ready.build, devices)
     if devices.rank == 0:
-        recipe = write_recipe(ready.config, ready.prepared.preparation)
-        files = {"recipe.toml": recipe}
-        save_prepared(ready.prepared, out, prompts=ready.prompts, card=card or "", files=files)
+        files = {"recipe.toml": write_recipe(ready.config, prepared.preparation)}
+        save_prepared(prepared, out, prompts=ready.prompts, card=card or "", files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
@@ -243,6 +246,7 @@ class _Ready:
     """A run before its first step."""
 
     prepared: Prepared
+    build: Callable[[], Prepared]
     prompts: Prompts
     task: _EmbeddingTask
     config: TrainingConfig
@@ -261,6 +265,7 @@ def _make_ready(
 ) -> _Ready:
     """Return the run, checked; what is cheap to check comes before what is dear to load."""
     config, preparation = config or TrainingConfig(), preparation or Preparation()
+    devices = open_devices(sharded=config.sharded)
     given = list(examples) if _are_sources(examples) else [Source(tuple(examples))]  # type: ignore[arg-type]
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
@@ -273,20 +278,24 @@ def _make_ready(
     stop_on_errors(report.findings)
     prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
     keep_memory()
-    devices = open_devices()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
-    prepared = prepare(base, preparation, precision=precision, seed=config.seed, attention=best_attention())
+    build = partial(prepare, base, preparation, precision=precision, seed=config.seed, attention=best_attention())
+    prepared = build()
     network = prepared.network
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
     stop_on_errors(report.findings)
-    key = fingerprint([data, losses, fingerprint_model(base), config, preparation, precision])
+    settings = replace(config, sharded=False)  # a checkpoint holds whole weights either way
+    key = fingerprint([data, losses, fingerprint_model(base), settings, preparation, precision])
     tokens = _tokenize_once(network, data.texts, out, key, devices)
     plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
     held, memory_note = choose_held(network, tokens, config, precision)
+    if devices.sharded:
+        held = devices.agree(held)
+        shard(network, size=devices.size)
     task = _EmbeddingTask(
         network,
         data,
@@ -299,7 +308,25 @@ def _make_ready(
         devices=devices,
     )
     notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note)
-    return _Ready(prepared, prompts, task, config, key, notes, report)
+    return _Ready(prepared, build, prompts, task, config, key, notes, report)
+
+
+def _make_whole(prepared: Prepared, build: Callable[[], Prepared], devices: Devices) -> Prepared:
+    """Return the trained network with whole weights on the first process; the others' shares are not needed again."""
+    import torch
+
+    if not devices.sharded:
+        return prepared
+    trained = {name: weight.detach() for name, weight in prepared.network.named_parameters() if weight.requires_grad}
+    values = gather_whole(trained, keep=devices.rank == 0)
+    if not values:
+        return prepared
+    whole = build()
+    weights = dict(whole.network.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            weights[name].copy_(value)
+    return whole
 
 
 def _are_sources(examples: Sequence[Example] | Sequence[Source]) -> TypeGuard[Sequence[Source]]:
@@ -460,7 +487,8 @@ class _Pool:
     """The texts of a batch, encoded in blocks: some with their activations kept, some encoded again for the gradients.
 
     Dropout draws from the number of the block, so a block is the same when it is encoded again, and whichever
-    process encodes it.
+    process encodes it. Under sharding a process without a block takes its turn with a text that counts for nothing,
+    and all keep the activations of the same turns.
     """
 
     def __init__(self, task: _EmbeddingTask, texts: Index, seed: int) -> None:
@@ -470,10 +498,8 @@ class _Pool:
         padded = np.array([int(lengths[block].max()) * len(block) for block in self.blocks])
         self.work = Work(int(lengths.sum()), int(padded.sum()))
         self.hands = deal(padded, task.devices.size)
-        self.own = self.hands[task.devices.rank]
-        fits = np.cumsum(padded[self.own]) <= task.config.held_tokens
-        self.held = [block for block, fit in zip(self.own, fits, strict=True) if fit]
-        self.again = [block for block, fit in zip(self.own, fits, strict=True) if not fit]
+        turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
+        self.held, self.again = turns[:kept], turns[kept:]
         self.kept: list[torch.Tensor] = []
 
     def encode(self) -> torch.Tensor:
@@ -484,10 +510,10 @@ class _Pool:
             self.kept = [self._run(block) for block in self.held]
         with torch.no_grad(), self._autocast():
             loose = [self._run(block) for block in self.again]
-        done = dict(zip([*self.held, *self.again], [*self.kept, *loose], strict=True))
+        done = zip([*self.kept, *loose], [*self.held, *self.again], strict=True)
         dimension = self.task.network.get_embedding_dimension()
         empty = torch.zeros((0, dimension), device=self.task.network.device)
-        mine = torch.cat([empty, *(done[block].detach() for block in self.own)])
+        mine = torch.cat([empty, *(vectors.detach() for vectors, block in done if block is not None)])
         counts = [sum(len(self.blocks[block]) for block in hand) for hand in self.hands]
         everyone = self.task.devices.gather(mine, counts)
         order = [self.blocks[block] for hand in self.hands for block in hand]
@@ -497,24 +523,51 @@ class _Pool:
         """Leave the gradients of this process's texts in the network; `gradient` (n, d) is that of all embeddings."""
         import torch
 
-        if self.kept:
-            torch.autograd.backward(self.kept, [gradient[self.blocks[block]] for block in self.held])
-        self.kept = []
+        kept, self.kept = self.kept, []
+        if kept and not self.task.devices.sharded:
+            torch.autograd.backward(kept, [self._part(gradient, block) for block in self.held])
+        elif kept:  # one after the other, so that the processes meet in the same order
+            for vectors, block in zip(kept, self.held, strict=True):
+                torch.autograd.backward([vectors], [self._part(gradient, block)])
         for block in self.again:
             with self._autocast():
                 vectors = self._run(block)
-            torch.autograd.backward([vectors], [gradient[self.blocks[block]]])
+            torch.autograd.backward([vectors], [self._part(gradient, block)])
 
-    def _run(self, block: int) -> torch.Tensor:
+    def _part(self, gradient: torch.Tensor, block: int | None) -> torch.Tensor:
+        return gradient.new_zeros((1, gradient.shape[1])) if block is None else gradient[self.blocks[block]]
+
+    def _run(self, block: int | None) -> torch.Tensor:
         import torch
 
         task = self.task
-        torch.manual_seed(self.seed + block)
-        vectors = run_block(task.network, task.tokens, self.texts[self.blocks[block]], "sentence_embedding")
+        torch.manual_seed(self.seed + (block or 0))
+        rows = self.texts[:1] if block is None else self.texts[self.blocks[block]]
+        vectors = run_block(task.network, task.tokens, rows, "sentence_embedding")
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return autocast(self.task.network, self.task.precision)
+
+
+def share_turns(
+    hands: Sequence[Sequence[int]], padded: Index, held_tokens: int, devices: Devices
+) -> tuple[list[int | None], int]:
+    """Return the blocks this process encodes, turn by turn, and in how many turns it keeps the activations.
+
+    Under sharding all processes have as many turns (None: nothing of its own to encode) and keep equally many. With
+    blocks of 5, 4 and 3 tokens dealt as [[0], [1, 2]] and 4 tokens held, that is ([0, None], 0) on the first process.
+
+    Args:
+        hands: for each process its blocks. padded: the padded tokens of each block.
+    """
+    fits = [int((np.cumsum(padded[list(hand)]) <= held_tokens).sum()) for hand in hands]
+    own: list[int | None] = list(hands[devices.rank])
+    if not devices.sharded:
+        return own, fits[devices.rank]
+    turns = max(len(hand) for hand in hands)
+    kept = min((fit for fit, hand in zip(fits, hands, strict=True) if fit < len(hand)), default=turns)
+    return [*own, *[None] * (turns - len(own))], kept
 
 
 def _describe_pool(task: _EmbeddingTask) -> tuple[str, ...]:
