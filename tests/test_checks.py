@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from typer.testing import CliRunner
 
 from embedsmith.batches import Prompts, Source
 from embedsmith.checks import (
@@ -30,6 +31,7 @@ from embedsmith.checks import (
     quality,
     report_of,
 )
+from embedsmith.cli import app
 from embedsmith.corpus import Query, read_queries
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import (
@@ -40,6 +42,7 @@ from embedsmith.examples import (
     ScoredPair,
     Triplet,
     read_examples,
+    write_examples,
 )
 from embedsmith.llm import open_llm
 from embedsmith.model import DEMO_MODEL, load_network, resolve_model
@@ -145,13 +148,6 @@ def garble(text: str) -> str:
     return f"{text} für Café".encode().decode("latin-1")
 
 
-def same_answers() -> list[PositivePair]:
-    """Twelve wordings of one question and its answer in two columns, in groups of their own."""
-    marks = ("", "?", "!", ".", " ??", " !!")
-    return [PositivePair(f"how do I pay{mark}", f"By transfer. {row}", group=str(row)) for row, mark in
-            enumerate(marks * 6)]  # fmt: skip
-
-
 PLANTED: list[tuple[str, Callable[[], Sequence[Any]], dict[str, Any], bool]] = [
     ("negatives-equal-positives", lose_negatives, {}, True),
     ("negatives-equal-positives", lambda: [*lose_negatives()[:6], *triplets()[6:]], {}, False),
@@ -164,7 +160,7 @@ PLANTED: list[tuple[str, Callable[[], Sequence[Any]], dict[str, Any], bool]] = [
     ("same-texts", lambda: [PositivePair("a text", "A text.")] * 8, {}, True),
     ("empty-texts", lambda: [*pairs(), PositivePair("", "an answer")], {}, False),
     ("empty-texts", lambda: [PositivePair(" ?", "...")] * 8, {}, True),
-    ("same-anchors", lambda: [replace(item, anchor="my card") for item in pairs()], {}, False),
+    ("same-anchors", lambda: [replace(item, sentence1="my card") for item in scored()], {}, False),
     ("no-triplets", lambda: [replace(item, sentence1=f"{item.sentence1} {item.label}") for item in labelled()],
      {"values": {"losses": {"triplet": 1.0}}}, True),
     ("repeated-rows", lambda: [*scored(), *[scored()[0]] * 40], {}, False),
@@ -189,12 +185,14 @@ PLANTED: list[tuple[str, Callable[[], Sequence[Any]], dict[str, Any], bool]] = [
     ("truncated-texts", pairs, {"preparation": Preparation(max_length=8)}, False),
     ("truncated-texts", pairs, {"preparation": Preparation(max_length=4)}, True),
     ("repeated-source",
-     lambda: [Source(tuple(pairs()), weight=0.001), Source(tuple(triplets()[:2]), "two rows", {}, 1.0)],
+     lambda: [Source(tuple(pairs()), weight=0.1), Source(tuple(triplets()[:2]), "two rows", {}, 0.9)],
      {"values": {"epochs": 20, "steps": 0}}, False),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "plant", "options", "stops"), PLANTED, ids=lambda value: str(value)[:28])
+@pytest.mark.parametrize(
+    ("name", "plant", "options", "stops"), PLANTED, ids=[f"{row} {plant[0]}" for row, plant in enumerate(PLANTED)]
+)
 def test_a_planted_mistake_is_found(
     name: str,
     plant: Callable[[], Sequence[Any]],
@@ -448,6 +446,32 @@ def test_checks_change_no_weight(tiny_model: Path, tmp_path: Path) -> None:
                ]  # fmt: skip
     first, second = (SentenceTransformer(str(folder)).state_dict() for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ── The command line
+
+
+def test_a_dry_run_tells_all_and_trains_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    write_examples(tmp_path / "rows.jsonl", [*pairs(), *pairs()])
+    arguments = ["train", str(tmp_path / "rows.jsonl"), "--base", str(tiny_model), "--out", str(tmp_path / "run")]
+    shown = CliRunner().invoke(app, [*arguments, "--batch", "64", "--dry-run"], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0, shown.output
+    for words in ("48 examples", "loss of", "pool of negatives: about 23", "1 steps", "nothing was trained"):
+        assert words in " ".join(shown.output.split())
+    assert "warning: a batch of 64 from 24 rows" in shown.output
+    assert not (tmp_path / "run").exists()
+    found = CliRunner().invoke(app, [*arguments, "--dry-run", "--json"])
+    assert {finding["name"] for finding in json.loads(found.stdout)["findings"]} == {"repeated-rows"}
+
+
+def test_a_held_out_file_that_was_trained_on_stops_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    write_examples(tmp_path / "rows.jsonl", pairs())
+    write_examples(tmp_path / "held.jsonl", pairs()[:3])
+    options = ["--base", str(tiny_model), "--out", str(tmp_path / "run"), "--held-out", str(tmp_path / "held.jsonl")]
+    shown = CliRunner().invoke(app, ["train", str(tmp_path / "rows.jsonl"), *options])
+    assert isinstance(shown.exception, InputError)
+    assert "3 of 3 (100.0%) held-out rows are training rows as well" in shown.exception.found
+    assert shown.exception.exit_code == 2
 
 
 # ── Real data as it is
