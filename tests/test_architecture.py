@@ -24,7 +24,7 @@ LAYERS = (
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("objectives", "preparation"),
     ("optimization",),
-    ("training", "evaluation", "calibration", "runtime", "recipes"),
+    ("training", "evaluation", "calibration", "runtime", "recipes", "retention"),
     ("verifier", "suites"),
     ("cross_encoder", "export"),
     ("report", "cache"),

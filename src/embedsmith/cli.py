@@ -17,7 +17,7 @@ from rich.table import Table
 
 from embedsmith import __version__
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError
+from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError, ModelRefused
 
 if TYPE_CHECKING:
     from embedsmith.cache.recalibration import Recalibration
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from embedsmith.examples import LabelledPair
     from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
+    from embedsmith.retention import Retention
     from embedsmith.runtime import Fidelity
     from embedsmith.training import TrainingConfig
 
@@ -275,6 +276,12 @@ def train(
     verifier: Annotated[
         bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
     ] = False,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
+    ] = None,
+    guard: Guards = None,
+    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -286,7 +293,9 @@ def train(
 
     if verifier and losses is not None:
         raise ConfigurationError("--losses with --verifier", expected="one of them: a verifier has a loss of its own")
-    train_model, name = (train_verifier, "verifier") if verifier else (train_encoder, "model")
+    if verifier and (validation or guard):
+        raise ConfigurationError("--validation or --guard with --verifier", expected="an encoder, without --verifier")
+    name = "verifier" if verifier else "model"
 
     sets = [read_examples(path) for path in examples]
     for found in sets:
@@ -295,9 +304,14 @@ def train(
     rows = [item for found in sets for item in found.examples]
     config = _training(epochs, batch, learning_rate, precision, losses, seed)
     names = ", ".join(path.name for path in examples)
-    card = write_card(CardFacts(base, len(rows), f"the examples of {names}.", plain(config), verifier=verifier))
+    facts = CardFacts(base, len(rows), f"the examples of {names}.", plain(config), verifier=verifier)
     with _watch() as watch:
-        result = train_model(rows, base=base, out=out / name, config=config, card=card, on_progress=watch.steps)
+        given: dict[str, Any] = {"base": base, "out": out / name, "config": config, "on_progress": watch.steps}
+        if verifier:
+            result = train_verifier(rows, card=write_card(facts), **given)
+        else:
+            kept = _retention(validation, guard, tolerance, force, watch)
+            result = train_encoder(rows, card=facts, retention=kept, **given)
     if as_json:
         _print_json(plain(result))
         return
@@ -828,6 +842,24 @@ def _training(
     return config_from({"seed": seed} | {key: value for key, value in given.items() if value is not None})
 
 
+def _retention(
+    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
+) -> Retention:
+    from embedsmith.evaluation import read_guards
+    from embedsmith.examples import read_examples
+    from embedsmith.report.pareto import write_pareto
+    from embedsmith.retention import Retention
+
+    return Retention(
+        validation=read_examples(validation).examples if validation is not None else (),
+        guards=read_guards(guards) if guards else None,
+        tolerance=tolerance,
+        force=force,
+        say=watch.say,
+        show=write_pareto if validation is not None else lambda _: None,
+    )
+
+
 def _parse_losses(text: str) -> dict[str, float]:
     from embedsmith.errors import ConfigurationError
 
@@ -972,7 +1004,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         app(standalone_mode=True)
-    except CalibrationRefused as refusal:
+    except (CalibrationRefused, ModelRefused) as refusal:
         console.print(f"refused: {refusal}", markup=False, highlight=False)
         sys.exit(refusal.exit_code)
     except EmbedsmithError as error:

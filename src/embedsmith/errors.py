@@ -66,3 +66,9 @@ class CalibrationRefused(EmbedsmithError):
     """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing."""
 
     exit_code = 4
+
+
+class ModelRefused(EmbedsmithError):
+    """A tuned model is not better than its base on the validation rows, and is not written unless it is asked for."""
+
+    exit_code = 4

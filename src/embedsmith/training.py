@@ -30,6 +30,7 @@ from embedsmith.batches import (
     localize,
     order_batches,
 )
+from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.devices import Alone, Devices, deal, open_devices
 from embedsmith.errors import InputError
@@ -58,6 +59,7 @@ from embedsmith.optimization import (
     optimize,
 )
 from embedsmith.preparation import Preparation, prepare, save_prepared
+from embedsmith.retention import Choice, Keeper, Retention, card_figures, check_apart, describe_choice
 from embedsmith.tokens import Tokens, cut_microbatches, read_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOSSES",
     "Progress",
+    "Retention",
     "Source",
     "TrainingConfig",
     "TrainingResult",
@@ -89,6 +92,7 @@ class TrainingResult:
         losses: (step, loss) of every step of this run (from the checkpoint on, if resumed).
         tokens: real tokens that went through the model in this run; padding is the share added to them.
         notes: automatic choices with their reasons.
+        choice: the weights that were taken, where `retention` was given (the first process only).
     """
 
     model: Path
@@ -104,6 +108,7 @@ class TrainingResult:
     truncated: int
     precision: Precision
     notes: tuple[str, ...]
+    choice: Choice | None = None
 
 
 def train(
@@ -113,8 +118,9 @@ def train(
     out: Path | str,
     config: TrainingConfig | None = None,
     preparation: Preparation | None = None,
-    card: str | None = None,
+    card: str | CardFacts | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    retention: Retention | None = None,
 ) -> TrainingResult:
     """Return the model tuned on `examples`, saved to the folder `out`.
 
@@ -124,15 +130,21 @@ def train(
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.
+        card: the text of the model's card; facts get the figures of `retention` besides.
+        retention: rows that the model is held against on its way; validation rows choose its final weights. Two
+            files are written beside `out`: watch.jsonl and retention.json.
 
     Raises:
-        InputError: no usable example. ModelError: the base cannot be loaded.
+        InputError: no usable example, or a validation row among them. ModelError: the base cannot be loaded.
+        ModelRefused: the model is below its base on the validation rows; nothing is written.
         EmbedsmithError: the loss is not finite.
     """
     config, preparation = config or TrainingConfig(), preparation or Preparation()
     given = list(examples) if _are_sources(examples) else [Source(tuple(examples))]  # type: ignore[arg-type]
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
+    if retention is not None:
+        check_apart(retention, [example for source in given for example in source.examples])
     sources, loss_notes = settle_losses(given, config.losses)
     data = collect(sources, preparation.prompts)
     config, batch_reason = choose_batch(config, len(data.rows))
@@ -159,14 +171,45 @@ def train(
         devices=devices,
     )
     notes = [*prepared.notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note]
-    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, devices=devices)
+    keeper = None
+    if retention is not None and devices.rank == 0:
+        keeper = Keeper(
+            network,
+            retention,
+            prompts=preparation.prompts,
+            precision=precision,
+            base_weight=config.base_weight,
+            out=Path(out),
+            key=key,
+            seed=config.seed,
+        )
+    done = optimize(
+        task,
+        config,
+        store=checkpoint_beside(out),
+        key=key,
+        on_progress=on_progress,
+        devices=devices,
+        visit=keeper.visit if keeper is not None and keeper.visits else None,
+        choose=keeper.choose if keeper is not None else None,
+    )
+    choice = keeper.choice if keeper is not None else None
+    notes += describe_choice(choice) if choice is not None else ()
     if devices.rank == 0:
-        save_prepared(prepared, out, card=card or "")
+        save_prepared(prepared, out, card=_write_card(card, choice))
         remove_checkpoint(checkpoint_beside(out))
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
     notes += describe_truncation(tokens)
-    return make_result(Path(out), done, precision, tuple(notes), rows=len(data.rows), pairs=data.pairs, tokens=tokens)
+    result = make_result(Path(out), done, precision, tuple(notes), rows=len(data.rows), pairs=data.pairs, tokens=tokens)
+    return replace(result, choice=choice)
+
+
+def _write_card(card: str | CardFacts | None, choice: Choice | None) -> str:
+    if not isinstance(card, CardFacts):
+        return card or ""
+    figures = card_figures(choice) if choice is not None else {}
+    return write_card(replace(card, figures={**card.figures, **figures}))
 
 
 def _are_sources(examples: Sequence[Example] | Sequence[Source]) -> TypeGuard[Sequence[Source]]:
