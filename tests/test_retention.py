@@ -54,6 +54,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 TRAINED, HELD = make_pairs(0, 24), make_pairs(100, 30)
+OPPOSITE = upside_down(make_pairs(300, 40))  # a guard that falls as far as the examples are learnt
+SMALL: dict[str, tuple[Example, ...]] = {"small": make_pairs(400, 8)}
 AS_TRAINED = replace(CONFIG, base_weight=0.0)
 
 
@@ -85,7 +87,7 @@ def test_so_has_one_that_is_killed_between_looks_and_goes_on(tiny_model: Path, t
         train(TRAINED, base=tiny_model, out=out, config=config, on_progress=check, retention=retention)
 
     run("whole")
-    kept = Retention(HELD, force=True)
+    kept = Retention(HELD, SMALL, force=True)
     for step in (2, 5):
         with pytest.raises(KeyboardInterrupt):
             run("killed", step, kept)
@@ -103,8 +105,8 @@ def test_a_run_is_looked_at_ten_times_and_at_its_end() -> None:
 
 def test_a_guard_that_falls_is_told_once_at_its_step(tiny_model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    kept = Retention(HELD, {"upside down": upside_down(make_pairs(300, 30))}, force=True, say=lines.append)
-    train(TRAINED, base=tiny_model, out=tmp_path / "model", config=replace(AS_TRAINED, epochs=4), retention=kept)
+    kept = Retention(HELD, {"upside down": OPPOSITE}, force=True, say=lines.append)
+    train(TRAINED, base=tiny_model, out=tmp_path / "model", config=replace(AS_TRAINED, epochs=2), retention=kept)
     warned = [line for line in lines if line.startswith("warning: at step")]
     assert len(warned) == 1
     assert "upside down fell by more than 0.01: upside down average precision" in warned[0]
@@ -174,8 +176,8 @@ def test_the_best_on_validation_is_taken_among_those_that_keep_every_guard() -> 
 
 def test_a_run_that_forgets_gives_a_part_of_its_weights_up(tiny_model: Path, tmp_path: Path) -> None:
     """The guard says the opposite of the examples, so the more is learnt the more is forgotten."""
-    kept = Retention(HELD, {"opposite": upside_down(make_pairs(300, 60))}, tolerance=0.05)
-    config = replace(CONFIG, epochs=6)
+    kept = Retention(HELD, {"opposite": OPPOSITE}, tolerance=0.05)
+    config = replace(CONFIG, learning_rate=2e-3)
     result = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=kept)
     choice = result.choice
     assert choice is not None
@@ -198,19 +200,20 @@ def weights_of_share(base: Path, folder: Path, config: TrainingConfig, share: fl
 
 
 def test_when_no_weights_keep_the_guards_it_is_said_loudly(tiny_model: Path, tmp_path: Path) -> None:
-    kept = Retention(HELD, {"opposite": upside_down(make_pairs(300, 60))}, tolerance=0.0, force=True)
-    config = replace(CONFIG, epochs=6)
-    result = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=kept)
-    assert result.choice is not None
-    assert result.choice.taken.fall == min(item.fall for item in result.choice.candidates)
-    if not result.choice.kept:
-        assert any("NO candidate" in note for note in result.notes)
-        assert any(note.startswith("warning: opposite fell") for note in result.notes)
+    kept = Retention(HELD, {"opposite": OPPOSITE}, tolerance=0.0)
+    config = replace(CONFIG, epochs=4, learning_rate=5e-3)
+    choice = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=kept).choice
+    assert choice is not None
+    assert not choice.kept
+    assert choice.taken.fall == min(item.fall for item in choice.candidates)
+    assert choice.taken.share == 0.025  # nearer and nearer to the base
+    assert "NO candidate of 12 keeps every guard within 0 of the base" in choice.reason
+    assert any(line.startswith("warning: opposite fell by more than 0") for line in describe_choice(choice))
 
 
 def test_averages_and_soups_are_candidates_with_lines_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, average=0.9, runs=2)
-    kept = Retention(HELD, tolerance=1.0, force=True)
+    kept = Retention(HELD, SMALL, tolerance=1.0, force=True)
     result = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=kept)
     assert result.choice is not None
     assert {item.end for item in result.choice.candidates} == {"tuned", "average", "soup"}
@@ -220,7 +223,7 @@ def test_averages_and_soups_are_candidates_with_lines_of_their_own(tiny_model: P
 def test_a_share_the_user_fixed_is_not_searched(tiny_model: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, base_weight=0.3)
     result = train(
-        TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=Retention(HELD, force=True)
+        TRAINED, base=tiny_model, out=tmp_path / "model", config=config, retention=Retention(HELD, SMALL, force=True)
     )
     assert result.choice is not None
     assert [item.share for item in result.choice.candidates] == [0.7]
@@ -229,9 +232,8 @@ def test_a_share_the_user_fixed_is_not_searched(tiny_model: Path, tmp_path: Path
 
 def test_without_validation_only_the_guards_are_scored_at_start_and_end(tiny_model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    guards = {"opposite": upside_down(make_pairs(300, 60))}
-    kept = Retention(guards=guards, say=lines.append)
-    config = replace(CONFIG, epochs=6)
+    kept = Retention(guards={"opposite": OPPOSITE}, say=lines.append)
+    config = replace(CONFIG, learning_rate=5e-3)
     result = train(TRAINED, base=tiny_model, out=tmp_path / "a" / "model", config=config, retention=kept)
     train(TRAINED, base=tiny_model, out=tmp_path / "b" / "model", config=config)
     assert same(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
@@ -246,7 +248,7 @@ def test_without_validation_only_the_guards_are_scored_at_start_and_end(tiny_mod
 def test_a_model_below_its_base_is_refused_and_forced_without_training_again(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     kept = Retention(upside_down(HELD), {"held": HELD})
-    config = replace(CONFIG, epochs=4, average=0.5)
+    config = replace(CONFIG, learning_rate=5e-3, average=0.5)
     with pytest.raises(ModelRefused) as refused:
         train(TRAINED, base=tiny_model, out=out, config=config, retention=kept)
     assert refused.value.exit_code == 4
@@ -359,7 +361,7 @@ def test_a_tolerance_outside_its_range_is_refused() -> None:
 
 def test_the_record_the_picture_and_the_card_name_the_choice(tiny_model: Path, tmp_path: Path) -> None:
     shown: list[Path] = []
-    kept = Retention(HELD, force=True, show=shown.append)
+    kept = Retention(HELD, SMALL, force=True, show=shown.append)
     facts = CardFacts("tiny", len(TRAINED), "made for a test.")
     result = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=CONFIG, card=facts, retention=kept)
     assert shown == [tmp_path / "retention.json"]

@@ -422,14 +422,21 @@ class Keeper:
         return "there are no validation rows to choose on: the weights are those of the training"
 
     def _search(self, ends: Ends) -> list[Candidate]:
-        """Return candidates on all lines, then around the best: in steps that are halved each time."""
+        """Return candidates on all lines, then around the best in steps that are halved each time.
+
+        Where no candidate keeps the guards, half of the lowest share is tried instead: nearer to the base.
+        """
         step = FINE if len(ends.tensors) == 1 else COARSE
         found = [self._try(ends, end, share) for end in ends.tensors for share in shares(step)]
         most = len(found) + REFINEMENTS
         while len(found) < most:
             step /= 2
             best = found[pick(found, self.retention.tolerance)]
-            around = (round(best.share + way * step, 4) for way in (-1, 1))
+            near = [best.share + step, best.share - step]
+            if best.fall > self.retention.tolerance:
+                step = min(candidate.share for candidate in found if candidate.end == best.end) / 2
+                near = [step]
+            around = [round(share, 4) for share in near]
             new = [share for share in around if 0 < share < 1][: most - len(found)]
             found += [self._try(ends, best.end, share) for share in new]
         return found
