@@ -130,7 +130,7 @@ def test_train_refuses_a_model_below_its_base_until_it_is_forced(tmp_path: Path,
     refused = embedsmith(*command, write("mine.jsonl", 200, 1), "--tolerance", "0.5")
     assert refused.returncode == 4, refused.stderr
     assert "refused: the tuned model" in refused.stderr
-    assert "step 2: validation 0." in refused.stderr
+    assert ": validation 0." in refused.stderr
     assert not (tmp_path / "r" / "model").exists()
     assert (tmp_path / "r" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     forced = embedsmith(*command, tmp_path / "mine.jsonl", "--tolerance", "0.5", "--force", "--json")
