@@ -65,7 +65,7 @@ def activation_bytes() -> float:
     """Return what a padded token keeps for the backward pass."""
     from embedsmith.model import load_network, tokenize_for
     from embedsmith.optimization import best_attention, choose_precision
-    from embedsmith.training import measure_activations
+    from embedsmith.step import measure_activations
 
     rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:1024]
     network = load_network(MODEL, attention=best_attention())

@@ -26,7 +26,7 @@ from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.training import _EmbeddingTask, train
+from embedsmith.step import EmbeddingTask, train
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 EVERYTHING = 10**9
@@ -52,7 +52,7 @@ def make_examples(loss: str, count: int = 12) -> list[Example]:
     return rows
 
 
-def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices | None = None) -> _EmbeddingTask:
+def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices | None = None) -> EmbeddingTask:
     """Return the training task of all examples of a loss; one step takes them all."""
     network = load_network(model)
     for module in network.modules():
@@ -65,10 +65,10 @@ def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices
     network.train()
     if devices is not None and devices.sharded:
         shard(network, size=devices.size)
-    return _EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, "fp32", devices=devices)
+    return EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, "fp32", devices=devices)
 
 
-def step(task: _EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:
+def step(task: EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:
     """Return the loss of one step and the gradients it leaves, summed over all processes."""
     value, _ = task.accumulate(range(len(task.data.rows)), seed=7)
     for weight in task.network.parameters():

@@ -26,7 +26,7 @@ LAYERS = (
     ("optimization",),
     ("checks",),
     ("probes",),
-    ("training", "evaluation", "calibration", "runtime", "recipes"),
+    ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention"),
     ("verifier", "suites", "retrieval"),
     ("cross_encoder", "export"),
     ("report", "cache"),

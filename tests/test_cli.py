@@ -112,6 +112,36 @@ def test_bad_input_ends_with_code_2_and_words(log: Path, arguments: list[str], c
     assert "Traceback" not in ended.stderr
 
 
+def test_train_refuses_a_model_below_its_base_until_it_is_forced(tmp_path: Path, tiny_model: Path) -> None:
+    """Validation says the opposite of the examples, so whatever is learnt is a loss on it."""
+
+    def write(name: str, start: int, right: int) -> Path:
+        rows = []
+        for row in range(start, start + 24):
+            card = {"sentence1": f"how do I block card {row}", "group": str(row)}
+            rows.append(card | {"sentence2": f"card {row} has to be blocked", "label": right})
+            rows.append(card | {"sentence2": f"how do I unblock card {row}", "label": 1 - right})
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    command = ["train", write("pairs.jsonl", 0, 1), "--base", tiny_model, "--out", tmp_path / "r", "--epochs", "2"]
+    command += ["--validation", write("other.jsonl", 100, 0), "--learning-rate", "0.005", "--guard"]
+    refused = embedsmith(*command, write("mine.jsonl", 200, 1), "--tolerance", "0.5")
+    assert refused.returncode == 4, refused.stderr
+    assert "refused: the tuned model" in refused.stderr
+    assert ": validation 0." in refused.stderr
+    assert not (tmp_path / "r" / "model").exists()
+    assert (tmp_path / "r" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    forced = embedsmith(*command, tmp_path / "mine.jsonl", "--tolerance", "0.5", "--force", "--json")
+    assert forced.returncode == 0, forced.stderr
+    result = json.loads(forced.stdout)
+    assert result["resumed_from"] == result["steps"]
+    assert result["choice"]["worse"]
+    assert [guard["data"] for guard in result["choice"]["base"]["general"]] == ["general_pairs", "general_sts", "mine"]
+    assert "| weights | base → " in (tmp_path / "r" / "model" / "README.md").read_text()
+
+
 def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:
     ended = embedsmith(
         "synthesize", log, "--llm", "openai:any", "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "o"

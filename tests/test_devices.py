@@ -27,7 +27,8 @@ from embedsmith.objectives import parts_of
 from embedsmith.optimization import TrainingConfig, checkpoint_beside, optimize
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import layers_of
-from embedsmith.training import share_turns, train
+from embedsmith.step import share_turns
+from embedsmith.training import train
 from steps import CONFIGS, EVERYTHING, KILLED, LORA, PAIRS, RUN, SHARDED, VARIANTS, WORDS, make_task, step
 
 ALONE = {name: value for name, value in os.environ.items() if name not in {"WORLD_SIZE", "RANK"}}

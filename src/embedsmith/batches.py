@@ -124,7 +124,7 @@ def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterat
         return places.setdefault(text, len(places))
 
     for example in source.examples:
-        query, document = _prompts_of(example, source, prompts)
+        query, document = prompts_of(example, prompts, symmetric=source.symmetric)
         match example:
             case LabelledText():
                 label = classes.setdefault(example.label, len(classes))
@@ -162,12 +162,16 @@ def _group(example: Example, anchor: int) -> str:
     return example.group if example.group is not None else f"text:{anchor}"
 
 
-def _prompts_of(example: Example, source: Source, prompts: Prompts) -> tuple[str, str]:
-    """Return what goes before the anchor and before the texts it is compared to."""
+def prompts_of(example: Example, prompts: Prompts, *, symmetric: bool | None = None) -> tuple[str, str]:
+    """Return what goes before the anchor and before the texts it is compared to.
+
+    Args:
+        symmetric: the query prompt for both; None leaves it to the kind of the example.
+    """
     asymmetric = isinstance(example, (PositivePair, Triplet))
     instruction = example.instruction if isinstance(example, (PositivePair, Triplet)) else None
     query = prompts.query.replace(INSTRUCTION, instruction or "")
-    symmetric = source.symmetric if source.symmetric is not None else not asymmetric
+    symmetric = symmetric if symmetric is not None else not asymmetric
     return query, query if symmetric else prompts.document
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from embedsmith import __version__
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError
+from embedsmith.errors import CalibrationRefused, ConfigurationError, EmbedsmithError, ModelRefused
 
 if TYPE_CHECKING:
     from embedsmith.batches import Source
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from embedsmith.examples import Example, LabelledPair
     from embedsmith.llm import LanguageModel, Sampling
     from embedsmith.pipeline import Watcher
+    from embedsmith.retention import Retention
     from embedsmith.runtime import Fidelity
     from embedsmith.training import TrainingConfig
 
@@ -296,6 +297,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would do, how long it takes, and what is wrong with it.")
     ] = False,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
+    ] = None,
+    guard: Guards = None,
+    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -307,15 +314,17 @@ def train(
         raise ConfigurationError(
             "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
         )
-    if verifier and (held_out is not None or dry_run):
-        raise ConfigurationError("--held-out or --dry-run with --verifier", expected="an embedding model")
+    if verifier and (held_out, dry_run, validation, guard or None) != (None, False, None, None):
+        raise ConfigurationError(
+            "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
+        )
     own = _own_values(epochs, batch, learning_rate, precision, losses, seed)
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
     sources = _read_sources(examples, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
-    card = write_card(CardFacts(base, count, told, plain(config), verifier=verifier))
+    facts = CardFacts(base, count, told, plain(config), verifier=verifier)
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
     given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
     if dry_run:
@@ -328,7 +337,7 @@ def train(
 
             rows = [item for source in sources for item in source.examples]
             result = train_verifier(
-                rows, base=base, out=out / "verifier", config=config, card=card, on_progress=watch.steps
+                rows, base=base, out=out / "verifier", config=config, card=write_card(facts), on_progress=watch.steps
             )
         else:
             from embedsmith.training import train as train_encoder
@@ -337,7 +346,10 @@ def train(
                 told_before.add(f"warning: {finding}")
                 watch.say(f"warning: {finding}")
 
-            result = train_encoder(sources, **given, card=card, on_progress=watch.steps, on_finding=tell)
+            kept = _retention(validation, guard, tolerance, force, watch)
+            result = train_encoder(
+                sources, **given, card=facts, on_progress=watch.steps, on_finding=tell, retention=kept
+            )
     if as_json:
         _print_json(plain(result))
         return
@@ -941,6 +953,24 @@ def _own_values(
     return {key: value for key, value in given.items() if value is not None}
 
 
+def _retention(
+    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
+) -> Retention:
+    from embedsmith.evaluation import read_guards
+    from embedsmith.examples import read_examples
+    from embedsmith.report.pareto import write_pareto
+    from embedsmith.retention import Retention
+
+    return Retention(
+        validation=read_examples(validation).examples if validation is not None else (),
+        guards=read_guards(guards) if guards else None,
+        tolerance=tolerance,
+        force=force,
+        say=watch.say,
+        show=write_pareto if validation is not None else lambda _: None,
+    )
+
+
 def _parse_losses(text: str) -> dict[str, float]:
     from embedsmith.errors import ConfigurationError
 
@@ -1087,7 +1117,7 @@ def main() -> None:
     console.quiet = os.environ.get("RANK", "0") != "0"  # of many processes, the first one speaks
     try:
         app(standalone_mode=True)
-    except CalibrationRefused as refusal:
+    except (CalibrationRefused, ModelRefused) as refusal:
         console.print(f"refused: {refusal}", markup=False, highlight=False)
         sys.exit(refusal.exit_code)
     except EmbedsmithError as error:

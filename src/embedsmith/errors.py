@@ -70,6 +70,12 @@ class CalibrationRefused(EmbedsmithError):
     exit_code = 4
 
 
+class ModelRefused(EmbedsmithError):
+    """A tuned model is not better than its base on the validation rows, and is not written unless it is asked for."""
+
+    exit_code = 4
+
+
 def describe_failure(error: BaseException) -> str:
     """Return the type of an error and where it was raised.
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
@@ -19,7 +20,7 @@ import numpy as np
 from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.devices import Alone, Devices, require_shared
-from embedsmith.errors import ConfigurationError, EmbedsmithError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused
 from embedsmith.model import Precision
 from embedsmith.objectives import Mining, check_losses
 from embedsmith.sharding import gather_whole, spread_like
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 KEPT = "own"  # how a file says that the base's own value stays
 Schedule = Literal["linear", "cosine", "constant"]
+VISITS = 10  # times that a run is looked at on its way
+REFUSED = 1  # what the first process tells the others when there will be no model
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class TrainingConfig:
         dimensions: Matryoshka: the losses also hold for the first d numbers of an embedding, for each d.
         logistic_scale, logistic_bias: sharpness and place of the border of the logistic loss.
         dropout: None keeps the base's own; none at all is as good in one epoch, and faster (docs/log.md).
-        base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903).
+        base_weight: share of the base's weights in the result, 0 to 1 (WiSE-FT, arXiv 2109.01903). None has it chosen
+            on validation rows, where there are any, and is 0 otherwise. Of adapters the change is scaled, exactly.
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
         runs: how many runs with other orders of the rows have their weights averaged (a model soup,
             Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
@@ -91,7 +95,7 @@ class TrainingConfig:
     logistic_scale: float = 15.0
     logistic_bias: float = 0.65
     dropout: float | None = 0.0
-    base_weight: float = 0.0
+    base_weight: float | None = None
     average: float = 0.0
     runs: int = 1
     token_budget: int = 1024
@@ -105,7 +109,7 @@ class TrainingConfig:
         check_losses(self.losses)
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 action = _SCALE.format(value, 1 / value) if name == "temperature" and value > high else ""
                 raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}", action=action)
         for name, choices in _CHOICES.items():
@@ -232,11 +236,20 @@ def optimize(
     key: str,
     on_progress: Callable[[Progress], None] | None = None,
     devices: Devices | None = None,
+    visit: Callable[[int], None] | None = None,
+    choose: Callable[[Ends], None] | None = None,
 ) -> Optimized:
     """Run all steps of a task and leave the final weights in its network; a checkpoint in `store` is gone on from.
 
+    Args:
+        visit: called with the number of steps done, about `VISITS` times and at the end, while the network is in eval
+            mode; the first process only. What it draws or reads changes nothing in the run.
+        choose: puts the final weights into the network, of those that the run leaves; the first process only. Without
+            it they are the soup's, else the average's, else the last ones, mixed with `base_weight`. When it refuses,
+            a checkpoint of the whole run is kept: the next call trains nothing again.
+
     Raises:
-        EmbedsmithError: the loss is not finite.
+        EmbedsmithError: the loss is not finite. ModelRefused: from `choose`.
         ConfigurationError: the configuration is that of sharded weights, and this task has them whole.
     """
     devices = devices or Alone()
@@ -244,9 +257,18 @@ def optimize(
         raise ConfigurationError("sharded is true, and this training has its weights whole", action="leave it out")
     state = _State(task.network, config, steps=count_steps(task, config))
     start = require_shared(state.restore(read_checkpoint(store, key)), devices)
-    run = _Run(task, config, state, store, key, on_progress, devices)
+    run = _Run(task, config, state, store, key, on_progress, devices, visit)
     losses = run.go(start)
-    state.finish()
+    ends = state.ends()
+    try:
+        (choose if choose is not None and devices.rank == 0 else partial(_settle, config))(ends)
+    except ModelRefused:
+        ends.put("tuned", 1.0)
+        write_checkpoint(store, Checkpoint(state.steps * config.runs, state.tensors()), key)
+        devices.agree(REFUSED)
+        raise
+    if devices.agree(0) == REFUSED:
+        raise ModelRefused("the first process refused the model", action="read what it says")
     return Optimized(tuple(losses), state.steps * config.runs, start, run.seconds, run.work)
 
 
@@ -261,6 +283,11 @@ def checkpoint_beside(out: Path | str) -> Path:
     return Path(out).with_name(f"{Path(out).name}.checkpoint")
 
 
+def visited_steps(steps: int) -> frozenset[int]:
+    """Return after which of `steps` steps a run is looked at: about `VISITS`, evenly spaced, the last among them."""
+    return frozenset(-(-steps * part // VISITS) for part in range(1, VISITS + 1))
+
+
 def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
     """Return the learning rate of `step` (from 0) of `steps`: linear warm-up, then the schedule to 0."""
     warm = max(round(steps * config.warmup), 1)
@@ -269,6 +296,45 @@ def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
     share = (step - warm) / max(steps - warm, 1)
     factor = {"linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2, "constant": 1.0}
     return config.learning_rate * factor[config.schedule]
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What a run leaves to choose among.
+
+    Attributes:
+        parameters: the network's own; `put` changes them.
+        base: what they were before the first step.
+        tensors: by name: "tuned" (the last weights of the last run), "average" (their running average, where
+            `average` is set), "soup" (the mean over the runs, where there are several). The last one is the default.
+    """
+
+    parameters: Mapping[str, torch.Tensor]
+    base: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+
+    @property
+    def default(self) -> str:
+        """The end that is taken when nobody chooses."""
+        return tuple(self.tensors)[-1]
+
+    def put(self, end: str, share: float) -> None:
+        """Put base + share · (end − base) into the network; share 0 is the base and 1 the end, bit for bit.
+
+        An adapter adds B · A to a frozen matrix, and B is 0 in the base: B alone is scaled, so the change is, exactly.
+        """
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self.parameters.items():
+                last = self.tensors[end][name]
+                weight.copy_(last if ".lora_A." in name else self.base[name])
+                if ".lora_A." not in name:
+                    torch._foreach_lerp_([weight], [last], share)  # weights that are shared out know only this one
+
+
+def _settle(config: TrainingConfig, ends: Ends) -> None:
+    ends.put(ends.default, 1 - (config.base_weight or 0.0))
 
 
 class _State:
@@ -360,17 +426,18 @@ class _State:
         found = _part(checkpoint, kind)
         return {name: spread_like(found[name], weight) for name, weight in self.parameters.items() if name in found}
 
-    def finish(self) -> None:
-        """Put the mean of all runs, mixed with the base's share, into the network."""
-        import torch
-
-        self._stir()
-        assert self.soup is not None
-        with torch.no_grad():
-            for name, weight in self.parameters.items():
-                weight.copy_(self.soup[name] / self.config.runs)
-            base = [self.base[name] for name in self.parameters]
-            torch._foreach_lerp_(list(self.parameters.values()), base, self.config.base_weight)
+    def ends(self) -> Ends:
+        """Return the weights that the run leaves to choose among."""
+        found: dict[str, dict[str, torch.Tensor]] = {"tuned": _copy(self.parameters)}
+        if self.average is not None:
+            found["average"] = self.average
+        if self.config.runs > 1:
+            last = self.average if self.average is not None else self.parameters
+            assert self.soup is not None
+            found["soup"] = {
+                name: (weight.detach() + self.soup[name]) / self.config.runs for name, weight in last.items()
+            }
+        return Ends(self.parameters, self.base, found)
 
 
 def _copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -402,17 +469,20 @@ class _Run:
         key: str,
         on_progress: Callable[[Progress], None] | None,
         devices: Devices,
+        visit: Callable[[int], None] | None,
     ) -> None:
         self.task, self.config, self.state = task, config, state
         self.store, self.key, self.on_progress = store, key, on_progress
         self.devices = devices
+        self.visit = visit if devices.rank == 0 else None
+        self.visits = visited_steps(state.steps * config.runs)
         self.work = Work()
-        self.seconds = 0.0
+        self.began = self.seconds = 0.0
 
     def go(self, start: int) -> list[tuple[int, float]]:
         """Run steps `start` and later, over all runs; return (step, loss)."""
         history: list[tuple[int, float]] = []
-        began = saved = time.monotonic()
+        self.began = saved = time.monotonic()
         every = self.state.steps * self.config.runs
         for step, rows in self._steps():
             if step < start:
@@ -422,8 +492,9 @@ class _Run:
             self.state.network.train()
             loss = self._step(step, rows)
             history.append((step, loss))
+            self._visit(step + 1)  # before the checkpoint, or a kill between them would lose it
             now = time.monotonic()
-            self.seconds = now - began
+            self.seconds = now - self.began
             if step + 1 < every and self._is_due(now - saved):
                 self._save(step + 1)
                 saved = time.monotonic()
@@ -442,6 +513,18 @@ class _Run:
         tensors = gather_whole(self.state.tensors(), keep=first)
         if first:
             write_checkpoint(self.store, Checkpoint(step, tensors), self.key)
+
+    def _visit(self, done: int) -> None:
+        import torch
+
+        if self.visit is None or done not in self.visits:
+            return
+        came = time.monotonic()
+        device = next(self.state.network.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.state.network.eval()
+            self.visit(done)
+        self.began += time.monotonic() - came  # a look is no part of the run's speed
 
     def _steps(self) -> Iterator[tuple[int, Sequence[int]]]:
         """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""

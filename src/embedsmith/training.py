@@ -1,68 +1,33 @@
 """Training: examples and a base model in, a better model out, in one epoch and without forgetting.
 
-The step: every text of a batch is encoded once, in length-sorted micro-batches under a token budget; the loss sees all
-embeddings of the batch, so it and its gradients are those of one padded batch on one device, however much of it is
-encoded a second time to save memory (gradient caching) and however many processes share it.
+A run is made ready and checked (`checks`, `probes`), optimised step by step (`step`, `optimization`), looked at on its
+way and held against its base (`retention`), and saved as a sentence-transformers folder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-import numpy as np
-
 from embedsmith.artifacts import fingerprint
-from embedsmith.batches import (
-    Index,
-    Numbers,
-    Plan,
-    Prompts,
-    Source,
-    TrainingSet,
-    collect,
-    contrast,
-    count_batches,
-    localize,
-    order_batches,
-    saved_prompts,
-)
+from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, saved_prompts
+from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.checks import (
-    BATCHES,
-    Finding,
-    Report,
-    Watch,
-    check_movement,
-    mean_cosine,
-    report_of,
-    stop_on_errors,
-)
-from embedsmith.devices import Alone, Devices, deal, open_devices
-from embedsmith.errors import InputError
+from embedsmith.checks import BATCHES, Finding, Report, check_movement, report_of, stop_on_errors
+from embedsmith.devices import Devices, open_devices
+from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
-from embedsmith.model import (
-    Precision,
-    autocast,
-    fingerprint_model,
-    invert,
-    load_encoder,
-    run_block,
-    tokenize_for,
-)
-from embedsmith.objectives import LOSSES, parts_of, settle_losses
+from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
+from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import (
     Optimized,
     Progress,
     TrainingConfig,
-    Work,
     best_attention,
     checkpoint_beside,
     choose_precision,
@@ -75,17 +40,19 @@ from embedsmith.optimization import (
 from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import write_recipe
+from embedsmith.retention import Choice, Keeper, Retention, card_figures, check_apart, describe_choice
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.tokens import Tokens, cut_microbatches, read_tokens, write_tokens
+from embedsmith.step import EmbeddingTask, choose_held, describe_pool
+from embedsmith.tokens import Tokens, read_tokens, write_tokens
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 __all__ = [
     "LOSSES",
     "Progress",
     "Rehearsal",
+    "Retention",
     "Source",
     "TrainingConfig",
     "TrainingResult",
@@ -95,8 +62,6 @@ __all__ = [
     "train",
 ]
 MAPPED = 2**20  # token ids that are worth a file
-SAMPLE = 1024  # texts of which the longest show what activations take
-MEMORY_SHARE = 4  # activations may take a quarter of the memory
 IN_BATCH = 8  # rows a batch at least where its rows are each other's negatives; one row alone has none
 LARGEST_BATCH, FEWEST_STEPS = 16, 45  # what the automatic batch size keeps to (docs/log.md)
 
@@ -112,6 +77,7 @@ class TrainingResult:
         notes: automatic choices with their reasons, and the warnings.
         findings: what the checks of the run found.
         unchecked: checks that could not be made, with the reason.
+        choice: the weights that were taken, where `retention` was given (the first process only).
     """
 
     model: Path
@@ -129,6 +95,7 @@ class TrainingResult:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
     unchecked: tuple[str, ...] = ()
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +124,11 @@ def train(
     out: Path | str,
     config: TrainingConfig | None = None,
     preparation: Preparation | None = None,
-    card: str | None = None,
+    card: str | CardFacts | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     held_out: Sequence[Example] = (),
     on_finding: Callable[[Finding], None] | None = None,
+    retention: Retention | None = None,
 ) -> TrainingResult:
     """Return the model tuned on `examples`, saved to the folder `out`.
 
@@ -171,35 +139,88 @@ def train(
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.
+        card: the text of the model's card; facts get the figures of `retention` besides.
         held_out: rows that the model will be judged by; none of them may be in `examples`.
         on_finding: is told each warning before the first step.
+        retention: rows that the model is held against on its way; validation rows choose its final weights. Two
+            files are written beside `out`: watch.jsonl and retention.json.
 
     Raises:
-        InputError: no usable example, or a finding that leaves nothing to train on (`checks`).
+        InputError: no usable example, a validation row among them, or a finding that leaves nothing to train on.
         ModelError: the base cannot be loaded. ConfigurationError: a setting that cannot work, or the run diverges.
+        ModelRefused: the model is below its base on the validation rows; nothing is written.
         EmbedsmithError: the loss is not finite.
     """
+    if retention is not None:
+        _check_retention(retention, examples, config)
     ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
     devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
     if on_finding is not None and devices.rank == 0:
         for finding in ready.report.findings:
             on_finding(finding)
+    keeper = _make_keeper(ready, retention, Path(out)) if retention is not None and devices.rank == 0 else None
     movement = Movement(network)
-    done = optimize(ready.task, ready.config, store=checkpoint, key=ready.key, on_progress=on_progress, devices=devices)
+    done = optimize(
+        ready.task,
+        ready.config,
+        store=checkpoint,
+        key=ready.key,
+        on_progress=on_progress,
+        devices=devices,
+        visit=keeper.visit if keeper is not None and keeper.visits else None,
+        choose=keeper.choose if keeper is not None else None,
+    )
     report = ready.report + report_of(check_movement(movement.measure(), done.losses, ready.config))
     prepared = _make_whole(ready.prepared, ready.build, devices)
+    choice = keeper.choice if keeper is not None else None
     if devices.rank == 0:
         files = {"recipe.toml": write_recipe(ready.config, prepared.preparation)}
-        save_prepared(prepared, out, prompts=ready.prompts, card=card or "", files=files)
+        save_prepared(prepared, out, prompts=ready.prompts, card=_write_card(card, choice), files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
     data, tokens = ready.task.data, ready.task.tokens
-    notes = (*ready.notes, *describe_truncation(tokens), *report.warnings)
+    chosen = describe_choice(choice) if choice is not None else ()
+    notes = (*ready.notes, *describe_truncation(tokens), *chosen, *report.warnings)
     made = make_result(
         Path(out), done, ready.task.precision, notes, rows=len(data.rows), pairs=data.pairs, tokens=tokens
     )
-    return replace(made, findings=report.findings, unchecked=report.unchecked)
+    return replace(made, findings=report.findings, unchecked=report.unchecked, choice=choice)
+
+
+def _check_retention(
+    retention: Retention, examples: Sequence[Example] | Sequence[Source], config: TrainingConfig | None
+) -> None:
+    if config is not None and config.sharded and retention.validation:
+        raise ConfigurationError(
+            "validation rows with sharded weights: no process has the whole model to score on the way",
+            expected="one of them",
+            action="train without --validation, then compare the saved model with its base",
+        )
+    check_apart(retention, [example for source in _sources_of(examples) for example in source.examples])
+
+
+def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | None:
+    """Return what looks at the run on its way; nobody can where no process has the whole model."""
+    if ready.task.devices.sharded:
+        return None
+    return Keeper(
+        ready.prepared.network,
+        retention,
+        prompts=ready.prepared.preparation.prompts,
+        precision=ready.task.precision,
+        base_weight=ready.config.base_weight,
+        out=out,
+        key=ready.key,
+        seed=ready.config.seed,
+    )
+
+
+def _write_card(card: str | CardFacts | None, choice: Choice | None) -> str:
+    if not isinstance(card, CardFacts):
+        return card or ""
+    figures = card_figures(choice) if choice is not None else {}
+    return write_card(replace(card, figures={**card.figures, **figures}))
 
 
 def rehearse(
@@ -232,7 +253,7 @@ def rehearse(
     )
 
 
-def _measure_step(task: _EmbeddingTask) -> float:
+def _measure_step(task: EmbeddingTask) -> float:
     """Return the seconds of a step without its update, which is small beside it."""
     task.network.train()
     for rows in task.order(task.config.seed, 0)[:1] * 2:
@@ -248,7 +269,7 @@ class _Ready:
     prepared: Prepared
     build: Callable[[], Prepared]
     prompts: Prompts
-    task: _EmbeddingTask
+    task: EmbeddingTask
     config: TrainingConfig
     key: str
     notes: tuple[str, ...]
@@ -266,7 +287,7 @@ def _make_ready(
     """Return the run, checked; what is cheap to check comes before what is dear to load."""
     config, preparation = config or TrainingConfig(), preparation or Preparation()
     devices = open_devices(sharded=config.sharded)
-    given = list(examples) if _are_sources(examples) else [Source(tuple(examples))]  # type: ignore[arg-type]
+    given = _sources_of(examples)
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses)
@@ -296,7 +317,7 @@ def _make_ready(
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
-    task = _EmbeddingTask(
+    task = EmbeddingTask(
         network,
         data,
         tokens,
@@ -307,7 +328,7 @@ def _make_ready(
         guide=_guide(config, data.texts),
         devices=devices,
     )
-    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *_describe_pool(task), *memory_note)
+    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *describe_pool(task), *memory_note)
     return _Ready(prepared, build, prompts, task, config, key, notes, report)
 
 
@@ -327,6 +348,10 @@ def _make_whole(prepared: Prepared, build: Callable[[], Prepared], devices: Devi
         for name, value in values.items():
             weights[name].copy_(value)
     return whole
+
+
+def _sources_of(examples: Sequence[Example] | Sequence[Source]) -> list[Source]:
+    return list(examples) if _are_sources(examples) else [Source(tuple(examples))]  # type: ignore[arg-type]
 
 
 def _are_sources(examples: Sequence[Example] | Sequence[Source]) -> TypeGuard[Sequence[Source]]:
@@ -369,43 +394,6 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def choose_held(
-    network: SentenceTransformer, tokens: Tokens, config: TrainingConfig, precision: Precision
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many padded tokens keep their activations, and the reason; measured on one micro-batch.
-
-    It depends on the machine's memory, not on what is free, so that a resumed run takes the same way.
-    """
-    if config.held_tokens:
-        return config.held_tokens, (f"activations of {config.held_tokens:,} padded tokens are kept, as asked",)
-    size = measure_activations(network, tokens, config.token_budget, precision)
-    memory = _memory(network.device) // MEMORY_SHARE
-    held = max(int(memory // max(size, 1)), config.token_budget)
-    note = f"activations take {size / 1024:,.0f} KB a token: {memory / 2**30:.1f} GB hold {held:,} padded tokens"
-    return held, (note,)
-
-
-def measure_activations(network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision) -> float:
-    """Return the bytes that a padded token leaves for the backward pass, measured on a micro-batch of long texts."""
-    import torch
-
-    block = cut_microbatches(tokens.lengths[:SAMPLE], budget)[0]
-    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and not tensor.is_leaf:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    network.train()
-    with autocast(network, precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = run_block(network, tokens, block, "sentence_embedding")
-    del kept
-    return sum(sizes.values()) / (len(block) * int(tokens.lengths[block].max()))
-
-
 def make_result(
     model: Path,
     done: Optimized,
@@ -432,172 +420,6 @@ def make_result(
         precision=precision,
         notes=notes,
     )
-
-
-class _EmbeddingTask:
-    """Rows of texts whose embeddings are compared."""
-
-    def __init__(
-        self,
-        network: SentenceTransformer,
-        data: TrainingSet,
-        tokens: Tokens,
-        losses: Sequence[Mapping[str, float]],
-        plan: Plan,
-        config: TrainingConfig,
-        precision: Precision,
-        *,
-        guide: Numbers | None = None,
-        devices: Devices | None = None,
-    ) -> None:
-        self.network, self.data, self.tokens, self.losses = network, data, tokens, losses
-        self.plan, self.config, self.precision = plan, config, precision
-        self.guide, self.devices = guide, devices or Alone()
-        self.watch = Watch()
-
-    def count(self) -> int:
-        return count_batches(self.data.rows, self.plan)
-
-    def order(self, seed: int, epoch: int) -> list[list[int]]:
-        return order_batches(self.data.rows, self.plan, seed=seed, epoch=epoch)
-
-    def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
-        texts, local = localize([self.data.rows[row] for row in rows])
-        pool = _Pool(self, texts, seed)
-        embeddings = pool.encode().requires_grad_()
-        guide = None if self.guide is None else self.guide[texts]
-        parts = parts_of(local, self.losses, self.config, guide=guide, least=self.devices.size)
-        value = embeddings.new_zeros(1)
-        for part in parts[self.devices.rank :: self.devices.size]:
-            loss = part(embeddings)
-            value += loss.detach()
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-        gradient = embeddings.grad if embeddings.grad is not None else embeddings.detach() * 0
-        self.devices.sum([gradient, value])
-        if bool(gradient.isfinite().all()):
-            pool.backward(gradient)
-        total = float(embeddings.detach().sum(dim=0).square().sum())
-        sources = tuple(sorted({row.source for row in local}))
-        self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
-        return float(value), pool.work
-
-
-class _Pool:
-    """The texts of a batch, encoded in blocks: some with their activations kept, some encoded again for the gradients.
-
-    Dropout draws from the number of the block, so a block is the same when it is encoded again, and whichever
-    process encodes it. Under sharding a process without a block takes its turn with a text that counts for nothing,
-    and all keep the activations of the same turns.
-    """
-
-    def __init__(self, task: _EmbeddingTask, texts: Index, seed: int) -> None:
-        self.task, self.texts, self.seed = task, texts, seed
-        lengths = task.tokens.lengths[texts]
-        self.blocks = cut_microbatches(lengths, task.config.token_budget)
-        padded = np.array([int(lengths[block].max()) * len(block) for block in self.blocks])
-        self.work = Work(int(lengths.sum()), int(padded.sum()))
-        self.hands = deal(padded, task.devices.size)
-        turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
-        self.held, self.again = turns[:kept], turns[kept:]
-        self.kept: list[torch.Tensor] = []
-
-    def encode(self) -> torch.Tensor:
-        """Return the embeddings (n, d) of all texts, float32 unit rows, cut off from the network."""
-        import torch
-
-        with self._autocast():
-            self.kept = [self._run(block) for block in self.held]
-        with torch.no_grad(), self._autocast():
-            loose = [self._run(block) for block in self.again]
-        done = zip([*self.kept, *loose], [*self.held, *self.again], strict=True)
-        dimension = self.task.network.get_embedding_dimension()
-        empty = torch.zeros((0, dimension), device=self.task.network.device)
-        mine = torch.cat([empty, *(vectors.detach() for vectors, block in done if block is not None)])
-        counts = [sum(len(self.blocks[block]) for block in hand) for hand in self.hands]
-        everyone = self.task.devices.gather(mine, counts)
-        order = [self.blocks[block] for hand in self.hands for block in hand]
-        return everyone[torch.from_numpy(invert(order)).to(everyone.device)]
-
-    def backward(self, gradient: torch.Tensor) -> None:
-        """Leave the gradients of this process's texts in the network; `gradient` (n, d) is that of all embeddings."""
-        import torch
-
-        kept, self.kept = self.kept, []
-        if kept and not self.task.devices.sharded:
-            torch.autograd.backward(kept, [self._part(gradient, block) for block in self.held])
-        elif kept:  # one after the other, so that the processes meet in the same order
-            for vectors, block in zip(kept, self.held, strict=True):
-                torch.autograd.backward([vectors], [self._part(gradient, block)])
-        for block in self.again:
-            with self._autocast():
-                vectors = self._run(block)
-            torch.autograd.backward([vectors], [self._part(gradient, block)])
-
-    def _part(self, gradient: torch.Tensor, block: int | None) -> torch.Tensor:
-        return gradient.new_zeros((1, gradient.shape[1])) if block is None else gradient[self.blocks[block]]
-
-    def _run(self, block: int | None) -> torch.Tensor:
-        import torch
-
-        task = self.task
-        torch.manual_seed(self.seed + (block or 0))
-        rows = self.texts[:1] if block is None else self.texts[self.blocks[block]]
-        vectors = run_block(task.network, task.tokens, rows, "sentence_embedding")
-        return torch.nn.functional.normalize(vectors.float(), dim=1)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return autocast(self.task.network, self.task.precision)
-
-
-def share_turns(
-    hands: Sequence[Sequence[int]], padded: Index, held_tokens: int, devices: Devices
-) -> tuple[list[int | None], int]:
-    """Return the blocks this process encodes, turn by turn, and in how many turns it keeps the activations.
-
-    Under sharding all processes have as many turns (None: nothing of its own to encode) and keep equally many. With
-    blocks of 5, 4 and 3 tokens dealt as [[0], [1, 2]] and 4 tokens held, that is ([0, None], 0) on the first process.
-
-    Args:
-        hands: for each process its blocks. padded: the padded tokens of each block.
-    """
-    fits = [int((np.cumsum(padded[list(hand)]) <= held_tokens).sum()) for hand in hands]
-    own: list[int | None] = list(hands[devices.rank])
-    if not devices.sharded:
-        return own, fits[devices.rank]
-    turns = max(len(hand) for hand in hands)
-    kept = min((fit for fit, hand in zip(fits, hands, strict=True) if fit < len(hand)), default=turns)
-    return [*own, *[None] * (turns - len(own))], kept
-
-
-def _describe_pool(task: _EmbeddingTask) -> tuple[str, ...]:
-    """Return what an anchor is compared with, where its negatives come from the batch."""
-    if not any("infonce" in losses for losses in task.losses):
-        return ()
-    rows = [task.data.rows[row] for row in task.order(task.config.seed, 0)[0]]
-    pool = max(len(contrast(localize(rows)[1]).candidates) - 1, 0)
-    where = f" of all {task.devices.size} processes" if task.devices.size > 1 else ""
-    return (
-        f"pool of negatives: about {pool} for each anchor, from the {len(rows)} rows of a batch{where}; "
-        "a larger batch has more and needs no more memory",
-    )
-
-
-def _memory(device: torch.device) -> int:
-    """Return the bytes of memory that one process of this machine can count on."""
-    import torch
-
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for text in _cgroup_limits() if text.isdigit()]
-    return int(min([whole, *limits])) // share
-
-
-def _cgroup_limits() -> list[str]:
-    names = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    return [Path(name).read_text(encoding="ascii").strip() for name in names if Path(name).is_file()]
 
 
 def choose_batch(config: TrainingConfig, rows: int, *, least: int = 1) -> tuple[TrainingConfig, str]:

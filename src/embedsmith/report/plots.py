@@ -40,7 +40,7 @@ def draw_histograms(reports: Mapping[str, Mapping[str, Any]]) -> Markup:
         axis.set_ylabel(f"{name}\npairs")
     axes[0].legend(frameon=False, loc="upper left", fontsize=8)
     axes[-1].set_xlabel("cosine similarity")
-    return _svg(figure, "Similarity histograms of duplicates and near misses before and after")
+    return to_svg(figure, "Similarity histograms of duplicates and near misses before and after")
 
 
 def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[str, Any] | None) -> Markup:
@@ -57,7 +57,7 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[s
     right.set(xlabel="hit rate: share of pairs served", xlim=(0, 1.01))
     for axis in (left, right):
         axis.legend(frameon=False, fontsize=8, loc="lower left")
-    return _svg(figure, "Precision over recall and over hit rate")
+    return to_svg(figure, "Precision over recall and over hit rate")
 
 
 def draw_general(general: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
@@ -84,7 +84,7 @@ def draw_general(general: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     axis.set_yticks([-place for place in range(len(rows))], [f"{row['data']}\n{row['metric']}" for row, _ in rows])
     axis.set_ylim(-len(rows) + 0.5, 0.5)
     axis.legend(frameon=False, fontsize=8)
-    return _svg(figure, "General ability before and after, with 95% intervals")
+    return to_svg(figure, "General ability before and after, with 95% intervals")
 
 
 def _cycle(count: int) -> list[str]:
@@ -96,9 +96,10 @@ def _floor(reports: Mapping[str, Mapping[str, Any]]) -> float:
     return max(0.0, round(lowest - 0.05, 1))
 
 
-def _svg(figure: Figure, title: str) -> Markup:
+def to_svg(figure: Figure, title: str) -> Markup:
+    """Return the figure as SVG that fits its page, the same bytes each time; `title` is what a screen reader says."""
     for axis in figure.axes:
-        _tidy(axis)
+        tidy(axis)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "embedsmith", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -109,7 +110,8 @@ def _svg(figure: Figure, title: str) -> Markup:
     return Markup(f'<figure role="img" aria-label="{title}">{body}</figure>')
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """Leave an axis its lower and left border and a faint grid."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.grid(True, axis="both", color="#e5e7eb", linewidth=0.6)

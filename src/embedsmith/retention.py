@@ -1,0 +1,594 @@
+"""Retention: what a model still does in general while it is tuned, and how much of the tuning its weights keep.
+
+Guards (general rows) and validation rows (the domain's) are scored on the way. At the end the weights on the line from
+the base to the result are scored, and the best on validation is taken among those that keep every guard. All figures
+are set against the base on the same rows, with the intervals of a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsmith.artifacts import fingerprint, read_jsonl, write_json, write_jsonl
+from embedsmith.batches import Prompts, prompts_of
+from embedsmith.encoder import normalize as to_unit_rows
+from embedsmith.errors import ConfigurationError, InputError, ModelRefused
+from embedsmith.evaluation import shipped_guards, units_of
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet, texts_of
+from embedsmith.metrics import (
+    Difference,
+    Estimate,
+    RankCorrelation,
+    Ranking,
+    Scores,
+    Weights,
+    difference,
+    estimate,
+    resample_weights,
+)
+from embedsmith.model import ENCODING_BUDGET, Precision, autocast, embed, tokenize_for
+from embedsmith.optimization import Ends
+from embedsmith.text import normalize
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+ROWS = 1000  # of a set that are looked at; drawn by the seed
+RESAMPLES = 500
+LOWEST, FINE, COARSE = 0.2, 0.1, 0.2  # shares that are tried: from the lowest in fine steps, coarse with several ends
+REFINEMENTS = 3  # further shares around the best of them
+VALIDATION = "validation"
+
+Vectors = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a tuned model is held against.
+
+    Attributes:
+        validation: the domain's rows, of one kind; they choose the weights. () leaves the weights as they were trained.
+        guards: rows of general ability by name, each of one kind; None takes those that ship with the package.
+        tolerance: how far below the base a guard may be, in its metric (0.01 is one point).
+        force: a model that is below its base on validation is written all the same.
+        say: hears a line for each look on the way, and the warnings.
+        show: called with the path of `retention.json` once it is written.
+    """
+
+    validation: tuple[Example, ...] = ()
+    guards: Mapping[str, tuple[Example, ...]] | None = None
+    tolerance: float = 0.01
+    force: bool = False
+    say: Callable[[str], None] = lambda _: None
+    show: Callable[[Path], object] = lambda _: None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance <= 1:
+            raise ConfigurationError(f"tolerance is {self.tolerance}", expected="0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of one network: on `rows` rows of the set `data`, and its change against the base on the same rows."""
+
+    data: str
+    metric: str
+    rows: int
+    estimate: Estimate
+    change: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights that may be taken: base + share · (end − base).
+
+    Attributes:
+        end: "base", "tuned", "average" or "soup" (see `optimization.Ends`).
+        validation: None without validation rows.
+        fall: how far the guard that fell most is below the base; negative when all have risen.
+    """
+
+    end: str
+    share: float
+    validation: Figure | None
+    general: tuple[Figure, ...]
+    fall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The weights that were taken, and all that could have been.
+
+    Attributes:
+        base: the figures before the first step.
+        chosen: the place of the one that was taken among `candidates`.
+        searched: the validation rows chose it, so its figures on them are optimistic.
+        kept: no guard fell by more than the tolerance.
+        worse: it is below the base on the validation rows.
+    """
+
+    base: Candidate
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    reason: str
+    tolerance: float
+    searched: bool
+    kept: bool
+    worse: bool
+    forced: bool
+
+    @property
+    def taken(self) -> Candidate:
+        """The candidate that was taken."""
+        return self.candidates[self.chosen]
+
+
+# ── What is measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A figure, and what it is in each resample, (resamples,)."""
+
+    value: float
+    draws: Scores
+
+
+_Measure: TypeAlias = Callable[[Vectors], _Measured]
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """A set of rows whose figure follows from the vectors of all texts."""
+
+    data: str
+    metric: str
+    rows: int
+    measure: _Measure
+
+
+class _Texts:
+    """Distinct texts with their prompts, numbered as they come."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+        self.places: dict[str, int] = {}
+
+    def place(self, example: Example) -> tuple[int, ...]:
+        """Return the numbers of the example's texts: the anchor, then what it is compared to."""
+        query, document = prompts_of(example, self.prompts)
+        first, *others = texts_of(example)
+        return tuple(self.places.setdefault(text, len(self.places)) for text in _with(query, document, first, others))
+
+
+def _with(query: str, document: str, first: str, others: Sequence[str]) -> Iterator[str]:
+    yield query + first
+    yield from (document + text for text in others)
+
+
+def _make_test(name: str, rows: Sequence[Example], texts: _Texts, seed: int) -> _Test:
+    """Return the test of a set, on at most `ROWS` of its rows.
+
+    Raises:
+        InputError: no rows, rows of several kinds, or of one label or score only.
+    """
+    kinds = {type(row) for row in rows}
+    if len(kinds) != 1:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
+        raise InputError(f"the {name} rows are of the kinds: {found}", expected="rows of one kind")
+    if len(rows) > ROWS:
+        drawn = np.random.default_rng(seed).choice(len(rows), ROWS, replace=False)
+        rows = [rows[place] for place in sorted(drawn.tolist())]
+    weights = resample_weights(len(rows), groups=units_of(rows), resamples=RESAMPLES, seed=seed)
+    metric, measure = _MEASURES[kinds.pop()](name, rows, [texts.place(row) for row in rows], weights)
+    return _Test(name, metric, len(rows), measure)
+
+
+_Placed: TypeAlias = Sequence[tuple[int, ...]]
+
+
+def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
+    labels = np.array([row.label for row in rows], dtype=np.int64)
+    if len(set(labels.tolist())) != 2:
+        raise InputError(f"the {name} pairs have the label {labels[0]} only", expected="both 0 and 1")
+
+    def measure(vectors: Vectors) -> _Measured:
+        ranking = Ranking(labels, _cosines(vectors, placed))
+        draws = np.array([ranking.average_precision(row) for row in weights])
+        return _Measured(ranking.average_precision(), draws)
+
+    return "average precision", measure
+
+
+def _of_scored(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
+    scores = np.array([row.score for row in rows], dtype=np.float64)
+    if not np.ptp(scores) > 0:
+        raise InputError(f"the {name} pairs have one score only", expected="scores that differ")
+
+    def measure(vectors: Vectors) -> _Measured:
+        correlation = RankCorrelation(_cosines(vectors, placed), scores)
+        value, draws = correlation(), correlation.draws(weights)
+        return _Measured(value if math.isfinite(value) else 0.0, draws)  # equal cosines tell nothing
+
+    return "Spearman", measure
+
+
+def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:  # noqa: ARG001
+    """A row counts by the share of its negatives that are farther than its positive; ties half."""
+
+    def measure(vectors: Vectors) -> _Measured:
+        values = np.empty(len(placed))
+        for row, (anchor, positive, *negatives) in enumerate(placed):
+            gaps = (vectors[positive] - vectors[negatives]) @ vectors[anchor] if negatives else np.ones(1)
+            values[row] = np.mean((gaps > 0) + (gaps == 0) / 2)
+        return _mean(values, weights)
+
+    return "triplet accuracy", measure
+
+
+def _of_positives(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
+    """Mean reciprocal rank of the positive among all positives of the set that are not right for the anchor as well."""
+    anchors, positives = (np.array(column, dtype=np.int64) for column in zip(*placed, strict=True))
+    candidates, own = np.unique(positives, return_inverse=True)
+    if len(candidates) < 2:
+        raise InputError(f"the {name} pairs have one positive only", expected="at least two to choose from")
+    right = _right_answers(rows, anchors, own, len(candidates))
+
+    def measure(vectors: Vectors) -> _Measured:
+        cosines = vectors[anchors] @ vectors[candidates].T
+        mine = cosines[np.arange(len(own)), own][:, None]
+        others = np.where(right, False, cosines >= mine)
+        return _mean(1 / (1 + others.sum(axis=1)), weights)
+
+    return f"MRR among {len(candidates)}", measure
+
+
+def _right_answers(rows: Sequence[Any], anchors: Places, own: Places, candidates: int) -> NDArray[np.bool_]:
+    """Return (rows, candidates): the positives of the row's anchor and of its group."""
+    known: dict[object, set[int]] = {}
+    keys = [
+        (("anchor", int(anchor)), ("group", row.group if row.group is not None else f"row {place}"))
+        for place, (row, anchor) in enumerate(zip(rows, anchors, strict=True))
+    ]
+    for both, candidate in zip(keys, own.tolist(), strict=True):
+        for key in both:
+            known.setdefault(key, set()).add(candidate)
+    right = np.zeros((len(rows), candidates), dtype=np.bool_)
+    for row, both in enumerate(keys):
+        right[row, sorted(known[both[0]] | known[both[1]])] = True
+    return right
+
+
+def _of_classes(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
+    """Share of the texts whose nearest other text has the same class."""
+    places = np.array([place for (place,) in placed], dtype=np.int64)
+    labels = np.array([row.label for row in rows])
+    if len(set(labels.tolist())) < 2:
+        raise InputError(f"the {name} texts have one class only", expected="at least two classes")
+    same_text = places[:, None] == places[None, :]
+
+    def measure(vectors: Vectors) -> _Measured:
+        cosines = np.where(same_text, -np.inf, vectors[places] @ vectors[places].T)
+        return _mean((labels[cosines.argmax(axis=1)] == labels).astype(np.float64), weights)
+
+    return "nearest-neighbour accuracy", measure
+
+
+_MEASURES: Mapping[type[Any], Callable[[str, Sequence[Any], _Placed, Weights], tuple[str, _Measure]]] = {
+    LabelledPair: _of_labelled,
+    ScoredPair: _of_scored,
+    Triplet: _of_triplets,
+    PositivePair: _of_positives,
+    LabelledText: _of_classes,
+}
+
+
+def _cosines(vectors: Vectors, placed: _Placed) -> Scores:
+    left, right = np.array(placed, dtype=np.int64).T
+    return np.asarray(np.einsum("nd,nd->n", vectors[left], vectors[right], dtype=np.float64))
+
+
+def _mean(values: NDArray[np.floating], weights: Weights) -> _Measured:
+    return _Measured(float(values.mean()), np.asarray(weights @ values / weights.sum(axis=1)))
+
+
+# ── Rows that were trained on
+
+
+def check_apart(retention: Retention, examples: Sequence[Example]) -> None:
+    """Raise unless no row of validation or of the user's guards is among `examples` (two texts compared, normal form).
+
+    Raises:
+        InputError: says how many rows are, and the first of them.
+    """
+    sets = {VALIDATION: retention.validation, **(retention.guards or {})}
+    if not any(sets.values()):
+        return
+    trained = {key for example in examples for key in _comparisons(example)}
+    for name, rows in sets.items():
+        shared = [place for place, row in enumerate(rows, start=1) if trained & _comparisons(row)]
+        if shared:
+            raise InputError(
+                f"{len(shared)} of the {len(rows)} {name} rows are trained on (the first: row {shared[0]})",
+                expected=f"{name} rows that no example repeats, whatever its case, spaces and order",
+                action="take them out of one of the files",
+            )
+
+
+def _comparisons(example: Example) -> set[frozenset[str]]:
+    first, *others = (normalize(text) for text in texts_of(example))
+    return {frozenset((first, other)) for other in others} if others else {frozenset((first,))}
+
+
+# ── On the way, and at the end
+
+
+class Keeper:
+    """Looks at one network while it is trained, and puts the weights into it that are kept.
+
+    `watch.jsonl` (the figures on the way) and `retention.json` (the choice) are written into the folder above the
+    model's.
+
+    Raises:
+        InputError: validation or guards that cannot be scored.
+    """
+
+    def __init__(
+        self,
+        network: SentenceTransformer,
+        retention: Retention,
+        *,
+        prompts: Prompts,
+        precision: Precision,
+        base_weight: float | None,
+        out: Path,
+        key: str,
+        seed: int,
+    ) -> None:
+        self.network, self.retention, self.precision = network, retention, precision
+        self.base_weight = base_weight
+        self.log, self.record = out.parent / "watch.jsonl", out.parent / "retention.json"
+        guards = shipped_guards() if retention.guards is None else retention.guards
+        sets = {**({VALIDATION: retention.validation} if retention.validation else {}), **guards}
+        texts = _Texts(prompts)
+        self.tests = [_make_test(name, rows, texts, seed) for name, rows in sets.items()]
+        self.tokens = tokenize_for(network, tuple(texts.places))
+        self.before = self._measure()
+        self.choice: Choice | None = None
+        self.key = fingerprint([key, sets, retention.tolerance])
+        self.history = self._read_log()
+
+    @property
+    def visits(self) -> bool:
+        """Whether the run is looked at on its way: only with validation rows, since a look costs time."""
+        return bool(self.retention.validation)
+
+    def visit(self, step: int) -> None:
+        """Score the network after `step` steps, write it to the log and say it; a guard that fell is said once."""
+        now = self._candidate("tuned", 1.0)
+        self.history = [row for row in self.history if row["step"] < step]
+        warned = {name for row in self.history for name in row["warned"]}
+        fallen = [figure for figure in now.general if self._fell(figure) and figure.data not in warned]
+        self._log(step, now, tuple(figure.data for figure in fallen))
+        self.retention.say(f"step {step:,}: {', '.join(map(_brief, _figures(now)))}")
+        for figure in fallen:
+            self.retention.say(f"warning: at step {step:,} {_describe_fall(figure, self.retention.tolerance)}")
+
+    def choose(self, ends: Ends) -> None:
+        """Put the weights into the network that do best on validation and keep every guard; write what was compared.
+
+        Raises:
+            ModelRefused: they are below the base on the validation rows, and nobody forces them.
+        """
+        self.choice = choice = self._choose(ends)
+        taken = choice.taken
+        ends.put(taken.end, taken.share)
+        write_json(self.record, choice)
+        self.retention.show(self.record)
+        if choice.worse and not choice.forced:
+            for line in describe_choice(choice):
+                self.retention.say(line)
+            raise _refusal(choice, self.record)
+
+    def _choose(self, ends: Ends) -> Choice:
+        tolerance = self.retention.tolerance
+        searched = bool(self.retention.validation) and self.base_weight is None
+        found = self._search(ends) if searched else [self._try(ends, ends.default, 1 - (self.base_weight or 0.0))]
+        chosen = pick(found, tolerance)
+        taken = found[chosen]
+        return Choice(
+            base=self._candidate("base", 0.0, self.before),
+            candidates=tuple(found),
+            chosen=chosen,
+            reason=_reason(found, chosen, tolerance) if searched else self._fixed_reason(),
+            tolerance=tolerance,
+            searched=searched,
+            kept=taken.fall <= tolerance,
+            worse=taken.validation is not None and taken.validation.change.value < 0,
+            forced=self.retention.force,
+        )
+
+    def _fixed_reason(self) -> str:
+        if self.base_weight is not None:
+            return f"base_weight {self.base_weight:g} as asked"
+        return "there are no validation rows to choose on: the weights are those of the training"
+
+    def _search(self, ends: Ends) -> list[Candidate]:
+        """Return candidates on all lines, then around the best in steps that are halved each time.
+
+        Where no candidate keeps the guards, half of the lowest share is tried instead: nearer to the base.
+        """
+        step = FINE if len(ends.tensors) == 1 else COARSE
+        found = [self._try(ends, end, share) for end in ends.tensors for share in shares(step)]
+        most = len(found) + REFINEMENTS
+        while len(found) < most:
+            step /= 2
+            best = found[pick(found, self.retention.tolerance)]
+            near = [best.share + step, best.share - step]
+            if best.fall > self.retention.tolerance:
+                step = min(candidate.share for candidate in found if candidate.end == best.end) / 2
+                near = [step]
+            around = [round(share, 4) for share in near]
+            new = [share for share in around if 0 < share < 1][: most - len(found)]
+            found += [self._try(ends, best.end, share) for share in new]
+        return found
+
+    def _try(self, ends: Ends, end: str, share: float) -> Candidate:
+        ends.put(end, share)
+        return self._candidate(end, share)
+
+    def _candidate(self, end: str, share: float, measured: Sequence[_Measured] | None = None) -> Candidate:
+        measured = self._measure() if measured is None else measured
+        figures = [
+            Figure(
+                test.data,
+                test.metric,
+                test.rows,
+                estimate(now.value, now.draws),
+                difference(now.value - was.value, now.draws - was.draws),
+            )
+            for test, now, was in zip(self.tests, measured, self.before, strict=True)
+        ]
+        validation = figures.pop(0) if self.retention.validation else None
+        fall = max((-figure.change.value for figure in figures), default=0.0)
+        return Candidate(end, share, validation, tuple(figures), fall)
+
+    def _measure(self) -> list[_Measured]:
+        import torch
+
+        self.network.eval()
+        with torch.no_grad(), autocast(self.network, self.precision):
+            vectors = embed(self.network, self.tokens, np.arange(len(self.tokens)), budget=ENCODING_BUDGET)
+        rows = to_unit_rows(vectors.float().cpu().numpy())
+        if not np.isfinite(rows).all():
+            raise InputError("the network's vectors are not finite", action="lower --learning-rate")
+        return [test.measure(rows) for test in self.tests]
+
+    def _fell(self, figure: Figure) -> bool:
+        return figure.change.value < -self.retention.tolerance
+
+    def _read_log(self) -> list[dict[str, Any]]:
+        """Return what was seen of this very run before it was killed."""
+        rows = [row for _, row in read_jsonl(self.log)] if self.log.is_file() else []
+        return rows if rows and rows[0].get("run") == self.key else []
+
+    def _log(self, step: int, now: Candidate, warned: tuple[str, ...]) -> None:
+        row = {
+            "run": self.key,
+            "step": step,
+            "domain": now.validation.estimate.value if now.validation else None,
+            "general": {figure.data: figure.estimate.value for figure in now.general},
+            "change": {figure.data: figure.change for figure in _figures(now)},
+            "warned": list(warned),
+        }
+        self.history.append(row)
+        write_jsonl(self.log, self.history)
+
+
+def shares(step: float) -> list[float]:
+    """Return the shares of the tuned weights that are tried first: from `LOWEST` to 1."""
+    return [round(LOWEST + step * place, 4) for place in range(round((1 - LOWEST) / step) + 1)]
+
+
+def pick(candidates: Sequence[Candidate], tolerance: float) -> int:
+    """Return the place of the best on validation among those that keep every guard, else of the one that loses least.
+
+    Of equals the one nearest to the base is taken.
+    """
+    places = range(len(candidates))
+    kept = [place for place in places if candidates[place].fall <= tolerance]
+    if not kept:
+        return min(places, key=lambda place: (candidates[place].fall, candidates[place].share))
+    return max(kept, key=lambda place: (_domain(candidates[place]), -candidates[place].share))
+
+
+def _domain(candidate: Candidate) -> float:
+    return candidate.validation.estimate.value if candidate.validation is not None else 0.0
+
+
+# ── In words
+
+
+def describe_choice(choice: Choice) -> tuple[str, ...]:
+    """Return what was taken and why, then a warning for each guard that fell by more than the tolerance."""
+    taken = choice.taken
+    lines = [f"weights: {name_candidate(taken)}; {choice.reason}"]
+    lines += [f"base → this model: {', '.join(map(_full, _figures(taken)))}"]
+    if choice.searched:
+        lines[-1] += f" ({VALIDATION}: chosen on these rows, optimistic)"
+    fallen = [figure for figure in taken.general if figure.change.value < -choice.tolerance]
+    lines += [f"warning: {_describe_fall(figure, choice.tolerance)}" for figure in fallen]
+    if choice.worse and choice.forced:
+        lines.append("warning: the model is below its base on validation; it is written as forced")
+    return tuple(lines)
+
+
+def name_candidate(candidate: Candidate) -> str:
+    """Return what the weights are made of, for people."""
+    if candidate.share == 1:
+        return f"{candidate.end} as trained"
+    return f"{candidate.share:g} · {candidate.end} + {1 - candidate.share:g} · base"
+
+
+def card_figures(choice: Choice) -> dict[str, str]:
+    """Return the rows of a model card's table: the weights, and every figure before and after."""
+    rows = {"weights": f"base → {name_candidate(choice.taken)} ({choice.reason})"}
+    for figure in _figures(choice.taken):
+        optimistic = choice.searched and figure is choice.taken.validation
+        mark = ", chosen on these rows: optimistic" if optimistic else ""
+        rows[f"{figure.data} ({figure.metric}, {figure.rows} rows{mark})"] = _before_after(figure)
+    return rows
+
+
+def _reason(candidates: Sequence[Candidate], chosen: int, tolerance: float) -> str:
+    kept = sum(candidate.fall <= tolerance for candidate in candidates)
+    if not kept:
+        return (
+            f"NO candidate of {len(candidates)} keeps every guard within {tolerance:g} of the base: "
+            f"this one loses least ({candidates[chosen].fall:.4f})"
+        )
+    return f"best on {VALIDATION} of the {kept} candidates among {len(candidates)} that keep every guard within " + (
+        f"{tolerance:g} of the base"
+    )
+
+
+def _refusal(choice: Choice, record: Path) -> ModelRefused:
+    figure = choice.taken.validation
+    assert figure is not None
+    return ModelRefused(
+        f"the tuned model ({name_candidate(choice.taken)}) is below its base on {figure.rows} validation rows: "
+        f"{_full(figure)}",
+        expected="at least what the base has",
+        action="give more or other data, another loss or a lower learning rate; or --force, which writes this model at "
+        f"once, without training again. What was tried is in {record}",
+    )
+
+
+def _describe_fall(figure: Figure, tolerance: float) -> str:
+    sure = "" if figure.change.high < 0 else " (it may be chance)"
+    return f"{figure.data} fell by more than {tolerance:g}: {_full(figure)}{sure}"
+
+
+def _figures(candidate: Candidate) -> tuple[Figure, ...]:
+    return (*((candidate.validation,) if candidate.validation is not None else ()), *candidate.general)
+
+
+def _brief(figure: Figure) -> str:
+    return f"{figure.data} {figure.estimate.value:.3f} ({figure.change.value:+.3f})"
+
+
+def _full(figure: Figure) -> str:
+    return f"{figure.data} {figure.metric} {_before_after(figure)}"
+
+
+def _before_after(figure: Figure) -> str:
+    change, value = figure.change, figure.estimate.value
+    return f"{value - change.value:.3f} → {value:.3f} ({change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"

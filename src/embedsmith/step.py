@@ -1,0 +1,235 @@
+"""The step: a batch's texts encoded in blocks, its loss, and the gradients, whatever the memory and the devices.
+
+Every distinct text of a batch is encoded once, in length-sorted micro-batches under a token budget. The loss sees all
+embeddings, cut off from the network, and leaves a gradient on them; each block then takes its part of it, from
+activations that were kept or from a second pass (gradient caching, Gao et al. 2021, arXiv 2101.06983). Loss and
+gradients are those of one padded batch on one device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedsmith.batches import Index, Numbers, Plan, TrainingSet, contrast, count_batches, localize, order_batches
+from embedsmith.checks import Watch, mean_cosine
+from embedsmith.devices import Alone, Devices, deal
+from embedsmith.model import Precision, autocast, invert, run_block
+from embedsmith.objectives import parts_of
+from embedsmith.optimization import TrainingConfig, Work
+from embedsmith.tokens import Tokens, cut_microbatches
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+SAMPLE = 1024  # texts of which the longest show what activations take
+MEMORY_SHARE = 4  # activations may take a quarter of the memory
+
+
+class EmbeddingTask:
+    """Rows of texts whose embeddings are compared."""
+
+    def __init__(
+        self,
+        network: SentenceTransformer,
+        data: TrainingSet,
+        tokens: Tokens,
+        losses: Sequence[Mapping[str, float]],
+        plan: Plan,
+        config: TrainingConfig,
+        precision: Precision,
+        *,
+        guide: Numbers | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        self.network, self.data, self.tokens, self.losses = network, data, tokens, losses
+        self.plan, self.config, self.precision = plan, config, precision
+        self.guide, self.devices = guide, devices or Alone()
+        self.watch = Watch()
+
+    def count(self) -> int:
+        return count_batches(self.data.rows, self.plan)
+
+    def order(self, seed: int, epoch: int) -> list[list[int]]:
+        return order_batches(self.data.rows, self.plan, seed=seed, epoch=epoch)
+
+    def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
+        texts, local = localize([self.data.rows[row] for row in rows])
+        pool = _Pool(self, texts, seed)
+        embeddings = pool.encode().requires_grad_()
+        guide = None if self.guide is None else self.guide[texts]
+        parts = parts_of(local, self.losses, self.config, guide=guide, least=self.devices.size)
+        value = embeddings.new_zeros(1)
+        for part in parts[self.devices.rank :: self.devices.size]:
+            loss = part(embeddings)
+            value += loss.detach()
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+        gradient = embeddings.grad if embeddings.grad is not None else embeddings.detach() * 0
+        self.devices.sum([gradient, value])
+        if bool(gradient.isfinite().all()):
+            pool.backward(gradient)
+        total = float(embeddings.detach().sum(dim=0).square().sum())
+        sources = tuple(sorted({row.source for row in local}))
+        self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
+        return float(value), pool.work
+
+
+class _Pool:
+    """The texts of a batch, encoded in blocks: some with their activations kept, some encoded again for the gradients.
+
+    Dropout draws from the number of the block, so a block is the same when it is encoded again, and whichever
+    process encodes it. Under sharding a process without a block takes its turn with a text that counts for nothing,
+    and all keep the activations of the same turns.
+    """
+
+    def __init__(self, task: EmbeddingTask, texts: Index, seed: int) -> None:
+        self.task, self.texts, self.seed = task, texts, seed
+        lengths = task.tokens.lengths[texts]
+        self.blocks = cut_microbatches(lengths, task.config.token_budget)
+        padded = np.array([int(lengths[block].max()) * len(block) for block in self.blocks])
+        self.work = Work(int(lengths.sum()), int(padded.sum()))
+        self.hands = deal(padded, task.devices.size)
+        turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
+        self.held, self.again = turns[:kept], turns[kept:]
+        self.kept: list[torch.Tensor] = []
+
+    def encode(self) -> torch.Tensor:
+        """Return the embeddings (n, d) of all texts, float32 unit rows, cut off from the network."""
+        import torch
+
+        with self._autocast():
+            self.kept = [self._run(block) for block in self.held]
+        with torch.no_grad(), self._autocast():
+            loose = [self._run(block) for block in self.again]
+        done = zip([*self.kept, *loose], [*self.held, *self.again], strict=True)
+        dimension = self.task.network.get_embedding_dimension()
+        empty = torch.zeros((0, dimension), device=self.task.network.device)
+        mine = torch.cat([empty, *(vectors.detach() for vectors, block in done if block is not None)])
+        counts = [sum(len(self.blocks[block]) for block in hand) for hand in self.hands]
+        everyone = self.task.devices.gather(mine, counts)
+        order = [self.blocks[block] for hand in self.hands for block in hand]
+        return everyone[torch.from_numpy(invert(order)).to(everyone.device)]
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """Leave the gradients of this process's texts in the network; `gradient` (n, d) is that of all embeddings."""
+        import torch
+
+        kept, self.kept = self.kept, []
+        if kept and not self.task.devices.sharded:
+            torch.autograd.backward(kept, [self._part(gradient, block) for block in self.held])
+        elif kept:  # one after the other, so that the processes meet in the same order
+            for vectors, block in zip(kept, self.held, strict=True):
+                torch.autograd.backward([vectors], [self._part(gradient, block)])
+        for block in self.again:
+            with self._autocast():
+                vectors = self._run(block)
+            torch.autograd.backward([vectors], [self._part(gradient, block)])
+
+    def _part(self, gradient: torch.Tensor, block: int | None) -> torch.Tensor:
+        return gradient.new_zeros((1, gradient.shape[1])) if block is None else gradient[self.blocks[block]]
+
+    def _run(self, block: int | None) -> torch.Tensor:
+        import torch
+
+        task = self.task
+        torch.manual_seed(self.seed + (block or 0))
+        rows = self.texts[:1] if block is None else self.texts[self.blocks[block]]
+        vectors = run_block(task.network, task.tokens, rows, "sentence_embedding")
+        return torch.nn.functional.normalize(vectors.float(), dim=1)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return autocast(self.task.network, self.task.precision)
+
+
+def share_turns(
+    hands: Sequence[Sequence[int]], padded: Index, held_tokens: int, devices: Devices
+) -> tuple[list[int | None], int]:
+    """Return the blocks this process encodes, turn by turn, and in how many turns it keeps the activations.
+
+    Under sharding all processes have as many turns (None: nothing of its own to encode) and keep equally many. With
+    blocks of 5, 4 and 3 tokens dealt as [[0], [1, 2]] and 4 tokens held, that is ([0, None], 0) on the first process.
+
+    Args:
+        hands: for each process its blocks. padded: the padded tokens of each block.
+    """
+    fits = [int((np.cumsum(padded[list(hand)]) <= held_tokens).sum()) for hand in hands]
+    own: list[int | None] = list(hands[devices.rank])
+    if not devices.sharded:
+        return own, fits[devices.rank]
+    turns = max(len(hand) for hand in hands)
+    kept = min((fit for fit, hand in zip(fits, hands, strict=True) if fit < len(hand)), default=turns)
+    return [*own, *[None] * (turns - len(own))], kept
+
+
+def describe_pool(task: EmbeddingTask) -> tuple[str, ...]:
+    """Return what an anchor is compared with, where its negatives come from the batch."""
+    if not any("infonce" in losses for losses in task.losses):
+        return ()
+    rows = [task.data.rows[row] for row in task.order(task.config.seed, 0)[0]]
+    pool = max(len(contrast(localize(rows)[1]).candidates) - 1, 0)
+    where = f" of all {task.devices.size} processes" if task.devices.size > 1 else ""
+    return (
+        f"pool of negatives: about {pool} for each anchor, from the {len(rows)} rows of a batch{where}; "
+        "a larger batch has more and needs no more memory",
+    )
+
+
+def choose_held(
+    network: SentenceTransformer, tokens: Tokens, config: TrainingConfig, precision: Precision
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many padded tokens keep their activations, and the reason; measured on one micro-batch.
+
+    It depends on the machine's memory, not on what is free, so that a resumed run takes the same way.
+    """
+    if config.held_tokens:
+        return config.held_tokens, (f"activations of {config.held_tokens:,} padded tokens are kept, as asked",)
+    size = measure_activations(network, tokens, config.token_budget, precision)
+    memory = _memory(network.device) // MEMORY_SHARE
+    held = max(int(memory // max(size, 1)), config.token_budget)
+    note = f"activations take {size / 1024:,.0f} KB a token: {memory / 2**30:.1f} GB hold {held:,} padded tokens"
+    return held, (note,)
+
+
+def measure_activations(network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision) -> float:
+    """Return the bytes that a padded token leaves for the backward pass, measured on a micro-batch of long texts."""
+    import torch
+
+    block = cut_microbatches(tokens.lengths[:SAMPLE], budget)[0]
+    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and not tensor.is_leaf:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    network.train()
+    with autocast(network, precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run_block(network, tokens, block, "sentence_embedding")
+    del kept
+    return sum(sizes.values()) / (len(block) * int(tokens.lengths[block].max()))
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes of memory that one process of this machine can count on."""
+    import torch
+
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [int(text) for text in _cgroup_limits() if text.isdigit()]
+    return int(min([whole, *limits])) // share
+
+
+def _cgroup_limits() -> list[str]:
+    names = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    return [Path(name).read_text(encoding="ascii").strip() for name in names if Path(name).is_file()]
