@@ -379,7 +379,7 @@ def _cosines(
 
 
 class Movement:
-    """How far the trained weights of a network go from where they are now, on a sample of each, or of its share here."""
+    """How far the trained weights of a network go from where they are now, on a sample of each (of a share)."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
