@@ -108,9 +108,9 @@ RUN = TrainingConfig(
     precision="fp32",
     token_budget=40,
     held_tokens=60,
-    checkpoint_seconds=0.0,
 )
 LORA = Preparation(lora=LoraConfig(targets="all-linear"))
+KILLED_RUN = replace(RUN, checkpoint_seconds=0.0)
 KILLED = 6  # steps after which a run is stopped
 
 
@@ -131,7 +131,7 @@ def write_steps(model: str, out: Path, variants: Sequence[str], devices: Devices
 
 def train_sharded(model: str, out: Path, devices: Devices) -> None:
     """Train "whole" at once, "resumed" after a kill, leave the checkpoint of a killed run at "left", and "lora"."""
-    config = replace(RUN, sharded=True)
+    config, killed = replace(RUN, sharded=True), replace(KILLED_RUN, sharded=True)
 
     def kill(progress: Progress) -> None:
         if progress.step == KILLED:
@@ -139,11 +139,11 @@ def train_sharded(model: str, out: Path, devices: Devices) -> None:
 
     train(PAIRS, base=model, out=out / "whole", config=config)
     with contextlib.suppress(KeyboardInterrupt):
-        train(PAIRS, base=model, out=out / "resumed", config=config, on_progress=kill)
+        train(PAIRS, base=model, out=out / "resumed", config=killed, on_progress=kill)
     if devices.rank == 0:
         shutil.copy(checkpoint_beside(out / "resumed"), checkpoint_beside(out / "left"))
     devices.agree(0)
-    resumed = train(PAIRS, base=model, out=out / "resumed", config=config)
+    resumed = train(PAIRS, base=model, out=out / "resumed", config=killed)
     assert resumed.resumed_from == KILLED
     train(PAIRS, base=model, out=out / "lora", config=config, preparation=LORA)
 

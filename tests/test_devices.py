@@ -29,7 +29,7 @@ from embedsmith.preparation import Preparation
 from embedsmith.sharding import layers_of
 from embedsmith.step import share_turns
 from embedsmith.training import train
-from steps import CONFIGS, EVERYTHING, KILLED, LORA, PAIRS, RUN, SHARDED, VARIANTS, WORDS, make_task, step
+from steps import CONFIGS, EVERYTHING, KILLED, KILLED_RUN, LORA, PAIRS, RUN, SHARDED, VARIANTS, WORDS, make_task, step
 
 ALONE = {name: value for name, value in os.environ.items() if name not in {"WORLD_SIZE", "RANK"}}
 
@@ -119,7 +119,7 @@ def test_a_sharded_run_that_was_killed_goes_on_sharded_or_in_one_process(
     whole = encode_anchors(by_two / "sharded" / "whole")
     np.testing.assert_array_equal(whole, encode_anchors(by_two / "sharded" / "resumed"))
     shutil.copy(checkpoint_beside(by_two / "sharded" / "left"), checkpoint_beside(tmp_path / "left"))
-    done = train(PAIRS, base=tiny_model, out=tmp_path / "left", config=RUN)
+    done = train(PAIRS, base=tiny_model, out=tmp_path / "left", config=KILLED_RUN)
     assert done.resumed_from == KILLED
     np.testing.assert_allclose(whole, encode_anchors(tmp_path / "left"), atol=1e-5)
 
