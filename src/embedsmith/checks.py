@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -29,6 +29,7 @@ LOOKED = 50_000  # examples of a source whose texts are read; beyond it a seeded
 ROWS = 150  # examples whose cosines the untrained base gives, shared by all sources
 FEWEST = 20  # rows of a kind below which a share tells nothing
 BATCHES = 20  # batches in which false negatives are counted
+FIRST = 4  # steps that tell the loss before training; a run may diverge in its warm-up
 WINDOW = 10  # steps whose mean is compared with that of the first ones; small batches are noisy
 HEAVY = 0.2  # share of texts or rows that is worth a warning
 NONE_LEFT = 0.9  # share at which nothing useful is left
@@ -740,27 +741,53 @@ def check_order(probe: Probe, cosines: Values, judge: str) -> Iterator[Outcome]:
         yield Finding(name, "warning", f"{probe.name}: by {judge}, before training, {told}", expected, action)
 
 
-BETTER = {"triplets": 0.1, "labels": 0.1, "scores": 0.15}
+BETTER = 0.04  # lead of another pooling that is worth a word, if it is no chance
+DRAWS = 200  # bootstrap draws of that lead
 
 
 def check_pooling(probe: Probe, cosines: Mapping[str, Values], own: str) -> Iterator[Outcome]:
-    """Yield a pooling that orders the pairs far better than the base's own.
+    """Yield a pooling that orders the pairs clearly better than the base's own: in 98% of bootstrap draws as well.
 
     Args:
         cosines: by name of the pooling, the own one among them.
     """
     values = {name: quality(probe, found) for name, found in cosines.items()}
     best = max(values, key=values.__getitem__)
-    if values[best] - values[own] > BETTER[probe.kind]:
+    if values[best] - values[own] > BETTER and _leads(probe, cosines[best], cosines[own]) >= 0.98:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in sorted(values.items()))
-        yield Finding(
-            "pooling",
-            "warning",
-            f"{probe.name}: before training, {best} pooling orders {probe.rows} rows far better than {own}: {shown}",
-            "the pooling that the base was trained with",
-            f"read the base's model card; start from the plain model with --set pooling={best} if it fits",
-            "configuration",
+        yield _wrong_pooling(
+            f"{probe.name}: before training, {best} pooling orders {probe.rows} rows better than {own}: {shown}", best
         )
+
+
+def check_known_pooling(known: str, chosen: str) -> Iterator[Outcome]:
+    """Yield a pooling other than the one that the base's folder was made with (`known`, "" where it says nothing)."""
+    if known and known != chosen:
+        yield _wrong_pooling(f"the base was trained with {known} pooling, and this run pools by {chosen}", known)
+
+
+def _wrong_pooling(found: str, better: str) -> Finding:
+    return Finding(
+        "pooling",
+        "warning",
+        found,
+        "the pooling that the base was trained with",
+        f"read the base's model card; start from the plain model with --set pooling={better} if it fits",
+        "configuration",
+    )
+
+
+def _leads(probe: Probe, better: Values, own: Values) -> float:
+    """Return the share of resamples of the rows in which `better` orders them better than `own`."""
+    generator = np.random.default_rng(0)
+    won = []
+    for _ in range(DRAWS):
+        rows = generator.integers(probe.rows, size=probe.rows)
+        places = np.concatenate([rows, rows + probe.rows]) if probe.kind == "triplets" else rows
+        drawn = replace(probe, truth=probe.truth[places])
+        if np.ptp(drawn.truth) > 0:
+            won.append(quality(drawn, better[places]) > quality(drawn, own[places]))
+    return float(np.mean(won)) if won else 0.0
 
 
 # ── Leaks
@@ -863,14 +890,14 @@ class Watch:
 
     def _see_loss(self, loss: float, sources: tuple[int, ...]) -> None:
         first = self._losses.setdefault(sources, [])
-        if len(first) < WINDOW:
+        if len(first) < FIRST:
             first.append(loss)
             return
         recent = self._recent.setdefault(sources, deque(maxlen=WINDOW))
         recent.append(loss)
         start, now = float(np.mean(first)), float(np.mean(recent))
         if len(recent) == WINDOW and now > 4 * start + 1:
-            raise self._stop(f"the loss rose from {start:.3g} (first {WINDOW} steps) to {now:.3g} (last {WINDOW})")
+            raise self._stop(f"the loss rose from {start:.3g} (first {FIRST} steps) to {now:.3g} (last {WINDOW})")
 
     def _see_closeness(self, closeness: float) -> None:
         apart = 1 - closeness

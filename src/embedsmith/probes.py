@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedsmith.artifacts import read_json
 from embedsmith.batches import Prompts, Row, Source, TrainingSet
 from embedsmith.checks import (
     ROWS,
@@ -22,6 +23,7 @@ from embedsmith.checks import (
     Unchecked,
     Values,
     check_default_prompt,
+    check_known_pooling,
     check_leaks,
     check_mixture,
     check_order,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 LENGTH = 128  # tokens of a text that the probe reads
 BUDGET = 2048  # padded tokens a forward pass of the probe
 SAMPLED = 4096  # numbers of each weight whose change is measured
+POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "lasttoken": "pooling_mode_lasttoken"}
 MOVED = 0.01  # cosine that padding may cost
 
 
@@ -141,6 +144,7 @@ def examine_batches(
 
     def outcomes() -> Iterator[Outcome]:
         yield from check_tokens(tokens, prepared.network.max_seq_length)
+        yield from check_known_pooling(_known_pooling(str(base)), pooling_of(prepared.network))
         losses, names = [source.losses for source in sources], [source.name for source in sources]
         yield from check_pool(batches, data, losses, names)
         for source in sources:
@@ -329,6 +333,17 @@ def _ask_demo(probe: Probe) -> Iterator[Outcome]:
         yield Unchecked("order", f"the base is no encoder yet, and {DEMO_MODEL} is not installed")
         return
     yield from check_order(probe, pair_similarities(encoder, probe.left, probe.right), f"the cosines of {DEMO_MODEL}")
+
+
+def _known_pooling(base: str) -> str:
+    """Return the pooling that the folder of a base names, although it may lack modules.json; "" if it names none."""
+    file = Path(resolve_model(base)) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return ""
+    said = read_json(file)
+    named = [mode for mode, key in POOLINGS.items() if said.get(key)]
+    mode = said.get("pooling_mode") or (named[0] if len(named) == 1 else "")
+    return mode if isinstance(mode, str) else ""
 
 
 class _Poolings:
