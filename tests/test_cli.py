@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def embedsmith(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "embedsmith.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "embedsmith", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=200)
 

@@ -404,7 +404,7 @@ def test_without_mteb_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch)
 
 
 def evaluate(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "embedsmith.cli", "evaluate", *map(str, arguments)]
+    command = [sys.executable, "-m", "embedsmith", "evaluate", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "80", **variables}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 

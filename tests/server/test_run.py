@@ -16,7 +16,7 @@ import pytest
 from embedsmith.errors import ConfigurationError
 from embedsmith.server.run import read_secret
 
-COMMAND = [sys.executable, "-m", "embedsmith.cli", "serve", "--threshold", "0.8"]
+COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
 
 
 def serve(*options: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,44 @@
+"""The command line: argument → function → print. Every command is a thin skin over a Python function."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from embedsmith import __version__
+from embedsmith.cli.console import app, console
+from embedsmith.errors import CalibrationRefused, EmbedsmithError, ModelRefused
+
+# isort: off  (the order of the commands in --help)
+from embedsmith.cli import job, training, measuring, cache
+# isort: on
+
+__all__ = ["app", "cache", "job", "main", "measuring", "training"]
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; errors of the user's are printed without a traceback, with their exit code."""
+    # Threads that spin for long on a core that another process wants cost three quarters of the speed; a short
+    # spin costs nothing on a quiet machine (docs/log.md). Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    console.quiet = os.environ.get("RANK", "0") != "0"  # of many processes, the first one speaks
+    try:
+        app(standalone_mode=True)
+    except (CalibrationRefused, ModelRefused) as refusal:
+        console.print(f"refused: {refusal}", markup=False, highlight=False)
+        sys.exit(refusal.exit_code)
+    except EmbedsmithError as error:
+        console.quiet = False
+        console.print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("\nstopped; finished calls and checkpoints are kept: run the same command again to go on")
+        sys.exit(130)

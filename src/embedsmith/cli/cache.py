@@ -1,0 +1,281 @@
+"""Commands of the cache: recalibrate, export, serve, reencode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedsmith.artifacts import plain
+from embedsmith.cli.console import (
+    Alpha,
+    AsJson,
+    Delta,
+    app,
+    console,
+    draw_bar,
+    print_json,
+    print_table,
+    read_pairs,
+)
+
+if TYPE_CHECKING:
+    from embedsmith.cache.recalibration import Recalibration
+    from embedsmith.cache.semantic import SemanticCache
+    from embedsmith.llm import LanguageModel
+    from embedsmith.runtime import Fidelity
+
+
+@app.command()
+def recalibrate(
+    feedback: Annotated[
+        list[Path], typer.Argument(help="What `serve --feedback` wrote; of all servers that share it.")
+    ],
+    model: Annotated[str, typer.Option(help="The model folder.")],
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    min_pairs: Annotated[int, typer.Option(min=1, help="Fewest samples of a namespace.")] = 100,
+    calibration: Annotated[Path | None, typer.Option(help="The common calibration; default: the model's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="The common threshold, where there is no calibration.")
+    ] = None,
+    verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: calibration_namespaces.json beside the calibration.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give each tenant with enough judged samples a threshold of its own; say why for each that gets none."""
+    from embedsmith.cache.feedback import read_all_feedback
+    from embedsmith.cache.recalibration import FILE, write_recalibration
+    from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
+    from embedsmith.cache.rules import served_similarities
+    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier
+    from embedsmith.calibration import read_calibration
+    from embedsmith.examples import LabelledPair
+    from embedsmith.verifier import adjust, pairs_of
+
+    rows, rejected = read_all_feedback(feedback)
+    for bad in rejected:
+        console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+    encoder, mark = open_encoder(model)
+    path = find_calibration(model, calibration)
+    pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
+    similarities = served_similarities(encoder, pairs)
+    if threshold is None and path is not None:
+        common = read_calibration(path, model=mark)
+        threshold = common.threshold
+        if common.verifier:
+            logits = open_verifier(common, verifier).score(pairs_of(pairs))
+            similarities = adjust(similarities, logits, adjustment_of(common))
+    found = recalibrate_rows(
+        rows,
+        similarities,
+        model=mark,
+        common=threshold,
+        delta=delta,
+        alpha=alpha,
+        min_pairs=min_pairs,
+    )
+    out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
+    write_recalibration(out, found)
+    if as_json:
+        print_json({**plain(found), "out": str(out)})
+        return
+    _print_recalibration(found)
+    console.print(f"written  {out}", markup=False)
+
+
+def _print_recalibration(found: Recalibration) -> None:
+    common = "none" if found.common is None else f"{found.common:.4f}"
+    rows = [
+        [
+            item.namespace,
+            "" if item.threshold is None else f"{item.threshold:.4f}",
+            f"{item.samples} of {item.judged}",
+            item.reported,
+            f"{item.common_wrong} of {item.common_hits}",
+            item.reason,
+        ]
+        for item in found.outcomes
+    ]
+    headers = ["namespace", "threshold", "samples used", "reported", "wrong at common", "why"]
+    print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
+    granted = len(found.thresholds)
+    if granted:
+        console.print(
+            f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
+            f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
+        )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="The model folder (or a hub id, with --out).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to copy the model to first.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or int8: faster, refused when it is not close.")] = "fp32",
+    pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model as ONNX into its folder, so that serving it needs no torch."""
+    from embedsmith.export import export as export_model
+
+    labelled = read_pairs(pairs) if pairs is not None else None
+    report = export_model(model, out, precision=precision, pairs=labelled)  # type: ignore[arg-type]
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        [name, f"{found.size / 1e6:.1f} MB", f"{found.mean_cosine:.5f}", f"{found.lowest_cosine:.5f}", _loss(found)]
+        for name, found in report.precisions.items()
+    ]
+    headers = ["precision", "size", "mean cosine", "lowest cosine", "lost average precision"]
+    print_table(f"{report.model} as ONNX, against sentence-transformers in fp32", headers, rows)
+
+
+def _loss(found: Fidelity) -> str:
+    loss = found.average_precision_loss
+    return "" if loss is None else f"{loss:+.4f} on {found.pairs} pairs"
+
+
+@app.command()
+def serve(
+    upstream: Annotated[
+        str, typer.Option(help="Base URL with its /v1, or simulator: (a model that only echoes, to try things out).")
+    ],
+    model: Annotated[str, typer.Option(help="The model folder; its calibration.json gives the threshold.")],
+    store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
+    threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
+    guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
+    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
+    max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
+    ] = None,
+    namespaces: Annotated[
+        Path | None, typer.Option(help="Thresholds of single tenants; default: the file beside the calibration.")
+    ] = None,
+    sample: Annotated[
+        float, typer.Option(help="Share of the lookups whose questions are kept to be judged, 0 to 1; off by default.")
+    ] = 0.0,
+    sample_margin: Annotated[
+        float, typer.Option(help="Sample this far below the threshold, too, so that recalibration can lower it.")
+    ] = 0.05,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model that judges the samples: openai:MODEL, local:… THE QUESTIONS OF YOUR USERS ARE SENT "
+            "TO IT, so it is off by default; without it, people judge on the dashboard."
+        ),
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server for the judge.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
+    ] = None,
+    allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
+    temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
+    shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
+    prompt_price: Annotated[float, typer.Option(min=0, help="Of a million tokens upstream: money saved.")] = 0.0,
+    completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    log: Annotated[
+        str, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
+    ] = "text",
+) -> None:
+    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
+    from embedsmith.cache.chat import Allowances
+    from embedsmith.cache.samples import SampleRule
+    from embedsmith.cache.semantic import SemanticCache
+    from embedsmith.server.run import Service, listen
+
+    cache = SemanticCache(
+        model,
+        store=store,
+        threshold=threshold,
+        calibration=calibration,
+        guard=guard,
+        verifier=verifier,
+        ttl=ttl,
+        max_entries=max_entries,
+        feedback=feedback,
+        namespaces=namespaces,
+        sample=SampleRule(sample, sample_margin) if sample else None,
+        judge=_open_judge(judge, judge_url) if judge else None,
+        delta=delta,
+    )
+    _say_sampling(cache)
+    source = "given, without a promise" if threshold is not None else "from the calibration"
+    second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
+    console.print(
+        f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
+        f"store {store}"
+    )
+    service = Service(
+        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
+        prompt_price=prompt_price,
+        completion_price=completion_price,
+    )
+    listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
+    from embedsmith.cache.judge import RETRIES, TIMEOUT
+    from embedsmith.llm import open_llm
+
+    return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
+
+
+def _say_sampling(cache: SemanticCache) -> None:
+    if cache.policy.thresholds:
+        console.print(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+    if cache.samples is not None:
+        judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
+        console.print(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}", markup=False)
+
+
+@app.command()
+def reencode(
+    store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
+    model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
+    batch: Annotated[int, typer.Option(min=1, help="Texts at once; a kill costs at most these.")] = 256,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
+    drop_failed: Annotated[
+        bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a cache's entries vectors of a new model; the old one is served until all are there."""
+    from embedsmith.cache.reencoding import EntriesNotEncoded
+    from embedsmith.cache.reencoding import reencode as reencode_store
+    from embedsmith.cache.settings import open_encoder
+
+    encoder, mark = open_encoder(model)
+    try:
+        with draw_bar("entries") as advance:
+            done = reencode_store(
+                store, encoder, model=mark, batch=batch, restart=restart, drop_failed=drop_failed, on_progress=advance
+            )
+    except EntriesNotEncoded as error:
+        if as_json:
+            print_json({"failed": error.failures})
+        else:
+            print_table("not encoded", ["entry", "reason"], [(one.id, one.reason) for one in error.failures])
+        raise
+    if as_json:
+        print_json(done)
+        return
+    if done.dropped:
+        print_table("removed", ["entry", "reason"], [(one.id, one.reason) for one in done.dropped])
+    if done.old_model == done.model:
+        line = f"{done.url} holds vectors of this model already: {done.entries} entries"
+    else:
+        line = (
+            f"{done.url} belongs to the new model: {done.entries} entries, {done.encoded} encoded now, "
+            f"{done.seconds:.1f} s; additions waited {done.held:.2f} s\n"
+            "next    start the servers with the new model and a threshold of its own"
+        )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

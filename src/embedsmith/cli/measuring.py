@@ -1,0 +1,268 @@
+"""Commands that measure: evaluate, compare, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedsmith.artifacts import plain
+from embedsmith.cli.console import (
+    Alpha,
+    AsJson,
+    BaseUrl,
+    Delta,
+    Guards,
+    Seed,
+    app,
+    change,
+    console,
+    draw_bar,
+    print_comparison,
+    print_json,
+    print_table,
+    read_pairs,
+    spread,
+    sure,
+)
+from embedsmith.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embedsmith.encoder import Encoder
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
+    pairs: Annotated[Path | None, typer.Argument(help="Labelled pairs; may be left out with --suite.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Pairs that choose the threshold; default: half.")] = None,
+    guard: Guards = None,
+    suite: Annotated[str | None, typer.Option(help="Public sets to measure on: sts (STS12–17, STSb, …).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the suite's files; default: from the hub, through mteb.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="On the suite: the model before; further ones are set against it, too. Repeatable."),
+    ] = None,
+    base_url: BaseUrl = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one model on labelled pairs (with its general ability and latency), on a public suite, or on both."""
+    _require_something(
+        pairs, suite, {"--validation": validation, "--guard": guard}, {"--data": data, "--compare": compare}
+    )
+    found: dict[str, Any] = {}
+    if pairs is not None:
+        found |= _evaluate_pairs(model, pairs, validation, guard, base_url, seed)
+    if suite is not None:
+        found["suite"] = _evaluate_suite(suite, data, [*(compare or []), model], base_url, seed)
+    if as_json:
+        print_json(found)
+        return
+    if pairs is not None:
+        _print_evaluation(model, found)
+    if suite is not None:
+        _print_suite(suite, found["suite"])
+
+
+def _require_something(
+    pairs: Path | None, suite: str | None, for_pairs: Mapping[str, object], for_suite: Mapping[str, object]
+) -> None:
+    action = "embedsmith evaluate MODEL PAIRS.jsonl, or embedsmith evaluate MODEL --suite sts --data DIR"
+    if pairs is None and suite is None:
+        raise ConfigurationError(
+            "there is nothing to evaluate on", expected="labelled pairs, --suite, or both", action=action
+        )
+    for given, options, needed in ((pairs, for_pairs, "labelled pairs"), (suite, for_suite, "--suite")):
+        useless = [name for name, value in options.items() if value]
+        if given is None and useless:
+            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it", action=action)
+
+
+def _evaluate_pairs(
+    model: str, pairs: Path, validation: Path | None, guard: list[Path] | None, base_url: str | None, seed: int
+) -> dict[str, Any]:
+    from embedsmith.evaluation import evaluate as evaluate_model
+    from embedsmith.evaluation import evaluate_general, measure_latency, read_guards
+    from embedsmith.model import load_encoder
+
+    rows, chosen = read_pairs(pairs), read_pairs(validation) if validation else None
+    encoder = load_encoder(model, base_url=base_url)
+    report = evaluate_model(encoder, rows, validation=chosen, name=model, seed=seed)
+    general = evaluate_general(encoder, read_guards(guard or []))
+    latency = measure_latency(encoder, [row.sentence1 for row in rows][:500])
+    return {"report": plain(report), "general": plain(general), "latency": plain(latency)}
+
+
+def _print_evaluation(model: str, found: Mapping[str, Any]) -> None:
+    print_comparison({"reports": {model: found["report"]}, "differences": {}})
+    scores = [(item["data"], item["metric"], item["rows"], spread(item["estimate"])) for item in found["general"]]
+    print_table("general ability", ["data", "metric", "rows", "value"], scores)
+    latency = found["latency"]
+    console.print(
+        f"one query p50 {latency['p50_ms']:.1f} ms, p95 {latency['p95_ms']:.1f} ms; "
+        f"{latency['texts_per_second']:,.0f} texts/s in bulk ({latency['threads']} threads)"
+    )
+
+
+class _Models(Mapping[str, "Encoder"]):
+    """Models by name, each loaded when it is asked for and not kept: two of 2B parameters need not fit at once."""
+
+    def __init__(self, names: Sequence[str], base_url: str | None) -> None:
+        self.names, self.base_url = tuple(names), base_url
+
+    def __getitem__(self, name: str) -> Encoder:
+        from embedsmith.model import load_encoder
+
+        return load_encoder(name, base_url=self.base_url)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _evaluate_suite(
+    suite: str, data: Path | None, models: Sequence[str], base_url: str | None, seed: int
+) -> dict[str, Any]:
+    """Return the report of the suite; the first of the models is the one before."""
+    from importlib.util import find_spec
+
+    from embedsmith.model import check_model
+    from embedsmith.suites import fetch_suite, measure_suite, read_suite, warn_of_overlap
+
+    if len(set(models)) < len(models):
+        raise ConfigurationError(f"the models {', '.join(models)}", expected="each of them once")
+    if data is not None:
+        found = read_suite(data, suite)
+    else:
+        with draw_bar("sets from the hub") as advance:
+            found = fetch_suite(suite, on_progress=advance)
+    warnings = [warning for model in models if (warning := warn_of_overlap(model, found.sets))]
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if find_spec("transformers") is not None:  # else the first one loaded says what to install
+        for model in models:  # before the first is measured for an hour
+            if not model.startswith("openai:"):
+                check_model(model)
+    with draw_bar("texts") as advance:
+        report = measure_suite(_Models(models, base_url), found.sets, seed=seed, on_progress=advance)
+    return {**plain(report), "missing": dict(found.missing), "warnings": warnings}
+
+
+def _print_suite(name: str, report: Mapping[str, Any]) -> None:
+    """Print what was measured and on what, and a table for each model against the baseline."""
+    for item in report["sets"]:
+        lost = "".join(f"; {count} rows not used: {why}" for why, count in item["rejected"].items())
+        notes = "".join(f"; {note}" for note in item["notes"])
+        line = f"{item['name']}: {item['source']}, {item['choice']}{lost}{notes}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for why in dict.fromkeys(report["missing"].values()):
+        names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
+        console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
+    title = f"suite {name}, Spearman, 95% intervals"
+    base, others = report["baseline"], list(report["mean_differences"])
+    mean = f"mean of {len(report['sets'])}"
+    if not others:
+        rows = [[item["name"], f"{item['rows']:,}", spread(item["estimates"][base])] for item in report["sets"]]
+        rows.append([mean, "", spread(report["means"][base])])
+        print_table(f"{title}\n{base}", ["set", "pairs", "Spearman"], rows)
+    for other in others:
+        rows = [
+            [item["name"], f"{item['rows']:,}", *_before_after(item["estimates"], item["differences"], base, other)]
+            for item in report["sets"]
+        ]
+        rows.append([mean, "", *_before_after(report["means"], report["mean_differences"], base, other)])
+        headers = ["set", "pairs", "before", "after", "difference", "p"]
+        print_table(f"{title}\nbefore  {base}\nafter   {other}", headers, rows)
+
+
+def _before_after(
+    estimates: Mapping[str, Any], differences: Mapping[str, Any], base: str, other: str
+) -> tuple[str, str, str, str]:
+    before, after = (f"{estimates[name]['value']:.3f}" for name in (base, other))
+    return before, after, change(differences[other]), sure(differences[other]["p_value"])
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the baseline.")],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs.")],
+    validation: Annotated[Path | None, typer.Option(help="Pairs that choose the thresholds; default: half.")] = None,
+    base_url: BaseUrl = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Put models side by side on the same labelled pairs, with intervals and paired tests."""
+    from embedsmith.evaluation import compare as compare_models
+    from embedsmith.model import load_encoder
+
+    rows, chosen = read_pairs(pairs), read_pairs(validation) if validation else None
+    encoders = {model: load_encoder(model, base_url=base_url) for model in models}
+    comparison = plain(compare_models(encoders, rows, validation=chosen, seed=seed))
+    if as_json:
+        print_json(comparison)
+    else:
+        print_comparison(comparison)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
+    pairs: Annotated[Path, typer.Argument(help="Labelled pairs that were not trained on.")],
+    out: Annotated[Path, typer.Option(help="Where calibration.json goes.")] = Path("calibration.json"),
+    delta: Delta = 0.05,
+    alpha: Alpha = 0.05,
+    base_url: BaseUrl = None,
+    for_cache: Annotated[
+        bool, typer.Option("--for-cache", help="As the cache serves: with its guard, and the exported model if any.")
+    ] = False,
+    verifier: Annotated[
+        Path | None, typer.Option(help="A verifier's folder: switched on if it proves itself. Implies --for-cache.")
+    ] = None,
+    duplicate_rate: Annotated[
+        float | None, typer.Option(help="Share of duplicates in your traffic, if it is not that of the pairs.")
+    ] = None,
+    traffic: Annotated[
+        int | None, typer.Option(help="Promise what shows in the answers to so many pairs to come, not the long run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
+    from embedsmith.cache.rules import Rules, choose_rules
+    from embedsmith.cache.settings import open_encoder
+    from embedsmith.calibration import calibrate as calibrate_scores
+    from embedsmith.calibration import write_calibration
+    from embedsmith.evaluation import labels_of, similarities_of
+    from embedsmith.model import fingerprint_model, load_encoder
+    from embedsmith.verifier import OnnxVerifier
+
+    rows = read_pairs(pairs)
+    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
+    promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
+    if for_cache or verifier is not None:
+        second = OnnxVerifier(verifier) if verifier is not None else None
+        rules = choose_rules(open_encoder(model)[0], rows, verifier=second, **promise)  # type: ignore[arg-type]
+    else:
+        similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
+        rules = Rules(calibrate_scores(labels_of(rows), similarities, **promise))  # type: ignore[arg-type]
+    found = rules.calibration
+    write_calibration(out, found)
+    if as_json:
+        print_json(plain(rules.calibration) | {"verifier_gain": plain(rules.gain), "explained": rules.verifier})
+        return
+    if rules.verifier:
+        console.print(rules.verifier, markup=False, highlight=False)
+    console.print(
+        f"threshold {found.threshold:.4f}: at most {delta:.0%} of the answers served are wrong, with confidence "
+        f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
+        f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
+    )

@@ -1,0 +1,209 @@
+"""Commands that train: train, recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedsmith.artifacts import plain
+from embedsmith.cli.console import (
+    AsJson,
+    Base,
+    Batch,
+    Epochs,
+    Guards,
+    LearningRate,
+    Losses,
+    Out,
+    Precision,
+    app,
+    console,
+    own_values,
+    print_json,
+    print_table,
+    watch_run,
+)
+from embedsmith.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embedsmith.batches import Source
+    from embedsmith.checks import Finding
+    from embedsmith.examples import Example
+    from embedsmith.pipeline import Watcher
+    from embedsmith.retention import Retention
+
+
+@app.command()
+def train(
+    examples: Annotated[
+        list[str], typer.Argument(help="FILE, FILE:LOSS or FILE:LOSS:WEIGHT; the format is found by column names.")
+    ],
+    base: Base,
+    out: Out,
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="A published system, or your own .toml: embedsmith recipe lists and prints them.")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="The recipe's values for a machine without a GPU.")] = False,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any value of a recipe: temperature=.02, lora.rank=16; repeatable."),
+    ] = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    learning_rate: LearningRate = None,
+    precision: Precision = None,
+    losses: Losses = None,
+    verifier: Annotated[
+        bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
+    ] = False,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Rows that the model will be judged by: the run stops if they are trained on.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would do, how long it takes, and what is wrong with it.")
+    ] = False,
+    validation: Annotated[
+        Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
+    ] = None,
+    guard: Guards = None,
+    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
+    force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model on your own examples; a killed run goes on where it was."""
+    from embedsmith.cards import CardFacts, write_card
+    from embedsmith.recipes import PLAIN, change, read_recipe
+
+    if verifier and (losses, recipe, mix) != (None, None, False):
+        raise ConfigurationError(
+            "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
+        )
+    if verifier and (held_out, dry_run, validation, guard or None) != (None, False, None, None):
+        raise ConfigurationError(
+            "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
+        )
+    own = own_values(epochs, batch, learning_rate, precision, losses, seed)
+    chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
+    config, preparation = chosen.configure(**own), chosen.preparation
+    sources = _read_sources(examples, apart=mix)
+    count = sum(len(source.examples) for source in sources)
+    told = f"the examples of {', '.join(source.name for source in sources)}."
+    facts = CardFacts(base, count, told, plain(config), verifier=verifier)
+    given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
+    given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
+    if dry_run:
+        _rehearse(sources, given, as_json)
+        return
+    told_before: set[str] = set()
+    with watch_run() as watch:
+        if verifier:
+            from embedsmith.cross_encoder import train_verifier
+
+            rows = [item for source in sources for item in source.examples]
+            result = train_verifier(
+                rows, base=base, out=out / "verifier", config=config, card=write_card(facts), on_progress=watch.steps
+            )
+        else:
+            from embedsmith.training import train as train_encoder
+
+            def tell(finding: Finding) -> None:
+                told_before.add(f"warning: {finding}")
+                watch.say(f"warning: {finding}")
+
+            kept = _retention(validation, guard, tolerance, force, watch)
+            result = train_encoder(
+                sources, **given, card=facts, on_progress=watch.steps, on_finding=tell, retention=kept
+            )
+    if as_json:
+        print_json(plain(result))
+        return
+    for note in result.notes:
+        if note not in told_before:
+            console.print(note, markup=False, highlight=False)
+    console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    console.print(f"{result.model.name}  {result.model}")
+
+
+def _read_held_out(path: Path | None) -> tuple[Example, ...]:
+    from embedsmith.examples import read_examples
+
+    return read_examples(path).examples if path is not None else ()
+
+
+def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool) -> None:
+    """Print what the run would be."""
+    from embedsmith.training import rehearse
+
+    found = rehearse(sources, **given)
+    if as_json:
+        print_json(found)
+        return
+    for source in sources:
+        console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
+    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings)):
+        console.print(note, markup=False, highlight=False)
+    pace = f"about {found.seconds:,.0f} s at {found.step_seconds:.2f} s a step, measured on one"
+    console.print(
+        f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
+    )
+
+
+def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
+    """Return the sources that the user named; files without losses of their own are one unless `apart`."""
+    from embedsmith.batches import Source
+    from embedsmith.examples import read_examples
+    from embedsmith.objectives import read_source_spec
+
+    sources = []
+    for spec in specs:
+        path, losses, weight = read_source_spec(spec)
+        found = read_examples(path)
+        for bad in found.rejected[:5]:
+            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+        if len(found.rejected) > 5:
+            console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
+    if apart or any(source.losses or source.weight for source in sources):
+        return sources
+    rows = tuple(item for source in sources for item in source.examples)
+    return [Source(rows, ", ".join(source.name for source in sources))]
+
+
+def _retention(
+    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
+) -> Retention:
+    from embedsmith.evaluation import read_guards
+    from embedsmith.examples import read_examples
+    from embedsmith.report.pareto import write_pareto
+    from embedsmith.retention import Retention
+
+    return Retention(
+        validation=read_examples(validation).examples if validation is not None else (),
+        guards=read_guards(guards) if guards else None,
+        tolerance=tolerance,
+        force=force,
+        say=watch.say,
+        show=write_pareto if validation is not None else lambda _: None,
+    )
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="A recipe to print, to be changed and given to train.")] = None,
+) -> None:
+    """List the training recipes, or print one."""
+    from embedsmith.recipes import read_recipe, recipe_names
+
+    if name is not None:
+        sys.stdout.write(read_recipe(name).text)
+        return
+    rows = [[each, read_recipe(each).about] for each in recipe_names()]
+    print_table("Training recipes", ["recipe", ""], rows, texts=True)
