@@ -67,7 +67,7 @@ def _draw_paths(axis: Axes, choice: Mapping[str, Any]) -> None:
     axis.plot(0, 0, "s", color=INK, markersize=7, zorder=4, label="base")
     axis.plot(*_point(taken), "*", color=POSITIVE, markersize=19, markeredgecolor="white", zorder=5, label="this model")
     _name(axis, taken, f"{taken['share']:g} · {taken['end']}", POSITIVE)
-    axis.margins(0.12)
+    axis.margins(0.2, 0.12)
     low, high = axis.get_ylim()
     low = min(low, 1.5 * limit)
     axis.axhspan(low, limit, color=NEGATIVE, alpha=0.05, linewidth=0)
