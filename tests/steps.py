@@ -26,7 +26,8 @@ from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.step import EmbeddingTask, train
+from embedsmith.step import EmbeddingTask
+from embedsmith.training import train
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 EVERYTHING = 10**9

@@ -532,3 +532,22 @@ REAL: dict[str, Callable[[Path], Sequence[Example]]] = {
 def test_real_data_raises_no_false_alarm(name: str, data: Path, tmp_path: Path) -> None:
     found = rehearse(REAL[name](data), base=DEMO_MODEL, out=tmp_path / "model", config=TrainingConfig(precision="fp32"))
     assert {finding.name for finding in found.findings} <= ({"truncated-texts"} if name == "finance" else set())
+
+
+def test_a_watch_that_is_put_together_again_stops_where_the_first_one_would() -> None:
+    first = Watch()
+    for _ in range(20):
+        first.see(0.5, 0.4)
+    second = Watch()
+    second.remember(json.loads(json.dumps(first.recall())))
+    told = []
+    for watch in (first, second):
+        with pytest.raises(ConfigurationError, match=r"rose from 0\.5 ") as stopped:
+            see_often(watch, 9.0)
+        told.append(str(stopped.value))
+    assert told[0] == told[1]
+
+
+def see_often(watch: Watch, loss: float) -> None:
+    for _ in range(30):
+        watch.see(loss, 0.4)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` steps; tensors by "kind/parameter name"."""
+    """The state after `step` steps; tensors by "kind/parameter name", and what the task remembers of them."""
 
     step: int
     tensors: Mapping[str, torch.Tensor]
+    memory: str = ""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
@@ -29,7 +30,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-    save_file(tensors, str(temporary), metadata={"step": str(checkpoint.step), "key": key})
+    about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory}
+    save_file(tensors, str(temporary), metadata=about)
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,7 +52,8 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
             about = file.metadata() or {}
             if about.get("key") != key:
                 return None
-            return Checkpoint(int(about["step"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Checkpoint(int(about["step"]), tensors, about.get("memory", ""))
     except SafetensorError:
         return None
 

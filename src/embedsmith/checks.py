@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -861,8 +861,8 @@ def _judge_leaks(
 class Watch:
     """Stops a run that diverges: a loss far above its start, or embeddings that fall together to one point.
 
-    The start is that of this process, so a run that is resumed after it has diverged is seen by its embeddings only.
-    Losses are compared within the sources of a batch, since those of different sources have different sizes.
+    Losses are compared within the sources of a batch, since those of different sources have different sizes. A resumed
+    run remembers what the killed one had seen, so it stops where that would have stopped.
     """
 
     def __init__(self) -> None:
@@ -871,6 +871,24 @@ class Watch:
         self._recent: dict[tuple[int, ...], deque[float]] = {}
         self._first: list[float] = []
         self._spreads: deque[float] = deque(maxlen=WINDOW)
+
+    def recall(self) -> dict[str, Any]:
+        """Return what was seen, as JSON knows it."""
+        return {
+            "steps": self._steps,
+            "losses": [[list(sources), found] for sources, found in self._losses.items()],
+            "recent": [[list(sources), list(found)] for sources, found in self._recent.items()],
+            "first": self._first,
+            "spreads": list(self._spreads),
+        }
+
+    def remember(self, seen: Mapping[str, Any]) -> None:
+        """Take over what `recall` gave."""
+        self._steps = int(seen["steps"])
+        self._losses = {tuple(sources): list(found) for sources, found in seen["losses"]}
+        self._recent = {tuple(sources): deque(found, maxlen=WINDOW) for sources, found in seen["recent"]}
+        self._first = list(seen["first"])
+        self._spreads = deque(seen["spreads"], maxlen=WINDOW)
 
     def see(self, loss: float, closeness: float, sources: tuple[int, ...] = (0,)) -> None:
         """Take in a step.

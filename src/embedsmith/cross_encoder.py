@@ -196,6 +196,12 @@ class _PairTask:
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach()), count_work(self.tokens.lengths[places], self.config.token_budget)
 
+    def recall(self) -> str:
+        return ""  # a step knows nothing of those before it
+
+    def remember(self, memory: str) -> None:
+        pass
+
 
 def _forward(network: CrossEncoder, tokens: Tokens, firsts: Index, rows: Index, *, budget: int) -> torch.Tensor:
     """Return the logits (len(rows),) of pairs, in length-sorted micro-batches, in the order of `rows`."""

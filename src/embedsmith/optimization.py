@@ -216,6 +216,14 @@ class Task(Protocol):
         """
         ...
 
+    def recall(self) -> str:
+        """Return what the task remembers of the steps so far; a checkpoint keeps it."""
+        ...
+
+    def remember(self, memory: str) -> None:
+        """Take over what a killed run remembered."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
@@ -256,7 +264,10 @@ def optimize(
     if config.sharded and not devices.sharded:
         raise ConfigurationError("sharded is true, and this training has its weights whole", action="leave it out")
     state = _State(task.network, config, steps=count_steps(task, config))
-    start = require_shared(state.restore(read_checkpoint(store, key)), devices)
+    found = read_checkpoint(store, key)
+    start = require_shared(state.restore(found), devices)
+    if found is not None:
+        task.remember(found.memory)
     run = _Run(task, config, state, store, key, on_progress, devices, visit)
     losses = run.go(start)
     ends = state.ends()
@@ -264,7 +275,7 @@ def optimize(
         (choose if choose is not None and devices.rank == 0 else partial(_settle, config))(ends)
     except ModelRefused:
         ends.put("tuned", 1.0)
-        write_checkpoint(store, Checkpoint(state.steps * config.runs, state.tensors()), key)
+        write_checkpoint(store, Checkpoint(state.steps * config.runs, state.tensors(), task.recall()), key)
         devices.agree(REFUSED)
         raise
     if devices.agree(0) == REFUSED:
@@ -512,7 +523,7 @@ class _Run:
         first = self.devices.rank == 0
         tensors = gather_whole(self.state.tensors(), keep=first)
         if first:
-            write_checkpoint(self.store, Checkpoint(step, tensors), self.key)
+            write_checkpoint(self.store, Checkpoint(step, tensors, self.task.recall()), self.key)
 
     def _visit(self, done: int) -> None:
         import torch

@@ -9,6 +9,7 @@ gradients are those of one padded batch on one device.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,12 @@ class EmbeddingTask:
         sources = tuple(sorted({row.source for row in local}))
         self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
         return float(value), pool.work
+
+    def recall(self) -> str:
+        return json.dumps(self.watch.recall())
+
+    def remember(self, memory: str) -> None:
+        self.watch.remember(json.loads(memory))
 
 
 class _Pool:

@@ -65,7 +65,7 @@ def open_prompted(
                 expected="a folder without default_prompt_name, or with no other prompts",
                 action="take default_prompt_name out of its config_sentence_transformers.json and export it again",
             )
-        encoder.network.default_prompt_name = None
+        encoder = TorchEncoder(encoder.network, name=encoder.name, precision=encoder.precision, prompt="")
     if (query or text) and not pooled:
         raise ConfigurationError(
             f"{model} keeps its prompts out of the pooling (include_prompt is false), which is not supported",
