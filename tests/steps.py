@@ -21,7 +21,7 @@ from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Plan, Source, collect
 from embedsmith.devices import Devices, open_devices
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
-from embedsmith.model import load_network, tokenize_for
+from embedsmith.model import Precision, load_network, tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
 from embedsmith.preparation import Preparation
@@ -53,7 +53,9 @@ def make_examples(loss: str, count: int = 12) -> list[Example]:
     return rows
 
 
-def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices | None = None) -> EmbeddingTask:
+def make_task(
+    model: str, loss: str, config: TrainingConfig, *, devices: Devices | None = None, precision: Precision = "fp32"
+) -> EmbeddingTask:
     """Return the training task of all examples of a loss; one step takes them all."""
     network = load_network(model)
     for module in network.modules():
@@ -66,7 +68,7 @@ def make_task(model: str, loss: str, config: TrainingConfig, *, devices: Devices
     network.train()
     if devices is not None and devices.sharded:
         shard(network, size=devices.size)
-    return EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, "fp32", devices=devices)
+    return EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, precision, devices=devices)
 
 
 def step(task: EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:
@@ -121,13 +123,24 @@ def write_steps(model: str, out: Path, variants: Sequence[str], devices: Devices
         loss, options = VARIANTS[variant]
         for how, config in CONFIGS.items():
             chosen = replace(config, **options)  # type: ignore[arg-type]
-            value, gradients = step(make_task(model, loss, chosen, devices=devices))
-            if devices.rank == 0:
-                out.mkdir(parents=True, exist_ok=True)
-                numbers = {name: gradient.contiguous() for name, gradient in gradients.items()}
-                save_file(
-                    numbers | {"loss": torch.tensor(np.float32(value))}, str(out / f"{variant}, {how}.safetensors")
-                )
+            write_step(make_task(model, loss, chosen, devices=devices), out / f"{variant}, {how}.safetensors")
+
+
+def write_step(task: EmbeddingTask, file: Path) -> None:
+    value, gradients = step(task)
+    if task.devices.rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        numbers = {name: gradient.contiguous() for name, gradient in gradients.items()}
+        save_file(numbers | {"loss": torch.tensor(np.float32(value))}, str(file))
+
+
+def write_shares(model: str, out: Path, devices: Devices) -> None:
+    """Write the steps of sharded weights in float32 and in bf16, once each process is seen to hold half of them."""
+    write_steps(model, out, SHARDED, devices)
+    task = make_task(model, "infonce", CONFIGS["held"], devices=devices, precision="bf16")
+    held = sum(weight.to_local().numel() for weight in task.network.parameters())  # type: ignore[attr-defined]
+    assert held == sum(weight.numel() for weight in task.network.parameters()) / devices.size
+    write_step(task, out / "infonce, bf16.safetensors")
 
 
 def train_sharded(model: str, out: Path, devices: Devices) -> None:
@@ -154,7 +167,7 @@ def main(model: str, out: Path) -> None:
     write_steps(model, out, tuple(VARIANTS), devices)
     if devices.size > 1:
         sharded = open_devices(sharded=True)
-        write_steps(model, out / "sharded", SHARDED, sharded)
+        write_shares(model, out / "sharded", sharded)
         train_sharded(model, out / "sharded", sharded)
 
 

@@ -459,11 +459,17 @@ def run_block(
     return found
 
 
-def autocast(network: SentenceTransformer, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which matrix products run in `precision`; weights and losses stay float32."""
+def autocast(
+    network: SentenceTransformer, precision: Precision, *, cache: bool = True
+) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which matrix products run in `precision`; weights and losses stay float32.
+
+    Args:
+        cache: rounded weights are kept until the context is left, for whoever uses them again.
+    """
     import torch
 
-    return torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cache)
 
 
 @contextlib.contextmanager

@@ -152,7 +152,8 @@ class _Pool:
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return autocast(self.task.network, self.task.precision)
+        # A rounded weight that two blocks share gives its gradient after the last of them, and FSDP has summed by then.
+        return autocast(self.task.network, self.task.precision, cache=not self.task.devices.sharded)
 
 
 def share_turns(
