@@ -69,7 +69,8 @@ class TrainingConfig:
             a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
             changes memory and speed, not the result.
         sharded: each process of the run holds its share of the weights, their moments and averages, and the whole of a
-            layer only while it works: less memory, more exchange. It does not change the result.
+            layer only while it works, for more exchange between them. It does not change the result. The memory in use
+            between steps is divided by the processes; on a CPU, little of what is freed goes back to the system.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
         checkpoint_seconds: at least this long between checkpoints.
     """
