@@ -384,14 +384,18 @@ class _State:
             name: weight.detach() + (self.soup[name] if self.soup is not None else 0) for name, weight in done.items()
         }
 
-    def gradients(self) -> Iterator[torch.Tensor]:
-        """Yield the gradient of every parameter, zeros where this process had none."""
+    def sum_gradients(self, devices: Devices) -> None:
+        """Add up the gradients over all processes; a weight that none of them used keeps none, and no decay."""
         import torch
 
-        for weight in self.parameters.values():
+        weights = list(self.parameters.values())
+        used = torch.tensor([float(weight.grad is not None) for weight in weights], device=weights[0].device)
+        devices.sum([used])
+        summed = [weight for weight, count in zip(weights, used.tolist(), strict=True) if count]
+        for weight in summed:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-            yield weight.grad
+        devices.sum(weight.grad for weight in summed if weight.grad is not None)
 
     def update(self, step: int) -> None:
         """Apply the gradients of step `step` of the run: clip, step, average."""
@@ -555,7 +559,7 @@ class _Run:
                 action="lower --learning-rate, or train with --precision fp32",
             )
         if self.devices.size > 1 and not self.devices.sharded:  # shares are summed on their way back
-            self.devices.sum(self.state.gradients())
+            self.state.sum_gradients(self.devices)
         self.state.update(step % self.state.steps)
         self.work += work
         return value

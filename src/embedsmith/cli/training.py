@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,7 +151,8 @@ def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool
         console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
     for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings)):
         console.print(note, markup=False, highlight=False)
-    pace = f"about {found.seconds:,.0f} s at {found.step_seconds:.2f} s a step, measured on one"
+    whole = timedelta(seconds=round(found.seconds))
+    pace = f"about {whole} (h:mm:ss) at {found.step_seconds:.2f} s a step, measured on one"
     console.print(
         f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
     )
