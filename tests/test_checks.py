@@ -299,6 +299,8 @@ def test_a_decoder_that_was_trained_on_its_last_token_is_told_from_its_mean() ->
     assert isinstance(finding, Finding)
     assert "lasttoken pooling orders 80 rows better" in finding.found
     assert list(check_pooling(probe, {"lasttoken": last, "mean": mean}, "lasttoken")) == []
+    upside_down = replace(probe, truth=1 - probe.truth)  # inverted labels are no reason to change the pooling
+    assert list(check_pooling(upside_down, {"lasttoken": mean, "mean": last}, "mean")) == []
 
 
 @pytest.mark.parametrize(("pooling", "words"), [("lasttoken", "no decoder"), ("cls", "seen nothing")])

@@ -753,6 +753,8 @@ def check_pooling(probe: Probe, cosines: Mapping[str, Values], own: str) -> Iter
     """
     values = {name: quality(probe, found) for name, found in cosines.items()}
     best = max(values, key=values.__getitem__)
+    if values[own] < _REVERSED[probe.kind][1]:
+        return  # the labels look inverted, and then the worst pooling orders best
     if values[best] - values[own] > BETTER and _leads(probe, cosines[best], cosines[own]) >= 0.98:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in sorted(values.items()))
         yield _wrong_pooling(
