@@ -167,7 +167,10 @@ def choose_rate(work: Path) -> dict[str, Any]:
 
 def measure(specs: dict[str, str], suite: Any, baseline: str) -> Any:
     encoders = {name: load_encoder(spec, precision="bf16") for name, spec in specs.items()}
-    return measure_suite(encoders, suite.sets, baseline=baseline)
+    found = plain(measure_suite(encoders, suite.sets, baseline=baseline))
+    for part in found["sets"]:  # where the data lies on this machine is nobody's business
+        part["source"] = str(Path(part["source"]).relative_to(data_folder()))
+    return found
 
 
 def overlap(suite: Any) -> int:

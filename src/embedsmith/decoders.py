@@ -85,8 +85,12 @@ def plan_base(
     padding: Padding | None = None,
     attention: str | None = None,
     bidirectional: bool = False,
+    max_length: int = 0,
 ) -> BasePlan:
     """Return how the plain model at `path` (a folder or a hub id) becomes an encoder; reads no weights.
+
+    Args:
+        max_length: tokens that the user has texts cut to; 0 leaves it to the model.
 
     Raises:
         ConfigurationError: an option that this model cannot have.
@@ -101,11 +105,13 @@ def plan_base(
     if bidirectional and not decoder:
         raise ConfigurationError(f"{path} ({config.model_type}) reads in both directions already")
     if not decoder:
-        return _plan_encoder(config, pooling, padding, attention)
-    return _plan_decoder(path, config, pooling, padding, attention, bidirectional)
+        return _plan_encoder(config, pooling, padding, attention, max_length)
+    return _plan_decoder(path, config, pooling, padding, attention, bidirectional, max_length)
 
 
-def _plan_encoder(config: Any, pooling: Pooling, padding: Padding | None, attention: str | None) -> BasePlan:
+def _plan_encoder(
+    config: Any, pooling: Pooling, padding: Padding | None, attention: str | None, max_length: int
+) -> BasePlan:
     if pooling == "lasttoken" and not reads_both_ways(config):
         raise ConfigurationError(
             f"a {config.model_type} is no decoder: its last token is a separator",
@@ -115,11 +121,17 @@ def _plan_encoder(config: Any, pooling: Pooling, padding: Padding | None, attent
     note = f'{config.model_type} is an encoder: pooling "{chosen}"' + (
         ' (the mean of all tokens; pooling="cls" takes the first one)' if pooling == "auto" else ""
     )
-    return BasePlan(False, chosen, padding or "right", None, attention, None, (note,))
+    return BasePlan(False, chosen, padding or "right", max_length or None, attention, None, (note,))
 
 
 def _plan_decoder(
-    path: str, config: Any, pooling: Pooling, padding: Padding | None, attention: str | None, bidirectional: bool
+    path: str,
+    config: Any,
+    pooling: Pooling,
+    padding: Padding | None,
+    attention: str | None,
+    bidirectional: bool,
+    max_length: int,
 ) -> BasePlan:
     if pooling == "cls":
         raise ConfigurationError(
@@ -135,7 +147,7 @@ def _plan_decoder(
         notes.append("attention in both directions: the model was not trained so and has to be tuned")
     text = config.get_text_config()
     reach = min(getattr(text, "max_position_embeddings", None) or DECODER_LENGTH, tokenizer.model_max_length)
-    if reach > DECODER_LENGTH:
+    if reach > DECODER_LENGTH and not max_length:
         notes.append(
             f"texts are cut at {DECODER_LENGTH} tokens (the model could read {reach}); max_seq_length raises it"
         )
@@ -145,7 +157,7 @@ def _plan_decoder(
     if getattr(text, "attn_logit_softcapping", None) and attention != "eager":
         attention = "eager"
         notes.append("attention is eager: the model caps its attention scores, which sdpa cannot")
-    length = min(reach, DECODER_LENGTH)
+    length = max_length or min(reach, DECODER_LENGTH)
     fill = tokenizer.convert_tokens_to_ids(pad)
     return BasePlan(True, chosen, padding or "right", length, attention, fill, tuple(notes))
 

@@ -204,16 +204,27 @@ def describe_base(
     pooling: Pooling = "auto",
     padding: Padding | None = None,
     bidirectional: bool = False,
+    max_length: int = 0,
 ) -> tuple[str, ...]:
     """Return one sentence for each choice that `load_network` makes for the user; reads no weights.
 
     A sentence-transformers folder leaves nothing to choose and gives none.
+
+    Args:
+        max_length: tokens that the user has texts cut to, 0 for the base's own choice.
     """
     path = resolve_model(spec)
     try:
         if has_modules(path):
             return ()
-        plan = plan_base(path, pooling=pooling, padding=padding, attention=attention, bidirectional=bidirectional)
+        plan = plan_base(
+            path,
+            pooling=pooling,
+            padding=padding,
+            attention=attention,
+            bidirectional=bidirectional,
+            max_length=max_length,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
     return plan.notes

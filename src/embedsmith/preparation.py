@@ -82,10 +82,9 @@ def prepare(
         "padding": preparation.padding,
         "bidirectional": preparation.bidirectional,
     }
-    notes = list(describe_base(base, **choices))
+    notes = list(describe_base(base, **choices, max_length=preparation.max_length))
     network = load_network(base, **choices)
     if preparation.max_length:
-        notes = [note for note in notes if "texts are cut at" not in note]
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
         network.max_seq_length = preparation.max_length
     if preparation.lora is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedsmith.batches import Index, Numbers, Plan, TrainingSet, contrast, count_batches, localize, order_batches
+from embedsmith.batches import Index, Numbers, Plan, Row, TrainingSet, contrast, count_batches, localize, order_batches
 from embedsmith.checks import Watch, mean_cosine
 from embedsmith.devices import Alone, Devices, deal
 from embedsmith.model import Precision, autocast, invert, run_block
@@ -176,11 +176,10 @@ def share_turns(
     return [*own, *[None] * (turns - len(own))], kept
 
 
-def describe_pool(task: EmbeddingTask) -> tuple[str, ...]:
-    """Return what an anchor is compared with, where its negatives come from the batch."""
+def describe_pool(task: EmbeddingTask, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return what an anchor is compared with, where its negatives come from the batch; `rows` are those of one."""
     if not any("infonce" in losses for losses in task.losses):
         return ()
-    rows = [task.data.rows[row] for row in task.order(task.config.seed, 0)[0]]
     pool = max(len(contrast(localize(rows)[1]).candidates) - 1, 0)
     where = f" of all {task.devices.size} processes" if task.devices.size > 1 else ""
     return (

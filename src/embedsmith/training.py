@@ -328,7 +328,8 @@ def _make_ready(
         guide=_guide(config, data.texts),
         devices=devices,
     )
-    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *describe_pool(task), *memory_note)
+    pool = describe_pool(task, batches[0])
+    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *pool, *memory_note)
     return _Ready(prepared, build, prompts, task, config, key, notes, report)
 
 
