@@ -19,7 +19,7 @@ LAYERS = (
     ("artifacts",),
     ("text", "tables"),
     ("examples", "metrics", "encoder"),
-    ("corpus", "llm", "tokens"),
+    ("corpus", "documents", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding"),
     ("synthesis", "losses", "hosted", "model", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("objectives", "preparation"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -18,12 +18,15 @@ class Prompt:
     Attributes:
         row: id of the row of the log.
         task: name of the list that the answer holds, e.g. "paraphrases".
+        schema: JSON schema of the answer, for servers that hold a model to one; by default an object
+            with a list of texts under `task`. Not part of the fingerprint.
     """
 
     system: str
     user: str
     row: str
     task: str
+    schema: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -31,10 +34,31 @@ class Prompt:
         return fingerprint([self.system, self.user])
 
     @property
+    def answer_schema(self) -> Mapping[str, Any]:
+        """The JSON schema that the answer should follow."""
+        if self.schema is not None:
+            return self.schema
+        return object_schema({self.task: {"type": "array", "items": {"type": "string"}}})
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """The chat messages in OpenAI form."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": self.user}]
+
+
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object with exactly these properties, all required.
+
+    >>> object_schema({"answer": {"type": "string"}})["required"]
+    ['answer']
+    """
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class OpenAIChat:
                 **{name: value for name, value in drawn.items() if value is not None and name not in unsent},
             }
             if form != "none":
-                arguments["response_format"] = _response_format(form, prompt.task)
+                arguments["response_format"] = _response_format(form, prompt)
             try:
                 return self._client.chat.completions.create(**arguments)
             except (BadRequestError, UnprocessableEntityError) as error:
@@ -194,13 +194,8 @@ class OpenAIChat:
         )
 
 
-def _response_format(form: str, task: str) -> dict[str, Any]:
+def _response_format(form: str, prompt: Prompt) -> dict[str, Any]:
     if form == "json_object":
         return {"type": "json_object"}
-    schema = {
-        "type": "object",
-        "properties": {task: {"type": "array", "items": {"type": "string"}}},
-        "required": [task],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": task, "strict": True, "schema": schema}}
+    schema = {"name": prompt.task, "strict": True, "schema": dict(prompt.answer_schema)}
+    return {"type": "json_schema", "json_schema": schema}

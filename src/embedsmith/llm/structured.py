@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,20 +34,52 @@ def parse_list(text: str | None, key: str) -> Parsed:
     >>> parse_list('<think>hm</think>{"paraphrases": ["one", "two",]}', "paraphrases")
     Parsed(items=('one', 'two'), notes=('thinking-removed', 'repaired'))
     """
-    notes: list[str] = []
-    body = THINKING.sub("", text or "")
-    if body != (text or ""):
-        notes.append("thinking-removed")
-    body = body.strip()
+    body, notes = _strip(text)
     if not body:
         return Parsed((), (*notes, "empty"))
+    found, how = _find_list(body, key)
+    return Parsed(tuple(found), (*notes, how) if how else notes)
+
+
+def parse_object(text: str | None, keys: Sequence[str]) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Return the JSON object of an answer, repaired where it can be, and notes as in `Parsed`; never raises.
+
+    None when there is no object with at least one of `keys`; texts inside can be stored as UTF-8.
+
+    >>> parse_object('Sure!\n```json\n{"label": "yes",}\n```', ["label"])
+    ({'label': 'yes'}, ('repaired',))
+    """
+    body, notes = _strip(text)
+    if not body:
+        return None, (*notes, "empty")
+    whole = _load(body)
+    if isinstance(whole, dict) and set(keys) & set(whole):
+        return _clean(whole), notes
+    start, end = body.find("{"), body.rfind("}") + 1
+    if start >= 0 and end > start:
+        inner = body[start:end]
+        for found in (_load(inner), _load(_mend(inner)), _load_python(inner)):
+            if isinstance(found, dict) and set(keys) & set(found):
+                return _clean(found), (*notes, "repaired")
+    return None, (*notes, "truncated" if start >= 0 and end <= start else "not-json")
+
+
+def _strip(text: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the answer without its thinking and its fence, and a note if there was thinking."""
+    body = THINKING.sub("", text or "")
+    notes = ("thinking-removed",) if body != (text or "") else ()
     fenced = FENCE.search(body)
     if fenced and fenced.group(1).strip():
-        body = fenced.group(1).strip()
-    found, how = _find_list(body, key)
-    if how:
-        notes.append(how)
-    return Parsed(tuple(found), tuple(notes))
+        return fenced.group(1).strip(), notes
+    return body.strip(), notes
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return {storable(str(key)): _clean(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _find_list(body: str, key: str) -> tuple[list[str], str]:
