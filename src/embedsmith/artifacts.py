@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from embedsmith.errors import InputError
@@ -132,17 +133,55 @@ def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
     return value
 
 
-def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
-    """Write rows (mappings or dataclasses) as JSON lines, atomically; return their number.
+class JsonLines:
+    """A file of JSON lines that is written row by row and appears whole, when it is closed, or not at all.
 
     Same rows, same bytes: keys keep their order and gzip (by the `.gz` ending) carries no time stamp.
+
+    >>> with JsonLines("rows.jsonl") as lines:   # doctest: +SKIP
+    ...     lines.write({"id": 1})
     """
-    lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
-    content = "".join(lines).encode("utf-8")
-    if str(path).endswith(".gz"):
-        content = gzip.compress(content, mtime=0)
-    write_bytes(path, content)
-    return len(lines)
+
+    def __init__(self, path: Path | str) -> None:
+        self.path, self.rows = Path(path), 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._file = self._temporary.open("wb")
+        packed = self.path.suffix == ".gz"
+        self._lines: IO[bytes] = (
+            gzip.GzipFile("", "wb", fileobj=self._file, mtime=0) if packed else self._file  # type: ignore[assignment]
+        )
+
+    def write(self, row: object) -> None:
+        """Add one row: a mapping or a dataclass."""
+        self._lines.write((json.dumps(plain(row), ensure_ascii=False) + "\n").encode("utf-8"))
+        self.rows += 1
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lines is not self._file:
+            self._lines.close()
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is not None:
+            self._temporary.unlink(missing_ok=True)
+            return
+        self._temporary.replace(self.path)
+        sync_folder(self.path.parent)
+
+
+def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
+    """Write rows (mappings or dataclasses) as JSON lines, atomically; return their number."""
+    with JsonLines(path) as lines:
+        for row in rows:
+            lines.write(row)
+    return lines.rows
 
 
 def plain(value: object) -> Any:

@@ -27,6 +27,7 @@ class CallTally:
     completion_tokens: int = 0
     seconds: float = 0.0
     finishes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)  # a recipe's own counts: answers repaired, cut, empty
 
 
 class Calls:

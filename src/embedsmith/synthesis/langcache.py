@@ -1,0 +1,105 @@
+"""The recipe langcache: for each query paraphrases (label 1) and near-miss questions (label 0), each in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from embedsmith.corpus import Query
+from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.llm import Completion, Prompt
+from embedsmith.llm.calls import Calls
+from embedsmith.llm.structured import parse_list
+from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, index_prompt, judge
+from embedsmith.synthesis.recipes import TASKS, Recipe, render
+from embedsmith.text import NearIndex, normalize
+
+
+def synthesize_langcache(
+    recipe: Recipe, queries: Sequence[Query], calls: Calls, *, evaluation: Iterable[str] = ()
+) -> Iterator[LabelledPair | Rejected]:
+    """Yield labelled pairs (query, candidate, 1 or 0) in the order of the log, and what was rejected.
+
+    Args:
+        evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
+    """
+    leaks, exact = index_evaluation(evaluation)
+    usable: list[Query] = []
+    for query in queries:
+        objection = _find_leak(query, leaks, exact)
+        if objection is None:
+            usable.append(query)
+        else:
+            yield objection
+    sieve = _Sieve(recipe, usable, leaks, exact, calls)
+    for prompt, completion in calls.complete(lambda: chain.from_iterable(render(recipe, query) for query in usable)):
+        yield from sieve.read(prompt, completion)
+
+
+def _find_leak(query: Query, leaks: NearIndex, exact: frozenset[str]) -> Rejected | None:
+    near = leaks.find(query.text)
+    found = query.text if normalize(query.text) in exact else near[1] if near else None
+    if found is None:
+        return None
+    detail = f"the query is in the evaluation set: “{found}”"
+    return Rejected("evaluation-leak", detail, query.text, source=query.id)
+
+
+@dataclass(slots=True)
+class _Sieve:
+    """Reads the answers in the order of the log; what a filter has to know of other rows is kept here."""
+
+    recipe: Recipe
+    queries: Sequence[Query]
+    leaks: NearIndex
+    exact: frozenset[str]
+    calls: Calls
+    by_id: dict[str, Query] = field(init=False)
+    elsewhere: dict[str, str] = field(init=False)
+    row: str | None = None
+    accepted: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_id = {query.id: query for query in self.queries}
+        self.elsewhere = {normalize(query.text): query.id for query in reversed(self.queries)}
+
+    def read(self, prompt: Prompt, completion: Completion) -> Iterator[LabelledPair | Rejected]:
+        query, task = self.by_id[prompt.row], prompt.task
+        if prompt.row != self.row:
+            self.row, self.accepted = prompt.row, {task: [] for task in TASKS}
+        if completion.text is None:
+            yield unanswered(query, task, completion)
+            return
+        parsed = parse_list(completion.text, task)
+        self.calls.tally.notes.update(parsed.notes)
+        asked = self.recipe.counts[task]
+        if len(parsed.items) < asked:
+            yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
+        known = Context(
+            query, task, self.accepted, self.elsewhere, self.leaks, self.exact, index_prompt(prompt.user, query.text)
+        )
+        for text in parsed.items[:asked]:
+            objection = judge(text, known)
+            yield objection if objection is not None else self._accept(text.strip(), query, prompt, completion)
+
+    def _accept(self, text: str, query: Query, prompt: Prompt, completion: Completion) -> LabelledPair:
+        self.accepted[prompt.task].append(text)
+        self.elsewhere.setdefault(normalize(text), query.id)
+        seed = self.calls.sampling.seed
+        origin = Provenance(query.id, prompt.fingerprint, completion.model, seed, CHECKS)
+        return LabelledPair(query.text, text, LABEL[prompt.task], group=query.id, provenance=origin)
+
+
+def unanswered(query: Query, task: str, completion: Completion) -> Rejected:
+    """Return the record of a call that has no answer."""
+    reason = {"missing": "no-completion", "budget": "no-budget"}.get(completion.finish, "no-answer")
+    about = {"query": query.text, "task": task}
+    return Rejected(reason, f"finish: {completion.finish}", source=query.id, context=about)
+
+
+def _shortfall(query: Query, task: str, found: str, completion: Completion) -> Rejected:
+    """Return a record that the answer held fewer texts than asked for, so that the gap is not silent."""
+    about = {"query": query.text, "task": task}
+    detail = f"{found}; finish: {completion.finish}"
+    return Rejected("too-few", detail, (completion.text or "")[:500], source=query.id, context=about)

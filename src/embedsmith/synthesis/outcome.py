@@ -1,0 +1,161 @@
+"""What came of a synthesis: the stream of a recipe into files, counted, as it comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedsmith.artifacts import JsonLines, read_jsonl
+from embedsmith.errors import InputError
+from embedsmith.examples import Example, Rejected, read_examples, to_row
+from embedsmith.llm.calls import Calls
+
+MOSTLY, OFTEN = 0.5, 0.1  # shares from which on a warning is due
+EXAMPLES, REJECTED = "examples.jsonl", "rejected.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class CallCounts:
+    """What the LLM was asked for and what came back.
+
+    Attributes:
+        calls: prompts of this run; `sent` of them went out now, the others came from the journal.
+        missing: prompts without a completion (a recorded file lacks the row, or the call failed).
+        cut: answers that the token limit ended.
+        notes: how often an answer was empty, truncated, repaired or stripped of its thinking.
+    """
+
+    calls: int
+    sent: int
+    missing: int
+    cut: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    notes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """The examples of a log, and all that did not become one.
+
+    Attributes:
+        counts: rejected candidates and rows by reason, plus "kept".
+        folder: where examples and rejected rows are; None when they are held here.
+    """
+
+    counts: Mapping[str, int]
+    calls: CallCounts
+    folder: Path | None
+    held: tuple[Example | Rejected, ...] = ()
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples, read from the file where there is one."""
+        if self.folder is not None:
+            return read_examples(self.folder / EXAMPLES).examples
+        return tuple(row for row in self.held if not isinstance(row, Rejected))
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """The rejected candidates and rows, read from the file where there is one."""
+        if self.folder is not None:
+            return read_rejected(self.folder / REJECTED)
+        return tuple(row for row in self.held if isinstance(row, Rejected))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return a sentence for each sign that the examples will not be worth much."""
+        rejected = 1 - self.counts["kept"] / sum(self.counts.values())
+        said = []
+        if rejected > MOSTLY:
+            said.append(
+                f"{rejected:.0%} of what the language model wrote was rejected. It is too weak for this job, or the "
+                "prompts do not suit it; expect little of a model trained on the rest."
+            )
+        if self.calls.cut > OFTEN * self.calls.calls:
+            said.append(
+                f"{self.calls.cut} of {self.calls.calls} answers ended at the token limit (models that think need "
+                "more of them): raise --max-tokens."
+            )
+        if self.calls.missing > OFTEN * self.calls.calls:
+            said.append(f"{self.calls.missing} of {self.calls.calls} calls have no answer.")
+        return tuple(said)
+
+
+def collect(
+    rows: Iterable[Example | Rejected],
+    calls: Calls,
+    *,
+    out: Path | str | None = None,
+    on_row: Callable[[int, int], None] | None = None,
+) -> Synthesis:
+    """Return what came of a recipe; with `out`, its rows go to examples.jsonl and rejected.jsonl as they come.
+
+    Both files appear whole, when the last row is there; nothing of them is held in memory.
+
+    Args:
+        on_row: called with (examples kept, candidates rejected) after each row.
+
+    Raises:
+        InputError: not one example came of it; the rejected rows are written.
+    """
+    counts: Counter[str] = Counter()
+    kept, held = 0, []
+    with ExitStack() as opened:
+        files = (
+            {name: opened.enter_context(JsonLines(Path(out) / name)) for name in (EXAMPLES, REJECTED)} if out else {}
+        )
+        for row in rows:
+            if isinstance(row, Rejected):
+                counts[row.reason] += 1
+            else:
+                kept += 1
+            if out is None:
+                held.append(row)
+            elif isinstance(row, Rejected):
+                files[REJECTED].write(row)
+            else:
+                files[EXAMPLES].write(to_row(row))
+            if on_row is not None:
+                on_row(kept, counts.total())
+    if not kept:
+        raise _nothing_usable(counts)
+    folder = Path(out) if out is not None else None
+    about = {"kept": kept, **dict(sorted(counts.items()))}
+    return Synthesis(about, count_calls(calls), folder, tuple(held))
+
+
+def _nothing_usable(counts: Counter[str]) -> InputError:
+    reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+    return InputError(
+        f"not one usable example came of it ({reasons or 'no answers'})",
+        expected="answers in the form that the prompts ask for",
+        action="look at what was sent and what came back with `embedsmith explain`; try another model",
+    )
+
+
+def count_calls(calls: Calls) -> CallCounts:
+    """Return the tally of the calls so far."""
+    tally = calls.tally
+    return CallCounts(
+        calls=tally.calls,
+        sent=tally.sent,
+        missing=tally.missing,
+        cut=tally.cut,
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+        seconds=round(tally.seconds, 3),
+        notes=dict(sorted(tally.notes.items())),
+    )
+
+
+def read_rejected(path: Path | str) -> tuple[Rejected, ...]:
+    """Return the rejected rows of a file; none when it is empty or missing."""
+    path = Path(path)
+    if not path.exists() or not path.stat().st_size:
+        return ()
+    return tuple(Rejected(**row) for _, row in read_jsonl(path))
