@@ -310,6 +310,22 @@ def test_each_kind_of_rows_has_its_figure(tiny_model: Path, tmp_path: Path) -> N
         assert found.estimate.value == pytest.approx(wanted, abs=1e-6)
 
 
+def test_positives_are_ranked_among_distractors_too(tiny_model: Path, tmp_path: Path) -> None:
+    encode = load_encoder(tiny_model).encode
+    texts = [f"{thing} {number}" for number, thing in enumerate(THINGS)]
+    vectors = encode(texts)
+    cosines = vectors @ vectors.T
+    pairs = tuple(PositivePair(texts[at], texts[at + 3]) for at in range(3))
+    ranks = [1 + sum(cosines[at, 3:12] > cosines[at, at + 3]) for at in range(3)]
+    kept = Retention(validation=pairs, distractors=(*texts[6:], texts[3]), guards={}, force=True)
+    result = train(TRAINED, base=tiny_model, out=tmp_path / "model", config=CONFIG, retention=kept)
+    assert result.choice is not None
+    found = result.choice.base.validation
+    assert found is not None
+    assert found.metric == "MRR among 9"  # three positives and six others: one distractor is a positive
+    assert found.estimate.value == pytest.approx(sum(1 / rank for rank in ranks) / 3, abs=1e-6)
+
+
 def test_another_right_answer_of_the_group_is_no_wrong_candidate(tiny_model: Path, tmp_path: Path) -> None:
     rows = tuple(PositivePair(f"question {at}", f"answer {at}", group="one") for at in range(8))
     assert figure_of(tiny_model, tmp_path, rows).estimate.value == 1.0

@@ -8,8 +8,9 @@ are set against the base on the same rows, with the intervals of a paired bootst
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -61,6 +62,8 @@ class Retention:
         force: a model that is below its base on validation is written all the same.
         say: hears a line for each look on the way, and the warnings.
         show: called with the path of `retention.json` once it is written.
+        distractors: documents that the positives of validation's positive pairs are ranked among besides each other;
+            without them a few hundred pairs are too easy a test of retrieval.
     """
 
     validation: tuple[Example, ...] = ()
@@ -69,6 +72,7 @@ class Retention:
     force: bool = False
     say: Callable[[str], None] = lambda _: None
     show: Callable[[Path], object] = lambda _: None
+    distractors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
@@ -166,7 +170,14 @@ class _Texts:
         """Return the numbers of the example's texts: the anchor, then what it is compared to."""
         query, document = prompts_of(example, self.prompts)
         first, *others = texts_of(example)
-        return tuple(self.places.setdefault(text, len(self.places)) for text in _with(query, document, first, others))
+        return self._number(_with(query, document, first, others))
+
+    def place_documents(self, documents: Sequence[str]) -> tuple[int, ...]:
+        """Return the numbers of texts that stand beside positives, with the prompt of documents."""
+        return self._number(self.prompts.document + text for text in documents)
+
+    def _number(self, texts: Iterable[str]) -> tuple[int, ...]:
+        return tuple(self.places.setdefault(text, len(self.places)) for text in texts)
 
 
 def _with(query: str, document: str, first: str, others: Sequence[str]) -> Iterator[str]:
@@ -174,8 +185,8 @@ def _with(query: str, document: str, first: str, others: Sequence[str]) -> Itera
     yield from (document + text for text in others)
 
 
-def _make_test(name: str, rows: Sequence[Example], texts: _Texts, seed: int) -> _Test:
-    """Return the test of a set, on at most `ROWS` of its rows.
+def _make_test(name: str, rows: Sequence[Example], texts: _Texts, seed: int, distractors: Sequence[str] = ()) -> _Test:
+    """Return the test of a set, on at most `ROWS` of its rows; positive pairs are ranked among `distractors`, too.
 
     Raises:
         InputError: no rows, rows of several kinds, or of one label or score only.
@@ -188,11 +199,15 @@ def _make_test(name: str, rows: Sequence[Example], texts: _Texts, seed: int) -> 
         drawn = np.random.default_rng(seed).choice(len(rows), ROWS, replace=False)
         rows = [rows[place] for place in sorted(drawn.tolist())]
     weights = resample_weights(len(rows), groups=units_of(rows), resamples=RESAMPLES, seed=seed)
-    metric, measure = _MEASURES[kinds.pop()](name, rows, [texts.place(row) for row in rows], weights)
+    placed = [texts.place(row) for row in rows]
+    others = texts.place_documents(distractors)
+    measures: Mapping[type[Any], _Maker] = {**_MEASURES, PositivePair: partial(_of_positives, others=others)}
+    metric, measure = measures[kinds.pop()](name, rows, placed, weights)
     return _Test(name, metric, len(rows), measure)
 
 
 _Placed: TypeAlias = Sequence[tuple[int, ...]]
+_Maker: TypeAlias = Callable[[str, Sequence[Any], _Placed, Weights], tuple[str, _Measure]]
 
 
 def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
@@ -234,10 +249,13 @@ def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Weigh
     return "triplet accuracy", measure
 
 
-def _of_positives(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
-    """Mean reciprocal rank of the positive among all positives of the set that are not right for the anchor as well."""
+def _of_positives(
+    name: str, rows: Sequence[Any], placed: _Placed, weights: Weights, others: Sequence[int] = ()
+) -> tuple[str, _Measure]:
+    """Mean reciprocal rank of the positive among `others` and the positives that are wrong for the anchor."""
     anchors, positives = (np.array(column, dtype=np.int64) for column in zip(*placed, strict=True))
-    candidates, own = np.unique(positives, return_inverse=True)
+    candidates, found = np.unique(np.concatenate([positives, np.array(others, dtype=np.int64)]), return_inverse=True)
+    own = found[: len(positives)]
     if len(candidates) < 2:
         raise InputError(f"the {name} pairs have one positive only", expected="at least two to choose from")
     right = _right_answers(rows, anchors, own, len(candidates))
@@ -245,8 +263,8 @@ def _of_positives(name: str, rows: Sequence[Any], placed: _Placed, weights: Weig
     def measure(vectors: Vectors) -> _Measured:
         cosines = vectors[anchors] @ vectors[candidates].T
         mine = cosines[np.arange(len(own)), own][:, None]
-        others = np.where(right, False, cosines >= mine)
-        return _mean(1 / (1 + others.sum(axis=1)), weights)
+        above = np.where(right, False, cosines >= mine)
+        return _mean(1 / (1 + above.sum(axis=1)), weights)
 
     return f"MRR among {len(candidates)}", measure
 
@@ -282,7 +300,7 @@ def _of_classes(name: str, rows: Sequence[Any], placed: _Placed, weights: Weight
     return "nearest-neighbour accuracy", measure
 
 
-_MEASURES: Mapping[type[Any], Callable[[str, Sequence[Any], _Placed, Weights], tuple[str, _Measure]]] = {
+_MEASURES: Mapping[type[Any], _Maker] = {
     LabelledPair: _of_labelled,
     ScoredPair: _of_scored,
     Triplet: _of_triplets,
@@ -359,11 +377,14 @@ class Keeper:
         guards = shipped_guards() if retention.guards is None else retention.guards
         sets = {**({VALIDATION: retention.validation} if retention.validation else {}), **guards}
         texts = _Texts(prompts)
-        self.tests = [_make_test(name, rows, texts, seed) for name, rows in sets.items()]
+        self.tests = [
+            _make_test(name, rows, texts, seed, retention.distractors if name == VALIDATION else ())
+            for name, rows in sets.items()
+        ]
         self.tokens = tokenize_for(network, tuple(texts.places))
         self.before = self._measure()
         self.choice: Choice | None = None
-        self.key = fingerprint([key, sets, retention.tolerance])
+        self.key = fingerprint([key, sets, retention.distractors, retention.tolerance])
         self.history = self._read_log()
 
     @property
