@@ -27,7 +27,7 @@ LAYERS = (
     ("checks",),
     ("probes",),
     ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention"),
-    ("verifier", "suites", "retrieval"),
+    ("verifier", "suites", "retrieval", "teacher"),
     ("cross_encoder", "export"),
     ("report", "cache"),
     ("server", "integrations"),

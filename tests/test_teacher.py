@@ -1,0 +1,77 @@
+"""teach: the base and BM25 together grade the passages of a question; no label is needed."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import PositivePair
+from embedsmith.lexical import LexicalIndex
+from embedsmith.teacher import Teaching, teach
+from embedsmith.testing import FakeEncoder
+
+PASSAGES = [
+    "The boiler of model KX-200 loses pressure when its valve is worn.",
+    "The boiler of model KX-300 loses pressure when its seal is dry.",
+    "Meters are read in the first week of each month.",
+    "Bills are sent by post ten days after a reading.",
+    "A smart meter sends its reading by itself.",
+    "Customers may pay by card, by transfer or in a shop.",
+    "The hotline is open from eight to six.",
+]
+PAIRS = [
+    PositivePair("why does my KX-300 lose pressure", PASSAGES[1], group="1"),
+    PositivePair("when is the meter read", PASSAGES[2], group="2"),
+    PositivePair("when is the meter read", PASSAGES[4], group="2"),
+]
+ENCODER = FakeEncoder()
+VECTORS = ENCODER.encode(PASSAGES)
+
+
+def ask(pairs: list[PositivePair] = PAIRS, **settings: float) -> list[tuple[str, tuple[str, ...], tuple[float, ...]]]:
+    teaching = Teaching(**{"negatives": 3, "depth": 5, **settings})  # type: ignore[arg-type]
+    taught = teach(pairs, PASSAGES, VECTORS, ENCODER.encode, teaching=teaching)
+    return [(example.positive, example.negatives, example.scores) for example in taught.examples]
+
+
+def test_grades_are_the_cosine_and_the_weighed_share_of_the_best_bm25_score() -> None:
+    words = LexicalIndex(PASSAGES).score(PAIRS[0].anchor)
+    wanted = VECTORS @ ENCODER.encode([PAIRS[0].anchor])[0] + 0.3 * words / words.max()
+    positive, negatives, scores = ask(weight=0.3, bonus=0.1)[0]
+    places = [PASSAGES.index(text) for text in (positive, *negatives)]
+    assert scores == pytest.approx((wanted[1] + 0.1, *wanted[places[1:]]), abs=1e-6)
+    assert negatives[0] == PASSAGES[0]  # the teacher's best besides the positive
+
+
+def test_no_positive_of_an_anchor_is_a_negative_of_its_other_rows() -> None:
+    for _, negatives, _ in ask()[1:]:
+        assert not {PASSAGES[2], PASSAGES[4]} & set(negatives)
+        assert len(set(negatives)) == 3
+
+
+def test_the_order_of_the_pairs_changes_no_row() -> None:
+    shuffled = list(PAIRS)
+    Random(3).shuffle(shuffled)
+    assert sorted(ask(shuffled)) == sorted(ask())
+
+
+def test_the_weight_is_the_one_that_finds_the_own_passages_best() -> None:
+    """An encoder that knows nothing leaves it to the words."""
+    blind = np.full((len(PASSAGES), 4), 0.5, dtype=np.float32)
+    taught = teach(PAIRS, PASSAGES, blind, lambda texts: blind[: len(texts)], teaching=Teaching(2, 4))
+    assert taught.weight > 0
+    assert taught.reciprocal_ranks[taught.weight] > taught.reciprocal_ranks[0.0] == pytest.approx(1 / 7)
+
+
+def test_what_cannot_be_taught_is_said() -> None:
+    with pytest.raises(InputError, match="is no passage"):
+        ask([PositivePair("why", "a text from elsewhere")])
+    with pytest.raises(InputError, match="no question to teach"):
+        ask([])
+    with pytest.raises(InputError, match="7 passages"):
+        ask(negatives=6, depth=9)
+    with pytest.raises(ConfigurationError, match="9 negatives of 3"):
+        Teaching(negatives=9, depth=3)
