@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from embedsmith.cache.rules import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries
-from embedsmith.errors import CalibrationRefused, InputError
+from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import (
     compare,
     evaluate_general,
@@ -46,10 +46,19 @@ from embedsmith.examples import (
 )
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.pipeline.common import (
+    RunResult,
+    Watcher,
+    count_reasons,
+    has_failed_calls,
+    pick_examples,
+    read_rows,
+    require,
+)
 from embedsmith.report import write_report
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.recipes import load_recipe
-from embedsmith.training import Progress, TrainingConfig, train
+from embedsmith.training import TrainingConfig, train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 
@@ -84,25 +93,6 @@ class Job:
     base_url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """Where everything is, and the figures of the report as plain JSON."""
-
-    out: Path
-    model: Path
-    report: Path
-    summary: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Watcher:
-    """What a caller wants to hear of: a line of text, calls that finished, training steps."""
-
-    say: Callable[[str], None] = lambda _: None
-    calls: Callable[[int, int], None] | None = None
-    steps: Callable[[Progress], None] | None = None
-
-
 def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult:
     """Return the finished run; stages that are up to date are not run again, a killed run goes on.
 
@@ -121,7 +111,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
 
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
-    inputs = {"log": fingerprint_file(_require(job.log))}
+    inputs = {"log": fingerprint_file(require(job.log))}
     settings = {"column": job.column}
     if not folder.is_fresh("corpus", inputs, settings):
         with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
@@ -134,12 +124,6 @@ def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     return queries
 
 
-def _require(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist", expected="a file", action="check the path")
-    return path
-
-
 def _synthesis(
     job: Job, llm: LanguageModel, queries: Sequence[Query], folder: RunDirectory, watch: Watcher
 ) -> tuple[list[Example], list[LabelledPair]]:
@@ -150,7 +134,7 @@ def _synthesis(
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
-    if not folder.is_fresh("synthesis", inputs, settings) or _has_failed_calls(folder, llm):
+    if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
         with folder.stage("synthesis", inputs, settings, outputs):
             result = synthesize(
                 queries,
@@ -180,7 +164,7 @@ def _synthesis(
 
 
 def _read_pairs(path: Path) -> list[LabelledPair]:
-    found = read_examples(_require(path), kind=LabelledPair)
+    found = read_examples(require(path), kind=LabelledPair)
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
 
 
@@ -213,7 +197,7 @@ def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, 
     inputs = {
         "pairs": fingerprint(judged),
         "model": fingerprint_model(folder / "model"),
-        **{f"guard {path}": fingerprint_file(_require(path)) for path in job.guards},
+        **{f"guard {path}": fingerprint_file(require(path)) for path in job.guards},
     }
     settings = {"base": fingerprint_model(job.base), "peers": job.peers, "seed": job.seed}
     if folder.is_fresh("evaluation", inputs, settings):
@@ -275,16 +259,10 @@ def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:
     return RunResult(folder.path, folder / "model", folder / "report.html", summary)
 
 
-def _has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
-    """Say whether calls failed that may succeed now; a recorded file will not change its mind."""
-    missing = read_json(folder / "synthesis/counts.json")["calls"]["missing"]
-    return missing > 0 and not llm.name.startswith("recorded:")
-
-
 def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
     """Return everything the report shows, as plain JSON, from the files of the run directory."""
-    rejected = [row for _, row in _rows(folder / "synthesis/rejected.jsonl")]
-    queries = [row for _, row in _rows(folder / "queries.jsonl")]
+    rejected = [row for _, row in read_rows(folder / "synthesis/rejected.jsonl")]
+    queries = [row for _, row in read_rows(folder / "queries.jsonl")]
     return {
         "log": str(job.log),
         "base": job.base,
@@ -295,10 +273,10 @@ def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
         "corpus": {
             "queries": len(queries),
             "rows": sum(row["frequency"] for row in queries),
-            "not_used": _count_reasons(row for _, row in _rows(folder / "queries_rejected.jsonl")),
+            "not_used": count_reasons(row for _, row in read_rows(folder / "queries_rejected.jsonl")),
         },
         "synthesis": read_json(folder / "synthesis/counts.json"),
-        "rejected_examples": _pick_examples(rejected),
+        "rejected_examples": pick_examples(rejected),
         "training": read_json(folder / "training.json"),
         "configuration": plain(replace(job.training, seed=job.seed)),
         **read_json(folder / "evaluation.json"),
@@ -306,25 +284,3 @@ def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
         "seconds": {name: record.seconds for name, record in folder.stages.items()},
         "seed": job.seed,
     }
-
-
-def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return the rows of a JSON-lines file that may be empty."""
-    return list(read_jsonl(path)) if path.stat().st_size else []
-
-
-def _count_reasons(rows: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["reason"]] = counts.get(row["reason"], 0) + 1
-    return counts
-
-
-def _pick_examples(rejected: Sequence[Mapping[str, Any]], each: int = 3) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the first few rejected candidates of each reason."""
-    picked: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rejected:
-        picked.setdefault(row["reason"], [])
-        if len(picked[row["reason"]]) < each:
-            picked[row["reason"]].append(row)
-    return picked

@@ -1,0 +1,66 @@
+"""What the jobs share: who watches, what a run returns, and the rows of its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedsmith.artifacts import RunDirectory, read_json, read_jsonl
+from embedsmith.errors import InputError
+from embedsmith.llm import LanguageModel
+from embedsmith.training import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where everything is, and the figures of the report as plain JSON."""
+
+    out: Path
+    model: Path
+    report: Path
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What a caller wants to hear of: a line of text, calls that finished, training steps."""
+
+    say: Callable[[str], None] = lambda _: None
+    calls: Callable[[int, int], None] | None = None
+    steps: Callable[[Progress], None] | None = None
+
+
+def require(path: Path) -> Path:
+    """Return `path`; raise `InputError` unless it is a file."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", expected="a file", action="check the path")
+    return path
+
+
+def has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
+    """Say whether calls failed that may succeed now; a recorded file will not change its mind."""
+    missing = read_json(folder / "synthesis/counts.json")["calls"]["missing"]
+    return missing > 0 and not llm.name.startswith("recorded:")
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a JSON-lines file that may be empty."""
+    return list(read_jsonl(path)) if path.stat().st_size else []
+
+
+def count_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many rows were rejected for each reason, in the order of their first appearance."""
+    return dict(Counter(row["reason"] for row in rows))
+
+
+def pick_examples(rejected: Sequence[Mapping[str, Any]], each: int = 3) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the first few rejected candidates of each reason."""
+    picked: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rejected:
+        picked.setdefault(row["reason"], [])
+        if len(picked[row["reason"]]) < each:
+            picked[row["reason"]].append(row)
+    return picked
