@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,9 +42,12 @@ from embedsmith.cli.console import (
     watch_run,
 )
 
+from embedsmith.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from embedsmith.corpus import Deduplicated
-    from embedsmith.llm import Sampling
+    from embedsmith.llm import LanguageModel, Sampling
+    from embedsmith.pipeline import RagJob
     from embedsmith.training import TrainingConfig
 
 
@@ -55,11 +60,19 @@ DEMO_QUESTIONS = (
 
 @app.command()
 def run(
-    log: Log,
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="An unlabelled log of queries; for the recipe rag files, folders and globs of documents."),
+    ],
     llm: Llm,
     base: Base,
     out: Out,
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="Labelled pairs to judge by.")] = None,
+    recipe: Annotated[str, typer.Option(help="langcache: a model for a cache. rag: a model that finds passages.")] = (
+        "langcache"
+    ),
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", help="Labelled pairs to judge by; for rag a BEIR folder of your own.")
+    ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
     guard: Guards = None,
@@ -77,16 +90,47 @@ def run(
     losses: Losses = None,
     delta: Delta = 0.05,
     alpha: Alpha = 0.05,
+    tokens: Annotated[int, typer.Option(help="rag: longest passage, in tokens of the base.")] = 256,
+    quota: Annotated[int | None, typer.Option(help="rag: questions in all, spread evenly over the documents.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="rag: the language model says if passages answer.")] = False,
+    tolerance: Annotated[float, typer.Option(help="rag: how far general ability may fall.")] = 0.02,
+    force: Annotated[bool, typer.Option("--force", help="rag: keep a model that is below its base.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Read the log, write examples, train, evaluate, choose a threshold, write a report."""
+    """Read a log or documents, write examples, train, evaluate, write a report."""
     from embedsmith.llm import open_llm
-    from embedsmith.pipeline import Job
+    from embedsmith.pipeline import RAG_TRAINING, Job, RagJob
     from embedsmith.pipeline import run as run_job
+    from embedsmith.synthesis.rag import RagPlan
 
+    sampling = _sampling(temperature, max_tokens, seed)
+    language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
+    if recipe == "rag":
+        rag = RagJob(
+            sources=tuple(sources),
+            base=base,
+            out=out,
+            evaluation=evaluation,
+            column=column,
+            tokens=tokens,
+            guards=tuple(guard or ()),
+            plan=RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed),
+            sampling=sampling,
+            training=replace(RAG_TRAINING, **own_values(epochs, batch, learning_rate, precision, losses, seed)),
+            tolerance=tolerance,
+            force=force,
+            seed=seed,
+        )
+        _run_rag(rag, language_model(), as_json=as_json)
+        return
+    if recipe != "langcache" or len(sources) != 1:
+        raise ConfigurationError(
+            f"--recipe {recipe} with {len(sources)} sources",
+            expected="langcache with one log, or rag with any number of documents",
+        )
     job = Job(
-        log=log,
+        log=Path(sources[0]),
         base=base,
         out=out,
         evaluation=evaluation,
@@ -96,7 +140,7 @@ def run(
         paraphrases=paraphrases,
         distinct=distinct,
         prompts=prompts,
-        sampling=_sampling(temperature, max_tokens, seed),
+        sampling=sampling,
         training=_training(epochs, batch, learning_rate, precision, losses, seed),
         delta=delta,
         alpha=alpha,
@@ -104,13 +148,27 @@ def run(
         base_url=base_url,
     )
     with watch_run() as watch:
-        result = run_job(job, open_llm(llm, base_url=base_url, concurrency=concurrency), watch)
+        result = run_job(job, language_model(), watch)
     if as_json:
         print_json(result.summary)
         return
     print_comparison(result.summary["comparison"])
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
     console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
+
+
+def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
+    from embedsmith.cli.measuring import print_retrieval
+    from embedsmith.pipeline import run_rag
+
+    with watch_run() as watch:
+        result = run_rag(job, llm, watch)
+    if as_json:
+        print_json(result.summary)
+        return
+    print_retrieval(result.summary["retrieval"])
+    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
+    console.print(f"next    open the report, or serve the model: embedsmith serve --model {result.model}")
 
 
 @app.command()
@@ -120,7 +178,7 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
 
     here = _example_folder()
     run(
-        log=here / "queries.jsonl",
+        sources=[str(here / "queries.jsonl")],
         llm=f"recorded:{here / 'completions.jsonl'}",
         base=DEMO_MODEL,
         out=out,

@@ -2,5 +2,6 @@
 
 from embedsmith.pipeline.cache_job import Job, run
 from embedsmith.pipeline.common import RunResult, Watcher
+from embedsmith.pipeline.rag_job import RAG_TRAINING, RagJob, run_rag
 
-__all__ = ["Job", "RunResult", "Watcher", "run"]
+__all__ = ["RAG_TRAINING", "Job", "RagJob", "RunResult", "Watcher", "run", "run_rag"]

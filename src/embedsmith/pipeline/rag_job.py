@@ -1,0 +1,358 @@
+"""The job for retrieval: documents in; a model that finds their passages, measured against its base and BM25, out.
+
+Seven stages, each reading and writing files of the run directory: documents, synthesis, split, teaching, training,
+evaluation, report. A stage whose inputs and configuration did not change is not run again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from embedsmith.artifacts import (
+    JsonLines,
+    RunDirectory,
+    fingerprint,
+    fingerprint_file,
+    plain,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+from embedsmith.cards import CardFacts
+from embedsmith.documents import Passage, read_passages, read_passages_file, write_passages
+from embedsmith.documents.files import find_files
+from embedsmith.encoder import Encoder
+from embedsmith.errors import ModelRefused
+from embedsmith.evaluation import read_guards, shipped_guards
+from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, to_row
+from embedsmith.lexical import LexicalIndex
+from embedsmith.llm import LanguageModel, Sampling
+from embedsmith.llm.calls import Calls
+from embedsmith.llm.journal import Journal
+from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.pipeline.common import (
+    RunResult,
+    Watcher,
+    count_reasons,
+    has_failed_calls,
+    pick_examples,
+    read_rows,
+)
+from embedsmith.report.rag import write_rag_report
+from embedsmith.retention import Retention, describe_choice
+from embedsmith.retrieval import LexicalRanker, RetrievalTask, measure_retrieval, read_beir, take_sides
+from embedsmith.synthesis.outcome import collect
+from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
+from embedsmith.teacher import Teaching, teach
+from embedsmith.training import TrainingConfig, train
+
+CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
+DISTRACTORS = 2000  # passages that the choosing questions' own are ranked among
+SHORTEST = 32  # dimensions of the Matryoshka table
+
+# Chosen in benchmarks/rag_finance.py on questions held out there; see docs/log.md.
+RAG_TRAINING = TrainingConfig(
+    losses={"distill_kl": 1.0},
+    temperature=0.05,
+    batch=16,
+    epochs=1,
+    learning_rate=3e-5,
+    gradient_norm=1.0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RagJob:
+    """All that decides what a run produces, besides the LLM's answers.
+
+    Attributes:
+        sources: files, folders and globs of documents. base: the model to tune.
+        evaluation: a BEIR folder of the user's with queries and qrels over a corpus of its own; without one the
+            questions about a fifth of the passages judge (optimistic: the same language model wrote them).
+        guards: the user's own files for general ability, besides the set that ships.
+        tokens: longest passage, in tokens of the base.
+        tolerance: how far a guard may fall below the base.
+        force: a model that is below its base is written all the same.
+    """
+
+    sources: tuple[str, ...]
+    base: str
+    out: Path
+    evaluation: Path | None = None
+    column: str | None = None
+    tokens: int = 256
+    guards: tuple[Path, ...] = ()
+    plan: RagPlan = field(default_factory=RagPlan)
+    teaching: Teaching = field(default_factory=Teaching)
+    sampling: Sampling = field(default_factory=Sampling)
+    training: TrainingConfig = RAG_TRAINING
+    tolerance: float = 0.02
+    force: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Question and passage pairs by what they are for; a passage's questions are all in one part."""
+
+    train: tuple[PositivePair, ...]
+    choose: tuple[PositivePair, ...]
+    judge: tuple[PositivePair, ...]
+
+
+def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> RunResult:
+    """Return the finished run; stages that are up to date are not run again, a killed run goes on.
+
+    Raises:
+        ModelRefused: the tuned model is not above its base, on the choosing questions (nothing is written) or on the
+            evaluation (the report is there, and says so), and nobody forces it.
+        InputError and other `EmbedsmithError`s, each with what to do.
+    """
+    watch = watch or Watcher()
+    folder = RunDirectory(job.out)
+    check_model(job.base)  # before the first call that costs money
+    task = read_beir(job.evaluation) if job.evaluation is not None else None
+    passages = _documents(job, folder, watch)
+    encoder = load_encoder(job.base)
+    pairs = _synthesis(job, llm, passages, encoder, task, folder, watch)
+    parts = _split(job, pairs, held_out=task is None)
+    taught = _teaching(job, parts.train, passages, encoder, folder, watch)
+    _training(job, taught, parts, passages, folder, watch)
+    _evaluation(job, task or _make_task(parts.judge, passages), encoder, folder, watch)
+    result = _report(job, llm, task is None, folder)
+    _refuse_what_is_worse(job, result)
+    return result
+
+
+def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passage]:
+    files = [file for file in find_files(job.sources) if not isinstance(file, Rejected)]
+    inputs = {str(file): fingerprint_file(file.path) for file in files}
+    inputs |= {"base": fingerprint_model(job.base)}
+    settings = {"column": job.column, "tokens": job.tokens}
+    outputs = ["passages.jsonl", "passages_rejected.jsonl"]
+    if not folder.is_fresh("documents", inputs, settings):
+        with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
+            found = read_passages(job.sources, tokens=job.tokens, count=_token_counter(job.base), column=job.column)
+            write_passages(folder / outputs[0], _without_rejected(found, rejected))
+    passages = list(read_passages_file(folder / outputs[0]))
+    lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
+    said = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
+    watch.say(f"documents: {len(passages)} passages of {len(files)} files{f'; not used: {said}' if said else ''}")
+    return passages
+
+
+def _without_rejected(rows: Iterable[Passage | Rejected], rejected: JsonLines) -> Iterable[Passage]:
+    for row in rows:
+        if isinstance(row, Rejected):
+            rejected.write(row)
+        else:
+            yield row
+
+
+def _synthesis(
+    job: RagJob,
+    llm: LanguageModel,
+    passages: Sequence[Passage],
+    encoder: Encoder,
+    task: RetrievalTask | None,
+    folder: RunDirectory,
+    watch: Watcher,
+) -> list[PositivePair]:
+    inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), "llm": llm.name}
+    inputs |= {"base": fingerprint_model(job.base)}
+    inputs |= {"queries": fingerprint(sorted(task.queries.values()))} if task is not None else {}
+    settings = {"plan": plain(job.plan), "sampling": job.sampling}
+    outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
+    if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
+        with folder.stage("synthesis", inputs, settings, outputs), Journal(folder / "synthesis/journal.sqlite") as opened:
+            calls = Calls(llm, opened, job.sampling, on_progress=watch.calls)
+            asked = tuple(task.queries.values()) if task is not None else ()
+            rows = synthesize_rag(
+                job.plan, passages, calls, encoder=encoder, evaluation=asked, cache=folder / "vectors.npz"
+            )
+            result = collect(rows, calls, out=folder / "synthesis")
+            counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
+            write_json(folder / outputs[2], counts)
+    written = read_json(folder / outputs[2])
+    counts = written["counts"]
+    lost = sum(count for reason, count in counts.items() if reason != "kept")
+    watch.say(f"synthesis: {counts['kept']} pairs kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    for warning in written["warnings"]:
+        watch.say(f"warning: {warning}")
+    found = read_examples(folder / outputs[0], kind=PositivePair).examples
+    return [pair for pair in found if isinstance(pair, PositivePair)]
+
+
+def _split(job: RagJob, pairs: Sequence[PositivePair], *, held_out: bool) -> _Parts:
+    shares = {"train": 1 - CHOOSING, "choose": CHOOSING}
+    if held_out:
+        shares = {"train": 1 - CHOOSING - JUDGING, "choose": CHOOSING, "judge": JUDGING}
+    parts: dict[str, Any] = {name: tuple(rows) for name, rows in split(pairs, shares, seed=job.seed).items()}
+    return _Parts(parts["train"], parts["choose"], parts.get("judge", ()))
+
+
+def _make_task(pairs: Sequence[PositivePair], passages: Sequence[Passage]) -> RetrievalTask:
+    """Return the held-out questions as a retrieval task over all passages."""
+    ids = {passage.text: passage.id for passage in reversed(passages)}
+    queries = {question: f"q{place}" for place, question in enumerate(dict.fromkeys(pair.anchor for pair in pairs))}
+    relevant: dict[str, dict[str, int]] = {}
+    for pair in pairs:
+        relevant.setdefault(queries[pair.anchor], {})[ids[pair.positive]] = 1
+    documents = {passage.id: passage.text for passage in passages}
+    return RetrievalTask("questions held out", documents, {key: text for text, key in queries.items()}, relevant)
+
+
+def _teaching(
+    job: RagJob,
+    pairs: Sequence[PositivePair],
+    passages: Sequence[Passage],
+    encoder: Encoder,
+    folder: RunDirectory,
+    watch: Watcher,
+) -> list[Triplet]:
+    inputs = {"pairs": fingerprint(pairs), "passages": fingerprint_file(folder / "passages.jsonl")}
+    inputs |= {"base": fingerprint_model(job.base)}
+    outputs = ["teaching/examples.jsonl", "teaching.json"]
+    if not folder.is_fresh("teaching", inputs, plain(job.teaching)):
+        with folder.stage("teaching", inputs, plain(job.teaching), outputs):
+            texts = [passage.text for passage in passages]
+            queries, documents = take_sides(encoder)
+            vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
+            taught = teach(
+                pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts)
+            )
+            with JsonLines(folder / outputs[0]) as lines:
+                for example in taught.examples:
+                    lines.write(to_row(example))
+            write_json(folder / outputs[1], {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks})
+    found = read_json(folder / outputs[1])
+    ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
+    watch.say(
+        f"teaching: BM25 with weight {found['weight']:g} beside the base: MRR@10 of the questions' own passages "
+        f"{ranks[0.0]:.3f} → {ranks[found['weight']]:.3f}"
+    )
+    examples = read_examples(folder / outputs[0], kind=Triplet).examples
+    return [example for example in examples if isinstance(example, Triplet)]
+
+
+def _training(
+    job: RagJob,
+    taught: Sequence[Triplet],
+    parts: _Parts,
+    passages: Sequence[Passage],
+    folder: RunDirectory,
+    watch: Watcher,
+) -> None:
+    config = replace(job.training, seed=job.seed)
+    guards = {**shipped_guards(), **{path.stem: tuple(read_guards((path,))[path.stem]) for path in job.guards}}
+    inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
+    inputs |= {"base": fingerprint_model(job.base)}
+    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force}
+    if folder.is_fresh("training", inputs, settings):
+        watch.say("training: up to date")
+        return
+    facts = CardFacts(
+        base=job.base,
+        examples=len(taught),
+        source="questions that a language model wrote about passages, graded by the base and BM25 together.",
+        configuration=plain(config),
+    )
+    own = {pair.positive for pair in parts.choose}
+    others = [passage.text for passage in passages if passage.text not in own]
+    drawn = sorted(others, key=lambda text: fingerprint([job.seed, text]))[:DISTRACTORS]
+    kept = Retention(parts.choose, guards, job.tolerance, job.force, watch.say, distractors=tuple(drawn))
+    with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
+        out = folder / "model"
+        result = train(
+            taught, base=job.base, out=out, config=config, card=facts, on_progress=watch.steps, retention=kept
+        )
+        write_json(folder / "training.json", result)
+    for line in (*result.notes, *(describe_choice(result.choice) if result.choice is not None else ())):
+        watch.say(f"training: {line}")
+    watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+
+
+def _evaluation(job: RagJob, task: RetrievalTask, encoder: Encoder, folder: RunDirectory, watch: Watcher) -> None:
+    inputs = {"task": fingerprint(task), "model": fingerprint_model(folder / "model")}
+    settings = {"base": fingerprint_model(job.base), "seed": job.seed}
+    if folder.is_fresh("evaluation", inputs, settings):
+        watch.say("evaluation: up to date")
+        return
+    with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
+        watch.say(f"evaluation: {len(task.queries)} queries over {len(task.documents)} passages")
+        rankers = {"base": encoder, "tuned": load_encoder(folder / "model"), "BM25": LexicalRanker()}
+        whole = encoder.encode(["how long is a vector"]).shape[1]
+        sizes = tuple(size for size in halve_down(whole) if size >= SHORTEST)
+        found = measure_retrieval(rankers, task, baseline="base", dimensions=sizes, seed=job.seed)
+        write_json(folder / "evaluation.json", found)
+
+
+def halve_down(dimension: int) -> list[int]:
+    """Return the dimension and its halves, longest first.
+
+    >>> halve_down(384)
+    [384, 192, 96, 48, 24, 12, 6, 3, 1]
+    """
+    sizes = [dimension]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def _report(job: RagJob, llm: LanguageModel, held_out: bool, folder: RunDirectory) -> RunResult:
+    summary = summarize_rag(folder, job, llm.name, held_out=held_out)
+    write_json(folder / "report.json", summary)
+    write_rag_report(folder / "report.html", summary)
+    return RunResult(folder.path, folder / "model", folder / "report.html", summary)
+
+
+def summarize_rag(folder: RunDirectory, job: RagJob, llm: str, *, held_out: bool) -> dict[str, Any]:
+    """Return everything the report shows, as plain JSON, from the files of the run directory."""
+    rejected = [row for _, row in read_rows(folder / "synthesis/rejected.jsonl")]
+    pairs = [row for _, row in read_jsonl(folder / "synthesis/examples.jsonl")]
+    passages = [row for _, row in read_jsonl(folder / "passages.jsonl")]
+    return {
+        "sources": list(job.sources),
+        "base": job.base,
+        "llm": llm,
+        "held_out": held_out,
+        "evaluation_data": str(job.evaluation) if job.evaluation else None,
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": "embedsmith " + shlex.join(sys.argv[1:]),
+        "documents": {
+            "documents": len({row.get("document") for row in passages}),
+            "passages": len(passages),
+            "asked_about": len({row["group"] for row in pairs}),
+            "not_used": count_reasons(row for _, row in read_rows(folder / "passages_rejected.jsonl")),
+        },
+        "synthesis": read_json(folder / "synthesis/counts.json"),
+        "rejected_examples": pick_examples(rejected),
+        "examples": pairs[:: max(len(pairs) // 8, 1)][:8],
+        "teaching": read_json(folder / "teaching.json"),
+        "training": read_json(folder / "training.json"),
+        "retention": read_json(folder / "retention.json"),
+        "configuration": plain(replace(job.training, seed=job.seed)),
+        "retrieval": read_json(folder / "evaluation.json"),
+        "seconds": {name: record.seconds for name, record in folder.stages.items()},
+        "seed": job.seed,
+    }
+
+
+def _refuse_what_is_worse(job: RagJob, result: RunResult) -> None:
+    report = result.summary["retrieval"]
+    change = report["differences"]["tuned"][report["primary"]]
+    if change["value"] >= 0 or job.force:
+        return
+    raise ModelRefused(
+        f"the tuned model is below its base on {report['queries']} queries: {report['primary']} {change['value']:+.3f} "
+        f"[{change['low']:+.3f}, {change['high']:+.3f}]",
+        expected="at least what the base has",
+        action=f"do not deploy {result.model}; {result.report} shows the figures. More documents or questions help, or "
+        "a base with more room; --force ends without this error",
+    )

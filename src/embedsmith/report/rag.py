@@ -1,0 +1,50 @@
+"""The report of a retrieval job: one self-contained HTML page, from the summary of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from embedsmith.artifacts import write_text
+from embedsmith.report.plots import to_svg
+from embedsmith.report.retrieval import ALT, draw_retrieval
+
+SURE = 0.05
+
+
+def write_rag_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
+    """Write the page; every user text is escaped, nothing is loaded from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("embedsmith", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    report = summary["retrieval"]
+    page = environment.get_template("rag.html").render(
+        summary=summary,
+        report=report,
+        metrics=list(report["metrics"][report["baseline"]]),
+        verdict=judge_retrieval(summary),
+        picture=to_svg(draw_retrieval(report), ALT),
+    )
+    return write_text(path, page)
+
+
+def judge_retrieval(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the one sentence a reader wants first, and its tone: better, worse or open."""
+    report = summary["retrieval"]
+    change = report["differences"]["tuned"][report["primary"]]
+    before = report["metrics"][report["baseline"]][report["primary"]]["value"]
+    figures = (
+        f"{report['primary']} {before:.3f} → {before + change['value']:.3f} "
+        f"({change['value']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f})"
+    )
+    if change["low"] > 0 and change["p_value"] < SURE:
+        return {"tone": "better", "text": f"The tuned model finds more: {figures}."}
+    if change["value"] < 0:
+        return {"tone": "worse", "text": f"The tuned model finds less than its base: {figures}. Do not deploy it."}
+    return {"tone": "open", "text": f"No difference is proven: {figures}. More queries would narrow the interval."}
