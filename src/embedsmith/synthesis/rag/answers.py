@@ -48,7 +48,9 @@ def read_questions(text: str | None, key: str, *, passages: int, style: str) -> 
     """
     items, notes = _read_list(text, key)
     if items is None:
-        yield Unusable("unreadable", f"no {key} in the answer ({', '.join(notes) or 'other keys'})", (text or "")[:SHOWN])
+        yield Unusable(
+            "unreadable", f"no {key} in the answer ({', '.join(notes) or 'other keys'})", (text or "")[:SHOWN]
+        )
     elif not items:
         yield Unusable("no-question", "the answer has an empty list: nothing to ask about this passage")
     for item in items or ():
@@ -58,7 +60,7 @@ def read_questions(text: str | None, key: str, *, passages: int, style: str) -> 
 def read_verdicts(text: str | None, key: str) -> dict[int, Verdict]:
     """Return the verdicts of a judge by number of the passage, from 1; {} when there is none to be read."""
     items, _ = _read_list(text, key)
-    found = {}
+    found: dict[int, Verdict] = {}
     for item in items or ():
         if isinstance(item, Mapping):
             number, word = item.get("passage"), str(item.get("verdict", "")).strip().casefold()
@@ -71,7 +73,9 @@ def _read_list(text: str | None, key: str) -> tuple[list[Any] | None, tuple[str,
     found, notes = parse_object(text, [key])
     if found is not None and isinstance(found[key], list):
         return found[key], notes
-    pieces = [piece for piece in _whole_objects(THINKING.sub("", text or "")) if "question" in piece or "verdict" in piece]
+    pieces = [
+        piece for piece in _whole_objects(THINKING.sub("", text or "")) if "question" in piece or "verdict" in piece
+    ]
     return pieces or None, notes
 
 

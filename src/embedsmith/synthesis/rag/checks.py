@@ -1,7 +1,8 @@
 """Filters of the recipe `rag` as pure functions: each says what is wrong with a question, with evidence, or nothing.
 
 Texts are compared as the runs of their words and numbers after `flatten`: case, white space, quotes, dashes, table
-bars and thousands separators do not count. "$ 8,313,836" and "$8313836" are the same span, "30 days" and "60 days" are not.
+bars and thousands separators do not count. "$ 8,313,836" and "$8313836" are the same span, "30 days" and "60 days"
+are not.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ REFERENCE = re.compile(
     re.I,
 )
 STOP = frozenset(
-    "a about after all also an and any are as at be been before being between both but by can could did do does during "
-    "each for from get had has have how i if in into is it its many me more most much my of on or our out over per "
-    "please she he so some such than that the their them then there these they this those through to under up us was "
-    "we were what when where which while who whom whose why will with would you your".split()
+    """
+    a about after all also an and any are as at be been before being between both but by can could did
+    do does during each for from get had has have he how i if in into is it its many me more most much
+    my of on or our out over per please she so some such than that the their them then there these they
+    this those through to under up us was we were what when where which while who whom whose why will
+    with would you your
+    """.split()  # noqa: SIM905 shorter to read than a list
 )
 
 
@@ -70,7 +74,7 @@ def _locate(text: str) -> list[tuple[str, int, int]]:
     for match in TOKEN.finditer(text.replace("’", "'")):
         word = match.group(0)
         if word not in SILENT:
-            word = unicodedata.normalize("NFKC", word).casefold()
+            word = unicodedata.normalize("NFKC", word).casefold().removesuffix("'s")
             found.append((word.replace(",", "") if word[0].isdigit() else word, match.start(), match.end()))
     return found
 
@@ -84,17 +88,29 @@ def find_span(answer: str, passage: str, *, edits: int = 0) -> Span | None:
     """
     located = _locate(passage)
     words = [word for word, _, _ in located]
+    whole = flatten(answer)
     pieces = [piece for piece in (flatten(piece) for piece in ELLIPSIS.split(answer)) if piece]
-    if not pieces or (len(pieces) > 1 and min(map(len, pieces)) < PIECE):
+    if not pieces:
+        return None
+    if _find_run(whole, words) >= 0:  # the passage itself may have the ellipsis
+        pieces = [whole]
+    if len(pieces) > 1 and min(map(len, pieces)) < PIECE:
         return None
     first, last, start = -1, -1, 0
     for piece in pieces:
         place = _find_run(piece, words, start)
         if place < 0:
-            return _find_edited(flatten(answer), passage, located, edits) if len(pieces) == 1 else None
+            return _find_edited(whole, passage, located, edits) if len(pieces) == 1 else None
         first, last = place if first < 0 else first, place + len(piece)
         start = last
-    return Span(passage[located[first][1] : located[last - 1][2]])
+    return Span(_cut_out(passage, located[first][1], located[last - 1][2]))
+
+
+def _cut_out(passage: str, start: int, end: int) -> str:
+    """Return this part of the passage, with the currency sign before it."""
+    before = passage[:start].rstrip(" ")
+    start = len(before) - 1 if before[-1:] in SILENT and before else start
+    return passage[start:end]
 
 
 def _find_run(run: Sequence[str], words: Sequence[str], start: int = 0) -> int:
@@ -113,7 +129,7 @@ def _find_edited(run: Sequence[str], passage: str, located: Sequence[tuple[str, 
     distance, start, end = _align(run, words)
     if distance > allowed or start >= end:
         return None
-    text = passage[located[start][1] : located[end - 1][2]]
+    text = _cut_out(passage, located[start][1], located[end - 1][2])
     return Span(text, distance) if same_facts(" ".join(run), " ".join(words[start:end])) else None
 
 
@@ -184,7 +200,7 @@ def sum_up(question: str) -> int:
     >>> sum_up("What was NIKE's revenue in 2023?") == sum_up("nike revenue 2023")
     True
     """
-    words = {word.removesuffix("'s") for word in flatten(question)} - STOP
+    words = set(flatten(question)) - STOP
     return int(fingerprint(sorted(words or {normalize(question)})), 16) >> 1
 
 
@@ -230,7 +246,7 @@ def answers_too(question: str, answer: str, source: str, other: str) -> str | No
     if find_span(answer, other) is None:
         return None
     own, words = frozenset(flatten(source)), frozenset(flatten(other))
-    facts = frozenset(fact for fact in names_and_numbers(question))
+    facts = names_and_numbers(question)
     if (facts & own) - words:
         return None
     likeness = measure_likeness(source, other)
@@ -261,5 +277,3 @@ def _is_telling(answer: str) -> bool:
 
 def _is_year(word: str) -> bool:
     return len(word) == 4 and word.isdigit() and word[:2] in ("19", "20")
-
-

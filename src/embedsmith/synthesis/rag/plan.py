@@ -63,7 +63,7 @@ class RagPlan:
     k_further: int = 10
     judge: bool = False
     copied: int = 8
-    copied_share: float = 0.6
+    copied_share: float = 0.75
     span_edits: int = 8
     prompts: Path | str | None = None
 

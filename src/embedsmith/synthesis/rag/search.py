@@ -60,7 +60,8 @@ class PassageSearch:
         lexical: bool = True,
     ) -> None:
         sides = getattr(encoder, "sides", None)
-        self._query, document = sides() if sides is not None else (encoder, encoder)
+        both: tuple[Encoder | None, Encoder | None] = sides() if sides is not None else (encoder, encoder)
+        self._query, document = both
         self._vectors = None if document is None else embed_passages(texts, document, cache=cache)
         self._lexical = LexicalIndex(texts) if lexical else None
 
@@ -86,12 +87,9 @@ class PassageSearch:
         ]
 
 
-def _look(
-    scores: NDArray[np.float32], sources: Sequence[int], k: int, tie: float, floor: float = -np.inf
-) -> Found:
+def _look(scores: NDArray[np.float32], sources: Sequence[int], k: int, tie: float, floor: float = -np.inf) -> Found:
     ranks = tuple(
-        int(np.count_nonzero(scores > scores[own] + tie)) + 1 if scores[own] > floor else len(scores)
-        for own in sources
+        int(np.count_nonzero(scores > scores[own] + tie)) + 1 if scores[own] > floor else len(scores) for own in sources
     )
     k = min(k, len(scores))
     edge = np.partition(scores, len(scores) - k)[len(scores) - k]
