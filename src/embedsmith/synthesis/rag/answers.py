@@ -44,7 +44,7 @@ def read_questions(text: str | None, key: str, *, passages: int, style: str) -> 
     A cut answer gives the questions that are whole.
 
     Args:
-        passages: spans that every question needs. style: of a question that names none.
+        passages: spans that every question needs. style: of a question that names none; "" tells by the question mark.
     """
     items, notes = _read_list(text, key)
     if items is None:
@@ -109,6 +109,7 @@ def _read_item(item: Any, passages: int, style: str) -> Asked | Unusable:
     if len(answers) != passages or not all(answer.strip() for answer in answers):
         return Unusable("no-span", f"{len(answers)} answer span(s) where {passages} are needed", shown)
     named = item.get("style")
+    style = style or ("natural" if question.endswith(("?", "？")) else "keyword")
     return Asked(question, tuple(answers), named if isinstance(named, str) and named.strip() else style)
 
 

@@ -66,7 +66,7 @@ def _read(
         yield Rejected(reason, f"finish: {completion.finish}", source=prompt.row, context=about)
         return
     wanted = plan.per_passage if prompt.task == QUESTIONS else 1
-    style = "unnamed" if prompt.task == QUESTIONS else MULTI
+    style = "" if prompt.task == QUESTIONS else MULTI
     items = list(read_questions(completion.text, prompt.task, passages=len(passages), style=style))
     accepted: list[str] = []
     for item in items[: SURPLUS * wanted]:

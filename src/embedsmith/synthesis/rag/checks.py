@@ -25,9 +25,10 @@ COVERED = 0.75  # share of the question's words in the source that another answe
 TELLING = 3  # such words that a question needs for that to say anything
 STEM = 6  # letters; "increase" and "increased" begin alike
 REFERENCE = re.compile(
-    r"\b(?:the|this|that|given|provided|above|following|these|both|first|second)\s+(?:passages?|excerpts?|snippets?)\b"
+    r"\b(?:the|this|that|given|provided|above|following|these|both|first|second)\s+(?:passages?|excerpts?|snippets?)\b(?!\s+of\b)"
     r"|\b(?:in|from|by|of|to|per|with|on)\s+(?:the|this)\s+(?:given\s+|provided\s+|above\s+|following\s+)?"
-    r"(?:text|paragraph|context|extract)\b"
+    r"(?:text|paragraph|extract)\b(?!\s+of\b)"
+    r"|\bin the (?:given |provided |above )?context\b(?!\s+of\b)"
     r"|\baccording to (?:the|this|what is)\s+(?:given |provided |above )?"
     r"(?:text|paragraph|context|information|description|document|sentence|statement|extract|structure)\b"
     r"|\b(?:mentioned|described|listed|stated|discussed|given|shown|provided) (?:above|here|below)\b"
@@ -108,7 +109,7 @@ def find_span(answer: str, passage: str, *, edits: int = 0) -> Span | None:
 
 def _cut_out(passage: str, start: int, end: int) -> str:
     """Return this part of the passage, with the currency sign before it."""
-    before = passage[:start].rstrip(" ")
+    before = passage[:start].rstrip(" |")
     start = len(before) - 1 if before[-1:] in SILENT and before else start
     return passage[start:end]
 

@@ -13,7 +13,7 @@ from embedsmith.synthesis.rag.answers import read_verdicts
 from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, Spool, reject, to_examples
 from embedsmith.synthesis.rag.checks import find_span
 from embedsmith.synthesis.rag.plan import RagPlan
-from embedsmith.synthesis.rag.prompts import VERDICTS, RagPrompts, in_judged_order
+from embedsmith.synthesis.rag.prompts import VERDICTS, RagPrompts, in_judged_order, render_judge
 
 JUDGED = 4  # passages beside the sources that a judge is shown
 
