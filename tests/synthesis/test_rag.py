@@ -473,6 +473,20 @@ def test_other_passages_that_answer_become_positives_and_do_not_stand_in_the_way
     assert reasons_of(events)["round-trip"] == 1
 
 
+def test_a_passage_comes_back_by_either_search_by_both_or_by_none() -> None:
+    passages = make_passages(6, 6)
+    asked: dict[str, list[dict[str, Any]]] = {passage.id: [] for passage in passages}
+    asked["Ardmorea-0"] = [{"question": "Ardmoreaque turbinesk Antwerpish", "answer": SPAN}]  # no word of it
+    for trip, kept in (("either", 1), ("encoder", 1), ("lexical", 0), ("both", 0), ("off", 1)):
+        plan = replace(ONE, trip=trip, k_encoder=3, k_lexical=3)  # type: ignore[arg-type]
+        events = run(passages, answering(asked), plan, encoder=FakeEncoder())
+        assert len(pairs_of(events)) == kept, trip
+        assert reasons_of(events)["round-trip"] == 1 - kept
+    llm, blind = answering(asked), CountingEncoder(FakeEncoder().encode)
+    run(passages, llm, replace(ONE, trip="lexical", further=False), encoder=blind)
+    assert blind.texts == 0  # an encoder without a say is not asked
+
+
 def test_multi_passage_questions_have_every_passage_as_positive() -> None:
     passages = make_passages(3, 4)
     plan = replace(SMALL, multi_passage=1.0, k_encoder=50, k_lexical=50)
@@ -623,4 +637,4 @@ def test_recorded_finance_questions_are_kept_or_lost_for_a_reason(data: Path) ->
     assert len(sources) + lost.total() == sum(answered.values()) + sum(not count for count in answered.values())
     assert lost["no-question"] == sum(not count for count in answered.values())
     assert lost["span-not-in-passage"] == 0  # the model copied well
-    assert len(sources) > 0.75 * sum(answered.values())  # BM25 alone loses questions in other words
+    assert len(sources) > 0.7 * sum(answered.values())  # BM25 alone loses questions in other words

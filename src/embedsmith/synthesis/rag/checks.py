@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.text import NEGATIONS, jaccard, normalize, same_facts, trigrams
@@ -69,7 +70,8 @@ def flatten(text: str) -> list[str]:
     return [word for word, _, _ in _locate(text)]
 
 
-def _locate(text: str) -> list[tuple[str, int, int]]:
+@lru_cache(maxsize=1 << 12)
+def _locate(text: str) -> tuple[tuple[str, int, int], ...]:
     """Return (word in compared form, start, end) of each word of `text`."""
     found = []
     for match in TOKEN.finditer(text.replace("’", "'")):
@@ -77,7 +79,7 @@ def _locate(text: str) -> list[tuple[str, int, int]]:
         if word not in SILENT:
             word = unicodedata.normalize("NFKC", word).casefold().removesuffix("'s")
             found.append((word.replace(",", "") if word[0].isdigit() else word, match.start(), match.end()))
-    return found
+    return tuple(found)
 
 
 def find_span(answer: str, passage: str, *, edits: int = 0) -> Span | None:

@@ -18,6 +18,8 @@ from embedsmith.synthesis.rag.checks import answers_alike, answers_too
 from embedsmith.synthesis.rag.plan import RagPlan
 from embedsmith.synthesis.rag.search import Found, PassageSearch
 
+NAMES = {"encoder": "encoder", "lexical": "bm25"}  # in the evidence
+
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
@@ -51,7 +53,9 @@ def place_candidates(
     encoder: Encoder | None,
     cache: Path | str | None,
 ) -> Iterator[Candidate | Rejected]:
-    search = PassageSearch([passage.text for passage in passages], encoder, cache=cache)
+    texts = [passage.text for passage in passages]
+    base = encoder if plan.needs_encoder else None
+    search = PassageSearch(texts, base, cache=cache, lexical=plan.needs_words)
     pairs = zip(sums, waiting, strict=True)
     while block := list(islice(pairs, search.block)):
         found = [_settle_repeats(candidate, repeats.get(total, ()), passages) for total, candidate in block]
@@ -130,18 +134,17 @@ def _round_trip(
     has to come back, k times as far down as there are passages.
     """
     alike = {place for place, _ in candidate.positives}
-    ranks = {"encoder": _worst_rank(near, alike), "bm25": _worst_rank(worded, alike)}
-    evidence = tuple(f"rank.{name}={rank}" for name, rank in ranks.items() if rank is not None)
-    candidate = replace(candidate, evidence=evidence)
-    count = len(candidate.sources)
+    known = {"encoder": _worst_rank(near, alike), "lexical": _worst_rank(worded, alike)}
+    ranks = {name: rank for name, rank in known.items() if rank is not None}
+    evidence = tuple(f"rank.{NAMES[name]}={rank}" for name, rank in ranks.items())
+    depths = plan.depths(len(passages))
     came = [
-        rank <= k * count
-        for name, rank, k in (("encoder", ranks["encoder"], plan.k_encoder), ("lexical", ranks["bm25"], plan.k_lexical))
-        if rank is not None and (plan.trip in ("either", "both") or plan.trip == name)
+        rank <= depths[name] * len(candidate.sources)
+        for name, rank in ranks.items()
+        if plan.trip in ("either", "both", name)
     ]
-    good = plan.trip == "off" or not came or (all(came) if plan.trip == "both" else any(came))
-    if good:
-        return candidate
+    if not came or (all(came) if plan.trip == "both" else any(came)):
+        return replace(candidate, evidence=evidence)
     best = near or worded
     above = passages[best.top[0]] if best and best.top else None
     shown = f"; first comes {above.id}: “{above.text[:SHOWN]}”" if above else ""

@@ -36,7 +36,8 @@ class RagPlan:
         seed: of the order in which documents and passages are taken.
         trip: which search has to bring the passage back for its question (`round trip`): the base encoder or BM25
             ("either"), "both", one of them, or "off".
-        k_encoder, k_lexical: how near the top the passage has to be.
+        k_encoder, k_lexical: how near the top the passage has to be; among few passages, within their first fiftieth
+            (but ten at least).
         further: whether other passages that also answer are looked for and become positives.
         k_further: how many passages at the top of either search are looked at for that.
         judge: whether an LLM says if the passages answer; it needs `judge_calls`, or takes the calls of the recipe.
@@ -57,8 +58,8 @@ class RagPlan:
     quota: int | None = None
     seed: int = 0
     trip: Trip = "either"
-    k_encoder: int = 20
-    k_lexical: int = 20
+    k_encoder: int = 100
+    k_lexical: int = 100
     further: bool = True
     k_further: int = 10
     judge: bool = False
@@ -84,6 +85,25 @@ class RagPlan:
     def styles(self) -> dict[str, int]:
         """Questions of each style about a passage."""
         return {"keyword": self.keyword, "natural": self.natural, "conversational": self.conversational}
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the base encoder has a say."""
+        return self.further or self.trip in ("either", "both", "encoder")
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether BM25 has a say."""
+        return self.further or self.trip in ("either", "both", "lexical")
+
+    def depths(self, passages: int) -> dict[str, int]:
+        """Return how far down the passage may come, by search, among so many passages.
+
+        >>> RagPlan().depths(300)["encoder"], RagPlan().depths(1_000_000)["encoder"]
+        (10, 100)
+        """
+        most = max(passages // 50, 10)
+        return {"encoder": min(self.k_encoder, most), "lexical": min(self.k_lexical, most)}
 
     @property
     def per_passage(self) -> int:
