@@ -31,6 +31,7 @@ from embedsmith.synthesis.rag import (
     count_documents,
     embed_passages,
     read_evidence,
+    render_prompts,
     synthesize_rag,
 )
 from embedsmith.synthesis.rag.answers import Asked, read_questions, read_verdicts
@@ -44,7 +45,7 @@ from embedsmith.synthesis.rag.checks import (
     sum_up,
 )
 from embedsmith.synthesis.rag.plan import choose_sets, spread
-from embedsmith.synthesis.rag.prompts import load_prompts, render_multi, render_questions
+from embedsmith.synthesis.rag.prompts import load_prompts, render_questions
 from embedsmith.testing import FakeEncoder, FakeLLM, FaultyServer
 
 GOODS = ("turbines", "umbrellas", "sweaters", "harpsichords", "tractors", "lanterns", "microscopes", "kayaks")
@@ -159,10 +160,7 @@ def test_one_percent_more_documents_and_quota_cost_one_percent_more_calls() -> N
     def prompts(documents: int, quota: int) -> set[str]:
         passages = make_passages(documents, 12)
         plan = replace(SMALL, quota=quota, multi_passage=0.2)
-        chosen, shipped = choose_passages(plan, passages), load_prompts()
-        single = {render_questions(shipped, plan, passages[place]).fingerprint for place in chosen}
-        sets = choose_sets(plan, passages, chosen)
-        return single | {render_multi(shipped, [passages[place] for place in places]).fingerprint for places in sets}
+        return {prompt.fingerprint for prompt in render_prompts(plan, passages)}
 
     before, after = prompts(200, 3000), prompts(202, 3030)
     assert 0 < len(after - before) <= 0.02 * len(before)
@@ -512,6 +510,7 @@ def test_a_judge_keeps_what_is_answered_and_finds_further_positives() -> None:
     assert kept
     assert kept <= {pair.anchor for pair in pairs_of(plain)}
     assert all(evidence_of(pair)["judge"] == "yes" for pair in pairs_of(judged))
+    assert "the judge says yes" in {evidence_of(pair)["positive"] for pair in pairs_of(_judged_twins())}
     no = FakeLLM(answer=lambda prompt: '{"verdicts": [{"passage": 1, "verdict": "no", "span": ""}]}')
     with Journal(":memory:") as other:
         denied = run(passages[:1], obedient(), SMALL, judge_calls=Calls(no, other))
@@ -520,6 +519,19 @@ def test_a_judge_keeps_what_is_answered_and_finds_further_positives() -> None:
     with Journal(":memory:") as other:
         unheard = run(passages[:1], obedient(), SMALL, judge_calls=Calls(mute, other))
     assert set(reasons_of(unheard)) == {"not-judged"}
+
+
+def _judged_twins() -> list[Example | Rejected]:
+    """A passage that answers in other words, which only a judge can tell."""
+    first = Passage("first", "Ardmore pays a dividend of $1.25 per share.")
+    twin = Passage("twin", "Ardmore dividend: five quarters of a dollar for every share.")
+    asked: dict[str, list[dict[str, Any]]] = {
+        "first": [{"question": "Ardmore dividend", "answer": "$1.25"}],
+        "twin": [],
+    }
+    with Journal(":memory:") as journal:
+        judge = Calls(obedient(), journal)
+        return run([first, twin], answering(asked), ONE, encoder=FakeEncoder(), judge_calls=judge)
 
 
 def test_the_order_of_the_answers_does_not_matter() -> None:
@@ -566,9 +578,7 @@ def test_against_a_faulty_server_every_call_ends_as_questions_or_as_a_reason(tmp
         assert run(passages, llm, plan, tmp_path / "journal.sqlite", encoder=FakeEncoder()) == events
         assert len(server.calls) == sent
     assert len(faults & set(FAULTS)) >= 8
-    chosen = choose_passages(plan, passages)
-    planned = {passages[place].id for place in chosen}
-    planned |= {"+".join(passages[place].id for place in places) for places in choose_sets(plan, passages, chosen)}
+    planned = {prompt.row for prompt in render_prompts(plan, passages)}
     ended = {event.source for event in events if isinstance(event, Rejected)}
     ended |= {pair.provenance.source for pair in pairs_of(events) if pair.provenance is not None}
     assert ended == planned

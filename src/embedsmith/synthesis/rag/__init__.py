@@ -16,7 +16,7 @@ from embedsmith.encoder import Encoder
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm.calls import Calls
-from embedsmith.synthesis.rag.asking import ask
+from embedsmith.synthesis.rag.asking import ask, render_prompts
 from embedsmith.synthesis.rag.candidates import Spool, read_evidence, to_examples
 from embedsmith.synthesis.rag.checks import sum_up
 from embedsmith.synthesis.rag.judging import judge_candidates
@@ -32,6 +32,7 @@ __all__ = [
     "count_documents",
     "embed_passages",
     "read_evidence",
+    "render_prompts",
     "synthesize_rag",
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 
 from embedsmith.corpus import Query
 from embedsmith.documents import Passage
@@ -23,32 +22,51 @@ from embedsmith.synthesis.rag.answers import Asked, Unusable, read_questions
 from embedsmith.synthesis.rag.candidates import SHOWN, Candidate
 from embedsmith.synthesis.rag.checks import find_reference, find_repeat, find_span, gives_answer_away, measure_copy
 from embedsmith.synthesis.rag.plan import MULTI, RagPlan, choose_passages, choose_sets
-from embedsmith.synthesis.rag.prompts import MULTI_QUESTIONS, QUESTIONS, RagPrompts, render_multi, render_questions
+from embedsmith.synthesis.rag.prompts import (
+    MULTI_QUESTIONS,
+    QUESTIONS,
+    RagPrompts,
+    load_prompts,
+    render_multi,
+    render_questions,
+)
 
 SURPLUS = 2  # times as many questions as asked for are read; a model that loops writes more
+
+
+def render_prompts(plan: RagPlan, passages: Sequence[Passage]) -> Iterator[Prompt]:
+    """Yield the prompts of the first step, exactly as they are sent and in their order: single passages, then sets."""
+    prompts = load_prompts(plan.prompts)
+    return (_render(prompts, plan, [passages[place] for place in places]) for places in _targets(plan, passages))
 
 
 def ask(
     plan: RagPlan, passages: Sequence[Passage], prompts: RagPrompts, calls: Calls, evaluation: Iterable[str]
 ) -> Iterator[Candidate | Rejected]:
-    chosen = choose_passages(plan, passages)
-    sets = choose_sets(plan, passages, chosen)
-
-    def render() -> Iterator[Prompt]:
-        yield from (render_questions(prompts, plan, passages[place]) for place in chosen)
-        yield from (render_multi(prompts, [passages[place] for place in places]) for places in sets)
-
+    """Yield the questions that an LLM writes, those that pass what can be checked of each alone; and all others."""
+    targets = _targets(plan, passages)
     leaks, exact = index_evaluation(evaluation)
     words = {
         QUESTIONS: index_prompt(" ".join(prompts.messages["questions"]), "\0"),
         MULTI_QUESTIONS: index_prompt(" ".join(prompts.messages["multi"]), "\0"),
     }
-    targets = chain(((place,) for place in chosen), sets)
-    for places, (prompt, completion) in zip(targets, calls.complete(render), strict=True):
+    asked = calls.complete(
+        lambda: (_render(prompts, plan, [passages[place] for place in places]) for places in targets)
+    )
+    for places, (prompt, completion) in zip(targets, asked, strict=True):
         own = [passages[place] for place in places]
         text = "\n".join(passage.text for passage in own)
         context = Context(Query(prompt.row, text), prompt.task, {}, {}, leaks, exact, words[prompt.task])
         yield from _read(plan, own, places, prompt, completion, context)
+
+
+def _targets(plan: RagPlan, passages: Sequence[Passage]) -> list[tuple[int, ...]]:
+    chosen = choose_passages(plan, passages)
+    return [*((place,) for place in chosen), *choose_sets(plan, passages, chosen)]
+
+
+def _render(prompts: RagPrompts, plan: RagPlan, passages: Sequence[Passage]) -> Prompt:
+    return render_questions(prompts, plan, passages[0]) if len(passages) == 1 else render_multi(prompts, passages)
 
 
 def _read(

@@ -18,6 +18,9 @@ from embedsmith.synthesis.rag.checks import answers_alike, answers_too
 from embedsmith.synthesis.rag.plan import RagPlan
 from embedsmith.synthesis.rag.search import Found, PassageSearch
 
+NEARLY = (
+    0.95  # share of the source's cosine from which a judge is asked about a passage; miners draw the line there, too
+)
 NAMES = {"encoder": "encoder", "lexical": "bm25"}  # in the evidence
 
 
@@ -53,6 +56,7 @@ def place_candidates(
     encoder: Encoder | None,
     cache: Path | str | None,
 ) -> Iterator[Candidate | Rejected]:
+    """Yield each candidate with its ranks and further positives, or why it cannot stay; in order."""
     texts = [passage.text for passage in passages]
     base = encoder if plan.needs_encoder else None
     search = PassageSearch(texts, base, cache=cache, lexical=plan.needs_words)
@@ -120,7 +124,7 @@ def _find_further(
         why = answers_too(candidate.question, candidate.answers[0], source, passages[place].text)
         if why is not None:
             positives.append((place, why))
-        elif near and place in near.top and near.top_scores[near.top.index(place)] >= min(near.scores):
+        elif near and place in near.top and near.top_scores[near.top.index(place)] >= NEARLY * min(near.scores):
             asked.append(place)
     return replace(candidate, positives=tuple(positives), asked=tuple(asked))
 
