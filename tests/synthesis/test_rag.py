@@ -524,7 +524,7 @@ def test_a_judge_keeps_what_is_answered_and_finds_further_positives() -> None:
 def _judged_twins() -> list[Example | Rejected]:
     """A passage that answers in other words, which only a judge can tell."""
     first = Passage("first", "Ardmore pays a dividend of $1.25 per share.")
-    twin = Passage("twin", "Ardmore dividend: five quarters of a dollar for every share.")
+    twin = Passage("twin", "Ardmore dividend: five quarters.")
     asked: dict[str, list[dict[str, Any]]] = {
         "first": [{"question": "Ardmore dividend", "answer": "$1.25"}],
         "twin": [],
@@ -568,7 +568,7 @@ FAULTS = (
 
 
 def test_against_a_faulty_server_every_call_ends_as_questions_or_as_a_reason(tmp_path: Path) -> None:
-    passages = make_passages(8, 6)
+    passages = make_passages(6, 5)
     plan = replace(SMALL, multi_passage=0.3)
     with FaultyServer(faults=dict.fromkeys(FAULTS, 0.07), seed=1, answer=write_rag_answer) as server:
         llm = open_llm("openai:any", base_url=server.base_url)

@@ -50,10 +50,11 @@ def ask(
         QUESTIONS: index_prompt(" ".join(prompts.messages["questions"]), "\0"),
         MULTI_QUESTIONS: index_prompt(" ".join(prompts.messages["multi"]), "\0"),
     }
-    asked = calls.complete(
-        lambda: (_render(prompts, plan, [passages[place] for place in places]) for places in targets)
-    )
-    for places, (prompt, completion) in zip(targets, asked, strict=True):
+
+    def render() -> Iterator[Prompt]:
+        return (_render(prompts, plan, [passages[place] for place in places]) for places in targets)
+
+    for places, (prompt, completion) in zip(targets, calls.complete(render), strict=True):
         own = [passages[place] for place in places]
         text = "\n".join(passage.text for passage in own)
         context = Context(Query(prompt.row, text), prompt.task, {}, {}, leaks, exact, words[prompt.task])
