@@ -40,16 +40,7 @@ class MtebEncoder:
     name: str = "embedsmith/encoder"
     revision: str = "local"
 
-    def encode(
-        self,
-        inputs: Iterable[Mapping[str, Any]],
-        *,
-        task_metadata: Any = None,
-        hf_split: str = "",
-        hf_subset: str = "",
-        prompt_type: Any = None,
-        **options: Any,
-    ) -> Embeddings:
+    def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_: Any) -> Embeddings:
         """Return unit rows (n, d) float32 of the texts of mteb's batches; batch size and the like are our own."""
         texts = [str(text) for batch in inputs for text in batch["text"]]
         side = str(getattr(prompt_type, "value", prompt_type))

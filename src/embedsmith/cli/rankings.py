@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,13 +176,13 @@ def _shown(found: Mapping[str, Any]) -> list[str]:
     return [found["primary"], f"mrr@{first}", f"recall@{first}", f"map@{found['depth']}"]
 
 
-def _difference_row(found: Mapping[str, Any], name: str, metric: str) -> Sequence[str]:
+def _difference_row(found: Mapping[str, Any], name: str, metric: str) -> list[str]:
     own = found["differences"][name][metric]
     label = name if metric == found["primary"] else ""
     return [label, metric, change(own), sure(own["p_value"]), sure(found["holm"][name][metric])]
 
 
-def _dimension_row(row: Mapping[str, Any], primary: str) -> Sequence[str]:
+def _dimension_row(row: Mapping[str, Any], primary: str) -> list[str]:
     tested = [change(row["differences"][primary]), sure(row["holm"][primary])] if row["differences"] else ["–", "–"]
     return [row["encoder"], f"{row['dimension']}", spread(row["metrics"][primary]), *tested]
 
