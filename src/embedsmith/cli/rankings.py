@@ -155,11 +155,11 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
     for note in found["notes"]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     title = f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents; 95% intervals"
-    metrics = list(found["metrics"][base])
+    metrics = _figures(found)
     rows = [[metric, *(spread(found["metrics"][name][metric]) for name in names)] for metric in metrics]
     print_table(title, ["metric", *names], rows)
     if found["differences"]:
-        rows = [_difference_row(found, name, metric) for name in found["differences"] for metric in _shown(found)]
+        rows = [_difference_row(found, name, metric) for name in found["differences"] for metric in _figures(found)]
         print_table(f"against {base}; {primary} decides", ["", "metric", "difference", "p", "p (Holm)"], rows)
     if found["dimensions"]:
         against = f"{primary} by dimension, against {base} with whole vectors"
@@ -171,9 +171,10 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
         console.print(f"written  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(found: Mapping[str, Any]) -> list[str]:
-    first = found["primary"].rpartition("@")[2]
-    return [found["primary"], f"mrr@{first}", f"recall@{first}", f"map@{found['depth']}"]
+def _figures(found: Mapping[str, Any]) -> list[str]:
+    """Return the metrics that are printed, the deciding one first; all are in the JSON and on the page."""
+    first, depth = found["primary"].rpartition("@")[2], found["depth"]
+    return list(dict.fromkeys([found["primary"], f"mrr@{first}", f"recall@{first}", f"recall@{depth}", f"map@{depth}"]))
 
 
 def _difference_row(found: Mapping[str, Any], name: str, metric: str) -> list[str]:

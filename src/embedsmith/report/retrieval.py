@@ -41,7 +41,8 @@ def write_retrieval_report(path: Path | str, report: Mapping[str, Any]) -> tuple
 
 def draw_retrieval(report: Mapping[str, Any]) -> Figure:
     """Return the picture: the deciding metric over the dimension where vectors were cut, else one point a ranker."""
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    height = 4.6 if report["dimensions"] else 1.0 + 0.6 * len(report["metrics"])
+    figure = Figure(figsize=(8.5, height), layout="constrained")
     axis = figure.subplots()
     if report["dimensions"]:
         _draw_dimensions(axis, report)
@@ -68,7 +69,9 @@ def _draw_dimensions(axis: Axes, report: Mapping[str, Any]) -> None:
         axis.axhline(value, color=INK, linewidth=1.2, linestyle=style, label=f"{_shorten(name)} ({value:.3f})")
     whole = _whole_value(report)
     if whole is not None:
-        axis.axhline(whole, color=COLOURS[cut.index(report["baseline"]) % len(COLOURS)], linewidth=0.9, alpha=0.7)
+        colour = COLOURS[cut.index(report["baseline"]) % len(COLOURS)]
+        label = f"{_shorten(report['baseline'])}, whole ({whole:.3f})"
+        axis.axhline(whole, color=colour, linewidth=1.0, linestyle=(0, (1, 1)), label=label)
     sizes = sorted({row["dimension"] for row in report["dimensions"]})
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
