@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
 
     task, notes = _read_task(options)
     makers = _list_rankers(options, notes)
-    with draw_bar("texts") as advance:
+    with draw_bar("texts") if options.models else nullcontext(lambda done, total: None) as advance:
         rankers = _Rankers(makers, advance)
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
