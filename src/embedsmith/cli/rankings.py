@@ -47,7 +47,7 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
 
     task, notes = _read_task(options)
     makers = _list_rankers(options, notes)
-    with draw_bar("texts") if options.models else nullcontext(lambda done, total: None) as advance:
+    with draw_bar("texts") if options.models else nullcontext(lambda *_: None) as advance:
         rankers = _Rankers(makers, advance)
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
