@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.mteb_tasks import make_retrieval_task, run_mteb
 from embedsmith.report.retrieval import write_retrieval_report
-from embedsmith.retrieval import LexicalRanker, RetrievalTask, measure_retrieval, read_beir
+from embedsmith.retrieval import LexicalRanker, RetrievalTask, measure_retrieval, read_beir, score_task
 
 PUBLIC = {"scifact": 0.645}  # nDCG@10 of all-MiniLM-L6-v2 in mteb's results
 DIMENSIONS = (192, 96, 64, 32)
@@ -61,17 +60,17 @@ class Kept:
 
 
 def measure(task: RetrievalTask, encoder: Encoder, work: Path) -> dict[str, Any]:
-    started = time.monotonic()
     report = plain(measure_retrieval({NAME: encoder, "BM25": LexicalRanker()}, task, dimensions=DIMENSIONS))
-    seconds = time.monotonic() - started
     write_retrieval_report(work / f"{task.name}.html", report)
-    theirs = run_mteb(encoder, [make_retrieval_task(task)], name=NAME)[task.name]["test"][0]
+    made, by_query = make_retrieval_task(task), {}  # mteb rounds means to five digits; its figures by query are whole
+    made.task_specific_scores = lambda scores, *_, **__: by_query.update(scores) or {}
+    theirs = run_mteb(encoder, [made], name=NAME)[task.name]["test"][0]
+    own = score_task(encoder, task)["ndcg@10"]
+    gap = max(abs(by_query[query]["ndcg_cut_10"] - value) for query, value in zip(task.queries, own, strict=True))
     names = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100", "map_at_100")
     mteb = {name: theirs[name] for name in names}
-    ours = report["metrics"][NAME]
-    gaps = {name: ours[name.replace("_at_", "@")]["value"] - value for name, value in mteb.items()}
     print(task.name, {name: round(own["ndcg@10"]["value"], 4) for name, own in report["metrics"].items()}, mteb)
-    return {"report": report, "mteb": mteb, "ours_less_mteb": gaps, "public": PUBLIC.get(task.name), "seconds": seconds}
+    return {"report": report, "mteb": mteb, "largest_gap_of_a_query": float(gap), "public": PUBLIC.get(task.name)}
 
 
 def main() -> None:
