@@ -7,10 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from embedsmith.metrics import RankCorrelation, Ranking, bootstrap, paired_bootstrap, resample_weights, spearman
+from embedsmith.metrics import (
+    RankCorrelation,
+    Ranking,
+    adjust_holm,
+    bootstrap,
+    compare_means,
+    paired_bootstrap,
+    randomization_p,
+    resample_weights,
+    spearman,
+)
 
 Rows = tuple[NDArray[np.int64], NDArray[np.float64]]
 SOME = Ranking(np.array([1, 0, 1]), np.array([0.9, 0.8, 0.7]))
@@ -321,3 +331,44 @@ def test_equal_models_differ_significantly_as_rarely_as_promised() -> None:
         false_alarms += found.p_value < 0.05
 
     assert false_alarms / 250 <= 0.05 + 3 * (0.05 * 0.95 / 250) ** 0.5
+
+
+# --- tests of means over rows ---------------------------------------------------------------------
+
+
+def test_turning_signs_counts_every_pattern_of_few_rows_as_scipy_does() -> None:
+    assert randomization_p(np.array([1.0, 1, 1])) == 0.25
+    assert randomization_p(np.array([0.0, 0, 0])) == 1
+    changes = np.random.default_rng(0).normal(0.4, 1, 9)
+    reference = permutation_test((changes,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert randomization_p(changes) == pytest.approx(reference.pvalue)
+    assert randomization_p(np.append(changes, np.zeros(50))) == pytest.approx(reference.pvalue)
+
+
+def test_turning_signs_of_many_rows_is_near_scipys_and_the_same_each_time() -> None:
+    changes = np.random.default_rng(1).normal(0.15, 1, 200)
+    reference = permutation_test((changes,), np.sum, permutation_type="samples", n_resamples=20_000, rng=0)
+    assert randomization_p(changes) == pytest.approx(reference.pvalue, abs=0.01)
+    assert randomization_p(changes, seed=3) == randomization_p(changes, seed=3)
+    assert randomization_p(np.ones(100)) == 1 / 10_001  # never 0
+
+
+def test_without_a_difference_one_test_in_twenty_finds_one() -> None:
+    chance = np.random.default_rng(2)
+    found = [randomization_p(chance.normal(0, 1, 30), rounds=500, seed=run) <= 0.05 for run in range(400)]
+    assert 0.02 < np.mean(found) < 0.085
+
+
+def test_holm_multiplies_by_the_tests_that_are_left() -> None:
+    assert adjust_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_holm([0.9, 0.6]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
+
+
+def test_means_are_compared_on_the_same_rows() -> None:
+    chance = np.random.default_rng(4)
+    first = chance.normal(size=300)
+    weights = resample_weights(300, resamples=500)
+    found = compare_means(first, first + 0.1, weights)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert found.p_value == 1 / 10_001

@@ -27,6 +27,7 @@ from embedsmith.cli.console import (
     spread,
     sure,
 )
+from embedsmith.cli.rankings import RetrievalOptions, evaluate_retrieval, parse_numbers, print_retrieval
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
-    pairs: Annotated[Path | None, typer.Argument(help="Labelled pairs; may be left out with --suite.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, a hub id, or openai:MODEL; may be left out with --run.")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Argument(help="Labelled pairs; may be left out with --suite or --retrieval.")
+    ] = None,
     validation: Annotated[Path | None, typer.Option(help="Pairs that choose the threshold; default: half.")] = None,
     guard: Guards = None,
     suite: Annotated[str | None, typer.Option(help="Public sets to measure on: sts (STS12–17, STSb, …).")] = None,
@@ -45,42 +50,103 @@ def evaluate(
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="On the suite: the model before; further ones are set against it, too. Repeatable."),
+        typer.Option(help="Suite, retrieval: the model before; further ones are set against it, too. Repeatable."),
     ] = None,
+    retrieval: Annotated[Path | None, typer.Option(help="A BEIR folder: corpus, queries, qrels.")] = None,
+    k: Annotated[str, typer.Option("--k", help="Cutoffs of the ranking; nDCG at the first decides.")] = "10,100",
+    bm25: Annotated[
+        bool | None, typer.Option("--bm25/--no-bm25", help="BM25 beside the models; default: if installed.")
+    ] = None,
+    matryoshka: Annotated[
+        str | None, typer.Option(help="Also with vectors cut to these lengths, such as 192,96,64,32.")
+    ] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="A TREC run file to score, too. Repeatable.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Judgements for --run, TREC's or BEIR's, without texts.")] = None,
+    run_out: Annotated[Path | None, typer.Option(help="Folder for TREC run files of what was ranked.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page (and PNG) of the retrieval figures.")] = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure one model on labelled pairs (with its general ability and latency), on a public suite, or on both."""
+    """Measure one model on labelled pairs (with general ability and latency), on a public suite, on retrieval."""
+    ranked = retrieval is not None or qrels is not None
     _require_something(
-        pairs, suite, {"--validation": validation, "--guard": guard}, {"--data": data, "--compare": compare}
+        {"labelled pairs": pairs is not None, "--suite": suite is not None, "--retrieval": ranked},
+        {
+            "labelled pairs": {"--validation": validation, "--guard": guard},
+            "--suite": {"--data": data},
+            "--suite or --retrieval": {"--compare": compare},
+            "--retrieval": {"--run": run, "--matryoshka": matryoshka, "--run-out": run_out, "--report": report},
+        },
     )
+    if model is None and (pairs is not None or suite is not None):
+        raise ConfigurationError("no model is named", expected="embedsmith evaluate MODEL …")
     found: dict[str, Any] = {}
-    if pairs is not None:
+    if ranked:
+        models = (*(compare or []), *([model] if model else []))
+        _require_run_alone(models, retrieval, run, qrels, bm25, matryoshka)
+        found["retrieval"] = evaluate_retrieval(
+            RetrievalOptions(
+                folder=retrieval,
+                models=models,
+                bm25=bm25,
+                cutoffs=parse_numbers(k, "--k"),
+                dimensions=parse_numbers(matryoshka, "--matryoshka") if matryoshka else (),
+                runs=tuple(run or ()),
+                qrels=qrels,
+                run_out=run_out,
+                report=report,
+                base_url=base_url,
+                seed=seed,
+            )
+        )
+    if model is not None and pairs is not None:
         found |= _evaluate_pairs(model, pairs, validation, guard, base_url, seed)
-    if suite is not None:
+    if model is not None and suite is not None:
         found["suite"] = _evaluate_suite(suite, data, [*(compare or []), model], base_url, seed)
     if as_json:
         print_json(found)
         return
-    if pairs is not None:
+    if model is not None and pairs is not None:
         _print_evaluation(model, found)
     if suite is not None:
         _print_suite(suite, found["suite"])
+    if ranked:
+        print_retrieval(found["retrieval"])
 
 
-def _require_something(
-    pairs: Path | None, suite: str | None, for_pairs: Mapping[str, object], for_suite: Mapping[str, object]
-) -> None:
-    action = "embedsmith evaluate MODEL PAIRS.jsonl, or embedsmith evaluate MODEL --suite sts --data DIR"
-    if pairs is None and suite is None:
+def _require_something(given: Mapping[str, bool], options: Mapping[str, Mapping[str, object]]) -> None:
+    """Raise where nothing is given to evaluate on, or an option is for something that is not."""
+    if not any(given.values()):
         raise ConfigurationError(
-            "there is nothing to evaluate on", expected="labelled pairs, --suite, or both", action=action
+            "there is nothing to evaluate on",
+            expected="labelled pairs, --suite, --retrieval, or several of them",
+            action="embedsmith evaluate MODEL PAIRS.jsonl, or MODEL --suite sts --data DIR, or MODEL --retrieval DIR",
         )
-    for given, options, needed in ((pairs, for_pairs, "labelled pairs"), (suite, for_suite, "--suite")):
-        useless = [name for name, value in options.items() if value]
-        if given is None and useless:
-            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it", action=action)
+    for needed, own in options.items():
+        useless = [name for name, value in own.items() if value]
+        if useless and not any(given[one] for one in needed.split(" or ")):
+            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it")
+
+
+def _require_run_alone(
+    models: Sequence[str],
+    folder: Path | None,
+    runs: list[Path] | None,
+    qrels: Path | None,
+    bm25: bool | None,
+    matryoshka: str | None,
+) -> None:
+    """Raise where judgements alone meet what needs texts, or there is nobody who ranks."""
+    if qrels is not None and (models or folder or bm25 or matryoshka):
+        raise ConfigurationError(
+            "--qrels has no texts for models or BM25 to rank",
+            expected="--run FILE --qrels FILE alone, or MODEL --retrieval FOLDER (with or without --run)",
+        )
+    if qrels is not None and not runs:
+        raise ConfigurationError("--qrels without --run", expected="a run file to score")
+    if folder is not None and not (models or runs or bm25):
+        raise ConfigurationError("nothing ranks", expected="MODEL, --run FILE or --bm25 with --retrieval")
 
 
 def _evaluate_pairs(
