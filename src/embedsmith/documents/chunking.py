@@ -49,6 +49,7 @@ class Unit:
 
     Attributes:
         path: the headings above it.
+        opens: it begins with a sentence, and not within one that had to be cut.
         closes: it is the end of its block.
     """
 
@@ -57,7 +58,8 @@ class Unit:
     tokens: int
     path: tuple[str, ...]
     heading: bool
-    closes: bool
+    opens: bool = True
+    closes: bool = True
 
 
 def chunk_document(document: Document, size: Size) -> Iterator[Passage]:
@@ -134,12 +136,14 @@ def _split_block(text: str, block: Block, path: tuple[str, ...], waiting: int, s
     room = max(size.tokens - waiting, size.tokens // 2)
     tokens = size.count(text[block.start : block.end])
     if tokens <= room:
-        yield Unit(block.start, block.end, tokens, path, heading, closes=True)
+        yield Unit(block.start, block.end, tokens, path, heading)
         return
     limit = min(room, size.tokens - size.overlap)  # a cut sentence leaves room for the overlap
     pieces = list(cut(text, block.start, block.end, limit=limit, count=size.count))
+    sentences = {start for start, _ in split_sentences(text, block.start, block.end)}
     for start, end in pieces:
-        yield Unit(start, end, size.count(text[start:end]), path, heading, closes=end == pieces[-1][1])
+        tokens = size.count(text[start:end])
+        yield Unit(start, end, tokens, path, heading, opens=start in sentences, closes=end == pieces[-1][1])
 
 
 def _pack(text: str, units: Sequence[Unit], size: Size) -> Iterator[tuple[int, Sequence[Unit]]]:
@@ -201,8 +205,9 @@ def _overlap(text: str, before: Sequence[Unit], following: Unit, size: Size) -> 
         if unit.heading:
             break
         for sentence, _ in reversed(split_sentences(text, unit.start, unit.end)):
+            whole = sentence > unit.start or (unit.opens and sentence > before[0].start)
             fits = size.count(text[sentence : before[-1].end]) <= size.overlap
-            if not fits or sentence == before[0].start or size.count(text[sentence : following.end]) > size.tokens:
+            if not whole or not fits or size.count(text[sentence : following.end]) > size.tokens:
                 return start
             start = sentence
     return start

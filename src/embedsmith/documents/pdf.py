@@ -85,22 +85,22 @@ def _silence(name: str) -> Iterator[None]:
 def _drop_edges(pages: Mapping[int, list[str]]) -> dict[int, list[str]]:
     """Return the pages without headers and footers: lines at the edge that most pages have, numbers aside."""
     edges = {number: _find_edges(lines) for number, lines in pages.items()}
-    counts = Counter(shape for found in edges.values() for shape in set(found.values()))
+    counts = Counter(shape for found in edges.values() for shape in set().union(*found.values()))
     common = {shape for shape, count in counts.items() if count >= FEWEST and count > REPEATED * len(pages)}
     return {
-        number: [line for place, line in enumerate(lines) if edges[number].get(place) not in common]
+        number: [line for place, line in enumerate(lines) if common.isdisjoint(edges[number].get(place, ()))]
         for number, lines in pages.items()
     }
 
 
-def _find_edges(lines: Sequence[str]) -> dict[int, str]:
-    """Return what the first and last lines of a page look like by place: "top:page # of #"."""
+def _find_edges(lines: Sequence[str]) -> dict[int, set[str]]:
+    """Return what the first and last lines of a page look like by place: "top:page # of #"; on short pages both."""
     places = [place for place, line in enumerate(lines) if line.strip()]
-    found = {}
+    found: dict[int, set[str]] = {}
     for side, chosen in (("top", places[:EDGE]), ("bottom", places[-EDGE:])):
         for place in chosen:
             shape = f"{side}:{re.sub(r'[0-9]+', '#', ' '.join(lines[place].split())).casefold()}"
-            found[place] = shape
+            found.setdefault(place, set()).add(shape)
     return found
 
 

@@ -18,7 +18,6 @@ from embedsmith.errors import EmbedsmithError, InputError
 from embedsmith.examples import Rejected
 
 TOKENS = 256
-OVERLAP = 32
 Advance = Callable[[int, int], None]  # (files done, files in all)
 
 
@@ -26,7 +25,7 @@ def read_passages(
     sources: Iterable[Path | str],
     *,
     tokens: int = TOKENS,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     count: Callable[[str], int] = estimate_tokens,
     column: str | None = None,
     advance: Advance | None = None,
@@ -39,7 +38,8 @@ def read_passages(
     Args:
         sources: files, folders, globs of txt, md, html, pdf, json, jsonl, csv, tsv, parquet; .gz too.
         tokens: most tokens of a passage.
-        overlap: most tokens that a passage repeats from the one before, whole sentences.
+        overlap: most tokens that a passage repeats from the one before, whole sentences; by default an eighth of
+            `tokens`, 32 of 256.
         count: tokens of a text, without special tokens; by default 1.3 a word.
         column: text column of tables; by default one of the usual names.
         advance: told of every file that is done.
@@ -48,7 +48,7 @@ def read_passages(
         InputError: a source names nothing. ConfigurationError: lengths that make no sense.
         MissingPartError: a parser that a file needs is not installed.
     """
-    size = Size(tokens, overlap, count)
+    size = Size(tokens, tokens // 8 if overlap is None else overlap, count)
     return merge_near(_number(_chunk(read_documents(sources, column=column, advance=advance), size)))
 
 

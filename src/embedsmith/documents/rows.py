@@ -28,7 +28,7 @@ def read_table(file: File, *, column: str | None = None) -> Iterator[Document | 
     Args:
         column: name of the text column; by default the first of the usual names (`TEXTS`) that the row has.
     """
-    used = lines = 0
+    lines = missing = first = 0  # first of the rows without the column
     columns: dict[str, None] = {}
     with _as_utf8(file) as (path, remark):
         if remark:
@@ -38,18 +38,19 @@ def read_table(file: File, *, column: str | None = None) -> Iterator[Document | 
                 lines = line
                 columns.update(dict.fromkeys(row))
                 found = _read_row(file, line, row, column)
-                used += isinstance(found, Document)
-                if found is not None:
+                if found is None:
+                    missing, first = missing + 1, first or line
+                else:
                     yield found
         except InputError as error:
             detail = error.found.replace(str(path), file.name)
             after = f"; the rows up to line {lines} were read, those after it were not" if lines else ""
             yield Rejected("broken", detail + after, file=str(file.path))
-            return
-    if not columns:
-        yield Rejected("empty", "no row", file=str(file.path))
-    elif not used and not _find(columns, (column,) if column else TEXTS):
-        yield _reject_columns(file, columns, column)
+        else:
+            if not lines:
+                yield Rejected("empty", "no row", file=str(file.path))
+    if missing:
+        yield _reject_columns(file, columns, column, missing, first)
 
 
 def _read_row(file: File, line: int, row: Mapping[str, Any], column: str | None) -> Document | Rejected | None:
@@ -78,9 +79,11 @@ def _value(row: Mapping[str, Any], wanted: Iterable[str]) -> str | None:
     return " ".join(str(value).split()) or None if isinstance(value, (str, int)) else None
 
 
-def _reject_columns(file: File, columns: Iterable[str], column: str | None) -> Rejected:
+def _reject_columns(file: File, columns: Iterable[str], column: str | None, number: int, line: int) -> Rejected:
+    """One for all rows of the file without the column: a table of numbers may have a million of them."""
     wanted = f"no column {column!r}" if column else f"none of the columns {', '.join(TEXTS)}"
-    return Rejected("no-text-column", f"{wanted}; it has {', '.join(columns)} (--column names it)", file=str(file.path))
+    detail = f"{number} rows, the first in line {line}, have {wanted}; columns: {', '.join(columns)} (--column)"
+    return Rejected("no-text-column", detail, file=str(file.path), line=line)
 
 
 @contextmanager
