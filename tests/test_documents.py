@@ -147,6 +147,11 @@ def test_html_gives_the_text_without_scripts_navigation_and_notices() -> None:
     assert [block.level for block in document.blocks if block.level] == [1, 2]
 
 
+def test_tags_that_nobody_closed_do_not_hide_the_text() -> None:
+    page = "<div>" * 5000 + "<h2>Deep</h2>text" + "<font>" * 3000 + " and more"
+    assert blocks_of(parse_html("deep.html", page)) == ["Deep", "text and more"]
+
+
 def test_a_page_without_a_heading_has_its_title_as_one() -> None:
     passage = chunk(parse_html("p.html", "<title>Terms</title><p>You pay monthly.</p>"))[0]
     assert (passage.text, passage.headings) == ("Terms\n\nYou pay monthly.", ("Terms",))
@@ -325,6 +330,16 @@ def test_garbage_ends_as_passages_or_reasons(
     assert rows
     for row in rows:
         assert row.reason if isinstance(row, Rejected) else row.text.strip()
+
+
+REPORT = write_pdf([["Kestrel Power", "Revenue rose by 4 percent.", "Page 1"], ["It fell again.", "Page 2"]])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.integers(0, len(REPORT) - 1), st.binary(max_size=3), max_size=4))
+def test_a_damaged_pdf_ends_as_passages_or_reasons(tmp_path: Path, changes: dict[int, bytes]) -> None:
+    damaged = b"".join(changes.get(place, REPORT[place : place + 1]) for place in range(len(REPORT)))
+    assert list(read_passages([write(tmp_path, "damaged.pdf", damaged)]))
 
 
 @pytest.mark.parametrize(("ending", "parser"), [("md", "markdown_it"), ("html", "bs4"), ("pdf", "pypdf")])

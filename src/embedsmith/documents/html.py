@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from embedsmith.errors import MissingPartError
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup, Tag
+    from bs4.element import PageElement
 
 # "ix:header" holds the hidden facts of inline XBRL filings.
 DROPPED = """script style noscript template nav aside footer form button select svg iframe object canvas audio video
@@ -89,46 +91,55 @@ def _is_noise(tag: Tag) -> bool:
 
 
 class _Walk:
-    """Goes through a page and gives its blocks; text between block tags is a paragraph."""
+    """Goes through a page and gives its blocks; text between block tags is a paragraph.
+
+    It keeps its own stack, since tags that nobody closed nest deeper than Python calls functions.
+    """
 
     def __init__(self) -> None:
         self._inline: list[str] = []
         self._mark = ""
+        self._items: Counter[int] = Counter()  # of each open list
 
     def read(self, root: Tag) -> Iterator[tuple[str, int]]:
-        yield from self._children(root, exact=False)
-        yield from self._flush(0)
-
-    def _children(self, parent: Tag, *, exact: bool) -> Iterator[tuple[str, int]]:
+        """Yield (text, level of a heading or 0) of each block, in order."""
         from bs4.element import NavigableString, Tag
 
-        for child in list(parent.children):
-            if isinstance(child, Tag):
-                yield from self._tag(child, exact=exact)
+        stack: list[tuple[Tag, Iterator[PageElement], bool]] = [(root, iter(root.children), False)]
+        while stack:
+            parent, children, exact = stack[-1]
+            child = next(children, None)
+            if child is None:
+                stack.pop()
+                yield from self._close(parent)
+            elif isinstance(child, Tag):
+                yield from self._open(child)
+                if not _is_table(child):
+                    stack.append((child, iter(child.children), exact or child.name == "pre"))
             elif isinstance(child, NavigableString) and (child.strip() or self._inline):
                 self._inline.append(str(child) if exact else re.sub(r"\s+", " ", child))
 
-    def _tag(self, tag: Tag, *, exact: bool) -> Iterator[tuple[str, int]]:
-        name = (tag.name or "").lower()
-        if name == "br":
+    def _open(self, tag: Tag) -> Iterator[tuple[str, int]]:
+        if tag.name == "br":
             self._inline.append("\n")
-        elif name == "img":
+        elif tag.name == "img":
             self._inline.append(str(tag.get("alt", "")))
-        elif name not in BLOCKS:
-            yield from self._children(tag, exact=exact)
-        else:
-            yield from self._flush(0)
-            yield from self._block(tag, name)
-
-    def _block(self, tag: Tag, name: str) -> Iterator[tuple[str, int]]:
-        if name == "table" and not tag.find(["table", HEADING]):
-            yield from ((row, 0) for row in _read_table(tag))
+        if tag.name not in BLOCKS:
             return
-        if name == "li":
-            self._mark = _mark_of(tag)
-        yield from self._children(tag, exact=name == "pre")
-        yield from self._flush(int(name[1]) if HEADING.fullmatch(name) else 0)
-        if name == "li":
+        yield from self._flush(0)
+        if _is_table(tag):
+            yield from ((row, 0) for row in _read_table(tag))
+        elif tag.name == "li":
+            parent = tag.parent
+            self._items[id(parent)] += 1
+            ordered = parent is not None and parent.name == "ol"
+            self._mark = f"{self._items[id(parent)]}. " if ordered else "- "
+
+    def _close(self, tag: Tag) -> Iterator[tuple[str, int]]:
+        if tag.name not in BLOCKS and tag.parent is not None:
+            return
+        yield from self._flush(int(tag.name[1]) if HEADING.fullmatch(tag.name) else 0)
+        if tag.name == "li":
             self._mark = ""
 
     def _flush(self, level: int) -> Iterator[tuple[str, int]]:
@@ -139,11 +150,9 @@ class _Walk:
             yield mark + text, level
 
 
-def _mark_of(item: Tag) -> str:
-    parent = item.parent
-    if parent is None or parent.name != "ol":
-        return "- "
-    return f"{1 + len(item.find_previous_siblings('li'))}. "
+def _is_table(tag: Tag) -> bool:
+    """Say whether it is a table of figures; one that holds tables or headings is there for the layout."""
+    return tag.name == "table" and tag.find(["table", HEADING]) is None
 
 
 def _read_table(table: Tag) -> Iterator[str]:

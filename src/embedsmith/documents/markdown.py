@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 TITLE = re.compile(r"""^title:[ \t]*["']?(.*?)["']?[ \t]*$""", re.MULTILINE)
+NESTING = 100  # of quotes and lists; the parser drops what is deeper, and 20 is its own choice
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
@@ -28,7 +29,7 @@ def parse_markdown(name: str, text: str) -> Document:
     builder = Builder(name)
     settings = FRONT_MATTER.match(text)
     body = text[settings.end() :] if settings else text
-    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+    tokens = MarkdownIt("commonmark", {"maxNesting": NESTING}).enable(["table", "strikethrough"]).parse(body)
     title = TITLE.search(settings[1] or "") if settings else None
     if title and not any(token.type == "heading_open" and token.tag == "h1" for token in tokens):
         builder.add(title[1], level=1)
