@@ -308,6 +308,24 @@ def encrypt(pdf: bytes) -> bytes:
     return out.getvalue()
 
 
+def test_a_pdf_with_a_cipher_that_needs_a_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pypdf._encryption.aes_cbc_encrypt", without_cryptography)
+    key, check = b"<" + b"00" * 32 + b">", b"<" + b"00" * 48 + b">"
+    cipher = b"/Encrypt << /Filter /Standard /V 5 /R 6 /Length 256 /P -4 /O %b /U %b /OE %b /UE %b /Perms <%b> >>"
+    cipher %= (check, check, key, key, b"00" * 16)
+    path = write(tmp_path, "aes.pdf", write_pdf([["A secret."]]).replace(b"/Root 1 0 R", b"/Root 1 0 R " + cipher))
+    (lost,) = read_passages([path])
+    assert isinstance(lost, Rejected)
+    assert lost.reason == "encrypted"
+    assert "pip install cryptography" in lost.detail
+
+
+def without_cryptography(*_: object) -> bytes:
+    from pypdf.errors import DependencyError
+
+    raise DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+
 def test_a_small_archive_of_a_huge_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedsmith.documents.files.LARGEST", 1 << 16)
     write(tmp_path, "bomb.txt.gz", gzip.compress(b"a " * (1 << 20)))

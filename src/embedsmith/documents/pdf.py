@@ -45,18 +45,24 @@ def _read_pages(raw: bytes) -> tuple[dict[int, list[str]], list[str]]:
     """Return the lines by page number from 1, and what went wrong."""
     try:
         from pypdf import PdfReader
+        from pypdf.errors import DependencyError
     except ImportError:
         raise MissingPartError("reading pdf needs pypdf", action="pip install 'embedsmith[rag]'") from None
     pages, broken = {}, []
     with _silence("pypdf"):
-        reader = PdfReader(io.BytesIO(raw), strict=False)
-        if reader.is_encrypted:
-            _unlock(reader)
-        for number, page in enumerate(reader.pages, start=1):
-            try:
-                pages[number] = page.extract_text().splitlines()
-            except Exception as error:  # noqa: BLE001  a broken page may fail in any way; the others can be read
-                broken.append(f"page {number}: {type(error).__name__}: {error}")
+        try:
+            reader = PdfReader(io.BytesIO(raw), strict=False)
+            if reader.is_encrypted:
+                _unlock(reader)
+            for number, page in enumerate(reader.pages, start=1):
+                try:
+                    pages[number] = page.extract_text().splitlines()
+                except DependencyError:
+                    raise
+                except Exception as error:  # noqa: BLE001  a broken page may fail in any way; others can be read
+                    broken.append(f"page {number}: {type(error).__name__}: {error}")
+        except DependencyError as error:  # AES; not among our packages
+            raise UnusableFile("encrypted", f"{error} (pip install cryptography)") from None
     return pages, broken
 
 
