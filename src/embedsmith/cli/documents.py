@@ -1,0 +1,110 @@
+"""The command on documents: chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.cli.console import AsJson, Column, app, console, draw_bar, print_json, print_table
+from embedsmith.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from embedsmith.documents import Passage, Summary, Tally
+    from embedsmith.examples import Rejected
+
+Sources = Annotated[
+    list[str], typer.Argument(help="Files, folders, globs of txt, md, html, pdf, json, jsonl, csv, tsv, parquet; .gz.")
+]
+Counting = Annotated[str | None, typer.Option(help="Model whose tokenizer counts; by default 1.3 tokens a word.")]
+
+
+@app.command()
+def chunk(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="File for the passages (JSON lines).")],
+    tokens: Annotated[int, typer.Option(min=16, help="Most tokens of a passage, special tokens aside.")] = 256,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Most tokens repeated from the passage before; default: an eighth.")
+    ] = None,
+    base: Counting = None,
+    column: Column = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut documents into passages that know their place; near-duplicates are merged, what cannot be used is named."""
+    from embedsmith.documents import Tally, estimate_tokens, read_passages, write_passages
+
+    count = _load_counter(base) if base else estimate_tokens
+    tally = Tally(count)
+    rejected: list[Rejected] = []
+    with draw_bar("files") as advance:
+        found = read_passages(sources, tokens=tokens, overlap=overlap, count=count, column=column, advance=advance)
+        written = write_passages(out, _take_passages(found, tally, rejected))
+    lost = out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}_rejected.jsonl")
+    write_jsonl(lost, rejected)
+    summary = tally.summarize()
+    if not written:
+        raise InputError(
+            f"there is no passage in {', '.join(sources)}", expected="a document with text", action=f"see {lost}"
+        )
+    if as_json:
+        print_json({**plain(summary), "out": out, "rejected_file": lost})
+        return
+    _print_summary(summary, rejected)
+    console.print(f"passages  {out}\nrejected  {lost}", markup=False, highlight=False)
+
+
+def _take_passages(rows: Iterable[Passage | Rejected], tally: Tally, rejected: list[Rejected]) -> Iterator[Passage]:
+    from embedsmith.documents import Passage
+
+    for row in rows:
+        tally.add(row)
+        if isinstance(row, Passage):
+            yield row
+        else:
+            rejected.append(row)
+
+
+def _load_counter(base: str) -> Callable[[str], int]:
+    """Return what counts the tokens of a text with a model's tokenizer, without special tokens."""
+    from embedsmith.model import check_model, resolve_model
+    from embedsmith.runtime import load_tokenizer
+
+    file = Path(resolve_model(base)) / "tokenizer.json"
+    if file.is_file():  # without torch, and twice as fast
+        fast = load_tokenizer(file, None)
+        return lambda text: len(fast.encode(text, add_special_tokens=False).ids)
+    check_model(base)
+    return _load_hub_tokenizer(base)
+
+
+def _load_hub_tokenizer(base: str) -> Callable[[str], int]:
+    from embedsmith.decoders import read_tokenizer
+    from embedsmith.model import resolve_model
+
+    try:
+        tokenizer = read_tokenizer(resolve_model(base))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {base} cannot be read: {error}", expected="tokenizer.json") from None
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _print_summary(summary: Summary, rejected: Iterable[Rejected]) -> None:
+    rows: list[tuple[str, object, str]] = [
+        ("documents", summary.documents, ""),
+        ("passages", summary.passages, ""),
+        ("tokens of a passage", summary.tokens_p50, f"95% up to {summary.tokens_p95}, longest {summary.tokens_most}"),
+        ("near-duplicates merged", summary.merged, ""),
+    ]
+    rows += [(f"used, {reason}", number, _first(rejected, reason)) for reason, number in summary.remarks.items()]
+    rows += [(f"rejected, {reason}", number, _first(rejected, reason)) for reason, number in summary.rejected.items()]
+    print_table("documents", ["", "number", ""], rows, texts=True)
+
+
+def _first(rejected: Iterable[Rejected], reason: str) -> str:
+    """The first of its kind, file and reason, never the text."""
+    row = next(row for row in rejected if row.reason == reason)
+    return f"e.g. {row.file}{'' if row.line is None else f', line {row.line}'}: {row.detail}"[:160]
