@@ -8,7 +8,7 @@ out from the folder (maximum length, prompt, padding) and the fingerprint of the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json
 from embedsmith.encoder import Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
-from embedsmith.model import fingerprint_model, resolve_model
+from embedsmith.model import check_model, fingerprint_model, resolve_model
 from embedsmith.tokens import cut_microbatches
 
 if TYPE_CHECKING:
@@ -318,3 +318,27 @@ def _damaged(path: Path, error: Exception) -> ModelError:
         expected="the file that the export wrote",
         action=f"embedsmith export {path.parent.parent}",
     )
+
+
+def load_token_counter(base: str) -> Callable[[str], int]:
+    """Return what counts the tokens of a text with a model's tokenizer, without special tokens.
+
+    Raises:
+        ModelError: there is no such model, or its tokenizer cannot be read.
+    """
+    file = Path(resolve_model(base)) / "tokenizer.json"
+    if file.is_file():  # without torch, and twice as fast
+        fast = load_tokenizer(file, None)
+        return lambda text: len(fast.encode(text, add_special_tokens=False).ids)
+    check_model(base)
+    return _load_hub_tokenizer(base)
+
+
+def _load_hub_tokenizer(base: str) -> Callable[[str], int]:
+    from embedsmith.decoders import read_tokenizer
+
+    try:
+        tokenizer = read_tokenizer(resolve_model(base))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer of {base} cannot be read: {error}", expected="tokenizer.json") from None
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,7 @@ import typer
 
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.cli.console import AsJson, Column, app, console, draw_bar, print_json, print_table
-from embedsmith.errors import InputError, ModelError
+from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
     from embedsmith.documents import Passage, Summary, Tally
@@ -36,8 +36,9 @@ def chunk(
 ) -> None:
     """Cut documents into passages that know their place; near-duplicates are merged, what cannot be used is named."""
     from embedsmith.documents import Tally, estimate_tokens, read_passages, write_passages
+    from embedsmith.runtime import load_token_counter
 
-    count = _load_counter(base) if base else estimate_tokens
+    count = load_token_counter(base) if base else estimate_tokens
     tally = Tally(count)
     rejected: list[Rejected] = []
     with draw_bar("files") as advance:
@@ -66,30 +67,6 @@ def _take_passages(rows: Iterable[Passage | Rejected], tally: Tally, rejected: l
             yield row
         else:
             rejected.append(row)
-
-
-def _load_counter(base: str) -> Callable[[str], int]:
-    """Return what counts the tokens of a text with a model's tokenizer, without special tokens."""
-    from embedsmith.model import check_model, resolve_model
-    from embedsmith.runtime import load_tokenizer
-
-    file = Path(resolve_model(base)) / "tokenizer.json"
-    if file.is_file():  # without torch, and twice as fast
-        fast = load_tokenizer(file, None)
-        return lambda text: len(fast.encode(text, add_special_tokens=False).ids)
-    check_model(base)
-    return _load_hub_tokenizer(base)
-
-
-def _load_hub_tokenizer(base: str) -> Callable[[str], int]:
-    from embedsmith.decoders import read_tokenizer
-    from embedsmith.model import resolve_model
-
-    try:
-        tokenizer = read_tokenizer(resolve_model(base))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of {base} cannot be read: {error}", expected="tokenizer.json") from None
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _print_summary(summary: Summary, rejected: Iterable[Rejected]) -> None:

@@ -41,7 +41,6 @@ from embedsmith.cli.console import (
     print_table,
     watch_run,
 )
-
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ def run(
 
 
 def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
-    from embedsmith.cli.measuring import print_retrieval
+    from embedsmith.cli.rankings import print_retrieval
     from embedsmith.pipeline import run_rag
 
     with watch_run() as watch:

@@ -46,7 +46,8 @@ from embedsmith.pipeline.common import (
 )
 from embedsmith.report.rag import write_rag_report
 from embedsmith.retention import Retention, describe_choice
-from embedsmith.retrieval import LexicalRanker, RetrievalTask, measure_retrieval, read_beir, take_sides
+from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir, take_sides
+from embedsmith.runtime import load_token_counter
 from embedsmith.synthesis.outcome import collect
 from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
 from embedsmith.teacher import Teaching, teach
@@ -54,7 +55,7 @@ from embedsmith.training import TrainingConfig, train
 
 CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
 DISTRACTORS = 2000  # passages that the choosing questions' own are ranked among
-SHORTEST = 32  # dimensions of the Matryoshka table
+SHORT = (128, 64, 32)  # dimensions of the Matryoshka table below a quarter
 
 # Chosen in benchmarks/rag_finance.py on questions held out there; see docs/log.md.
 RAG_TRAINING = TrainingConfig(
@@ -123,7 +124,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     pairs = _synthesis(job, llm, passages, encoder, task, folder, watch)
     parts = _split(job, pairs, held_out=task is None)
     taught = _teaching(job, parts.train, passages, encoder, folder, watch)
-    _training(job, taught, parts, passages, folder, watch)
+    _training(job, taught, parts, passages, choose_dimensions(_measure_length(encoder)), folder, watch)
     _evaluation(job, task or _make_task(parts.judge, passages), encoder, folder, watch)
     result = _report(job, llm, task is None, folder)
     _refuse_what_is_worse(job, result)
@@ -132,13 +133,13 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
 
 def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passage]:
     files = [file for file in find_files(job.sources) if not isinstance(file, Rejected)]
-    inputs = {str(file): fingerprint_file(file.path) for file in files}
+    inputs = {f"file {file.name}": fingerprint_file(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"column": job.column, "tokens": job.tokens}
     outputs = ["passages.jsonl", "passages_rejected.jsonl"]
     if not folder.is_fresh("documents", inputs, settings):
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
-            found = read_passages(job.sources, tokens=job.tokens, count=_token_counter(job.base), column=job.column)
+            found = read_passages(job.sources, tokens=job.tokens, count=load_token_counter(job.base), column=job.column)
             write_passages(folder / outputs[0], _without_rejected(found, rejected))
     passages = list(read_passages_file(folder / outputs[0]))
     lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
@@ -170,7 +171,8 @@ def _synthesis(
     settings = {"plan": plain(job.plan), "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
-        with folder.stage("synthesis", inputs, settings, outputs), Journal(folder / "synthesis/journal.sqlite") as opened:
+        journal = Journal(folder / "synthesis/journal.sqlite")
+        with folder.stage("synthesis", inputs, settings, outputs), journal as opened:
             calls = Calls(llm, opened, job.sampling, on_progress=watch.calls)
             asked = tuple(task.queries.values()) if task is not None else ()
             rows = synthesize_rag(
@@ -224,9 +226,7 @@ def _teaching(
             texts = [passage.text for passage in passages]
             queries, documents = take_sides(encoder)
             vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
-            taught = teach(
-                pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts)
-            )
+            taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
             with JsonLines(folder / outputs[0]) as lines:
                 for example in taught.examples:
                     lines.write(to_row(example))
@@ -246,10 +246,11 @@ def _training(
     taught: Sequence[Triplet],
     parts: _Parts,
     passages: Sequence[Passage],
+    dimensions: tuple[int, ...],
     folder: RunDirectory,
     watch: Watcher,
 ) -> None:
-    config = replace(job.training, seed=job.seed)
+    config = replace(job.training, seed=job.seed, dimensions=job.training.dimensions or dimensions)
     guards = {**shipped_guards(), **{path.stem: tuple(read_guards((path,))[path.stem]) for path in job.guards}}
     inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
     inputs |= {"base": fingerprint_model(job.base)}
@@ -286,23 +287,25 @@ def _evaluation(job: RagJob, task: RetrievalTask, encoder: Encoder, folder: RunD
         return
     with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
         watch.say(f"evaluation: {len(task.queries)} queries over {len(task.documents)} passages")
-        rankers = {"base": encoder, "tuned": load_encoder(folder / "model"), "BM25": LexicalRanker()}
-        whole = encoder.encode(["how long is a vector"]).shape[1]
-        sizes = tuple(size for size in halve_down(whole) if size >= SHORTEST)
+        tuned = load_encoder(folder / "model")
+        rankers: dict[str, Encoder | Ranker] = {"base": encoder, "tuned": tuned, "BM25": LexicalRanker()}
+        sizes = choose_dimensions(_measure_length(encoder))
         found = measure_retrieval(rankers, task, baseline="base", dimensions=sizes, seed=job.seed)
         write_json(folder / "evaluation.json", found)
 
 
-def halve_down(dimension: int) -> list[int]:
-    """Return the dimension and its halves, longest first.
+def _measure_length(encoder: Encoder) -> int:
+    return int(encoder.encode(["how long is a vector"]).shape[1])
 
-    >>> halve_down(384)
-    [384, 192, 96, 48, 24, 12, 6, 3, 1]
+
+def choose_dimensions(whole: int) -> tuple[int, ...]:
+    """Return the lengths that vectors are trained and measured at: the whole, its half and quarter, then 128, 64, 32.
+
+    >>> choose_dimensions(384)
+    (384, 192, 96, 64, 32)
     """
-    sizes = [dimension]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return sizes
+    parts = [whole, whole // 2, whole // 4]
+    return tuple(size for size in (*parts, *(short for short in SHORT if short < parts[-1])) if size >= SHORT[-1])
 
 
 def _report(job: RagJob, llm: LanguageModel, held_out: bool, folder: RunDirectory) -> RunResult:
