@@ -147,6 +147,12 @@ def test_html_gives_the_text_without_scripts_navigation_and_notices() -> None:
     assert [block.level for block in document.blocks if block.level] == [1, 2]
 
 
+def test_a_class_that_names_the_subject_is_no_noise() -> None:
+    page = '<div class="share-capital">39 million shares</div><div class="social-risks">Strikes</div>'
+    page += '<div class="share-buttons">Tweet</div><div class="social-links">Follow us</div>'
+    assert blocks_of(parse_html("p.html", page)) == ["39 million shares", "Strikes"]
+
+
 def test_tags_that_nobody_closed_do_not_hide_the_text() -> None:
     page = "<div>" * 5000 + "<h2>Deep</h2>text" + "<font>" * 3000 + " and more"
     assert blocks_of(parse_html("deep.html", page)) == ["Deep", "text and more"]

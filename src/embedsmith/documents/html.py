@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 DROPPED = """script style noscript template nav aside footer form button select svg iframe object canvas audio video
 head ix:header"""
 ROLES = "navigation banner contentinfo search complementary dialog alert menu menubar"
-# Whole words of a class or id: "site-nav" and "cookie_banner", not "navigable".
+# Whole words of a class or id: "site-nav" and "cookie_banner", not "navigable". Words that name what a filing is about
+# ("share-capital", "social-risks", "consent") are not among them: better a button too many than a table lost.
 NOISE = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|breadcrumbs?|sidebar|cookies?|consent|advert|ads|banner|popup|modal|"
-    r"share|sharing|social|newsletter|skip-link|pagination)(?:$|[\s_-])",
+    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|breadcrumbs?|sidebar|cookies?|advert|popup|modal|newsletter|skip-link|"
+    r"pagination|share-?(?:buttons?|links?|icons?)|social-?(?:media|links?|icons?|buttons?))(?:$|[\s_-])",
     re.IGNORECASE,
 )
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
