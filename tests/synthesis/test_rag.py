@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rag_answers import write_rag_answer
 
+from embedsmith.answers import write_rag_answer
 from embedsmith.batches import collect_rows
 from embedsmith.documents import Passage
 from embedsmith.encoder import Embeddings

@@ -127,7 +127,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     _training(job, taught, parts, passages, choose_dimensions(_measure_length(encoder)), folder, watch)
     _evaluation(job, task or _make_task(parts.judge, passages), encoder, folder, watch)
     result = _report(job, llm, task is None, folder)
-    _refuse_what_is_worse(job, result)
+    refuse_what_is_worse(job, result)
     return result
 
 
@@ -347,7 +347,8 @@ def summarize_rag(folder: RunDirectory, job: RagJob, llm: str, *, held_out: bool
     }
 
 
-def _refuse_what_is_worse(job: RagJob, result: RunResult) -> None:
+def refuse_what_is_worse(job: RagJob, result: RunResult) -> None:
+    """Raise `ModelRefused` if the tuned model is below its base on the evaluation, unless it is forced."""
     report = result.summary["retrieval"]
     change = report["differences"]["tuned"][report["primary"]]
     if change["value"] >= 0 or job.force:

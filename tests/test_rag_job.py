@@ -1,0 +1,130 @@
+"""The job for retrieval end to end on a tiny model: documents in, a report that says what the model is worth."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from embedsmith.answers import write_rag_answer
+from embedsmith.errors import InputError, ModelRefused
+from embedsmith.pipeline import RagJob, RunResult, Watcher, run_rag
+from embedsmith.pipeline.rag_job import choose_dimensions, refuse_what_is_worse
+from embedsmith.report.rag import judge_retrieval
+from embedsmith.synthesis.rag import RagPlan
+from embedsmith.teacher import Teaching
+from embedsmith.testing import FakeLLM
+from embedsmith.training import TrainingConfig
+
+FILINGS = Path(__file__).parents[1] / "examples" / "filings"
+TRAINING = TrainingConfig(losses={"distill_kl": 1.0}, batch=8, learning_rate=1e-5, precision="fp32")
+
+
+def llm() -> FakeLLM:
+    return FakeLLM(answer=lambda prompt: write_rag_answer(prompt.user))
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model: Path) -> RagJob:
+    return RagJob(
+        sources=(str(FILINGS),),
+        base=str(tiny_model),
+        out=tmp_path / "run",
+        plan=RagPlan(trip="off", multi_passage=0.0),
+        teaching=Teaching(negatives=2, depth=6),
+        training=TRAINING,
+        force=True,
+    )
+
+
+def test_a_run_leaves_model_report_and_every_file_on_the_way(job: RagJob) -> None:
+    said: list[str] = []
+    result = run_rag(job, llm(), Watcher(say=said.append))
+    assert (result.model / "model.safetensors").exists()
+    for name in ("passages.jsonl", "synthesis/examples.jsonl", "teaching/examples.jsonl", "retention.json"):
+        assert (job.out / name).stat().st_size
+    page = result.report.read_text()
+    for heading in ("Before and after", "Shorter vectors", "What it keeps of the base", "Where the examples come from"):
+        assert heading in page
+    assert "held out of the training" in page
+    assert not re.search(r"""(src|href)=["']https?:""", page)  # self-contained
+    summary = json.loads((job.out / "report.json").read_text())
+    assert set(summary["retrieval"]["metrics"]) == {"base", "tuned", "BM25"}
+    assert summary["documents"]["documents"] >= 8
+    assert any(line.startswith("teaching: BM25 with weight") for line in said)
+
+
+def test_a_second_run_does_nothing_again(job: RagJob) -> None:
+    first = llm()
+    run_rag(job, first)
+    calls, said = len(first.calls), list[str]()
+    run_rag(job, first, Watcher(say=said.append))
+    assert len(first.calls) == calls
+    assert {"training: up to date", "evaluation: up to date"} <= set(said)
+
+
+def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path: Path) -> None:
+    run_rag(job, llm())
+    rows = [json.loads(line) for line in (job.out / "synthesis/examples.jsonl").read_text().splitlines()]
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    asked = list(dict.fromkeys(row["anchor"] for row in rows))[:5]
+    passages = {row["anchor"]: row["positive"] for row in rows}
+    corpus = [{"_id": f"d{n}", "text": passages[question]} for n, question in enumerate(asked)]
+    write(folder / "corpus.jsonl", corpus)
+    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": question} for n, question in enumerate(asked)])
+    judged = [f"q{n}\td{n}\t1" for n in range(len(asked))]
+    (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
+    result = run_rag(replace(job, evaluation=folder, out=tmp_path / "second"), llm())
+    kept = (tmp_path / "second/synthesis/examples.jsonl").read_text()
+    assert not [question for question in asked if json.dumps(question, ensure_ascii=False) in kept]
+    assert result.summary["retrieval"]["queries"] == 5
+    assert result.summary["synthesis"]["counts"]["evaluation-leak"] >= 5
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_no_documents_is_an_error_before_any_call(job: RagJob, tmp_path: Path) -> None:
+    model = llm()
+    with pytest.raises(InputError):
+        run_rag(replace(job, sources=(str(tmp_path / "nothing"),)), model)
+    assert not model.calls
+
+
+def summary_of(value: float, low: float, high: float, p_value: float) -> dict[str, object]:
+    change = {"value": value, "low": low, "high": high, "p_value": p_value}
+    return {
+        "retrieval": {
+            "primary": "ndcg@10",
+            "baseline": "base",
+            "queries": 300,
+            "metrics": {"base": {"ndcg@10": {"value": 0.7}}},
+            "differences": {"tuned": {"ndcg@10": change}},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "tone"),
+    [((0.03, 0.01, 0.05, 0.001), "better"), ((0.01, -0.01, 0.03, 0.3), "open"), ((-0.01, -0.03, 0.0, 0.1), "worse")],
+)
+def test_the_verdict_comes_first_and_is_plain(change: tuple[float, float, float, float], tone: str) -> None:
+    assert judge_retrieval(summary_of(*change))["tone"] == tone
+
+
+def test_a_model_below_its_base_is_refused_unless_it_is_forced(job: RagJob, tmp_path: Path) -> None:
+    result = RunResult(tmp_path, tmp_path / "model", tmp_path / "report.html", summary_of(-0.01, -0.03, 0.0, 0.1))
+    refuse_what_is_worse(job, result)
+    with pytest.raises(ModelRefused, match=r"below its base on 300 queries: ndcg@10 -0\.010"):
+        refuse_what_is_worse(replace(job, force=False), result)
+
+
+def test_dimensions_are_the_whole_its_half_and_quarter_and_the_usual_short_ones() -> None:
+    assert choose_dimensions(384) == (384, 192, 96, 64, 32)
+    assert choose_dimensions(768) == (768, 384, 192, 128, 64, 32)
+    assert choose_dimensions(32) == (32,)
