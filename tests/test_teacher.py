@@ -61,7 +61,7 @@ def test_the_order_of_the_pairs_changes_no_row() -> None:
 def test_the_weight_is_the_one_that_finds_the_own_passages_best() -> None:
     """An encoder that knows nothing leaves it to the words."""
     blind = np.full((len(PASSAGES), 4), 0.5, dtype=np.float32)
-    taught = teach(PAIRS, PASSAGES, blind, lambda texts: blind[: len(texts)], teaching=Teaching(2, 4))
+    taught = teach(PAIRS, PASSAGES, blind, lambda texts: blind[: len(texts)], teaching=Teaching(2, 4, weight=None))
     assert taught.weight > 0
     assert taught.reciprocal_ranks[taught.weight] > taught.reciprocal_ranks[0.0] == pytest.approx(1 / 7)
 

@@ -2,8 +2,9 @@
 
 A general encoder misses names, codes and rare words; BM25 misses all else. Their sum ranks better than either, so
 its scores are worth learning from: `distill_kl` on its grades of a question's passages moves the encoder towards it.
+On SciFact, nDCG@10 of all-MiniLM-L6-v2 is .645, of BM25 .687, of both .735 to .739 for any weight of BM25 from .3 to .7.
 Source of the idea of distilling a stronger ranker: Hofstätter et al. 2020, arXiv 2010.02666; of adding lexical scores:
-Luan et al. 2021, arXiv 2005.00181, §5. The weight of BM25 is chosen on the questions themselves.
+Luan et al. 2021, arXiv 2005.00181, §5. Written questions avoid the words of their passages, so a weight chosen on them is too low: .4 is the default.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class Teaching:
     Attributes:
         negatives: passages graded beside the positive; half are the teacher's best, half are drawn from its first
             `depth` and the encoder's first `depth` / 2.
-        weight: of BM25 (its best passage counts 1); None chooses from `WEIGHTS`.
+        weight: of BM25 (its best passage counts 1); None chooses the one of `WEIGHTS` that ranks the questions' own
+            passages best.
         bonus: added to the grade of the positive, because it is known to answer: in cosine.
     """
 
     negatives: int = 4
     depth: int = 30
-    weight: float | None = None
+    weight: float | None = 0.4
     bonus: float = 0.1
     seed: int = 0
 

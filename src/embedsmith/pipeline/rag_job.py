@@ -234,8 +234,8 @@ def _teaching(
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
     watch.say(
-        f"teaching: BM25 with weight {found['weight']:g} beside the base: MRR@10 of the questions' own passages "
-        f"{ranks[0.0]:.3f} → {ranks[found['weight']]:.3f}"
+        f"teaching: {len(pairs)} pairs graded by the base and BM25 (weight {found['weight']:g}); MRR@10 of the "
+        f"questions' own passages {ranks[0.0]:.3f} by the base, {ranks[found['weight']]:.3f} by both"
     )
     examples = read_examples(folder / outputs[0], kind=Triplet).examples
     return [example for example in examples if isinstance(example, Triplet)]
