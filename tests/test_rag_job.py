@@ -54,7 +54,7 @@ def test_a_run_leaves_model_report_and_every_file_on_the_way(job: RagJob) -> Non
     summary = json.loads((job.out / "report.json").read_text())
     assert set(summary["retrieval"]["metrics"]) == {"base", "tuned", "BM25"}
     assert summary["documents"]["documents"] >= 8
-    assert any(line.startswith("teaching: BM25 with weight") for line in said)
+    assert any("graded by the base and BM25 (weight 0.4)" in line for line in said)
 
 
 def test_a_second_run_does_nothing_again(job: RagJob) -> None:
