@@ -155,6 +155,7 @@ def check_language(text: str, language: Language, identifier: Identifier | None)
     return f"{name} where {language.name} was asked for"
 
 
+@cache
 def open_identifier() -> Identifier:
     """Return the identifier of py3langid: naive Bayes over byte n-grams, its model inside the package.
 

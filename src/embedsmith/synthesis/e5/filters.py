@@ -10,9 +10,9 @@ from functools import cached_property
 from embedsmith.synthesis.e5.answers import find_refusal
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.prompting import KEYS, Request, Template, Templates
-from embedsmith.synthesis.filters import NEAR, index_evaluation
+from embedsmith.synthesis.filters import NEAR
 from embedsmith.synthesis.languages import Identifier, Language, check_language
-from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams, words
+from embedsmith.text import jaccard, normalize, same_facts, words
 
 Verdict = tuple[str, str] | None  # (reason, detail)
 ECHOED = 0.5  # share of a text's runs of three words that the template has as well
@@ -25,6 +25,8 @@ PLACEHOLDER = re.compile(
 )
 # How far a length may be from what was asked: models count badly, and a filter that is strict on it costs money.
 FEWEST, MOST = 0.25, 4.0
+LENGTHS = 0.7  # of two texts whose trigrams are compared
+LEAKED = 51  # of 64 hash functions: a Jaccard of about .8
 NUMBER_WORD = re.compile(r"\d+")
 
 
@@ -57,7 +59,7 @@ class Case:
 def check_form(case: Case) -> Verdict:
     """Reject texts without letters, pieces of the form, and labels that are no labels."""
     for key, text in case.named.items():
-        letters = sum(character.isalpha() for character in text)
+        letters = sum(character.isalpha() for character in text[:100])
         if letters < 2 and key in case.bodies:
             return "malformed", f"{key} has {letters} letters"
         found = PLACEHOLDER.search(text)
@@ -108,8 +110,7 @@ def check_sides(case: Case) -> Verdict:
         keys = KEYS[case.group]
         if plain[0] == plain[other]:
             return "copy", f"{keys[0]} and {keys[other]} are the same"
-        closeness = jaccard(trigrams(texts[0]), trigrams(texts[other]))
-        if closeness >= NEAR and same_facts(texts[0], texts[other]) and case.group != "long-short":
+        if case.group != "long-short" and (closeness := _closeness(plain[0], plain[other])) >= NEAR:
             return "copy", f"{keys[0]} and {keys[other]}: Jaccard {closeness:.2f}"
     if case.group == "short-long" and len(words(texts[0])) >= VERBATIM:
         for other in (1, 2):
@@ -193,13 +194,20 @@ class LanguageCheck:
 
 
 class LeakCheck:
-    """Rejects texts of the evaluation sets, exact and near."""
+    """Rejects texts of the evaluation sets, exact and near.
+
+    Near texts are found by their signatures (`duplicates`), not by an index of trigrams: documents of 500 words would
+    fill that with gigabytes. Of texts at Jaccard .9, it finds 98%.
+    """
 
     __name__ = "check_leak"
 
     def __init__(self, evaluation: Iterable[str]) -> None:
-        self._near: NearIndex
-        self._near, self._exact = index_evaluation(evaluation)
+        texts = list(dict.fromkeys(evaluation))
+        self._exact = frozenset(map(normalize, texts))
+        self._near = SeenTexts(len(texts), equal=LEAKED)
+        for text in texts:
+            self._near.add(text)
 
     def __call__(self, case: Case) -> Verdict:
         if not self._exact:
@@ -207,9 +215,8 @@ class LeakCheck:
         for key, text in case.bodies.items():
             if normalize(text) in self._exact:
                 return "evaluation-leak", f"{key} is in the evaluation set"
-            found = self._near.find(text)
-            if found:
-                return "evaluation-leak", f"{key}: Jaccard {found[2]:.2f} with “{found[1]}”"
+            if self._near.find(text):
+                return "evaluation-leak", f"{key} is nearly a text of the evaluation set"
         return None
 
 
@@ -273,6 +280,17 @@ def template_runs(template: Template) -> frozenset[str]:
     lines = [*template.user.splitlines(), *template.guidelines, *template.sometimes, *template.ideas]
     pieces = (piece for line in lines for piece in re.split(r"\{\w*\}", line))
     return frozenset(run for piece in pieces for run in runs_of(piece))
+
+
+def _closeness(left: str, right: str) -> float:
+    """Return the Jaccard of trigrams; 0 where lengths or facts say that the texts differ.
+
+    Not `text.trigrams`, which remembers what it is asked: right for questions, gigabytes for documents.
+    """
+    short, long = sorted((len(left), len(right)))
+    if short < LENGTHS * long or not same_facts(left, right):
+        return 0.0
+    return jaccard(*(frozenset(text[place : place + 3] for place in range(len(text))) for text in (left, right)))
 
 
 def _same_words(left: str, right: str) -> bool:

@@ -80,12 +80,13 @@ def read_tasks(
     for item in parsed.items:
         task = NUMBERED.sub("", " ".join(item.split())).strip()
         reason, detail = _object_to(task, shown)
-        if not reason and _mark(task) in kept:
+        mark = _mark(task)
+        if not reason and mark in kept:
             reason, detail = "repeated-task", "twice in one answer"
         if reason:
             rejected.append(_reject(call, reason, detail, item))
         else:
-            kept[_mark(task)] = task
+            kept[mark] = task
     return list(kept.values()), rejected
 
 
