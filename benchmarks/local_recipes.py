@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, describe_machine
-
 from embedsmith.artifacts import write_json, write_jsonl
 from embedsmith.examples import Example, Rejected, write_examples
 from embedsmith.gguf_files import find_gguf

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from embedsmith.errors import ConfigurationError, MissingPartError
 
 DEFAULT = "default"
-SURE = 0.99  # what the identifier's probability has to be before its word counts
-LETTERS_TO_JUDGE = 40  # of alphabets; below, identifiers guess (figures in tests/synthesis/test_e5.py)
+UNLIKELY = 0.001  # probability of the language asked for and its similar ones below which a text is of another
+LETTERS_TO_JUDGE = 30  # of alphabets; below, identifiers guess
 SIGNS_TO_JUDGE = 12  # of writings without spaces, where a sign says more
 READ = 600  # characters of a text that are looked at
 IN_SCRIPT = 0.5  # share of letters that must be of the language's own writing; names and code may be of another
@@ -51,12 +51,12 @@ class Language:
 
 
 class Identifier(Protocol):
-    """Names the language of a text."""
+    """Says in which language a text may be."""
 
     known: frozenset[str]
 
-    def identify(self, text: str, /) -> tuple[str, float]:
-        """Return the code of the likeliest language and its probability."""
+    def rank(self, text: str, /) -> Mapping[str, float]:
+        """Return the probability of each known language, likeliest first."""
         ...
 
 
@@ -133,9 +133,9 @@ def require_languages(weights: Mapping[str, float]) -> None:
 def check_language(text: str, language: Language, identifier: Identifier | None) -> str:
     """Return what is wrong with the language of `text`, "" if nothing is or nobody can say.
 
-    First the writing: at least half of the letters are of the language's own. Then the identifier, where it knows
-    the language, the text is long enough, it is sure, and the other language is not a similar one. For a language
-    that it does not know, only English counts against a text.
+    First the writing: at least half of the letters are of the language's own. Then the identifier, where the text is
+    long enough: the language and those that are similar to it are unlikely, all together. For a language that the
+    identifier does not know, only English counts against a text.
     """
     text = text[:READ]
     scripts = Counter(script for character in text if (script := script_of(character)))
@@ -146,13 +146,13 @@ def check_language(text: str, language: Language, identifier: Identifier | None)
     enough = SIGNS_TO_JUDGE if language.letters or "HANGUL" in language.scripts else LETTERS_TO_JUDGE
     if identifier is None or letters < enough:
         return ""
-    found, probability = identifier.identify(text)
-    if probability < SURE or found == language.code or found in language.similar:
-        return ""
+    ranked = identifier.rank(text)
+    found = next(iter(ranked))
     if language.code not in identifier.known and found != "en":
         return ""
-    name = known_languages()[found].name if found in known_languages() else found
-    return f"{name} where {language.name} was asked for"
+    if sum(ranked.get(code, 0.0) for code in (language.code, *language.similar)) >= UNLIKELY:
+        return ""
+    return f"{known_languages()[found].name} where {language.name} was asked for"
 
 
 @cache
@@ -181,10 +181,9 @@ class _Langid:
         self._model.set_languages(taken)
         self.known = frozenset(taken)
 
-    def identify(self, text: str, /) -> tuple[str, float]:
-        """Return the code of the likeliest language and its probability."""
-        code, probability = self._model.classify(text)
-        return str(code), float(probability)
+    def rank(self, text: str, /) -> Mapping[str, float]:
+        """Return the probability of each known language, likeliest first."""
+        return {str(code): float(probability) for code, probability in self._model.rank(text)}
 
 
 @lru_cache(maxsize=1 << 14)

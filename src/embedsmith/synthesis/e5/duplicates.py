@@ -19,6 +19,7 @@ from embedsmith.text import NUMBER, normalize
 
 FUNCTIONS, BANDS = 64, 8
 EQUAL = 55  # of the functions: a Jaccard of about .86
+SLOTS = 1 << 20  # at least, so that verdicts up to 262,144 texts do not depend on how many are expected
 LONGEST = 4000  # characters of a text that are looked at
 _rng = np.random.default_rng(20240101)  # part of the method: the same functions in every run
 _SLOPES = _rng.integers(0, 1 << 63, FUNCTIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -41,7 +42,7 @@ class SeenTexts:
 
     def __init__(self, expected: int, *, equal: int = EQUAL) -> None:
         rows = max(expected, 16)
-        slots = 4 << (rows - 1).bit_length()
+        slots = max(4 << (rows - 1).bit_length(), SLOTS)
         self._equal = equal
         self._tables: NDArray[np.int32] = np.zeros((BANDS, slots), dtype=np.int32)  # row + 1; 0 is empty
         self._signatures: NDArray[np.uint8] = np.zeros((rows, FUNCTIONS), dtype=np.uint8)

@@ -256,9 +256,9 @@ def build_checks(
         check_refusal,
         EchoCheck(templates),
         check_sides,
+        LanguageCheck(identifier),
         check_labels,
         check_length,
-        LanguageCheck(identifier),
         LeakCheck(evaluation),
         RepeatCheck(rows),
     )

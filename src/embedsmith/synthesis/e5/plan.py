@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
 from typing import Literal, get_args
@@ -47,8 +48,13 @@ class Row:
         """What rejections and provenance call it, e.g. "sts/17"."""
         return f"{self.group}/{self.number}"
 
+    def draw(self, seed: int, purpose: str) -> float:
+        """Return the random number of this row for one purpose, 0 ≤ x < 1; the same in every run, on every machine."""
+        digest = blake2b(f"{seed}/{self.group}/{self.number}/{purpose}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
     def stream(self, seed: int, purpose: str) -> random.Random:
-        """Return the random numbers of this row for one purpose; the same in every run and on every machine."""
+        """Return a source of many random numbers for one purpose."""
         return random.Random(f"{seed}/{self.group}/{self.number}/{purpose}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 import tomllib
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -147,21 +148,24 @@ class Asker:
 def draw_row(plan: E5Plan, row: Row, template: Template) -> Draw:
     """Return what chance gives a row; every placeholder has random numbers of its own, so a new one moves no other."""
     values = {
-        name: _draw(weights, row.stream(plan.seed, f"value/{name}"))
-        for name, weights in (template.values or {}).items()
+        name: choose(weights, row.draw(plan.seed, f"value/{name}")) for name, weights in (template.values or {}).items()
     }
-    chance = row.stream(plan.seed, "language")
-    first = _draw(plan.languages, chance)
-    second = first
+    first = second = choose(plan.languages, row.draw(plan.seed, "language"))
     if row.group == "bitext":
-        second = _draw({code: share for code, share in plan.languages.items() if code != first}, chance)
+        others = {code: share for code, share in plan.languages.items() if code != first}
+        second = choose(others, row.draw(plan.seed, "other language"))
     known = known_languages()
     return Draw(values, (known[first], known[second]), row.stream(plan.seed, "guidelines"))
 
 
-def _draw(weights: Mapping[str, float], chance: random.Random) -> str:
-    (drawn,) = chance.choices(list(weights), cum_weights=list(accumulate(weights.values())))
-    return drawn
+def choose(weights: Mapping[str, float], drawn: float) -> str:
+    """Return the value at the share `drawn` (0 ≤ drawn < 1) of all weights.
+
+    >>> choose({"a": 1, "b": 3}, 0.3)
+    'b'
+    """
+    sums = list(accumulate(weights.values()))
+    return list(weights)[min(bisect_right(sums, drawn * sums[-1]), len(sums) - 1)]
 
 
 def _list_guidelines(template: Template, chance: random.Random, filled: Mapping[str, str]) -> str:
