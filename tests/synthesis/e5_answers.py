@@ -109,8 +109,34 @@ WORDS = {
     "zh": "我们 不是 这个 的 人们 房子 水 今天 明天 工作 学校 孩子 很大 新的 为什么 怎么 以后 以前 城市 非常 所有 但是 他们",
 }
 CODES = {language.name: code for code, language in known_languages().items()}
-ADJECTIVES = ["urgent", "seasonal", "remote", "informal", "disputed", "partial", "recent", "hidden", "shared", "costly", "minor", "regional"]
-KINDS = ["questions", "complaints", "reports", "notices", "recipes", "contracts", "letters", "reviews", "plans", "records", "offers", "diaries"]
+ADJECTIVES = [
+    "urgent",
+    "seasonal",
+    "remote",
+    "informal",
+    "disputed",
+    "partial",
+    "recent",
+    "hidden",
+    "shared",
+    "costly",
+    "minor",
+    "regional",
+]
+KINDS = [
+    "questions",
+    "complaints",
+    "reports",
+    "notices",
+    "recipes",
+    "contracts",
+    "letters",
+    "reviews",
+    "plans",
+    "records",
+    "offers",
+    "diaries",
+]
 LABELS = ("Zirkonium", "Kaleidoscope", "Quartzite", "Obsidian", "Xylophone", "Jubilee", "Walnut", "Mercury")
 
 

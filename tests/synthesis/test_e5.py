@@ -414,6 +414,23 @@ def test_what_is_no_example_has_its_reason(group: str, answer: Any, reason: str)
     assert outcome.context["task"]
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{{"example": {0}}}',
+        "[{0}, {0}]",
+        "Use {{braces}} like this: {0} and {{more}} after it.",
+        '<think>{{"S1": 1}}</think>```json\n{0}\n```',
+        "{0}\n\n{0}",
+    ],
+)
+def test_an_example_is_found_in_whatever_is_around_it(form: str) -> None:
+    three = json.dumps({"S1": SENTENCE, "S2": OTHER, "S3": THIRD})
+    outcome = one_row("sts", form.format(three))
+    assert isinstance(outcome, Triplet), outcome
+    assert texts_of(outcome) == (SENTENCE, OTHER, THIRD)
+
+
 def test_a_query_that_is_copied_into_its_document() -> None:
     filler = " ".join(f"The {word} of the old town was moved." for word in WORDS["en"].split()[:24] * 3)
     query = "why was the ferry pier of Northam closed"
@@ -432,6 +449,12 @@ def test_a_query_that_is_copied_into_its_document() -> None:
 )
 def test_people_may_be_sorry(text: str) -> None:
     assert not find_refusal(text)
+
+
+def test_programs_may_have_braces_and_tags() -> None:
+    text = "The template says <strong>{name}</strong> and {0}, so print(f'{user}') shows the name of whoever logs in."
+    three = {"S1": text, "S2": SENTENCE, "S3": THIRD}
+    assert isinstance(one_row("sts", three), Triplet)
 
 
 def test_minimal_differences_are_no_copies() -> None:

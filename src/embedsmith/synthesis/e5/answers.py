@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from embedsmith.examples import Example, PositivePair, Provenance, ScoredPair, Triplet
 from embedsmith.llm import Completion
-from embedsmith.llm.structured import parse_object
+from embedsmith.llm.structured import THINKING, parse_object, storable
 from embedsmith.synthesis.e5.plan import TWO_STEPS, StsForm
 from embedsmith.synthesis.e5.prompting import KEYS, Request
 
@@ -25,6 +26,7 @@ OPENING = re.compile(
 ANYWHERE = re.compile(
     r"\bas an? (?:ai|artificial intelligence)\b(?: language)?(?: model| assistant)?\b[^.!?]{0,40}\bI\b", re.I
 )
+MOST_BRACES = 50  # places in an answer where an object is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def read_answer(group: str, completion: Completion) -> Answer:
     text = completion.text or ""
     keys = KEYS[group]
     found, notes = parse_object(text, keys)
+    found = found or _find_inside(text, keys)
     if found is None:
         if refused := find_refusal(text):
             return Answer((), "refusal", f"“{refused}”", notes)
@@ -76,6 +79,21 @@ def read_answer(group: str, completion: Completion) -> Answer:
     if missing:
         return Answer((), "missing-key", f"no text under {', '.join(missing)}", notes)
     return Answer(texts, notes=notes)
+
+
+def _find_inside(text: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the first whole object with all keys: one inside another, one of several, one among braces of prose."""
+    body = THINKING.sub("", text)
+    decoder = json.JSONDecoder(strict=False)  # line breaks inside strings
+    starts = [found.start() for found in re.finditer(r"\{", body)][:MOST_BRACES]
+    for start in starts:
+        try:
+            value, _ = decoder.raw_decode(body, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and all(key in value for key in keys):
+            return {key: storable(item) if isinstance(item, str) else item for key, item in value.items()}
+    return None
 
 
 def _text_of(value: Any) -> str:

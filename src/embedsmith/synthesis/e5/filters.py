@@ -18,9 +18,11 @@ Verdict = tuple[str, str] | None  # (reason, detail)
 ECHOED = 0.5  # share of a text's runs of three words that the template has as well
 RUNS_TO_JUDGE = 4
 VERBATIM = 6  # words of a query; the same run in the document is copied, not met by chance
+# Our own placeholders, and what lazy writers leave for others to fill in; not the braces and tags of programs.
 PLACEHOLDER = re.compile(
-    r"\{[a-z_]+\}|\[(?:insert|your|name|topic|text|placeholder|the|hard_neg|positive)[^\]]{0,60}\]|<[a-z_ ]{3,40}>|"
-    r"lorem ipsum|\.\.\. ?\(|^\W*(?:string|text|example|tbd|n/?a|none|null)\W*$",
+    r"\{(?:task|topic|reader|angle|language|source|target|query_type|query_length|clarity|num_words|difficulty|unit)\}|"
+    r"[\[<](?:insert|your|placeholder|full name|name of|company name|name\]|date\])[^\]>]{0,60}[\]>]?|lorem ipsum|"
+    r"^\W*(?:string|text|example|tbd|n/?a|none|null)\W*$",
     re.I,
 )
 # How far a length may be from what was asked: models count badly, and a filter that is strict on it costs money.
@@ -112,7 +114,7 @@ def check_sides(case: Case) -> Verdict:
             return "copy", f"{keys[0]} and {keys[other]} are the same"
         if case.group != "long-short" and (closeness := _closeness(plain[0], plain[other])) >= NEAR:
             return "copy", f"{keys[0]} and {keys[other]}: Jaccard {closeness:.2f}"
-    if case.group == "short-long" and len(words(texts[0])) >= VERBATIM:
+    if case.group == "short-long" and case.request.anchored.count_words(texts[0]) >= VERBATIM:
         for other in (1, 2):
             if " ".join(words(texts[0])) in " ".join(words(texts[other])):
                 return "copy", f"{KEYS[case.group][other]} has the query word for word"
