@@ -506,6 +506,18 @@ def test_ideas_that_are_none() -> None:
     assert reasons_of(outcomes) == {"prompt-echo": 2, "malformed-task": 2, "refusal": 1, "repeated-task": 1}
 
 
+def test_talk_about_the_request_is_no_idea() -> None:
+    """As SmolLM2-135M answers: no JSON, and bullets that go on about the request."""
+    said = (
+        "Refinements can be applied.\n- Use your knowledge of each task you have been given.\n- {0}\n- Choose 4 topics."
+    )
+    good = "Given a dish, find the region where it was invented."
+    fake = FakeLLM(answer=lambda prompt: said.format(good) if prompt.task == "tasks" else write_e5(prompt.user))
+    outcomes = run(E5Plan(tasks=1, groups={"short-short": 1}, languages=ENGLISH), fake)
+    assert [example.instruction for example in kept_of(outcomes)] == [good]
+    assert reasons_of(outcomes) == {"malformed-task": 2}
+
+
 def test_five_tasks_of_a_brainstorm() -> None:
     plan = E5Plan(tasks=23, groups={"short-short": 1}, languages=ENGLISH, used=5)
     llm = obedient()

@@ -24,6 +24,8 @@ from embedsmith.text import normalize, words
 FEWEST_WORDS, FEWEST_LETTERS, MOST_CHARACTERS = 4, 12, 500
 ECHOED = 0.8  # share of a task's runs of three words that are the prompt's; tasks begin alike, echoes go on alike
 NUMBERED = re.compile(r"^\s*(?:task\s*)?\d+\s*[.):]\s*|^\s*[-*•]\s+", re.I)
+# Small models talk about what they were asked ("Create a list of tasks"), with bullets that look like a list.
+SPEAKS_OF_TASKS = re.compile(r"\b(?:tasks?|sentences?|topics?)\b", re.I)
 PIECE = re.compile(r"\{\w+\}|\[[a-z_ ]+\]|^\W*(?:string|task|tasks)\W*\d*\W*$", re.I)
 
 
@@ -80,6 +82,8 @@ def read_tasks(
     for item in parsed.items:
         task = NUMBERED.sub("", " ".join(item.split())).strip()
         reason, detail = _object_to(task, shown)
+        if not reason and "not-json" in parsed.notes and SPEAKS_OF_TASKS.search(task):
+            reason, detail = "malformed-task", "speaks of tasks, in an answer without JSON"
         mark = _mark(task)
         if not reason and mark in kept:
             reason, detail = "repeated-task", "twice in one answer"
