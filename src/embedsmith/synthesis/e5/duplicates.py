@@ -2,8 +2,8 @@
 
 MinHash (Broder 1997): the share of equal minima of two texts' trigram sets under many hash functions estimates their
 Jaccard. 64 functions, kept as one byte each; texts that agree in one of 8 bands of 8 are compared. Of pairs with
-Jaccard .95, 1 − (1 − .95⁸)⁸ = 99.8% meet in a band, at .9 98.9%, at .7 38%; and of those that meet, the estimate
-passes 55 of 64 with 94% at .9 and with less than 0.2% at .7.
+Jaccard J, 1 − (1 − J⁸)⁸ meet in a band: 99.98% at .95, 98.9% at .9, 38% at .7; and of those, at least 55 of the 64
+functions agree (binomial tail) for 99.9% at .95, 90% at .9, 0.25% at .7. So of pairs at .9, 89% are found.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _Description: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64], int, int]
 class SeenTexts:
     """Tells whether a text is the same as, or nearly the same as, one that was added before.
 
-    Texts with other numbers are never near. There is room for `expected` texts at 210 to 340 bytes each, taken from
-    the system as it fills; where more come, older ones are forgotten, so memory never grows beyond that. A full table
-    has lost a fifth of its entries to newer ones at most, which leaves six bands of eight: 97% of pairs at .9.
+    Texts with other numbers are never near. There is room for `expected` texts at 200 to 330 bytes each (33 MB at
+    least), taken from the system as it fills; where more come, older ones are forgotten, so memory never grows beyond
+    that. A full table has lost a fifth of its entries to newer ones at most, which leaves six bands of eight.
 
     Args:
         equal: of the 64 functions that have to agree; 55 is a Jaccard of about .86, 51 one of .8.

@@ -41,7 +41,7 @@ def synthesize_e5(plan: E5Plan, calls: Calls, *, evaluation: Iterable[str] = ())
     `source` of a rejection (and of an example's provenance) is the row's id, "GROUP/NUMBER", for planned rows, each
     of which ends exactly once. Ideas of brainstorms that were not taken come before and have "GROUP/NUMBER/tasks". The
     order of rows is that of the plan whatever order answers come in, and a larger plan begins with the smaller one's.
-    In memory is what the filters know of earlier rows: 0.8 kB a row at most.
+    In memory is what the filters know of earlier rows: 0.8 kB a row at most, and 70 MB of tables.
 
     Args:
         evaluation: texts that must not appear among the examples.
