@@ -12,6 +12,7 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 NEGATIONS = frozenset({"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"})
 CLOSING = " \t\r\n.?!…。？！"
+REMEMBERED = 400  # letters of a text whose trigrams are kept for the next question: 65,536 of them are a few hundred MB
 
 
 def normalize(text: str) -> str:
@@ -37,15 +38,21 @@ def words(text: str) -> list[str]:
     return WORD.findall(normalize(text))
 
 
-@lru_cache(maxsize=1 << 16)
 def trigrams(text: str) -> frozenset[str]:
     """Return the character trigrams of the words, with one space at both ends; never empty.
 
     >>> sorted(trigrams("ab"))
     [' ab', 'ab ']
     """
+    return _known_trigrams(text) if len(text) <= REMEMBERED else _trigrams(text)
+
+
+def _trigrams(text: str) -> frozenset[str]:
     padded = f" {' '.join(words(text))} "
     return frozenset(padded[start : start + 3] for start in range(max(len(padded) - 2, 1)))
+
+
+_known_trigrams = lru_cache(maxsize=1 << 16)(_trigrams)
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:

@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)  # people read this; programs read stdout  # people read this; programs read stdout
+console = Console(stderr=True)  # people read this; programs read stdout
 
 Log = Annotated[Path, typer.Argument(help="Unlabelled queries: txt, jsonl, csv, tsv, parquet, chat logs; .gz too.")]
 Llm = Annotated[str, typer.Option(help="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE.")]
