@@ -274,10 +274,11 @@ def _provenance(value: Any) -> Provenance | None:
 
 def write_examples(path: Path | str, examples: Iterable[Example]) -> int:
     """Write examples as JSON lines that `read_examples` gives back; return their number."""
-    return write_jsonl(path, (_to_row(example) for example in examples))
+    return write_jsonl(path, (row_of(example) for example in examples))
 
 
-def _to_row(example: Example) -> dict[str, Any]:
+def row_of(example: Example) -> dict[str, Any]:
+    """Return the row of a file that `read_examples` reads as `example`."""
     row = {key: value for key, value in plain(example).items() if value is not None}
     if isinstance(example, Triplet):
         row["negative"] = row.pop("negatives")

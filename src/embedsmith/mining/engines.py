@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -60,13 +63,16 @@ class RayEngine:
         if threads < 1 or (workers is not None and workers < 1):
             raise ConfigurationError(f"{workers} workers with {threads} threads", expected="at least one of each")
         self.workers, self.threads = workers, threads
-        self._started = not ray.is_initialized()
-        if self._started:
+        self._folder: str | None = None
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            self._folder = tempfile.mkdtemp(prefix="ray-")  # logs and sockets; paths of sockets have to be short
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            local = {} if address else {"include_dashboard": False, "num_cpus": (workers or _cpus()) * threads}
-            ray.init(address=address or "local", **quiet, **local)
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            cpus = (workers or _cpus()) * threads
+            alone = {"include_dashboard": False, "num_cpus": cpus, "_temp_dir": self._folder}
+            ray.init(address=address or "local", **quiet, **({} if address else alone))
+        ray.data.DataContext.get_current().enable_progress_bars = False
 
     def __enter__(self) -> RayEngine:
         return self
@@ -80,8 +86,10 @@ class RayEngine:
         """Stop the Ray that was started here."""
         import ray
 
-        if self._started and ray.is_initialized():
+        if self._folder is not None:
             ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def run(self, work: Work, numbers: Sequence[int], /) -> Iterator[int]:
         """Do `work` for each number on the actors and yield the numbers as they are done, in any order.

@@ -75,6 +75,10 @@ class SpooledTexts(Sequence[str]):
         self.folder, self.read, self.fingerprint = folder, read, fingerprint
         self._rows = rows
 
+    def __reduce__(self) -> tuple[type[SpooledTexts], tuple[Path, int]]:
+        """Another process opens the files itself: open ones mean nothing there."""
+        return SpooledTexts, (self.folder, self._rows)
+
     def __len__(self) -> int:
         return self._rows
 
