@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from embedsmith.encoder import Embeddings, normalize
 from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet, read_examples
-from embedsmith.mining import LocalEngine, Miner, MiningResult, MiningSettings, RayEngine, Verdict, mine
+from embedsmith.mining import Miner, MiningResult, MiningSettings, RayEngine, Verdict, mine
 from embedsmith.mining.miner import write_stream
 from embedsmith.mining.planning import plan_search
 from embedsmith.mining.relabelling import CrossEncoderRelabeller, load_cross_encoder, open_relabeller, read_verdict
@@ -505,12 +505,12 @@ def test_a_language_model_judges_over_http(tmp_path: Path) -> None:
         return '{"verdict": "yes", "evidence": "opens at nine"}' if fits else '{"verdict": "no", "evidence": ""}'
 
     corpus = ["our shop opens at nine", "the shop is red", "the shop is old and red"]
-    with FaultyServer(answer=answer) as server:
-        with open_relabeller("openai:any", tmp_path / "judge.sqlite", base_url=server.base_url) as judge:
-            rules = MiningSettings(negatives=2, window=(1, 3), judged=3)
-            result = mine(
-                [PositivePair(QUESTION, ANSWER)], corpus, encoder=FakeEncoder(), settings=rules, relabeller=judge
-            )
+    row, rules = PositivePair(QUESTION, ANSWER), MiningSettings(negatives=2, window=(1, 3), judged=3)
+    with (
+        FaultyServer(answer=answer) as server,
+        open_relabeller("openai:any", tmp_path / "judge.sqlite", base_url=server.base_url) as judge,
+    ):
+        result = mine([row], corpus, encoder=FakeEncoder(), settings=rules, relabeller=judge)
     assert set(negatives_of(result)[0]) == set(corpus[1:])
     assert [row.positive for row in result.examples if isinstance(row, Triplet)] == [ANSWER, corpus[0]]
     assert [item.verdict.evidence for item in result.judged if item.verdict.answers == "yes"] == ["opens at nine"]
@@ -545,17 +545,39 @@ def test_a_cross_encoder_judges_by_its_probability(tmp_path: Path) -> None:
 # ---- engines
 
 
-def test_ray_gives_the_same_bit_for_bit() -> None:
+BY_RAY = """
+import pytest
+from embedsmith.errors import InputError
+from embedsmith.examples import PositivePair
+from embedsmith.mining import MiningSettings, RayEngine, mine
+from embedsmith.testing import FakeEncoder
+words = ("tea", "ink", "card", "shop", "rain", "bank")
+corpus = [f"passage {n} about {words[n % 6]} and {words[n * 7 % 5]}" for n in range(2500)]
+rows = [PositivePair(f"what about {words[n % 6]} {n}", corpus[n]) for n in range(0, 2500, 25)]
+rules = MiningSettings(scores=True, sampling="weighted")
+here = mine(rows, corpus, encoder=FakeEncoder(64), settings=rules)
+assert here.report.taken == 400
+def fail(number):
+    raise InputError("as it was raised", action="do this")
+with RayEngine(workers=2) as engine:
+    assert mine(rows, corpus, encoder=FakeEncoder(64), settings=rules, engine=engine) == here
+    with pytest.raises(InputError, match="as it was raised") as caught:
+        list(engine.run(fail, [3]))
+    assert caught.value.action == "do this"
+"""
+
+
+def test_ray_gives_the_same_bit_for_bit_and_its_errors_arrive_as_they_were_raised() -> None:
     pytest.importorskip("ray", reason="the cluster engine needs pip install 'embedsmith[ray]'")
-    corpus = [f"passage {n} about {WORDS[n % 10]} and {WORDS[n * 7 % 9]}" for n in range(2500)]
-    rows: list[Example] = [PositivePair(f"what about {WORDS[n % 10]} {n}", corpus[n]) for n in range(0, 2500, 25)]
-    rules = MiningSettings(scores=True, sampling="weighted")
-    here = mine(rows, corpus, encoder=FakeEncoder(64), settings=rules, engine=LocalEngine())
-    with RayEngine(workers=2) as engine:
-        there = mine(rows, corpus, encoder=FakeEncoder(64), settings=rules, engine=engine)
-        with pytest.raises(ModelError, match="length 1"):
-            mine(rows, corpus, encoder=Late(), settings=rules, engine=engine)
-    assert there == here
+    run = subprocess.run([sys.executable, "-c", BY_RAY], capture_output=True, text=True)  # usearch may be loaded here
+    assert run.returncode == 0, run.stderr
+
+
+def test_ray_is_refused_where_it_would_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setitem(sys.modules, "usearch", ray)
+    with pytest.raises(ConfigurationError, match="usearch was imported before"):
+        RayEngine()
 
 
 class Late(FakeEncoder):

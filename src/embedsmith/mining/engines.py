@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from embedsmith import errors
 from embedsmith.errors import ConfigurationError, EmbedsmithError, MissingPartError
 
 Work = Callable[[int], None]
@@ -49,7 +52,7 @@ class RayEngine:
         address: of a running cluster ("auto" finds it); None is a Ray of this machine alone.
 
     Raises:
-        MissingPartError: ray is not installed.
+        MissingPartError: ray is not installed. ConfigurationError: usearch was imported before.
     """
 
     name = "ray"
@@ -62,6 +65,12 @@ class RayEngine:
             raise MissingPartError("ray is not installed", action="pip install 'embedsmith[ray]'") from None
         if threads < 1 or (workers is not None and workers < 1):
             raise ConfigurationError(f"{workers} workers with {threads} threads", expected="at least one of each")
+        if not ray.is_initialized() and "usearch" in sys.modules:  # both bring a C++ library; Ray's parser then aborts
+            raise ConfigurationError(
+                "usearch was imported before Ray was started; Ray 2.60 would end this process (std::regex_error)",
+                expected="Ray started first",
+                action="open the engine (or call ray.init) before anything that imports usearch",
+            )
         self.workers, self.threads = workers, threads
         self._folder: str | None = None
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -112,13 +121,20 @@ class RayEngine:
         )
         try:
             for row in done.iter_rows():
+                if row["failure"]:
+                    raise _read_failure(row["failure"])
                 yield int(row["number"])
         except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise EmbedsmithError(
+                f"Ray gave up: {lines[-1]}",
+                expected="workers that import the encoder's class and reach the work folder",
+                action="look into Ray's logs; --engine local runs the same without it",
+            ) from error
 
 
 class _Worker:
-    """An actor: the work, loaded once."""
+    """An actor: the work, loaded once. Errors of ours go back as rows, so that they arrive as they were raised."""
 
     def __init__(self, reference: Any) -> None:
         import ray
@@ -126,19 +142,20 @@ class _Worker:
         self.work: Work = ray.get(reference)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["number"].tolist():
+        return {"number": batch["number"], "failure": [self._do(number) for number in batch["number"].tolist()]}
+
+    def _do(self, number: int) -> str:
+        try:
             self.work(number)
-        return batch
+        except EmbedsmithError as error:
+            return json.dumps([type(error).__name__, error.found, error.expected, error.action])
+        return ""
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the error of ours that is behind Ray's, or Ray's."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, EmbedsmithError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+def _read_failure(text: str) -> EmbedsmithError:
+    name, found, expected, action = json.loads(text)
+    kind = getattr(errors, name, EmbedsmithError)
+    return cast(EmbedsmithError, kind(found, expected=expected, action=action))
 
 
 def _cpus() -> int:
