@@ -625,3 +625,23 @@ def test_what_cannot_be_mined_is_refused() -> None:
         mine([PositivePair("q", "p")], [], encoder=FakeEncoder())
     with pytest.raises(ModelError, match="length 1"):
         mine([PositivePair("q", "p")], ["a", "b", "c", "d"], encoder=Late())
+
+
+def test_the_command_writes_rows_and_says_what_became_of_every_candidate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedsmith.cli import app
+
+    (tmp_path / "rows.jsonl").write_text(f'{{"query": "{QUESTION}", "positive": "{ANSWER}"}}\n')
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
+    out = tmp_path / "mined.jsonl"
+    options = f"{tmp_path}/rows.jsonl --corpus {tmp_path}/corpus.txt --encoder {DEMO_MODEL} --out {out} --negatives 2"
+    app(["mine", *options.split(), "--window", "1:7"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "a positive of the anchor" in said
+    assert "7 texts" not in said  # the answer's second wording was merged
+    (row,) = read_examples(out).examples
+    assert isinstance(row, Triplet)
+    assert row.negatives[0] == "the shop closes at six in the evening"
+    with pytest.raises(ConfigurationError, match="window"):
+        app(["mine", *options.split(), "--window", "ten"], standalone_mode=False)

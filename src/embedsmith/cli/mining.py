@@ -246,7 +246,12 @@ def _print_rows(rows: Sequence[Example]) -> None:
         for place, text in enumerate(texts_of(row)):
             name = names[place] if place < len(names) else "negative"
             flat = " ".join(text.split())
-            console.print(f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}", markup=False, highlight=False)
+            console.print(
+                f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print()
 
 

@@ -15,7 +15,7 @@ from embedsmith.mining.settings import MiningSettings
 EXACT_WORK = (
     2e14  # operations up to which "auto" stays exact: about an hour of one core, and every result is repeatable
 )
-OVERHEAD = 1.4  # of a whole exact search over its matrix products alone, measured (benchmarks/mining_scale.py)
+OVERHEAD = 1.9  # of a whole exact search over its matrix products alone, measured (benchmarks/mining_scale.py)
 ADDING, ASKING = 1.5e-3, 0.8e-3  # seconds an added and an asked vector of 384 numbers takes in the index, one core
 
 
