@@ -12,11 +12,9 @@ import numpy as np
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.mining.settings import MiningSettings
 
-EXACT_WORK = (
-    2e14  # operations up to which "auto" stays exact: about an hour of one core, and every result is repeatable
-)
-OVERHEAD = 1.9  # of a whole exact search over its matrix products alone, measured (benchmarks/mining_scale.py)
-ADDING, ASKING = 1.5e-3, 0.8e-3  # seconds an added and an asked vector of 384 numbers takes in the index, one core
+EXACT_WORK = 2e14  # operations up to which "auto" stays exact: 2.5 h of one busy EPYC core at the pace measured
+OVERHEAD = 1.9  # of an exact search over its matrix products alone: two blocks at 200,000 on a busy machine
+ADDING, ASKING = 1.5e-3, 0.8e-3  # seconds to add and to ask a vector of 384 numbers in the index: a guess, not measured
 
 
 @dataclass(frozen=True, slots=True)
