@@ -9,7 +9,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,rag,serve,otel,redis,postgres,langchain,llamaindex,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,local,demo,export,rag,e5,serve,otel,redis,postgres,langchain,llamaindex,dev]'
 	touch $@
 
 demo: setup

@@ -27,7 +27,7 @@ LAYERS = (
     ("checks",),
     ("probes",),
     ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention"),
-    ("verifier", "suites", "retrieval", "mteb_tasks", "teacher"),
+    ("verifier", "suites", "retrieval", "mteb_tasks", "mining", "teacher"),
     ("cross_encoder", "export"),
     ("report", "cache"),
     ("server", "integrations"),
@@ -87,6 +87,7 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
         "runtime",
         "export",
         "integrations.prompts",
+        "mining",
     ],
 )
 def test_what_serves_and_measures_needs_no_torch(module: str) -> None:

@@ -33,6 +33,20 @@ class TokenCounter(Protocol):
         ...
 
 
+@runtime_checkable
+class Prompted(Protocol):
+    """An encoder that reads queries and documents with prompts of their own."""
+
+    def sides(self) -> tuple[Encoder, Encoder]:
+        """Return the encoder of queries and that of documents."""
+        ...
+
+
+def sides_of(encoder: Encoder) -> tuple[Encoder, Encoder]:
+    """Return the encoder of queries and that of documents; one without sides is both."""
+    return encoder.sides() if isinstance(encoder, Prompted) else (encoder, encoder)
+
+
 def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.encoder import Embeddings, Encoder, normalize, sides_of
 from embedsmith.errors import ConfigurationError, MissingPartError
-from embedsmith.retrieval import RetrievalTask, take_sides
+from embedsmith.retrieval import RetrievalTask
 from embedsmith.suites import ScoredSet
 
 SPLIT = "test"
@@ -44,7 +44,7 @@ class MtebEncoder:
         """Return unit rows (n, d) float32 of the texts of mteb's batches; batch size and the like are our own."""
         texts = [str(text) for batch in inputs for text in batch["text"]]
         side = str(getattr(prompt_type, "value", prompt_type))
-        for_queries, for_documents = take_sides(self.encoder)
+        for_queries, for_documents = sides_of(self.encoder)
         reader = {"query": for_queries, "document": for_documents, "passage": for_documents}.get(side, self.encoder)
         return reader.encode(texts)
 

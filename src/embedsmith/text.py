@@ -44,15 +44,16 @@ def trigrams(text: str) -> frozenset[str]:
     >>> sorted(trigrams("ab"))
     [' ab', 'ab ']
     """
-    return _known_trigrams(text) if len(text) <= REMEMBERED else _trigrams(text)
+    return _known_trigrams(text) if len(text) <= REMEMBERED else cut_trigrams(text)
 
 
-def _trigrams(text: str) -> frozenset[str]:
+def cut_trigrams(text: str) -> frozenset[str]:
+    """Return `trigrams` of a text that is looked at once: nothing is kept for the next time."""
     padded = f" {' '.join(words(text))} "
     return frozenset(padded[start : start + 3] for start in range(max(len(padded) - 2, 1)))
 
 
-_known_trigrams = lru_cache(maxsize=1 << 16)(_trigrams)
+_known_trigrams = lru_cache(maxsize=1 << 16)(cut_trigrams)
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:

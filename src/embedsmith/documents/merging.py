@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embedsmith.documents.passages import NEAR_DUPLICATE, Passage, decode_row, encode_row
 from embedsmith.examples import Rejected
-from embedsmith.text import NUMBER, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import NUMBER, cut_trigrams, jaccard, normalize, same_facts
 
 NEAR = 0.9
 WORDS = 16  # of 64 bits
@@ -98,8 +98,7 @@ class _NearPassages:
 
     def find_or_add(self, passage: Passage) -> tuple[int, float] | None:
         """Return (place, Jaccard) of the first near one; where there is none, keep the passage."""
-        # Not through the cache of `trigrams`: 65,536 passages of it are gigabytes.
-        grams = trigrams.__wrapped__(passage.text)
+        grams = cut_trigrams(passage.text)
         bits = _to_bits(grams)
         numbers = _digest_numbers(passage.text)
         step = int(math.log(len(grams), 1.05 / self._threshold))
@@ -107,7 +106,7 @@ class _NearPassages:
         places = sorted(place for group in near if group for place in group.find(bits, len(grams), self._slack))
         for place in places:
             other = self._kept[place].text
-            closeness = jaccard(grams, trigrams.__wrapped__(other))
+            closeness = jaccard(grams, cut_trigrams(other))
             if closeness >= self._threshold and same_facts(passage.text, other):
                 return place, closeness
         self._groups[numbers, step].add(len(self._kept), bits, len(grams))

@@ -27,7 +27,7 @@ from embedsmith.artifacts import (
 from embedsmith.cards import CardFacts
 from embedsmith.documents import Passage, read_passages, read_passages_file, write_passages
 from embedsmith.documents.files import find_files
-from embedsmith.encoder import Encoder
+from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import ModelRefused
 from embedsmith.evaluation import read_guards, shipped_guards
 from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, to_row
@@ -46,7 +46,7 @@ from embedsmith.pipeline.common import (
 )
 from embedsmith.report.rag import write_rag_report
 from embedsmith.retention import Retention, describe_choice
-from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir, take_sides
+from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir
 from embedsmith.runtime import load_token_counter
 from embedsmith.synthesis.outcome import collect
 from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
@@ -224,7 +224,7 @@ def _teaching(
     if not folder.is_fresh("teaching", inputs, plain(job.teaching)):
         with folder.stage("teaching", inputs, plain(job.teaching), outputs):
             texts = [passage.text for passage in passages]
-            queries, documents = take_sides(encoder)
+            queries, documents = sides_of(encoder)
             vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
             taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
             with JsonLines(folder / outputs[0]) as lines:

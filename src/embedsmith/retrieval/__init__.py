@@ -26,14 +26,12 @@ from embedsmith.retrieval.rankers import (
     DEPTH,
     EncoderRanker,
     LexicalRanker,
-    Prompted,
     Ranked,
     Ranker,
     RunRanker,
     as_ranker,
     cut,
     rank,
-    take_sides,
 )
 from embedsmith.retrieval.scoring import score_grades
 from embedsmith.retrieval.tasks import RetrievalTask, judge_runs, read_beir
@@ -46,7 +44,6 @@ __all__ = [
     "DimensionRow",
     "EncoderRanker",
     "LexicalRanker",
-    "Prompted",
     "Qrels",
     "Ranked",
     "Ranker",
@@ -69,7 +66,6 @@ __all__ = [
     "score_grades",
     "score_ranked",
     "score_task",
-    "take_sides",
     "write_qrels",
     "write_run",
 ]

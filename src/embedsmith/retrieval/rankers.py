@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.encoder import Embeddings, Encoder, normalize, sides_of
 from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.lexical import LexicalIndex
 from embedsmith.retrieval.trec import Run
@@ -49,20 +49,6 @@ class Ranker(Protocol):
         ...
 
 
-@runtime_checkable
-class Prompted(Protocol):
-    """An encoder that reads queries and documents with prompts of their own."""
-
-    def sides(self) -> tuple[Encoder, Encoder]:
-        """Return the encoder of queries and that of documents."""
-        ...
-
-
-def take_sides(encoder: Encoder) -> tuple[Encoder, Encoder]:
-    """Return the encoder of queries and that of documents: the same one, unless it has prompts of their own."""
-    return encoder.sides() if isinstance(encoder, Prompted) else (encoder, encoder)
-
-
 @dataclass(frozen=True, slots=True)
 class EncoderRanker:
     """An encoder as a ranker: by cosine, documents encoded in blocks; equal cosines in the order of the documents."""
@@ -85,7 +71,7 @@ class EncoderRanker:
         Raises:
             ModelError: a vector that is not finite.
         """
-        for_queries, for_documents = take_sides(self.encoder)
+        for_queries, for_documents = sides_of(self.encoder)
         asked = self._encode(for_queries, list(queries.values()))
         self._advance(len(queries), queries, documents)
         whole = asked.shape[1]
