@@ -17,7 +17,11 @@ from embedsmith.artifacts import plain
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from embedsmith.examples import LabelledPair
+    from embedsmith.llm import Sampling
+    from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
 
 app = typer.Typer(
@@ -38,9 +42,14 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
 Distinct = Annotated[int, typer.Option(min=0, help="Near-miss questions (another answer) per query.")]
 Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Calls in flight at once.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Most calls in flight at once; fewer, as the server keeps up.")]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls over all runs into this folder.")]
+MaxCost = Annotated[float | None, typer.Option(min=0.0, help="Most US dollars over all runs; needs --price.")]
+PriceOption = Annotated[
+    str | None, typer.Option("--price", help="INPUT,OUTPUT: US dollars for a million tokens, such as 0.15,0.60.")
+]
 Temperature = Annotated[float, typer.Option(min=0.0, max=2.0)]
-MaxTokens = Annotated[int, typer.Option(min=16, help="Longest answer of the language model.")]
+MaxTokens = Annotated[int | None, typer.Option(min=16, help="Longest answer; 1,024, with e5 4,096.")]
 Seed = Annotated[int, typer.Option()]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
@@ -120,6 +129,42 @@ def watch_run() -> Iterator[Watcher]:
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
             ),
         )
+
+
+def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Sampling:
+    from embedsmith.llm import Sampling
+
+    return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
+
+
+class CallBar:
+    """One line of progress: calls with their rate and cost, rows kept and rejected."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task = bars.add_task("LLM calls", total=None, note="")
+        self._counts = (0, 0)
+
+    def progress(self, at: CallProgress) -> None:
+        cost = f", {at.cost:.2f} USD" if at.cost is not None else ""
+        self._bars.update(self._task, completed=at.done, total=at.total, note=f"{at.rate:,.1f} calls/s{cost}")
+
+    def rows(self, kept: int, rejected: int) -> None:
+        self._bars.update(self._task, note=f"{kept:,} kept, {rejected:,} rejected")
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+
+@contextmanager
+def watch_calls() -> Iterator[CallBar]:
+    """Yield what draws the progress of calls, with an estimate of the time left where the total is known."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bars:
+        yield CallBar(bars)
 
 
 @contextmanager

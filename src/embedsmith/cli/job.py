@@ -1,4 +1,4 @@
-"""Commands of the main job: run, demo, synthesize, explain."""
+"""Commands of the whole jobs: run, demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -24,7 +23,6 @@ from embedsmith.cli.console import (
     Guards,
     LearningRate,
     Llm,
-    Log,
     Losses,
     MaxTokens,
     Out,
@@ -35,6 +33,7 @@ from embedsmith.cli.console import (
     Temperature,
     app,
     console,
+    make_sampling,
     own_values,
     print_comparison,
     print_json,
@@ -44,8 +43,7 @@ from embedsmith.cli.console import (
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from embedsmith.corpus import Deduplicated
-    from embedsmith.llm import LanguageModel, Sampling
+    from embedsmith.llm import LanguageModel
     from embedsmith.pipeline import RagJob
     from embedsmith.training import TrainingConfig
 
@@ -81,7 +79,7 @@ def run(
     prompts: Prompts = None,
     concurrency: Concurrency = 8,
     temperature: Temperature = 1.0,
-    max_tokens: MaxTokens = 1024,
+    max_tokens: MaxTokens = None,
     epochs: Epochs = None,
     batch: Batch = None,
     learning_rate: LearningRate = None,
@@ -103,7 +101,7 @@ def run(
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
-    sampling = _sampling(temperature, max_tokens, seed)
+    sampling = make_sampling(temperature, max_tokens, seed)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
     if recipe == "rag":
         rag = RagJob(
@@ -218,115 +216,6 @@ def _example_folder() -> Path:
     raise InputError(
         "the example data is not here", expected="examples/home_energy", action="run it in a clone of the project"
     )
-
-
-@app.command()
-def synthesize(
-    log: Log,
-    llm: Llm,
-    out: Out,
-    base_url: BaseUrl = None,
-    column: Column = None,
-    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
-    paraphrases: Paraphrases = 3,
-    distinct: Distinct = 3,
-    prompts: Prompts = None,
-    concurrency: Concurrency = 8,
-    temperature: Temperature = 1.0,
-    max_tokens: MaxTokens = 1024,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Write labelled examples for a log with a language model; rejected candidates keep their reason."""
-    from embedsmith.examples import read_examples, texts_of
-    from embedsmith.llm import open_llm
-    from embedsmith.synthesis import synthesize as synthesize_examples
-
-    leaks = [text for path in evaluation or () for item in read_examples(path).examples for text in texts_of(item)]
-    found = _read_log(log, column)
-    write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
-    with watch_run() as watch:
-        result = synthesize_examples(
-            found.kept,
-            llm=open_llm(llm, base_url=base_url, concurrency=concurrency),
-            paraphrases=paraphrases,
-            distinct=distinct,
-            prompts=prompts,
-            sampling=_sampling(temperature, max_tokens, seed),
-            evaluation=leaks,
-            out=out,
-            on_progress=watch.calls,
-        )
-    if as_json:
-        about = {"counts": result.counts, "calls": plain(result.calls), "warnings": result.warnings}
-        print_json({**about, "examples": str(out / "examples.jsonl")})
-        return
-    print_table(f"{len(found.kept)} queries", ["candidates", "count"], sorted(result.counts.items()))
-    for warning in result.warnings:
-        console.print(f"warning: {warning}", markup=False)
-    console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
-
-
-@app.command()
-def explain(
-    log: Log,
-    column: Column = None,
-    row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
-    synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
-    paraphrases: Paraphrases = 3,
-    distinct: Distinct = 3,
-    prompts: Prompts = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what is sent to the language model for a row, exactly, and what came of it."""
-    from embedsmith.synthesis import explain as explain_queries
-    from embedsmith.synthesis import read_synthesis
-
-    queries = _read_log(log, column).kept
-    wanted = [query for query in queries if query.id in row] if row else queries[:1]
-    done = read_synthesis(synthesis) if synthesis else None
-    shown = explain_queries(
-        wanted,
-        paraphrases=paraphrases,
-        distinct=distinct,
-        prompts=prompts,
-        examples=done.examples if done else (),
-        rejected=done.rejected if done else (),
-        completions=done.completions if done else {},
-    )
-    if as_json:
-        print_json(plain(shown))
-        return
-    for item in shown:
-        for prompt, completion in zip(item.prompts, item.completions, strict=True):
-            console.rule(f"row {item.query.id}, {prompt.task}")
-            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
-            console.print(prompt.user, markup=False, highlight=False)
-            if completion is not None:
-                console.print("\n[bold]completion[/bold]")
-                console.print(completion, markup=False, highlight=False)
-        for pair in item.kept:
-            console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
-        for lost in item.rejected:
-            console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
-
-
-def _read_log(log: Path, column: str | None) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries
-
-    found = deduplicate(read_queries(log, column=column))
-    if found.rejected:
-        first = found.rejected[0]
-        console.print(
-            f"{log}: {len(found.rejected)} rows not used, e.g. line {first.line}: {first.detail}", markup=False
-        )
-    return found
-
-
-def _sampling(temperature: float, max_tokens: int, seed: int) -> Sampling:
-    from embedsmith.llm import Sampling
-
-    return Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
 
 
 def _training(

@@ -153,7 +153,7 @@ def _file_name(name: str) -> str:
 def print_retrieval(found: Mapping[str, Any]) -> None:
     """Print the figures, the differences to the baseline, and the table by dimension."""
     names, base, primary = list(found["metrics"]), found["baseline"], found["primary"]
-    for note in found["notes"]:
+    for note in found.get("notes", ()):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     title = f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents; 95% intervals"
     metrics = _figures(found)
@@ -168,7 +168,7 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
         print_table(against, ["", "dimensions", primary, "difference", "p (Holm)"], rows)
     if found["differences"] or found["dimensions"]:
         console.print(found["tests"], markup=False, highlight=False, soft_wrap=True)
-    for path in found["files"]:
+    for path in found.get("files", ()):
         console.print(f"written  {path}", markup=False, highlight=False, soft_wrap=True)
 
 

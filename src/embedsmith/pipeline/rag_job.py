@@ -45,7 +45,7 @@ from embedsmith.pipeline.common import (
     read_rows,
 )
 from embedsmith.report.rag import write_rag_report
-from embedsmith.retention import Retention, describe_choice
+from embedsmith.retention import Retention
 from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir
 from embedsmith.runtime import load_token_counter
 from embedsmith.synthesis.outcome import collect
@@ -54,7 +54,7 @@ from embedsmith.teacher import Teaching, teach
 from embedsmith.training import TrainingConfig, train
 
 CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
-DISTRACTORS = 2000  # passages that the choosing questions' own are ranked among
+DISTRACTORS = 1000  # passages that the choosing questions' own are ranked among
 SHORT = (128, 64, 32)  # dimensions of the Matryoshka table below a quarter
 
 # Chosen in benchmarks/rag_finance.py on questions held out there; see docs/log.md.
@@ -274,7 +274,7 @@ def _training(
             taught, base=job.base, out=out, config=config, card=facts, on_progress=watch.steps, retention=kept
         )
         write_json(folder / "training.json", result)
-    for line in (*result.notes, *(describe_choice(result.choice) if result.choice is not None else ())):
+    for line in result.notes:
         watch.say(f"training: {line}")
     watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
 

@@ -1,0 +1,335 @@
+"""Commands of synthesis: synthesize with any recipe, its pilot, its batch files, and explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.cli.console import (
+    AsJson,
+    BaseUrl,
+    Column,
+    Concurrency,
+    Distinct,
+    Llm,
+    Log,
+    MaxCalls,
+    MaxCost,
+    MaxTokens,
+    Out,
+    Paraphrases,
+    PriceOption,
+    Prompts,
+    Seed,
+    Temperature,
+    app,
+    console,
+    make_sampling,
+    print_json,
+    print_table,
+    watch_calls,
+)
+from embedsmith.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embedsmith.corpus import Deduplicated
+    from embedsmith.examples import Example
+    from embedsmith.llm.calls import Calls
+    from embedsmith.llm.pilot import Estimate
+    from embedsmith.synthesis.orders import Order, Pilot
+    from embedsmith.synthesis.outcome import Synthesis
+
+RECIPES = ("langcache", "rag", "e5")
+SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
+LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
+
+
+@app.command()
+def synthesize(
+    llm: Llm,
+    out: Out,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="A log of queries (langcache), documents (rag), nothing (e5)."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="langcache, rag or e5.")] = "langcache",
+    base_url: BaseUrl = None,
+    column: Column = None,
+    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
+    paraphrases: Paraphrases = 3,
+    distinct: Distinct = 3,
+    quota: Annotated[int | None, typer.Option(min=1, help="rag: questions in all, spread over the documents.")] = None,
+    base: Annotated[str | None, typer.Option(help="rag: encoder of the round trip, beside BM25.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="rag: the language model says if passages answer.")] = False,
+    tasks: Annotated[int, typer.Option(min=1, help="e5: rows in all, one example each.")] = 500,
+    groups: Annotated[str, typer.Option(help="e5: all, sts,bitext or sts=2,bitext=1.")] = "all",
+    languages: Annotated[str, typer.Option(help="e5: default, en,de or en=.5,de=.5.")] = "default",
+    topics: Annotated[Path | None, typer.Option(help="e5: your own topics, one a line.")] = None,
+    sts_as: Annotated[str, typer.Option(help="e5: sts rows as triplet or scored.")] = "triplet",
+    prompts: Prompts = None,
+    pilot: Annotated[
+        int | None, typer.Option(min=3, help="Try so many rows: show what is sent, what comes of it, what all cost.")
+    ] = None,
+    max_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    price: PriceOption = None,
+    batch_out: Annotated[
+        Path | None, typer.Option(help="Write the calls as files for a provider's batch API instead of sending them.")
+    ] = None,
+    batch_in: Annotated[
+        list[Path] | None, typer.Option(help="Read result files of a batch (and its error files); repeatable.")
+    ] = None,
+    concurrency: Concurrency = 256,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write examples with a language model; every candidate that is not used keeps its reason."""
+    from embedsmith.llm import open_llm
+    from embedsmith.llm.batches import BatchWriter, read_results
+    from embedsmith.llm.budget import Budget, Price
+    from embedsmith.llm.calls import Calls
+    from embedsmith.llm.journal import Journal
+    from embedsmith.llm.openai_chat import OpenAIChat
+    from embedsmith.synthesis.orders import try_order
+    from embedsmith.synthesis.outcome import collect
+
+    priced = Price.parse(price) if price is not None else None
+    budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
+    given: dict[str, Any] = {
+        "paraphrases": paraphrases,
+        "distinct": distinct,
+        "quota": quota,
+        "base": base,
+        "judge": judge,
+        "tasks": tasks,
+        "groups": groups,
+        "languages": languages,
+        "topics": topics,
+        "sts_as": sts_as,
+        "prompts": prompts,
+        "column": column,
+        "seed": seed,
+    }
+    order = _make_order(recipe, sources or [], given, _read_leaks(evaluation or []), out)
+    model = open_llm(llm, base_url=base_url, concurrency=concurrency)
+    sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
+    with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
+        for line in _describe_results(read_results(batch_in, journal)) if batch_in else ():
+            console.print(line, markup=False)
+        writer = None
+        if batch_out is not None:
+            if not isinstance(model, OpenAIChat):
+                raise ConfigurationError(f"--batch-out with {llm}", expected="openai:MODEL")
+            model = writer = BatchWriter(model, batch_out, journal)
+        calls = Calls(model, journal, sampling, budget=budget, on_progress=watch.progress)
+        if pilot is not None:
+            in_flight = min(concurrency, len(order.sizes))
+            tried = try_order(order, calls, pilot, price=priced, in_flight=in_flight)
+            watch.stop()
+            _print_pilot(order, tried, as_json=as_json)
+            return
+        if writer is not None:
+            _write_batches(order, calls, writer)
+            return
+        result = collect(order.fill(calls), calls, out=out, on_row=watch.rows)
+        cost = budget.cost
+    _print_result(order, result, out, cost, as_json=as_json)
+
+
+def _read_leaks(files: Sequence[Path]) -> list[str]:
+    """Return every text of evaluation files: examples of any kind, or a BEIR folder's queries."""
+    from embedsmith.examples import read_examples, texts_of
+    from embedsmith.retrieval import read_beir
+
+    texts: list[str] = []
+    for path in files:
+        if path.is_dir():
+            texts += read_beir(path).queries.values()
+        else:
+            texts += [text for item in read_examples(path).examples for text in texts_of(item)]
+    return texts
+
+
+def _make_order(recipe: str, sources: Sequence[str], given: dict[str, Any], leaks: list[str], out: Path) -> Order:
+    """Return the order, its inputs read; what of them is not used is written beside the results."""
+    from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
+    from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag
+    from embedsmith.synthesis.rag import RagPlan
+    from embedsmith.synthesis.recipes import load_recipe
+
+    if recipe == "langcache" and len(sources) == 1:
+        asked = load_recipe(paraphrases=given["paraphrases"], distinct=given["distinct"], prompts=given["prompts"])
+        found = read_log(Path(sources[0]), given["column"])
+        write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
+        return order_langcache(asked, found.kept, evaluation=leaks)
+    if recipe == "rag" and sources:
+        plan = RagPlan(quota=given["quota"], judge=given["judge"], prompts=given["prompts"], seed=given["seed"])
+        return order_rag(plan, *_read_passages(sources, given, out), evaluation=leaks)
+    if recipe == "e5" and not sources:
+        plan_of_tasks = E5Plan(
+            tasks=given["tasks"],
+            groups=parse_groups(given["groups"]),
+            languages=parse_languages(given["languages"]),
+            topics=given["topics"],
+            sts_as=given["sts_as"],
+            prompts=given["prompts"],
+            seed=given["seed"],
+        )
+        return order_e5(plan_of_tasks, evaluation=leaks)
+    raise ConfigurationError(
+        f"--recipe {recipe} with {len(sources)} sources", expected="langcache with one log, rag with documents, or e5"
+    )
+
+
+def _read_passages(sources: Sequence[str], given: dict[str, Any], out: Path) -> tuple[Any, Any]:
+    from embedsmith.documents import read_passages
+    from embedsmith.examples import Rejected
+    from embedsmith.model import load_encoder
+
+    rows = list(read_passages(sources, column=given["column"]))
+    write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
+    passages = [row for row in rows if not isinstance(row, Rejected)]
+    write_jsonl(out / "passages.jsonl", passages)
+    return passages, load_encoder(given["base"]) if given["base"] else None
+
+
+def _describe_results(found: Any) -> list[str]:
+    lines = [
+        f"batch: {found.stored} answers stored, {found.failed} failed, {found.missing} missing, {found.again} again"
+    ]
+    if found.unreadable:
+        lines.append(f"batch: {found.unreadable} lines are no results, the first: {found.first_unreadable}")
+    return lines
+
+
+def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
+    """Write the calls that have no answer yet; those of a second step follow once the first one's answers are read."""
+    from embedsmith.examples import Rejected
+
+    waiting = sum(isinstance(row, Rejected) for row in order.fill(calls))
+    for file in writer.files:
+        console.print(f"batch  {file}", markup=False)
+    if not writer.files:
+        console.print("every call has its answer, or waits in a batch; to read answers: --batch-in RESULTS")
+        return
+    console.print(f"{waiting:,} rows wait. Send the files, then run the same command with --batch-in RESULTS.")
+    console.print("If the recipe has a second step, add --batch-out again: its calls follow from the answers.")
+
+
+def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"recipe": order.recipe, "rows": len(order.sizes), **plain(tried)})
+        return
+    for row in list(dict.fromkeys(order.row_of(prompt.row) for prompt, _ in tried.exchanges))[:SHOWN]:
+        for prompt, completion in tried.exchanges:
+            if order.row_of(prompt.row) == row:
+                console.rule(f"row {prompt.row}, {prompt.task}")
+                console.print(f"{prompt.system}\n\n{prompt.user}", markup=False, highlight=False)
+                console.print("[bold]completion[/bold]")
+                console.print(completion.text or f"none ({completion.finish})", markup=False, highlight=False)
+    console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
+    for example in tried.kept[:20]:
+        console.print("kept  " + _show(example), markup=False, highlight=False)
+    for lost in tried.rejected[:20]:
+        console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}", markup=False, highlight=False)
+    if tried.estimate is not None:
+        _print_estimate(tried.estimate)
+
+
+def _show(example: Example) -> str:
+    from embedsmith.examples import texts_of
+
+    return "  |  ".join(text[:120] for text in texts_of(example))
+
+
+def _print_estimate(found: Estimate) -> None:
+    rows = [
+        [name, f"{own.value:,.{digits}f}", f"{own.low:,.{digits}f} to {own.high:,.{digits}f}"]
+        for name, own, digits in (
+            ("calls", found.calls, 0),
+            ("prompt tokens", found.prompt_tokens, 0),
+            ("completion tokens", found.completion_tokens, 0),
+            ("seconds", found.seconds, 0),
+            *((("US dollars", found.cost, 2),) if found.cost is not None else ()),
+        )
+    ]
+    print_table(f"All {found.rows:,} rows will take", ["", "estimate", "95% interval"], rows)
+    if found.cost is None:
+        console.print("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
+    if found.unmetered:
+        console.print(f"warning: {found.unmetered} rows came without token counts; tokens and cost are too low")
+
+
+def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None, *, as_json: bool) -> None:
+    if as_json:
+        about = {"counts": result.counts, "calls": plain(result.calls), "warnings": result.warnings, "cost": cost}
+        print_json({**about, "examples": str(out / "examples.jsonl")})
+        return
+    print_table(f"{len(order.sizes):,} rows of {order.recipe}", ["candidates", "count"], sorted(result.counts.items()))
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    spent = f", {cost:.4f} US dollars over all runs" if cost is not None else ""
+    console.print(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
+    console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
+
+
+@app.command()
+def explain(
+    log: Log,
+    column: Column = None,
+    row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
+    synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
+    paraphrases: Paraphrases = 3,
+    distinct: Distinct = 3,
+    prompts: Prompts = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is sent to the language model for a row, exactly, and what came of it."""
+    from embedsmith.synthesis import explain as explain_queries
+    from embedsmith.synthesis import read_synthesis
+
+    queries = read_log(log, column).kept
+    wanted = [query for query in queries if query.id in row] if row else queries[:1]
+    done = read_synthesis(synthesis) if synthesis else None
+    shown = explain_queries(
+        wanted,
+        paraphrases=paraphrases,
+        distinct=distinct,
+        prompts=prompts,
+        examples=done.examples if done else (),
+        rejected=done.rejected if done else (),
+        completions=done.completions if done else {},
+    )
+    if as_json:
+        print_json(plain(shown))
+        return
+    for item in shown:
+        for prompt, completion in zip(item.prompts, item.completions, strict=True):
+            console.rule(f"row {item.query.id}, {prompt.task}")
+            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
+            console.print(prompt.user, markup=False, highlight=False)
+            if completion is not None:
+                console.print("\n[bold]completion[/bold]")
+                console.print(completion, markup=False, highlight=False)
+        for pair in item.kept:
+            console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
+        for lost in item.rejected:
+            console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
+
+
+def read_log(log: Path, column: str | None) -> Deduplicated:
+    from embedsmith.corpus import deduplicate, read_queries
+
+    found = deduplicate(read_queries(log, column=column))
+    if found.rejected:
+        first = found.rejected[0]
+        console.print(
+            f"{log}: {len(found.rejected)} rows not used, e.g. line {first.line}: {first.detail}", markup=False
+        )
+    return found
