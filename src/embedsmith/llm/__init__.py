@@ -79,7 +79,7 @@ class Completion:
         text: None when there is none.
         finish: "stop", "length" (cut at max_tokens), "filtered", "missing" (a recorded file lacks the
             row), "error" (the call failed for good; it is tried again in the next run) or "budget" (it was
-            not made, since it could not be paid for).
+            not made, since it could not be paid for) or "batched" (it is in a batch file).
         seconds: wall time of the call.
     """
 

@@ -112,6 +112,10 @@ class Ledger(Protocol):
         """Return what was spent, and what was granted and has not come back."""
         ...
 
+    def read_committed(self) -> Usage:
+        """Return the most that calls which are out in batches can cost."""
+        ...
+
     def write(self, spent: Usage, granted: Usage) -> None:
         """Keep both."""
         ...
@@ -161,6 +165,7 @@ class Budget:
         self.spent = Usage()
         self._reserved = Usage()
         self._cover = Usage()  # what the ledger says was spent or may be: never less than is spent and reserved
+        self._committed = Usage()  # out in batches, kept by the ledger
         self._excess = 1.0  # how far a server has gone above what was thought to be the most
         self._ledger: Ledger | None = None
         self._lock = threading.Lock()
@@ -171,6 +176,7 @@ class Budget:
             self._ledger = ledger
             spent, self.lost = ledger.read()
             self.spent = self._cover = spent + self.lost
+            self._committed = ledger.read_committed()
 
     @property
     def cost(self) -> float | None:
@@ -178,14 +184,18 @@ class Budget:
         with self._lock:
             return None if self.price is None else self.price.of(self.spent)
 
-    def reserve(self, prompt: Prompt, sampling: Sampling) -> Usage | None:
-        """Return the most that a call can use, now reserved and on disk; None if there is no room for it."""
+    def reserve(self, prompt: Prompt, sampling: Sampling, *, durable: bool = True) -> Usage | None:
+        """Return the most that a call can use, now reserved and on disk; None if there is no room for it.
+
+        Args:
+            durable: False for a call that cannot leave before something else is on disk.
+        """
         worst = Usage(1, math.ceil(bound_tokens(prompt) * self._excess), sampling.max_tokens)
         with self._lock:
             if self.ended or not self._fits(worst):
                 return None
             self._reserved += worst
-            covered = self._ledger is None or self._cover.covers(self.spent + self._reserved)
+            covered = not durable or self._ledger is None or self._cover.covers(self.spent + self._reserved)
         if not covered:
             self._grant(worst)
         return worst
@@ -198,6 +208,12 @@ class Budget:
             self.spent += used
             if used.prompt_tokens > reserved.prompt_tokens:
                 self._excess *= 1.1 * used.prompt_tokens / reserved.prompt_tokens
+
+    def commit(self, reserved: Usage) -> None:
+        """Turn the reservation of a call that is in a batch file into one that the ledger keeps until it is read."""
+        with self._lock:
+            self._reserved -= reserved
+            self._committed += reserved
 
     def end(self) -> bool:
         """Note that a call got no reservation; True (no call goes out then) if no other's end could make room."""
@@ -219,7 +235,7 @@ class Budget:
                 self._ledger.write(*self.books())
 
     def _fits(self, worst: Usage) -> bool:
-        total = self.spent + self._reserved + worst
+        total = self.spent + self._committed + self._reserved + worst
         if self.max_calls is not None and total.calls > self.max_calls:
             return False
         return self.max_cost is None or self.price is None or self.price.of(total) <= self.max_cost

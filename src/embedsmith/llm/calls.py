@@ -21,6 +21,7 @@ from embedsmith.llm.structured import storable
 
 CHUNK = 256  # prompts handed at once to a model that takes lists
 OUT_OF_BUDGET = "budget"
+NOT_MADE = frozenset({OUT_OF_BUDGET, "batched"})  # nothing is stored: another run makes the call
 
 
 @runtime_checkable
@@ -167,7 +168,7 @@ class Calls:
         ended = [
             Finished(key, prompt, self.llm.name, _storable(completion))
             for key, prompt, completion in arrived
-            if completion.finish != OUT_OF_BUDGET
+            if completion.finish not in NOT_MADE
         ]
         if ended:
             self.journal.put_many(ended, run=run, budget=self.budget)
@@ -220,7 +221,7 @@ class Calls:
     def _look_up(self, prompt: Prompt, run: str) -> Completion:
         key = call_key(prompt, self.llm.name, self.sampling)
         found = self.journal.get(key) or self.journal.get_failure(key, run)
-        return found or Completion(None, OUT_OF_BUDGET, model=self.llm.name)
+        return found or Completion(None, getattr(self.llm, "absent", OUT_OF_BUDGET), model=self.llm.name)
 
     def _count(self, completion: Completion) -> None:
         tally = self.tally

@@ -51,6 +51,17 @@ create table if not exists spending (
     granted_prompt_tokens integer not null,
     granted_completion_tokens integer not null
 ) without rowid;
+create table if not exists batched (
+    key text primary key,
+    prompt text not null,
+    model text not null,
+    calls integer not null,
+    prompt_tokens integer not null,
+    completion_tokens integer not null,
+    batch integer not null
+) without rowid;
+create index if not exists batched_by_batch on batched (model, batch);
+create table if not exists batches (number integer primary key autoincrement, calls integer not null);
 """
 UNFINISHED = frozenset({"error", "missing"})  # not stored: tried again in the next run
 
@@ -63,6 +74,17 @@ class Finished:
     prompt: str  # its fingerprint
     model: str
     completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedCall:
+    """A call that is out in a batch file; `worst` is the most that it can cost."""
+
+    key: str
+    prompt: str  # its fingerprint
+    model: str
+    worst: Usage
+    batch: int = 0
 
 
 class Journal:
@@ -171,6 +193,55 @@ class Journal:
         figures = (*_figures(spent), *_figures(granted))
         self._connection.execute("insert or replace into spending values (?, ?, ?, ?, ?, ?, ?)", (model, *figures))
 
+    def read_committed(self, model: str) -> Usage:
+        """Return the most that the calls which are out in batches can cost."""
+        with self.lock:
+            row = self._connection.execute(
+                "select ifnull(sum(calls), 0), ifnull(sum(prompt_tokens), 0), ifnull(sum(completion_tokens), 0) "
+                "from batched where model = ?",
+                (model,),
+            ).fetchone()
+        return Usage(*row)
+
+    def last_batch(self) -> int:
+        """Return the number of the batch file written last; 0: none."""
+        with self.lock:
+            return int(self._connection.execute("select ifnull(max(number), 0) from batches").fetchone()[0])
+
+    def add_batch(self, calls: Sequence[BatchedCall]) -> None:
+        """Note the calls of the next batch file as out; durable on return."""
+        with self.lock, self._connection:
+            number = self._connection.execute("insert into batches (calls) values (?)", (len(calls),)).lastrowid
+            rows = ((one.key, one.prompt, one.model, *_figures(one.worst), number) for one in calls)
+            self._connection.executemany("insert or replace into batched values (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def find_batched(self, key: str) -> BatchedCall | None:
+        """Return the call if it is out in a batch."""
+        with self.lock:
+            row = self._connection.execute("select * from batched where key = ?", (key,)).fetchone()
+        return None if row is None else BatchedCall(row[0], row[1], row[2], Usage(*row[3:6]), row[6])
+
+    def take_results(self, finished: Sequence[Finished], used: Sequence[tuple[BatchedCall, Usage]]) -> None:
+        """Store answers of batches, take the calls off the list of those out, count what they cost, in one commit."""
+        with self.lock, self._connection:
+            for model in {
+                call.model for call, _ in used
+            }:  # before the answers count as calls of a journal without books
+                spent, granted = self.read_spending(model)
+                for call, usage in used:
+                    spent += usage if call.model == model else Usage()
+                self._write_spending(model, spent, granted)
+            self._connection.executemany(
+                "insert or replace into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_call_row, finished)
+            )
+            self._connection.executemany("delete from batched where key = ?", ((call.key,) for call, _ in used))
+
+    def release_batch(self, model: str, batch: int) -> int:
+        """Take all calls of a batch off the list of those out; return how many there were."""
+        with self.lock, self._connection:
+            gone = self._connection.execute("delete from batched where model = ? and batch = ?", (model, batch))
+        return gone.rowcount
+
     def count(self) -> int:
         """Return the number of finished calls."""
         return int(self._connection.execute("select count(*) from calls").fetchone()[0])
@@ -196,6 +267,10 @@ class JournalLedger:
     def read(self) -> tuple[Usage, Usage]:
         """Return what was spent, and what was granted and has not come back."""
         return self.journal.read_spending(self.model)
+
+    def read_committed(self) -> Usage:
+        """Return the most that the calls which are out in batches can cost."""
+        return self.journal.read_committed(self.model)
 
     def write(self, spent: Usage, granted: Usage) -> None:
         """Keep both; durable on return."""

@@ -264,14 +264,14 @@ class _Line:
     def _read(self, content: bytes, began: float) -> Attempt:
         try:
             answer = json.loads(content)
-            completion = _read_completion(answer, self._chat._model, time.monotonic() - began)
+            completion = read_completion(answer, self._chat._model, time.monotonic() - began)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             return self._fail("again", f"an answer that is no completion ({type(error).__name__})", began)
         tokens = completion.prompt_tokens, completion.completion_tokens
         return Attempt("answer", completion, used=Usage(1, *tokens) if any(tokens) else None)
 
 
-def _read_completion(answer: Any, model: str, seconds: float) -> Completion:
+def read_completion(answer: Any, model: str, seconds: float) -> Completion:
     """Return the completion in the body of an answer; an empty one is an answer: counted, not repeated."""
     usage = answer.get("usage") or {}
     choice = (answer.get("choices") or [{}])[0]

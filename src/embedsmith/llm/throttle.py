@@ -17,7 +17,7 @@ PAYS = 0.3  # share of a larger window that must come back as answers a second, 
 ROUND = 0.25  # seconds over which answers are counted, at least
 REST = 3.0  # seconds between two attempts to grow, where growth did not pay
 BELOW = 0.97  # of the size that was refused: where the window rests
-HOLD = 30.0  # seconds for which it rests there
+HOLD, LONGEST_HOLD = 5.0, 30.0  # seconds for which it rests there; twice as long each time that it was right
 SOON = 3.0  # seconds after recovery within which another refusal says that the size is wrong by more than a little
 PACED = 16.0  # windows below it are kept to their fraction by spacing the calls
 LEAST, LEAST_REFUSED = 1.0, 0.1  # the smallest window; that of a server that refuses most calls sent one at a time
@@ -49,6 +49,7 @@ class Throttle:
         self._limit: float | None = None  # size at which the server refused
         self._cut_at = self._resume_at = -math.inf
         self._since_cut = 0
+        self._hold = HOLD
         self._refused = 0.0  # share of calls that came back as 429, smoothed
         self._round: _Round | None = None
         self._base: tuple[float, float] | None = None  # window and answers a second before the last growth
@@ -97,6 +98,8 @@ class Throttle:
         if self._limit is not None and now - self._recovered_at() < SOON:
             passed = self._since_cut / max(now - self._cut_at, 1e-3) * (self.latency or 1.0)
             size = min(max(passed, 0.3 * size), 0.95 * size)
+        right = self._limit is not None and 0.8 < size / self._limit < 1.25
+        self._hold = min(2 * self._hold, LONGEST_HOLD) if right else HOLD
         least = LEAST_REFUSED if self._refused >= 0.5 else LEAST
         self._cut(now, max(size, least), least)
 
@@ -129,7 +132,7 @@ class Throttle:
             share = (now - start) / (back - start)
             self.window = max(self.window, target * (0.5 + 0.5 * share))
             return
-        beyond = max(now - back - HOLD, 0.0)
+        beyond = max(now - back - self._hold, 0.0)
         self.window = min(target * (1 + 0.02 * beyond + 0.005 * beyond**3), self.ceiling)
         if self.window > 1.5 * self._limit or (beyond and self.window == self.ceiling):
             self._limit = self._round = self._base = None
