@@ -100,3 +100,55 @@ STEADY = [
 def test_nine_tenths_of_a_hidden_capacity_are_found_in_half_a_minute(server: Server, ideal: float) -> None:
     """Those that change do so after 30 s, and are measured from 60 s on."""
     assert use(server, Throttle(256), 120, since=60) >= 0.9 * ideal
+
+
+def test_the_ceiling_is_never_passed_and_one_call_is_always_possible() -> None:
+    server = Server(at_once=lambda now: 1000)
+    throttle = Throttle(16)
+    assert use(server, throttle, 30, since=10) == pytest.approx(16 / 0.2, rel=0.05)
+    assert throttle.window == 16
+    assert throttle.delay(30.0, in_flight=16) is None
+    assert Throttle(0).delay(0.0, in_flight=0) == 0
+
+
+def test_a_server_that_refuses_a_fifth_of_the_calls_at_random_is_not_left_alone() -> None:
+    """No window is small enough for it; one call at a time goes on, at least."""
+    assert use(Server(fault=0.2), Throttle(64), 60, since=0) > 0.5 / 0.2
+
+
+def test_the_window_is_halved_once_for_refusals_of_the_same_moment() -> None:
+    throttle = Throttle(64, start=32)
+    for _ in range(5):
+        throttle.push_back(1.0, 0.5, crowd=32)
+    assert throttle.window == pytest.approx(31 / 2)
+    throttle.push_back(3.0, 2.0, crowd=16)  # it went out afterwards
+    assert throttle.window < 31 / 2
+
+
+def test_a_timeout_halves_the_window_and_leaves_its_limit() -> None:
+    throttle = Throttle(64, start=32)
+    for call in range(40):
+        throttle.answer(0.2 + call / 1000, call / 1000)
+    throttle.time_out(1.0, 0.5)
+    assert throttle.window == 16
+    assert throttle.delay(5.0, in_flight=20) == 0.0  # it came back to near 32 by then
+
+
+def test_all_calls_wait_as_long_as_the_server_asks() -> None:
+    throttle = Throttle(64)
+    throttle.push_back(10.0, 9.0, crowd=8, retry_after=4.0)
+    assert throttle.delay(11.0, in_flight=0) == 3.0
+    assert throttle.delay(14.0, in_flight=0) == 0.0
+
+
+def test_patience_follows_what_calls_take_below_the_ceiling() -> None:
+    throttle = Throttle(64)
+    for call in range(19):
+        throttle.answer(call + 2.0, call)
+    assert throttle.patience(120.0) == 120.0  # too few answers to say
+    throttle.answer(22.0, 20.0)
+    assert throttle.patience(120.0) == 8.0
+    assert throttle.patience(5.0) == 5.0
+    for call in range(300):
+        throttle.answer(call + 0.01, call)
+    assert throttle.patience(120.0) == 3.0  # fast servers may still stumble

@@ -81,8 +81,9 @@ class BatchWriter:
                 yield [(place, Completion(None, finish, model=self.name))]
             shard = self._finish(shard, budget)
         finally:
-            for call in shard.calls if budget is not None else ():  # something went wrong: they are in no file
-                budget.settle(call.worst, Usage())
+            if budget is not None:  # what is left went wrong, and is in no file
+                for call in shard.calls:
+                    budget.settle(call.worst, Usage())
 
     def _is_full(self, shard: _Shard, line: bytes) -> bool:
         return bool(shard.calls) and (len(shard.calls) == self._most_calls or shard.size + len(line) > self._most_bytes)

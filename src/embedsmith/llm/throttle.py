@@ -18,9 +18,12 @@ ROUND = 0.25  # seconds over which answers are counted, at least
 REST = 3.0  # seconds between two attempts to grow, where growth did not pay
 BELOW = 0.97  # of the size that was refused: where the window rests
 HOLD, LONGEST_HOLD = 5.0, 30.0  # seconds for which it rests there; twice as long each time that it was right
+SHRINK = (0.92, 0.88, 0.7, 0.6)  # by how much the size shrinks, at most, at refusals that follow one another soon
 SOON = 3.0  # seconds after recovery within which another refusal says that the size is wrong by more than a little
-PACED = 16.0  # windows below it are kept to their fraction by spacing the calls
-LEAST, LEAST_REFUSED = 1.0, 0.1  # the smallest window; that of a server that refuses most calls sent one at a time
+GOLDEN = 0.6180339887  # turns of a window's fraction: 3.7 is 4 calls at once in 7 of 10 turns, evenly spread
+LEAST, LEAST_REFUSED = 1.0, 0.02  # the smallest window; that of a server that refuses calls sent one at a time
+EVEN = 0.75  # of the average time between two calls: none follows sooner where a server refuses what is too much
+OFTEN = 0.25  # share of refused calls from which on that is so
 SEEN, PATIENCE, SHORTEST = 200, 4.0, 3.0  # a call may take four times as long as the slowest of the last 200
 KNOWN = 20  # answers before the timeout follows them
 
@@ -50,6 +53,7 @@ class Throttle:
         self._cut_at = self._resume_at = -math.inf
         self._since_cut = 0
         self._hold = HOLD
+        self._soon = 0  # cuts of the window that followed one another soon
         self._refused = 0.0  # share of calls that came back as 429, smoothed
         self._round: _Round | None = None
         self._base: tuple[float, float] | None = None  # window and answers a second before the last growth
@@ -57,25 +61,25 @@ class Throttle:
         self._last_sent = -math.inf
         self._slowest: deque[float] = deque(maxlen=SEEN)
         self._full = False
+        self._turn = 0.0
 
     def delay(self, now: float, in_flight: int) -> float | None:
         """Return seconds until the next call may go out (0: now), or None: when another one has ended."""
         if now < self._resume_at:
             return self._resume_at - now
         self._recover(now)
-        paced = self._limit is not None and self.window < PACED
-        if in_flight >= math.ceil(self.window) + paced:
+        if in_flight >= max(math.floor(self.window + self._turn), 1):
             self._full = True
             return None
-        if paced:
-            return max(self._last_sent + self.latency / self.window - now, 0.0)
-        return 0.0
+        if self._limit is None:
+            return 0.0
+        interval = self.latency / self.window  # so many seconds between calls, on average
+        return max(self._last_sent + (interval if self.window < 1 else EVEN * interval) - now, 0.0)
 
     def send(self, now: float) -> None:
         """Note that a call goes out."""
-        # Calls that were late catch up within half an interval, so that a timer's delay costs no rate.
-        interval = self.latency / self.window
-        self._last_sent = max(self._last_sent + interval, now - interval / 2) if self._limit is not None else now
+        credit = EVEN * self.latency / self.window if self.window >= 1 and self._limit is not None else 0.0
+        self._last_sent = max(self._last_sent + credit, now - credit) if credit else now
 
     def answer(self, now: float, sent: float) -> None:
         """Note an answer to a call that went out at `sent`."""
@@ -83,24 +87,32 @@ class Throttle:
         self._slowest.append(took)
         self.latency = took if not self.latency else 0.95 * self.latency + 0.05 * took
         self._refused *= 0.98
-        self._since_cut += 1
+        self._since_cut += sent >= max(self._cut_at, self._resume_at)
+        self._turn = (self._turn + GOLDEN) % 1
         if self._limit is None:
             self._climb(now)
 
     def push_back(self, now: float, sent: float, *, crowd: int, retry_after: float | None = None) -> None:
         """Note a 429 to a call that went out at `sent` as one of `crowd` in flight; all calls wait `retry_after`."""
         self._refused = 0.98 * self._refused + 0.02
+        if sent >= self._cut_at:  # else it left before the window was halved, and says nothing of its present size
+            self._shrink(now, crowd)
         if retry_after:
             self._resume_at = max(self._resume_at, now + retry_after)
-        if sent < self._cut_at:
-            return  # it left before the window was halved, and says nothing of its present size
+
+    def _shrink(self, now: float, crowd: int) -> None:
         size = min(self.window, max(crowd - 1, 1))
+        if self._limit is not None:  # that fewer were in flight for a moment says little
+            size = max(size, 0.9 * self.window)
         if self._limit is not None and now - self._recovered_at() < SOON:
-            passed = self._since_cut / max(now - self._cut_at, 1e-3) * (self.latency or 1.0)
-            size = min(max(passed, 0.3 * size), 0.95 * size)
+            passed = self._since_cut / max(now - max(self._cut_at, self._resume_at), 1e-3) * (self.latency or 1.0)
+            least = SHRINK[min(self._soon, len(SHRINK) - 1)] * size
+            size, self._soon = min(max(passed, least), 0.95 * size), self._soon + 1
+        else:
+            self._soon = 0
         right = self._limit is not None and 0.8 < size / self._limit < 1.25
         self._hold = min(2 * self._hold, LONGEST_HOLD) if right else HOLD
-        least = LEAST_REFUSED if self._refused >= 0.5 else LEAST
+        least = LEAST_REFUSED if self._refused >= OFTEN or (self._limit or 1.0) < 1 else LEAST
         self._cut(now, max(size, least), least)
 
     def time_out(self, now: float, sent: float) -> None:
