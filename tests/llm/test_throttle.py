@@ -99,7 +99,7 @@ STEADY = [
 @pytest.mark.parametrize(("server", "ideal"), [row[1:] for row in STEADY], ids=[row[0] for row in STEADY])
 def test_nine_tenths_of_a_hidden_capacity_are_found_in_half_a_minute(server: Server, ideal: float) -> None:
     """Those that change do so after 30 s, and are measured from 60 s on."""
-    assert use(server, Throttle(256), 120, since=60) >= 0.9 * ideal
+    assert use(server, Throttle(256), 95, since=60) >= 0.9 * ideal
 
 
 def test_the_ceiling_is_never_passed_and_one_call_is_always_possible() -> None:
@@ -120,9 +120,9 @@ def test_the_window_is_halved_once_for_refusals_of_the_same_moment() -> None:
     throttle = Throttle(64, start=32)
     for _ in range(5):
         throttle.push_back(1.0, 0.5, crowd=32)
-    assert throttle.window == pytest.approx(31 / 2)
+    assert throttle.window == 16
     throttle.push_back(3.0, 2.0, crowd=16)  # it went out afterwards
-    assert throttle.window < 31 / 2
+    assert throttle.window < 16
 
 
 def test_a_timeout_halves_the_window_and_leaves_its_limit() -> None:
