@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from common import describe_machine, write_result
-
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from embedsmith.errors import InputError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.journal import Journal, call_key, complete_durably
+from embedsmith.llm.journal import Finished, Journal, call_key, complete_durably
+from embedsmith.llm.openai_chat import OpenAIChat
 from embedsmith.llm.recorded import Recorded
 from embedsmith.testing import FakeLLM, FaultyServer
 
@@ -157,6 +158,24 @@ def test_what_was_finished_before_the_model_gave_up_is_kept(tmp_path: Path) -> N
         assert journal.count() == 1
 
 
+def test_answers_that_arrive_together_are_one_commit(tmp_path: Path) -> None:
+    """Sixty answers that wait for the disk take a handful of commits, not sixty."""
+    prompts = [Prompt("system", f"question {n}", str(n), "paraphrases") for n in range(60)]
+    with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
+        sizes: list[int] = []
+        put_many = journal.put_many
+
+        def slowly(finished: Sequence[Finished], **options: object) -> None:
+            sizes.append(len(finished))
+            time.sleep(0.02)  # a slow disk
+            put_many(finished, **options)  # type: ignore[arg-type]
+
+        journal.put_many = slowly  # type: ignore[method-assign]
+        complete_durably(OpenAIChat("m", base_url=server.base_url), prompts, SAMPLING, journal)
+        assert sum(sizes) == journal.count() == 60
+    assert len(sizes) < 30
+
+
 def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         ask = journal._connection.execute
@@ -165,8 +184,6 @@ def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> Non
 
 
 def test_no_key_of_a_user_reaches_the_file(tmp_path: Path) -> None:
-    from embedsmith.llm.openai_chat import OpenAIChat
-
     with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
         llm = OpenAIChat("m", base_url=server.base_url, api_key="sk-very-secret")
         complete_durably(llm, write_prompts("a"), SAMPLING, journal)

@@ -25,11 +25,11 @@ from embedsmith.artifacts import read_jsonl, sync_folder
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.calls import BATCHED, OUT_OF_BUDGET
 from embedsmith.llm.journal import BatchedCall, Finished, Journal, call_key
 from embedsmith.llm.openai_chat import OpenAIChat, read_completion
 from embedsmith.llm.structured import storable
 
-BATCHED = "batched"
 MOST_CALLS, MOST_BYTES = 50_000, 190_000_000  # of one file; OpenAI takes 50,000 and 200 MB
 TOGETHER = 500  # answers in one commit
 URL = "/v1/chat/completions"
@@ -44,8 +44,6 @@ class BatchWriter:
     Attributes:
         files: the files written, finished when `stream` ends.
     """
-
-    absent = BATCHED
 
     def __init__(
         self, chat: OpenAIChat, folder: Path | str, journal: Journal, *, calls: int = MOST_CALLS, size: int = MOST_BYTES
@@ -77,7 +75,7 @@ class BatchWriter:
                     if worst is not None:
                         shard.add(line, BatchedCall(key, prompt.fingerprint, self.name, worst))
                     else:
-                        finish = "budget"
+                        finish = OUT_OF_BUDGET
                 yield [(place, Completion(None, finish, model=self.name))]
             shard = self._finish(shard, budget)
         finally:

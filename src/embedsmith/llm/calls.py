@@ -20,8 +20,8 @@ from embedsmith.llm.journal import Finished, Journal, call_key
 from embedsmith.llm.structured import storable
 
 CHUNK = 256  # prompts handed at once to a model that takes lists
-OUT_OF_BUDGET = "budget"
-NOT_MADE = frozenset({OUT_OF_BUDGET, "batched"})  # nothing is stored: another run makes the call
+OUT_OF_BUDGET, BATCHED = "budget", "batched"
+NOT_MADE = frozenset({OUT_OF_BUDGET, BATCHED})  # nothing is stored: another run makes the call
 
 
 @runtime_checkable
@@ -221,7 +221,10 @@ class Calls:
     def _look_up(self, prompt: Prompt, run: str) -> Completion:
         key = call_key(prompt, self.llm.name, self.sampling)
         found = self.journal.get(key) or self.journal.get_failure(key, run)
-        return found or Completion(None, getattr(self.llm, "absent", OUT_OF_BUDGET), model=self.llm.name)
+        if found is not None:
+            return found
+        batched = self.journal.find_batched(key) is not None
+        return Completion(None, BATCHED if batched else OUT_OF_BUDGET, model=self.llm.name)
 
     def _count(self, completion: Completion) -> None:
         tally = self.tally
