@@ -2,8 +2,8 @@
 
     python benchmarks/synthesis_flow.py [--quick] [--part capacity|hidden|faults|memory]
 
-capacity: calls a second of the client, journal and all, against the server of embedsmith.testing in a process of its own
-on the same two cores. hidden: share of a server's hidden capacity that is used after 30 s; counted by the server, as
+capacity: calls a second of the client, journal and all, against the server of embedsmith.testing in a process of its
+own on the same two cores. hidden: share of a server's hidden capacity that is used after 30 s; counted by the server, as
 answers in a window of 20 s over what it could have answered. faults: answers of the model (billed: status 200, or a
 connection that broke off after the model was asked) per completion, under each fault. memory: the highest resident set
 of a process that walks n prompts, twice: answered at once by a model in process, then all from the journal.
@@ -96,13 +96,16 @@ def serve_elsewhere(**settings: Any) -> Iterator[Elsewhere]:
 
 
 def measure_capacity(count: int) -> dict[str, Any]:
-    with serve_elsewhere() as server, tempfile.TemporaryDirectory() as folder:
-        with Journal(Path(folder) / "journal.sqlite") as journal:
-            llm = OpenAIChat("m", base_url=server.base_url)
-            began, cpu = time.perf_counter(), time.process_time()
-            calls = Calls(llm, journal, Sampling(seed=1))
-            answered = sum(done.text is not None for _, done in calls.complete(lambda: write_prompts(count)))
-            seconds = time.perf_counter() - began
+    with (
+        serve_elsewhere() as server,
+        tempfile.TemporaryDirectory() as folder,
+        Journal(Path(folder) / "journal.sqlite") as journal,
+    ):
+        llm = OpenAIChat("m", base_url=server.base_url)
+        began, cpu = time.perf_counter(), time.process_time()
+        calls = Calls(llm, journal, Sampling(seed=1))
+        answered = sum(done.text is not None for _, done in calls.complete(lambda: write_prompts(count)))
+        seconds = time.perf_counter() - began
     assert answered == count
     cpu = time.process_time() - cpu
     return {
@@ -148,7 +151,7 @@ def measure_hidden(name: str, *, settle: float = 30.0, window: float = 20.0) -> 
                 yield from write_prompts(1, number)
 
         windows: list[float] = []
-        calls = Calls(llm, journal, Sampling(seed=1), on_progress=lambda progress: windows.append(llm.window))
+        calls = Calls(llm, journal, Sampling(seed=1), on_progress=lambda _: windows.append(llm.window))
         thread = threading.Thread(target=lambda: next(iter(calls.complete(prompts)), None), daemon=True)
         thread.start()
         if "then" in scene:
@@ -206,7 +209,8 @@ def walk(count: int, folder: str) -> None:
         with Journal(Path(folder) / "journal.sqlite") as journal:
             calls, began = Calls(AtOnce(), journal, Sampling(seed=1)), time.perf_counter()
             seen = sum(1 for _ in calls.complete(lambda: write_prompts(count)))
-        assert seen == count and calls.tally.missing == 0
+        assert seen == count
+        assert calls.tally.missing == 0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         figures[name] = {"peak_mb": round(peak, 1), "seconds": round(time.perf_counter() - began, 1)}
     print(json.dumps(figures))

@@ -110,13 +110,10 @@ def test_each_fault_is_what_its_name_says() -> None:
     assert answers["rate_limit"].status_code == 429
     assert answers["rate_limit"].headers["retry-after"] == "0"
     assert "retry-after" not in answers["rate_limit_silent"].headers
-    assert [answers[name].status_code for name in ("rate_limit_silent", "server_error", "unavailable")] == [
-        429,
-        500,
-        503,
-    ]
+    statuses = [answers[name].status_code for name in ("rate_limit_silent", "server_error", "unavailable")]
+    assert statuses == [429, 500, 503]
     assert answers["garbled"].status_code == 200
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting|delimiter"):
         answers["garbled"].json()
     assert read(answers["null"])[0] is None
     assert read(answers["empty"])[0] == ""

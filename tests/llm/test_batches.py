@@ -151,7 +151,7 @@ def test_an_answer_without_a_body_is_a_failed_call(tmp_path: Path) -> None:
 def test_a_batch_that_is_out_counts_at_its_worst_case(tmp_path: Path) -> None:
     price = Price(1.0, 1.0)
     prompts = write_prompts(30)
-    worst = sum(price.of(Usage(1, bound_tokens(prompt), 50)) for prompt in prompts[:10])
+    worst = sum(price.of(Usage(1, bound_tokens(prompt), 50)) for prompt in prompts[:10]) + 1e-9
     with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
         (file,), finishes = write(journal, tmp_path, prompts, budget=Budget(max_cost=worst, price=price))
         assert finishes == ["batched"] * 10 + ["budget"] * 20
@@ -181,7 +181,7 @@ def test_a_recipe_of_two_steps_takes_two_rounds(tmp_path: Path) -> None:
 
 # SIGKILL while a batch is written and read.
 
-KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))
 COUNT = 3000
 CHILD = f"""
 import sys
@@ -206,7 +206,6 @@ with Journal(folder / "journal.sqlite") as journal:
 
 def kill_often(what: str, folder: Path, draw: random.Random) -> None:
     command = [sys.executable, "-c", CHILD, what, str(folder)]
-    began = time.monotonic()
     for _ in range(KILLS):
         child = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -215,7 +214,6 @@ def kill_often(what: str, folder: Path, draw: random.Random) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=60)
         child.stdout.close()
-    assert time.monotonic() > began
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
 
 

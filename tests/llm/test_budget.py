@@ -117,7 +117,8 @@ from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
 from embedsmith.llm.openai_chat import OpenAIChat
 with Journal(sys.argv[2]) as journal:
-    calls = Calls(OpenAIChat("m", base_url=sys.argv[1], concurrency=8), journal, Sampling(max_tokens=50), budget=Budget(max_calls=60))
+    llm = OpenAIChat("m", base_url=sys.argv[1], concurrency=8)
+    calls = Calls(llm, journal, Sampling(max_tokens=50), budget=Budget(max_calls=60))
     prompts = [Prompt("s", f"question {n}", str(n), "t") for n in range(200)]
     print(json.dumps([done.finish for _, done in calls.complete(lambda: prompts)]))
 """
