@@ -3,8 +3,8 @@
     python benchmarks/synthesis_flow.py [--quick] [--part capacity|hidden|faults|memory]
 
 capacity: calls a second of the client, journal and all, against the server of embedsmith.testing in a process of its
-own on the same two cores. hidden: share of a server's hidden capacity that is used after 30 s; counted by the server, as
-answers in a window of 20 s over what it could have answered. faults: answers of the model (billed: status 200, or a
+own on the same two cores. hidden: share of a server's hidden capacity that is used after 30 s; counted by the server,
+as answers in a window of 20 s over what it could have answered. faults: answers of the model (billed: status 200, or a
 connection that broke off after the model was asked) per completion, under each fault. memory: the highest resident set
 of a process that walks n prompts, twice: answered at once by a model in process, then all from the journal.
 """

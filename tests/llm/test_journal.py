@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.errors import InputError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.journal import Finished, Journal, call_key, complete_durably
@@ -82,6 +83,12 @@ def test_all_that_decides_an_answer_is_in_the_key_and_nothing_else() -> None:
     ]
     assert len({key, *others}) == 1 + len(others)
     assert call_key(replace(prompt, row="other", task="other"), "m", SAMPLING) == key
+
+
+@given(st.text(), st.text(), st.sampled_from([SAMPLING, Sampling(temperature=0.5), Sampling(max_tokens=9, seed=None)]))
+def test_the_key_is_the_fingerprint_of_what_decides_the_answer(system: str, user: str, sampling: Sampling) -> None:
+    """Journals of earlier versions are found again."""
+    assert call_key(Prompt(system, user, "r", "t"), "m", sampling) == fingerprint([system, user, "m", sampling])
 
 
 def test_recorded_answers_are_kept_by_row(tmp_path: Path) -> None:

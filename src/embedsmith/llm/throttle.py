@@ -20,6 +20,7 @@ BELOW = 0.97  # of the size that was refused: where the window rests
 HOLD, LONGEST_HOLD = 5.0, 30.0  # seconds for which it rests there; twice as long each time that it was right
 SHRINK = (0.92, 0.88, 0.7, 0.6)  # by how much the size shrinks, at most, at refusals that follow one another soon
 SOON = 3.0  # seconds after recovery within which another refusal says that the size is wrong by more than a little
+HARDLY_MORE = 1.05  # a limit that is found again grows by so much at most
 GOLDEN = 0.6180339887  # turns of a window's fraction: 3.7 is 4 calls at once in 7 of 10 turns, evenly spread
 LEAST, LEAST_REFUSED = 1.0, 0.02  # the smallest window; that of a server that refuses calls sent one at a time
 EVEN = 0.75  # of the average time between two calls: none follows sooner where a server refuses what is too much
@@ -111,6 +112,8 @@ class Throttle:
         else:
             self._soon = 0
         right = self._limit is not None and 0.8 < size / self._limit < 1.25
+        if right and self._limit is not None:  # what a server has saved up flatters the attempt
+            size = min(size, HARDLY_MORE * self._limit)
         self._hold = min(2 * self._hold, LONGEST_HOLD) if right else HOLD
         least = LEAST_REFUSED if self._refused >= OFTEN or (self._limit or 1.0) < 1 else LEAST
         self._cut(now, max(size, least), least)
