@@ -35,7 +35,7 @@ ASKED = 'Reply with {"paraphrases": [3 strings]}'
 SYSTEM = "You write paraphrases of questions that users ask. " * 8
 RETRYABLE = ("rate_limit", "rate_limit_silent", "server_error", "unavailable", "drop", "garbled", "hang")
 RATE = 0.1  # of each fault
-BILLED = ANSWERED | {"drop", "garbled", "hang"}
+BILLED = ANSWERED  # a broken connection may be billed or not: `requests_per_answer` is its upper bound
 
 
 def write_prompts(count: int, start: int = 0) -> Iterator[Prompt]:

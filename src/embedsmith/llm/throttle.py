@@ -21,6 +21,7 @@ HOLD, LONGEST_HOLD = 5.0, 30.0  # seconds for which it rests there; twice as lon
 SHRINK = (0.92, 0.88, 0.7, 0.6)  # by how much the size shrinks, at most, at refusals that follow one another soon
 SOON = 3.0  # seconds after recovery within which another refusal says that the size is wrong by more than a little
 HARDLY_MORE = 1.05  # a limit that is found again grows by so much at most
+SLOW = 0.98  # weight of the past in the mean time of an answer
 GOLDEN = 0.6180339887  # turns of a window's fraction: 3.7 is 4 calls at once in 7 of 10 turns, evenly spread
 LEAST, LEAST_REFUSED = 1.0, 0.02  # the smallest window; that of a server that refuses calls sent one at a time
 EVEN = 0.75  # of the average time between two calls: none follows sooner where a server refuses what is too much
@@ -86,7 +87,7 @@ class Throttle:
         """Note an answer to a call that went out at `sent`."""
         took = now - sent
         self._slowest.append(took)
-        self.latency = took if not self.latency else 0.95 * self.latency + 0.05 * took
+        self.latency = took if not self.latency else SLOW * self.latency + (1 - SLOW) * took
         self._refused *= 0.98
         self._since_cut += sent >= max(self._cut_at, self._resume_at)
         self._turn = (self._turn + GOLDEN) % 1
