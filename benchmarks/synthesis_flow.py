@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import describe_machine, write_result
+from common import ROOT, describe_machine, write_result
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
@@ -83,7 +84,7 @@ class Elsewhere:
 
 @contextmanager
 def serve_elsewhere(**settings: Any) -> Iterator[Elsewhere]:
-    command = [sys.executable, __file__, "--serve", json.dumps(settings)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve", json.dumps(settings)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Elsewhere(process)
@@ -224,6 +225,12 @@ def measure_memory(count: int) -> dict[str, Any]:
     return figures
 
 
+def read_result() -> dict[str, Any]:
+    """Return what other parts have written."""
+    path = ROOT / "benchmarks" / "results" / "synthesis_flow.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer calls, shorter windows; nothing is written")
@@ -238,7 +245,9 @@ def main() -> None:
         walk(int(options.walk[0]), options.walk[1])
         return
     quick, wanted = options.quick, options.part
-    result: dict[str, Any] = {"machine": describe_machine() if not quick else {}}
+    result: dict[str, Any] = {} if quick or wanted is None else read_result()
+    result["machine"] = describe_machine()
+    result["load"] = os.getloadavg()[1]  # of the last five minutes, before: two cores, so above 2 somebody waits
     if wanted in {None, "capacity"}:
         result["capacity"] = measure_capacity(2_000 if quick else 20_000)
         print(result["capacity"], flush=True)
@@ -250,7 +259,7 @@ def main() -> None:
     if wanted in {None, "memory"}:
         sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
         result["memory"] = {str(count): measure_memory(count) for count in sizes}
-    if not quick and wanted is None:
+    if not quick:
         write_result("synthesis_flow", result)
 
 
