@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 
 from embedsmith.corpus import Query
 from embedsmith.llm import Prompt, Sampling
-from embedsmith.llm.structured import parse_list
+from embedsmith.llm.structured import parse_list, parse_object
 from embedsmith.synthesis import load_recipe, render
-from embedsmith.testing import FAULTS, FakeEncoder, FakeLLM, FaultyServer, write_answer
+from embedsmith.testing import FAULTS, Capacity, FakeEncoder, FakeLLM, FaultyServer, spoil, write_answer
 
 USER = 'Question: how do i cook rice?\nReply with {"paraphrases": [3 strings]}'
 
@@ -108,7 +109,12 @@ def test_each_fault_is_what_its_name_says() -> None:
             assert [call.fault for call in server.calls] == [fault]
     assert answers["rate_limit"].status_code == 429
     assert answers["rate_limit"].headers["retry-after"] == "0"
-    assert answers["server_error"].status_code == 500
+    assert "retry-after" not in answers["rate_limit_silent"].headers
+    statuses = [answers[name].status_code for name in ("rate_limit_silent", "server_error", "unavailable")]
+    assert statuses == [429, 500, 503]
+    assert answers["garbled"].status_code == 200
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting|delimiter"):
+        answers["garbled"].json()
     assert read(answers["null"])[0] is None
     assert read(answers["empty"])[0] == ""
     assert read(answers["truncated"])[1] == "length"
@@ -183,3 +189,55 @@ def test_a_request_that_was_cut_off_is_no_call() -> None:
         assert probe.getresponse().status == 200
         probe.close()
     assert server.answered() == [USER]
+
+
+@pytest.mark.parametrize("answer", ['{"a": "x", "b": [1, {"c": "]}"}], "n": 3}', '{"label": "yes"}', '{"items": []}'])
+def test_faults_spoil_any_json_object_and_can_be_read_as_what_they_are(answer: str) -> None:
+    keys = list(json.loads(answer))
+    found = {name: parse_object(spoil(name, answer, "first"), keys) for name in FAULTS}
+    for name in ("thinking", "fenced", "broken"):
+        assert found[name][0] == json.loads(answer)
+    assert found["broken"][1] == ("repaired",)
+    for name in ("null", "empty", "truncated"):
+        assert found[name][0] is None
+    assert spoil("duplicate", answer, "first") == "first"
+    assert list(json.loads(str(spoil("refusal", answer, "")))) == keys
+    assert spoil(None, answer, "") == answer
+
+
+def test_a_refusal_of_an_answer_without_json_is_words() -> None:
+    assert "As an AI" in str(spoil("refusal", "just text", ""))
+
+
+def test_a_capacity_refuses_or_lets_wait() -> None:
+    """Three at once where one has room: two are refused, or all are answered one after another."""
+
+    def crowd(capacity: Capacity) -> tuple[list[int], int]:
+        with FaultyServer(capacity=capacity, delay=0.2) as server, ThreadPoolExecutor(3) as pool:
+            statuses = [response.status_code for response in pool.map(lambda _: post(server), range(3))]
+        return sorted(statuses), len(server.calls)
+
+    refusing = Capacity(1, refuses=True, retry_after=2)
+    assert crowd(refusing) == ([200, 429, 429], 3)
+    assert (refusing.served, refusing.refused) == (1, 2)
+    waiting = Capacity(1)
+    assert crowd(waiting) == ([200, 200, 200], 3)
+
+
+def test_a_rate_refuses_what_comes_too_soon() -> None:
+    with FaultyServer(capacity=Capacity(rate=0.001, burst=2, refuses=True, retry_after=7)) as server:
+        responses = [post(server) for _ in range(4)]
+    assert [response.status_code for response in responses] == [200, 200, 429, 429]
+    assert responses[2].headers["retry-after"] == "7"
+
+
+def test_usage_is_what_the_count_says() -> None:
+    with FaultyServer(count=lambda prompt, answer: (len(prompt), len(answer))) as server:
+        usage = post(server).json()["usage"]
+    assert usage == {
+        "prompt_tokens": len(USER),
+        "completion_tokens": len(write_answer(USER)),
+        "total_tokens": len(USER) + len(write_answer(USER)),
+    }
+    with FaultyServer(count=lambda *_: None) as server:
+        assert "usage" not in post(server).json()

@@ -6,14 +6,17 @@ They are deterministic, need no download, and are public, so that users can test
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import re
+import socketserver
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from types import TracebackType
 from typing import Any
 
@@ -89,20 +92,115 @@ class FakeLLM:
 
 
 FAULTS = (
-    "rate_limit",  # 429 with Retry-After
+    "rate_limit",  # 429 with Retry-After: 0
+    "rate_limit_silent",  # 429 that does not say for how long
     "server_error",  # 500
+    "unavailable",  # 503
     "drop",  # the connection is closed without an answer
+    "garbled",  # status 200, and a body whose JSON breaks off
     "null",  # content: null
     "empty",
-    "truncated",  # the JSON breaks off, finish_reason "length"
+    "truncated",  # the JSON of the content breaks off, finish_reason "length"
     "thinking",  # <think>…</think> before the JSON
     "fenced",  # prose and a code fence around the JSON
     "broken",  # trailing comma
     "refusal",
+    "duplicate",  # what the first prompt was answered, once more
     "cut",  # the connection breaks off in the middle of a stream
     "hang",  # no answer for `hang` seconds
 )
-STATUS_FAULTS = {"rate_limit": 429, "server_error": 500}
+STATUS_FAULTS = {"rate_limit": 429, "rate_limit_silent": 429, "server_error": 500, "unavailable": 503}
+REFUSAL = "As an AI language model I cannot do that"
+ANSWERED = frozenset({None, "thinking", "fenced", "broken", "null", "empty", "truncated", "refusal", "duplicate"})
+REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+
+
+def spoil(fault: str | None, text: str, first: str) -> str | None:
+    """Return an answer as a fault leaves it; whatever JSON object it is.
+
+    Args:
+        first: the answer to the first prompt.
+
+    >>> spoil("broken", '{"a": [1], "b": "x"}', "")
+    '{"a": [1], "b": "x",}'
+    """
+    changes: dict[str, Callable[[], str | None]] = {
+        "null": lambda: None,
+        "empty": lambda: "",
+        "truncated": lambda: text[: len(text) * 2 // 3],
+        "thinking": lambda: f"<think>They want a list. [1, 2]</think>\n{text}",
+        "fenced": lambda: f"Sure! Here you are:\n```json\n{text}\n```\nAnything else?",
+        "broken": lambda: re.sub(r"(\]?\})\s*\Z", r",\1", text),
+        "refusal": lambda: _refuse(text),
+        "duplicate": lambda: first,
+    }
+    return changes[fault]() if fault in changes else text
+
+
+def _refuse(text: str) -> str:
+    """Return the answer with a refusal in place of every text; in words where there is no JSON object."""
+    whole = _object_in(text.encode())
+    if not whole:
+        return REFUSAL
+    refused = {key: [REFUSAL] if isinstance(value, list) else value for key, value in whole.items()}
+    return json.dumps({key: REFUSAL if isinstance(value, str) else value for key, value in refused.items()})
+
+
+class Capacity:
+    """What a server can take, which its clients have to find out. All attributes may change while it runs.
+
+    Args:
+        at_once: requests in service at once. rate: requests begun in a second, with `burst` saved up at most.
+        refuses: answer what is too much with 429, with Retry-After where `retry_after` says so; else it waits in line.
+
+    Attributes:
+        served: requests that got through. refused: those that did not.
+    """
+
+    def __init__(
+        self,
+        at_once: int | None = None,
+        *,
+        rate: float | None = None,
+        burst: float | None = None,
+        refuses: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        self.at_once, self.rate, self.refuses, self.retry_after = at_once, rate, refuses, retry_after
+        self.burst = burst if burst is not None else max((rate or 0.0) / 10, 1.0)
+        self.served = self.refused = 0
+        self._busy = 0
+        self._tokens, self._filled = self.burst, time.monotonic()
+        self._changed = threading.Condition()
+
+    def enter(self) -> bool:
+        """Take a place, after a wait if need be; False: refused."""
+        with self._changed:
+            if self.refuses and not self._has_room():
+                self.refused += 1
+                return False
+            while not self._has_room():
+                self._changed.wait(self._until_room())
+            self._busy += 1
+            self._tokens -= self.rate is not None
+            self.served += 1
+            return True
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify()
+
+    def _has_room(self) -> bool:
+        if self.rate is not None:
+            now = time.monotonic()
+            self._tokens = min(self._tokens + (now - self._filled) * self.rate, self.burst)
+            self._filled = now
+        return (self.at_once is None or self._busy < self.at_once) and (self.rate is None or self._tokens >= 1)
+
+    def _until_room(self) -> float:
+        return max((1 - self._tokens) / self.rate, 0.001) if self.rate is not None and self._tokens < 1 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +220,19 @@ class Call:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256  # the default of 5 turns a crowd of clients away, which is no fault that was asked for
+class _Server(socketserver.ThreadingTCPServer):
+    request_queue_size = 1024  # the default of 5 turns a crowd of clients away, which is no fault that was asked for
+    allow_reuse_address = daemon_threads = True
+    block_on_close = False
+
+    @property
+    def server_port(self) -> int:
+        return int(self.server_address[1])
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet about clients that went away; other errors are bugs, and shown."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class FaultyServer:
@@ -140,6 +249,9 @@ class FaultyServer:
         api_key: when given, other keys are answered with status 401.
         answer: from the user's message to the content; default `write_answer`.
         embed: from texts to vectors, for /v1/embeddings; default `FakeEncoder`.
+        capacity: what chat completions the server can take; default is any number.
+        count: from the text of a prompt and of its answer to the tokens that `usage` reports, or None for an answer
+            without it; default is 100 and 50.
     """
 
     def __init__(
@@ -155,6 +267,8 @@ class FaultyServer:
         api_key: str | None = None,
         answer: Callable[[str], str] = write_answer,
         embed: Callable[[Sequence[str]], Embeddings] | None = None,
+        capacity: Capacity | None = None,
+        count: Callable[[str, str], tuple[int, int] | None] = lambda *_: (100, 50),
     ) -> None:
         unknown = set(faults or {}) - set(FAULTS)
         if unknown:
@@ -163,6 +277,8 @@ class FaultyServer:
         self.pause, self.hang = pause, hang
         self.rejects_formats, self.rejects_parameters = tuple(rejects_formats), tuple(rejects_parameters)
         self.api_key, self.answer = api_key, answer
+        self.capacity, self.count = capacity, count
+        self._first: str | None = None
         self.embed = embed if embed is not None else FakeEncoder().encode
         self.calls: list[Call] = []
         self._lock = threading.Lock()
@@ -187,9 +303,8 @@ class FaultyServer:
 
     def answered(self) -> list[str]:
         """Return the user messages that got a whole, usable answer, in order."""
-        good = {None, "thinking", "fenced", "broken", "null", "empty", "truncated", "refusal"}
         chats = [call for call in self.calls if call.path.endswith("/chat/completions")]
-        return [call.body["messages"][-1]["content"] for call in chats if call.fault in good]
+        return [call.body["messages"][-1]["content"] for call in chats if call.fault in ANSWERED]
 
     def record(
         self,
@@ -203,9 +318,9 @@ class FaultyServer:
     ) -> str | None:
         """Remember a request and return the fault that is due, if any."""
         with self._lock:
-            draw = np.random.default_rng([self.seed, len(self.calls)]).random()
             fault = None
-            if path.endswith("/chat/completions"):
+            if self.faults and path.endswith("/chat/completions"):
+                draw = np.random.default_rng([self.seed, len(self.calls)]).random()
                 total = 0.0
                 for name, share in self.faults.items():
                     total += share
@@ -223,18 +338,12 @@ class FaultyServer:
 
     def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
         """Return the body of a chat completion, spoilt by `fault`."""
-        content: str | None = self.answer(str(body["messages"][-1]["content"]))
-        spoil: dict[str, Callable[[str], str | None]] = {
-            "null": lambda _: None,
-            "empty": lambda _: "",
-            "truncated": lambda text: text[: len(text) * 2 // 3],
-            "thinking": lambda text: f"<think>They want a list. [1, 2]</think>\n{text}",
-            "fenced": lambda text: f"Sure! Here you are:\n```json\n{text}\n```\nAnything else?",
-            "broken": lambda text: text.replace("]}", ",]}"),
-            "refusal": lambda _: '{"paraphrases": ["As an AI language model I cannot do that"]}',
-        }
-        if fault in spoil and content is not None:
-            content = spoil[fault](content)
+        whole = self.answer(str(body["messages"][-1]["content"]))
+        self._first = whole if self._first is None else self._first
+        content = spoil(fault, whole, self._first)
+        prompt = "\n".join(str(message.get("content")) for message in body["messages"])
+        used = self.count(prompt, content or "")
+        usage = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)} if used else None
         return {
             "id": f"chat-{len(self.calls)}",
             "object": "chat.completion",
@@ -247,7 +356,7 @@ class FaultyServer:
                     "finish_reason": "length" if fault == "truncated" else "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150},
+            **({"usage": usage} if usage else {}),
         }
 
     def stream(self, body: Mapping[str, Any], fault: str | None) -> Iterator[str]:
@@ -264,6 +373,25 @@ class FaultyServer:
             time.sleep(self.pause)
         if fault != "cut":
             yield "[DONE]"
+
+    def run_batch(self, lines: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return the lines of the output file and of the error file for a batch file of chat completions.
+
+        Faults are those of the server: what would have been a status is an error line, and what would have been
+        silence (a dropped connection, a hang) is a line that is in neither file.
+        """
+        results, errors = [], []
+        for number, line in enumerate(lines):
+            asked = json.loads(line)
+            fault = self.record(asked["url"], asked["body"], f"Bearer {self.api_key}")
+            about = {"id": f"batch_req_{number}", "custom_id": asked["custom_id"]}
+            if fault in STATUS_FAULTS:
+                answer = {"status_code": STATUS_FAULTS[fault], "body": {"error": {"message": fault}}}
+                errors.append(json.dumps({**about, "response": answer, "error": None}))
+            elif fault in ANSWERED:
+                answer = {"status_code": 200, "request_id": "r", "body": self.chat(asked["body"], fault)}
+                results.append(json.dumps({**about, "response": answer, "error": None}))
+        return results, errors
 
     def completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body of a (legacy) text completion."""
@@ -320,24 +448,81 @@ def _has_user_message(body: object) -> bool:
     )
 
 
-def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    content: bytes
+    lasting: bool  # the connection stays open
 
-        def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            content = self.rfile.read(length)
-            if len(content) < length:  # the client died while it was sending: no call
-                self.close_connection = True
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+def _read_request(stream: BufferedIOBase) -> _Request | None:
+    """Return the next request of a connection; None when it ends, also in the middle of a request."""
+    start = stream.readline(65536).decode("latin-1").split()
+    if len(start) != 3:
+        return None
+    headers = []
+    while (line := stream.readline(65536)) not in (b"\r\n", b"\n"):
+        if not line:
+            return None
+        name, _, value = line.decode("latin-1").partition(":")
+        headers.append((name, value.strip()))
+    known = {name.lower(): value for name, value in headers}
+    length = int(known.get("content-length", 0))
+    content = stream.read(length) if length else b""
+    if len(content) < length:  # the client died while it was sending: no call
+        return None
+    lasting = start[2] == "HTTP/1.1" and known.get("connection", "").lower() != "close"
+    return _Request(start[0], start[1], tuple(headers), content, lasting)
+
+
+def _handler(server: FaultyServer) -> type[socketserver.StreamRequestHandler]:
+    class Handler(socketserver.StreamRequestHandler):
+        """A thread for each connection, with a small parser of its own: http.server's takes longer than the answer."""
+
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            self._open = True
+            with contextlib.suppress(ConnectionError):
+                while self._open and (request := _read_request(self.rfile)) is not None:
+                    self._open = request.lasting
+                    self._head_only = request.method == "HEAD"
+                    self._get(request) if request.method in {"GET", "HEAD"} else self._post(request)
+
+        def _post(self, request: _Request) -> None:
+            body = _object_in(request.content)
+            fault = self._record(request, body or {})
+            if fault is None or fault in FAULTS:
+                self._serve(request, body, fault)
+            else:
+                time.sleep(server.delay)
+                self._reply(request, body, fault)
+
+        def _serve(self, request: _Request, body: Mapping[str, Any] | None, fault: str | None) -> None:
+            """Answer within the capacity; a fault of the plan takes its place as an answer does."""
+            limited = server.capacity if request.path.endswith("/chat/completions") else None
+            if limited is not None and not limited.enter():
+                wait = {"Retry-After": f"{limited.retry_after:g}"} if limited.retry_after is not None else {}
+                self._send(429, {"error": {"message": "too many requests"}}, wait)
                 return
-            body = _object_in(content)
-            fault = self._record(body or {}, content)
-            time.sleep(server.hang if fault == "hang" else server.delay)
+            try:
+                time.sleep(server.hang if fault == "hang" else server.delay)
+            finally:
+                if limited is not None:
+                    limited.leave()
+            self._reply(request, body, fault)
+
+        def _reply(self, request: _Request, body: Mapping[str, Any] | None, fault: str | None) -> None:
             if fault == "drop":
-                self.close_connection = True
-                self.connection.close()
+                self._open = False
             elif fault in STATUS_FAULTS:
-                self._send(STATUS_FAULTS[fault], {"error": {"message": fault}}, {"Retry-After": "0"})
+                wait = {"Retry-After": "0"} if fault == "rate_limit" else {}
+                self._send(STATUS_FAULTS[fault], {"error": {"message": fault}}, wait)
             elif fault == "rejected_format":
                 self._send(400, {"error": {"message": "response_format is not supported"}})
             elif fault is not None and fault.startswith("rejected "):
@@ -346,78 +531,79 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self._send(400, {"error": error})
             elif fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
-            elif not self.path.endswith(ENDPOINTS):
-                self._send(404, {"error": {"message": f"no {self.path}"}})
+            elif not request.path.endswith(ENDPOINTS):
+                self._send(404, {"error": {"message": f"no {request.path}"}})
             elif body is None:
                 self._send(400, {"error": {"message": "the body is no JSON object"}})
             else:
-                self._answer(body, fault)
+                self._answer(request.path, body, fault)
 
-        def _record(self, body: Mapping[str, Any], content: bytes) -> str | None:
-            key, headers = self.headers.get("Authorization"), tuple(self.headers.items())
-            return server.record(self.path, body, key, method=self.command, headers=headers, content=content)
+        def _record(self, request: _Request, body: Mapping[str, Any]) -> str | None:
+            key = request.header("authorization")
+            about = {"method": request.method, "headers": request.headers, "content": request.content}
+            return server.record(request.path, body, key, **about)  # type: ignore[arg-type]
 
-        def _answer(self, body: Mapping[str, Any], fault: str | None) -> None:
+        def _answer(self, path: str, body: Mapping[str, Any], fault: str | None) -> None:
             right = isinstance(body.get("model"), str) and isinstance(body.get("input"), (str, list))
-            if self.path.endswith("/embeddings") and not right:
+            if path.endswith("/embeddings") and not right:
                 self._send(400, {"error": {"message": "model must be a text, input a text or a list"}})
-            elif self.path.endswith("/embeddings"):
+            elif path.endswith("/embeddings"):
                 self._send(200, server.embeddings(body))
-            elif self.path.endswith("/responses") and body.get("stream") is True:
+            elif path.endswith("/responses") and body.get("stream") is True:
                 self._stream(server.reply_events(body), whole=True)
-            elif self.path.endswith("/responses"):
+            elif path.endswith("/responses"):
                 self._send(200, server.reply(body))
-            elif not self.path.endswith("/chat/completions") and body.get("stream") is True:
+            elif not path.endswith("/chat/completions") and body.get("stream") is True:
                 self._stream(iter([json.dumps(server.completion(body)), "[DONE]"]), whole=True)
-            elif not self.path.endswith("/chat/completions"):
+            elif not path.endswith("/chat/completions"):
                 self._send(200, server.completion(body))
             elif not _has_user_message(body):
                 self._send(400, {"error": {"message": "messages must be a list of objects with content"}})
             elif body.get("stream"):
                 self._stream(server.stream(body, fault), whole=fault != "cut")
             else:
-                self._send(200, server.chat(body, fault))
+                self._send(200, server.chat(body, fault), garbled=fault == "garbled")
 
-        def _send(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        def _send(
+            self,
+            status: int,
+            body: Mapping[str, Any],
+            headers: Mapping[str, str] | None = None,
+            *,
+            garbled: bool = False,
+        ) -> None:
             content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
+            content = content[: len(content) // 2] if garbled else content
+            about = {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
+            self.wfile.write(_write_head(status, about) + (b"" if self._head_only else content))
 
         def _stream(self, events: Iterator[str], *, whole: bool) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
+            self.wfile.write(_write_head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}))
             with contextlib.suppress(ConnectionError):  # the client went away
                 for event in events:
                     data = f"data: {event}\n\n".encode()
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
                 if whole:
                     self.wfile.write(b"0\r\n\r\n")
-            self.close_connection = self.close_connection or not whole
+            self._open = self._open and whole
 
-        do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
-
-        def do_GET(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            fault = self._record({}, self.rfile.read(length))
+        def _get(self, request: _Request) -> None:
+            fault = self._record(request, {})
             models = {"object": "list", "data": [{"id": "simulator", "object": "model"}]}
             if fault == "wrong_key":
                 self._send(401, {"error": {"message": "wrong API key"}})
-            elif self.path.endswith("/models"):
+            elif request.path.endswith("/models"):
                 self._send(200, models)
             else:
-                self._send(404, {"error": {"message": f"no {self.path}"}})
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Keep quiet; `calls` is the log."""
+                self._send(404, {"error": {"message": f"no {request.path}"}})
 
     return Handler
+
+
+def _write_head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}", "Server: embedsmith-testing", _write_date()]
+    return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode("latin-1")
+
+
+def _write_date() -> str:
+    return f"Date: {email.utils.formatdate(usegmt=True)}"

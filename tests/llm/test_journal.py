@@ -19,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.errors import InputError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.journal import Journal, call_key, complete_durably
+from embedsmith.llm.journal import Finished, Journal, call_key, complete_durably
+from embedsmith.llm.openai_chat import OpenAIChat
 from embedsmith.llm.recorded import Recorded
 from embedsmith.testing import FakeLLM, FaultyServer
 
@@ -81,6 +83,12 @@ def test_all_that_decides_an_answer_is_in_the_key_and_nothing_else() -> None:
     ]
     assert len({key, *others}) == 1 + len(others)
     assert call_key(replace(prompt, row="other", task="other"), "m", SAMPLING) == key
+
+
+@given(st.text(), st.text(), st.sampled_from([SAMPLING, Sampling(temperature=0.5), Sampling(max_tokens=9, seed=None)]))
+def test_the_key_is_the_fingerprint_of_what_decides_the_answer(system: str, user: str, sampling: Sampling) -> None:
+    """Journals of earlier versions are found again."""
+    assert call_key(Prompt(system, user, "r", "t"), "m", sampling) == fingerprint([system, user, "m", sampling])
 
 
 def test_recorded_answers_are_kept_by_row(tmp_path: Path) -> None:
@@ -157,6 +165,24 @@ def test_what_was_finished_before_the_model_gave_up_is_kept(tmp_path: Path) -> N
         assert journal.count() == 1
 
 
+def test_answers_that_arrive_together_are_one_commit(tmp_path: Path) -> None:
+    """Sixty answers that wait for the disk take a handful of commits, not sixty."""
+    prompts = [Prompt("system", f"question {n}", str(n), "paraphrases") for n in range(60)]
+    with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
+        sizes: list[int] = []
+        put_many = journal.put_many
+
+        def slowly(finished: Sequence[Finished], **options: object) -> None:
+            sizes.append(len(finished))
+            time.sleep(0.02)  # a slow disk
+            put_many(finished, **options)  # type: ignore[arg-type]
+
+        journal.put_many = slowly  # type: ignore[method-assign]
+        complete_durably(OpenAIChat("m", base_url=server.base_url), prompts, SAMPLING, journal)
+        assert sum(sizes) == journal.count() == 60
+    assert len(sizes) < 30
+
+
 def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         ask = journal._connection.execute
@@ -165,8 +191,6 @@ def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> Non
 
 
 def test_no_key_of_a_user_reaches_the_file(tmp_path: Path) -> None:
-    from embedsmith.llm.openai_chat import OpenAIChat
-
     with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
         llm = OpenAIChat("m", base_url=server.base_url, api_key="sk-very-secret")
         complete_durably(llm, write_prompts("a"), SAMPLING, journal)

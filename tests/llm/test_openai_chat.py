@@ -1,7 +1,8 @@
-"""OpenAIChat with the real `openai` client against a real HTTP server that misbehaves."""
+"""OpenAIChat against a real HTTP server that misbehaves."""
 
 from __future__ import annotations
 
+import email.utils
 import socket
 import threading
 import time
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from embedsmith.errors import LanguageModelError
+from embedsmith.errors import ConfigurationError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.openai_chat import OpenAIChat
+from embedsmith.llm.openai_chat import OpenAIChat, read_wait
 from embedsmith.llm.structured import parse_list
-from embedsmith.testing import STATUS_FAULTS, FaultyServer, write_answer
+from embedsmith.testing import STATUS_FAULTS, Capacity, FaultyServer, write_answer
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9, max_tokens=99, seed=3)
 
@@ -91,7 +92,7 @@ def test_calls_are_in_flight_together() -> None:
     assert most[0] == 3
 
 
-@pytest.mark.parametrize("fault", ["rate_limit", "server_error", "drop"])
+@pytest.mark.parametrize("fault", ["rate_limit", "rate_limit_silent", "server_error", "unavailable", "drop", "garbled"])
 def test_passing_faults_are_tried_again(fault: str) -> None:
     failed: set[str] = set()
 
@@ -218,9 +219,6 @@ def test_a_temperature_that_the_model_refuses_is_an_error_and_not_left_out() -> 
         complete(connect(server), write_prompts(4))
 
 
-# Found in the first session; strict, so that a repair turns them into plain tests.
-
-
 def test_no_more_calls_are_made_than_the_reader_keeps_up_with() -> None:
     """A reader that commits each completion can lose `concurrency` calls to a kill, and no more."""
     taken = 3
@@ -280,3 +278,99 @@ def test_a_resumed_run_with_only_a_refused_prompt_left_ends_like_an_undisturbed_
     with ScriptedServer(lambda body: "too long") as server:
         (done,) = complete(connect(server), write_prompts(1))
     assert done.finish == "error"
+
+
+def test_all_calls_wait_when_one_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server refuses one call with Retry-After: 1, which is written in every 429 of its capacity."""
+    with FaultyServer(capacity=Capacity(rate=30, burst=5, refuses=True, retry_after=1.0), delay=0.01) as server:
+        began = time.monotonic()
+        done = complete(connect(server, concurrency=32), write_prompts(12))
+        took = time.monotonic() - began
+    assert {one.finish for one in done} == {"stop"}
+    assert took > 1.0
+    assert server.capacity is not None
+    assert server.capacity.refused <= 32  # one window at most: then all waited
+
+
+def test_a_wait_is_read_in_seconds_in_milliseconds_and_as_a_date() -> None:
+    later = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert read_wait({"Retry-After": "2"}) == 2.0
+    assert read_wait({"Retry-After": "2", "retry-after-ms": "1500"}) == 1.5
+    assert 27 < (read_wait({"Retry-After": later}) or 0) <= 30
+    assert read_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert read_wait({"Retry-After": "soon"}) is None
+    assert read_wait({}) is None
+
+
+def test_refusals_are_put_up_with_longer_than_failures() -> None:
+    """Twelve 429s in a row do not end a call that would be given up after two failures."""
+    left = [12]
+
+    def refuse(body: Mapping[str, Any]) -> str | None:
+        left[0] -= 1
+        return "rate_limit" if left[0] >= 0 else None
+
+    with ScriptedServer(refuse) as server:
+        (done,) = complete(connect(server, retries=3), write_prompts(1))
+    assert (done.finish, len(server.calls)) == ("stop", 13)
+
+
+def test_a_quota_that_is_used_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS_FAULTS, "insufficient_quota", 429)
+    server = ScriptedServer(lambda body: "insufficient_quota")
+    with server, pytest.raises(LanguageModelError, match="quota is used up"):
+        complete(connect(server), write_prompts(5))
+    assert len(server.calls) == 1
+
+
+def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server stands in for a proxy: it gets the whole address in the request's first line."""
+    with FaultyServer() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.base_url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "")
+        complete(OpenAIChat("tiny", base_url="http://model.invalid/v1"), write_prompts(1))
+        assert proxy.calls[0].path == "http://model.invalid/v1/chat/completions"
+        monkeypatch.setenv("no_proxy", "model.invalid")
+        with pytest.raises(LanguageModelError, match="cannot be reached"):
+            complete(OpenAIChat("tiny", base_url="http://model.invalid/v1", retries=0), write_prompts(1))
+
+
+def test_a_socks_proxy_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://localhost:1080")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigurationError, match="SOCKS"):
+        OpenAIChat("tiny", base_url="http://model.invalid/v1")
+
+
+def test_a_key_that_the_server_repeats_in_its_error_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS_FAULTS, "wrong: secret-key", 500)
+    server = ScriptedServer(lambda body: "wrong: secret-key")
+    with server, pytest.raises(LanguageModelError, match=r"wrong: \*\*\*") as caught:
+        complete(connect(server, retries=0), write_prompts(5))
+    assert "secret-key" not in str(caught.value)
+
+
+def test_no_thread_and_no_connection_outlives_a_run() -> None:
+    before = threading.active_count()
+    with FaultyServer(delay=0.05) as server:
+        serving = threading.active_count()
+        stream = connect(server).complete(write_prompts(20), SAMPLING)
+        next(stream)
+        stream.close()  # with calls in flight
+        names = [thread.name for thread in threading.enumerate()]
+        assert "embedsmith-calls" not in names
+    assert serving >= before
+
+
+def test_an_answer_in_parts_and_a_refusal_in_its_own_field_are_read() -> None:
+    class Parts(FaultyServer):
+        def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+            answer = super().chat(body, fault)
+            refusal = {"role": "assistant", "content": None, "refusal": "I will not"}
+            parts = {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+            answer["choices"][0]["message"] = refusal if " 1 eggs" in str(body) else parts
+            return answer
+
+    with Parts() as server:
+        done = complete(connect(server), write_prompts(2))
+    assert [(one.text, one.finish) for one in done] == [("ab", "stop"), ("", "filtered")]

@@ -78,7 +78,8 @@ class Completion:
     Attributes:
         text: None when there is none.
         finish: "stop", "length" (cut at max_tokens), "filtered", "missing" (a recorded file lacks the
-            row) or "error" (the call failed for good; it is tried again in the next run).
+            row), "error" (the call failed for good; it is tried again in the next run) or "budget" (it was
+            not made, since it could not be paid for) or "batched" (it is in a batch file).
         seconds: wall time of the call.
     """
 
@@ -105,7 +106,7 @@ def open_llm(
     *,
     base_url: str | None = None,
     api_key: str | None = None,
-    concurrency: int = 8,
+    concurrency: int = 256,
     timeout: float | None = None,
     retries: int | None = None,
 ) -> LanguageModel:
@@ -114,7 +115,7 @@ def open_llm(
     Args:
         spec: `openai:MODEL` (any OpenAI-compatible server with `base_url`), `local:PATH_OR_HUB_ID` (in this
             process; a .gguf file too) or `recorded:FILE` (completions written earlier).
-        concurrency: calls in flight at once, for servers.
+        concurrency: most calls in flight at once, for servers; fewer where the server does not keep up.
         timeout: seconds for one call. retries: of a call that fails. For servers; default is what suits a long run.
 
     Raises:

@@ -2,20 +2,29 @@
 
 One SQLite file in WAL mode with full synchronisation. The key of a call is a hash of all that decides
 its answer: the messages, the model and the sampling parameters. Keys of users or servers are never in it.
+
+Beside the calls it keeps which ones failed for good (for the run in which they did) and what was spent (`Ledger`).
+Many answers are committed together: a commit costs milliseconds however many it holds.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from embedsmith.artifacts import fingerprint, write_ahead
+from embedsmith.artifacts import plain, write_ahead
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
-from embedsmith.llm.structured import storable
+from embedsmith.llm.budget import Budget, Usage
 
 WAIT = 30.0  # seconds for another process to finish writing
 SCHEMA = """
@@ -29,13 +38,62 @@ create table if not exists calls (
     completion_tokens integer not null,
     seconds real not null,
     answered_by text not null
-) without rowid
+) without rowid;
+create table if not exists failures (
+    key text primary key,
+    run text not null,
+    finish text not null,
+    seconds real not null,
+    answered_by text not null
+) without rowid;
+create table if not exists spending (
+    model text primary key,
+    calls integer not null,
+    prompt_tokens integer not null,
+    completion_tokens integer not null,
+    granted_calls integer not null,
+    granted_prompt_tokens integer not null,
+    granted_completion_tokens integer not null
+) without rowid;
+create table if not exists batched (
+    key text primary key,
+    prompt text not null,
+    model text not null,
+    calls integer not null,
+    prompt_tokens integer not null,
+    completion_tokens integer not null,
+    batch integer not null
+) without rowid;
+create index if not exists batched_by_batch on batched (model, batch);
+create table if not exists batches (number integer primary key autoincrement, calls integer not null);
 """
+_WRITE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 UNFINISHED = frozenset({"error", "missing"})  # not stored: tried again in the next run
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A call that has ended, as the journal takes it in."""
+
+    key: str
+    prompt: str  # its fingerprint
+    model: str
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedCall:
+    """A call that is out in a batch file; `worst` is the most that it can cost."""
+
+    key: str
+    prompt: str  # its fingerprint
+    model: str
+    worst: Usage
+    batch: int = 0
+
+
 class Journal:
-    """Finished calls by key. Use it as a context manager; one process writes at a time.
+    """Finished calls by key. Use it as a context manager; one process writes at a time, from any of its threads.
 
     Raises:
         InputError: the file is not a journal.
@@ -45,11 +103,12 @@ class Journal:
         if str(path) != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.lock = threading.RLock()
         try:
-            self._connection = sqlite3.connect(path, timeout=WAIT)
+            self._connection = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
             write_ahead(self._connection, wait=WAIT)
             self._connection.execute("pragma synchronous = full")
-            self._connection.execute(SCHEMA)
+            self._connection.executescript(SCHEMA)
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"{path} is not a journal of calls ({error})",
@@ -67,29 +126,126 @@ class Journal:
 
     def get(self, key: str) -> Completion | None:
         """Return the finished call `key`, or None."""
-        row = self._connection.execute(
-            "select text, finish, prompt_tokens, completion_tokens, seconds, answered_by from calls where key = ?",
-            (key,),
-        ).fetchone()
+        with self.lock:
+            row = self._connection.execute(
+                "select text, finish, prompt_tokens, completion_tokens, seconds, answered_by from calls where key = ?",
+                (key,),
+            ).fetchone()
         return None if row is None else Completion(*row)
+
+    def get_failure(self, key: str, run: str) -> Completion | None:
+        """Return how the call `key` failed for good in this run, or None; other runs do not count."""
+        with self.lock:
+            row = self._connection.execute(
+                "select finish, seconds, answered_by from failures where key = ? and run = ?", (key, run)
+            ).fetchone()
+        return None if row is None else Completion(None, row[0], seconds=row[1], model=row[2])
+
+    def knows(self, key: str, run: str) -> bool:
+        """Say whether the call is finished, or has failed for good in this run."""
+        with self.lock:
+            found = self._connection.execute(
+                "select exists (select 1 from calls where key = ?) or "
+                "exists (select 1 from failures where key = ? and run = ?)",
+                (key, key, run),
+            ).fetchone()
+        return bool(found[0])
 
     def put(self, key: str, prompt: Prompt, model: str, completion: Completion) -> None:
         """Store a finished call; durable on return."""
-        with self._connection:
-            self._connection.execute(
-                "insert or replace into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key,
-                    prompt.fingerprint,
-                    model,
-                    completion.text,
-                    completion.finish,
-                    completion.prompt_tokens,
-                    completion.completion_tokens,
-                    completion.seconds,
-                    completion.model,
-                ),
+        self.put_many([Finished(key, prompt.fingerprint, model, completion)])
+
+    def put_many(self, finished: Sequence[Finished], *, run: str = "", budget: Budget | None = None) -> None:
+        """Store calls that have ended, and what is spent, in one commit; durable on return.
+
+        Args:
+            run: those that failed for good count for this run only. Without it they are not kept.
+        """
+        stored = [one for one in finished if one.completion.finish not in UNFINISHED]
+        failed = [one for one in finished if run and one.completion.finish in UNFINISHED]
+        with self.lock, self._connection:
+            self._connection.executemany(
+                "insert or replace into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_call_row, stored)
             )
+            self._connection.executemany(
+                "insert or replace into failures values (?, ?, ?, ?, ?)", (_failure_row(one, run) for one in failed)
+            )
+            if budget is not None and finished:
+                self._write_spending(finished[0].model, *budget.books())
+
+    def ledger(self, model: str) -> JournalLedger:
+        """Return what was spent on a model, to be kept here."""
+        return JournalLedger(self, model)
+
+    def read_spending(self, model: str) -> tuple[Usage, Usage]:
+        """Return what was spent on the model, and what was granted to calls of which nothing is known."""
+        with self.lock:
+            row = self._connection.execute("select * from spending where model = ?", (model,)).fetchone()
+            if row is None:  # a journal of a version that kept no books
+                row = self._connection.execute(
+                    "select ?, count(*), ifnull(sum(prompt_tokens), 0), ifnull(sum(completion_tokens), 0), 0, 0, 0 "
+                    "from calls where model = ?",
+                    (model, model),
+                ).fetchone()
+        return Usage(*row[1:4]), Usage(*row[4:])
+
+    def write_spending(self, model: str, spent: Usage, granted: Usage) -> None:
+        """Keep what was spent and granted; durable on return."""
+        with self.lock, self._connection:
+            self._write_spending(model, spent, granted)
+
+    def _write_spending(self, model: str, spent: Usage, granted: Usage) -> None:
+        figures = (*_figures(spent), *_figures(granted))
+        self._connection.execute("insert or replace into spending values (?, ?, ?, ?, ?, ?, ?)", (model, *figures))
+
+    def read_committed(self, model: str) -> Usage:
+        """Return the most that the calls which are out in batches can cost."""
+        with self.lock:
+            row = self._connection.execute(
+                "select ifnull(sum(calls), 0), ifnull(sum(prompt_tokens), 0), ifnull(sum(completion_tokens), 0) "
+                "from batched where model = ?",
+                (model,),
+            ).fetchone()
+        return Usage(*row)
+
+    def last_batch(self) -> int:
+        """Return the number of the batch file written last; 0: none."""
+        with self.lock:
+            return int(self._connection.execute("select ifnull(max(number), 0) from batches").fetchone()[0])
+
+    def add_batch(self, calls: Sequence[BatchedCall]) -> None:
+        """Note the calls of the next batch file as out; durable on return."""
+        with self.lock, self._connection:
+            number = self._connection.execute("insert into batches (calls) values (?)", (len(calls),)).lastrowid
+            rows = ((one.key, one.prompt, one.model, *_figures(one.worst), number) for one in calls)
+            self._connection.executemany("insert or replace into batched values (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def find_batched(self, key: str) -> BatchedCall | None:
+        """Return the call if it is out in a batch."""
+        with self.lock:
+            row = self._connection.execute("select * from batched where key = ?", (key,)).fetchone()
+        return None if row is None else BatchedCall(row[0], row[1], row[2], Usage(*row[3:6]), row[6])
+
+    def take_results(self, finished: Sequence[Finished], used: Sequence[tuple[BatchedCall, Usage]]) -> None:
+        """Store answers of batches, take the calls off the list of those out, count what they cost, in one commit."""
+        with self.lock, self._connection:
+            for model in {
+                call.model for call, _ in used
+            }:  # before the answers count as calls of a journal without books
+                spent, granted = self.read_spending(model)
+                for call, usage in used:
+                    spent += usage if call.model == model else Usage()
+                self._write_spending(model, spent, granted)
+            self._connection.executemany(
+                "insert or replace into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_call_row, finished)
+            )
+            self._connection.executemany("delete from batched where key = ?", ((call.key,) for call, _ in used))
+
+    def release_batch(self, model: str, batch: int) -> int:
+        """Take all calls of a batch off the list of those out; return how many there were."""
+        with self.lock, self._connection:
+            gone = self._connection.execute("delete from batched where model = ? and batch = ?", (model, batch))
+        return gone.rowcount
 
     def count(self) -> int:
         """Return the number of finished calls."""
@@ -101,9 +257,59 @@ class Journal:
         return {str(prompt): str(text) for prompt, text in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class JournalLedger:
+    """The books of one model in a journal."""
+
+    journal: Journal
+    model: str
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """The lock of the journal's writers."""
+        return self.journal.lock
+
+    def read(self) -> tuple[Usage, Usage]:
+        """Return what was spent, and what was granted and has not come back."""
+        return self.journal.read_spending(self.model)
+
+    def read_committed(self) -> Usage:
+        """Return the most that the calls which are out in batches can cost."""
+        return self.journal.read_committed(self.model)
+
+    def write(self, spent: Usage, granted: Usage) -> None:
+        """Keep both; durable on return."""
+        self.journal.write_spending(self.model, spent, granted)
+
+
+def _call_row(one: Finished) -> tuple[object, ...]:
+    done = one.completion
+    tokens = done.prompt_tokens, done.completion_tokens
+    return (one.key, one.prompt, one.model, done.text, done.finish, *tokens, done.seconds, done.model)
+
+
+def _failure_row(one: Finished, run: str) -> tuple[object, ...]:
+    return one.key, run, one.completion.finish, one.completion.seconds, one.completion.model
+
+
+def _figures(usage: Usage) -> tuple[int, int, int]:
+    return usage.calls, usage.prompt_tokens, usage.completion_tokens
+
+
 def call_key(prompt: Prompt, model: str, sampling: Sampling) -> str:
-    """Return the key of a call: 16 hex digits of everything that decides its answer."""
-    return fingerprint([prompt.system, prompt.user, model, sampling])
+    """Return the key of a call: 16 hex digits of everything that decides its answer.
+
+    Recorded answers belong to a row: two rows with the same words may have been answered differently.
+    """
+    # `fingerprint` of the four, with the sampling turned into JSON once: this is done twice for each of a million rows.
+    canonical = _WRITE.encode([prompt.system, prompt.user, model, _plain(sampling)])
+    key = hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
+    return f"{key}:{prompt.row}:{prompt.task}" if model.startswith("recorded:") else key
+
+
+@lru_cache(maxsize=64)
+def _plain(sampling: Sampling) -> Any:
+    return plain(sampling)
 
 
 def complete_durably(
@@ -116,42 +322,15 @@ def complete_durably(
 ) -> list[Completion]:
     """Return the completion of each prompt; finished calls come from the journal, the rest are sent.
 
-    Each answer is committed before it is handed on, so a killed run repeats no finished call: at most
-    the calls that were in flight. Prompts with the same words are sent once, unless the model answers
-    by row (recorded completions).
+    `Calls` for prompts that are in memory anyway.
 
     Args:
         on_progress: called with (finished prompts, all prompts).
     """
-    done: dict[int, Completion] = {}
-    waiting: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        key = _key(prompt, llm, sampling)
-        known = journal.get(key)
-        if known is not None:
-            done[place] = known
-        else:
-            waiting.setdefault(key, []).append(place)
-    _report(on_progress, done, prompts)
-    keys = list(waiting)
-    for index, completion in llm.complete([prompts[waiting[key][0]] for key in keys], sampling):
-        key = keys[index]
-        if completion.text is not None:  # what is handed on now is what later runs will find
-            completion = replace(completion, text=storable(completion.text))
-        if completion.finish not in UNFINISHED:
-            journal.put(key, prompts[waiting[key][0]], llm.name, completion)
-        done.update(dict.fromkeys(waiting[key], completion))
-        _report(on_progress, done, prompts)
-    return [done[place] for place in range(len(prompts))]
+    from embedsmith.llm.calls import Calls, Progress
 
+    def report(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(progress.done, len(prompts))
 
-def _key(prompt: Prompt, llm: LanguageModel, sampling: Sampling) -> str:
-    key = call_key(prompt, llm.name, sampling)
-    return f"{key}:{prompt.row}:{prompt.task}" if llm.name.startswith("recorded:") else key
-
-
-def _report(
-    on_progress: Callable[[int, int], None] | None, done: Mapping[int, Completion], prompts: Sequence[Prompt]
-) -> None:
-    if on_progress is not None:
-        on_progress(len(done), len(prompts))
+    return [completion for _, completion in Calls(llm, journal, sampling, on_progress=report).complete(lambda: prompts)]

@@ -18,6 +18,8 @@ from embedsmith.llm import Completion, Prompt, Sampling
 class Recorded:
     """A language model that remembers; a row it does not know has finish "missing"."""
 
+    instant = True  # nothing is waited for: answers are committed many at once
+
     def __init__(self, path: Path | str) -> None:
         self._answers: dict[tuple[str, str], list[str]] = {}
         for line, row in read_jsonl(path):
