@@ -117,14 +117,14 @@ def watch_run() -> Iterator[Watcher]:
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def advance(name: str, done: int, total: int, note: str = "") -> None:
+        def advance(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total, note="")
             bars.update(tasks[name], completed=done, total=total, note=note)
 
         yield Watcher(
             say=lambda line: console.print(line, markup=False, highlight=False),
-            calls=lambda done, total: advance("LLM calls", done, total),
+            calls=lambda at: advance("LLM calls", at.done, at.total, f"{at.rate:,.1f} calls/s"),
             steps=lambda step: advance(
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
             ),

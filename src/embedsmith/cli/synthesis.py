@@ -170,7 +170,8 @@ def _make_order(recipe: str, sources: Sequence[str], given: dict[str, Any], leak
         return order_langcache(asked, found.kept, evaluation=leaks)
     if recipe == "rag" and sources:
         plan = RagPlan(quota=given["quota"], judge=given["judge"], prompts=given["prompts"], seed=given["seed"])
-        return order_rag(plan, *_read_passages(sources, given, out), evaluation=leaks)
+        passages, encoder = _read_passages(sources, given, out)
+        return order_rag(plan, passages, encoder=encoder, evaluation=leaks)
     if recipe == "e5" and not sources:
         plan_of_tasks = E5Plan(
             tasks=given["tasks"],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.llm import Prompt, Sampling, object_schema, open_llm
-from embedsmith.llm.calls import Calls
+from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.llm.structured import parse_object
 from embedsmith.text import normalize
@@ -183,7 +183,7 @@ def open_relabeller(
     concurrency: int = 8,
     prompt: Path | None = None,
     bounds: tuple[float, float] = (LOW, HIGH),
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Relabeller]:
     """Yield the relabeller that `spec` names: `cross-encoder:FOLDER_OR_ID`, or a language model (`openai:MODEL`, …).
 

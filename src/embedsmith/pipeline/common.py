@@ -11,6 +11,7 @@ from typing import Any
 from embedsmith.artifacts import RunDirectory, read_json, read_jsonl
 from embedsmith.errors import InputError
 from embedsmith.llm import LanguageModel
+from embedsmith.llm.calls import Progress as CallProgress
 from embedsmith.training import Progress
 
 
@@ -29,7 +30,7 @@ class Watcher:
     """What a caller wants to hear of: a line of text, calls that finished, training steps."""
 
     say: Callable[[str], None] = lambda _: None
-    calls: Callable[[int, int], None] | None = None
+    calls: Callable[[CallProgress], None] | None = None
     steps: Callable[[Progress], None] | None = None
 
 

@@ -10,7 +10,7 @@ from embedsmith.corpus import Query
 from embedsmith.errors import InputError
 from embedsmith.examples import LabelledPair, Rejected, read_examples
 from embedsmith.llm import LanguageModel, Prompt, Sampling
-from embedsmith.llm.calls import Calls
+from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.langcache import synthesize_langcache
 from embedsmith.synthesis.outcome import EXAMPLES, REJECTED, CallCounts, Synthesis, collect, read_rejected
@@ -39,7 +39,7 @@ def synthesize(
     evaluation: Iterable[str] = (),
     out: Path | str | None = None,
     journal: Path | str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Synthesis:
     """Return labelled pairs (query, candidate, 1 or 0) that an LLM wrote for the queries.
 
@@ -50,7 +50,7 @@ def synthesize(
         prompts: a prompts file of your own; see `synthesis/prompts/langcache.toml`.
         evaluation: texts that must not appear among the examples.
         out: folder for examples.jsonl, rejected.jsonl and, unless named by `journal`, journal.sqlite.
-        on_progress: called with (finished calls, all calls).
+        on_progress: called as calls end.
 
     Raises:
         InputError: no query, or not one usable candidate.
