@@ -17,7 +17,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("artifacts",),
-    ("text", "tables"),
+    ("text", "tables", "lexicon"),
     ("examples", "metrics", "encoder"),
     ("corpus", "documents", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding"),
