@@ -26,6 +26,7 @@ from embedsmith.lexicon import expand_contractions, load_lexicon, read_number, s
 
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£¥₹]")
 CODE = re.compile(r"\b(?:[A-Za-z]{1,6}-?\d{1,6}[A-Za-z]?|\d{1,3}[A-Z]{1,2}\d*)\b")
+SERIES = re.compile(r"\b([^\W\d_]{3,})[ -](\d{1,3}|[B-HJ-Z])\b")
 ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.I)
 DECADE = re.compile(r"\b(?:1[89]|20)?(\d0)['’]?s\b")
 SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|bn)\b", re.I)
@@ -36,6 +37,7 @@ UNNAMED = frozenset({"plain", "year"})  # "the 500 notes" may be the notes of 50
 CLOCKS = frozenset({"clock", "year", "decade", "ordinal"})  # kinds of numbers that say when
 ALIKE = 0.4  # share of words in common from which on a single "not", opposite or order decides (as in the guard)
 SAME = 0.6  # from which on a fact that only one side has decides
+SHORT = 16  # words up to which a "not" belongs to what is asked; a story has others
 ROUNDED = 0.02  # relative: "180 days" are "6 months"
 TITLED = 0.6  # share of words with a capital from which on capitals tell nothing
 LINKS = frozenset({"from", "to", "than", "before", "after", "by"})
@@ -72,7 +74,7 @@ class Reading:
         quantities: (kind, value in the unit of the kind) to the value as written. implied: those "a week" may mean.
         negations: how many negators. denials: other words that deny.
         members: for each family of words that exclude each other, which of its members are named.
-        names: names by their folded form. codes: E24, A320.
+        names: names by their folded form. codes: E24, A320. series: Model Y, type 2.
         stripped: words that begin with un-, in-, …, without it.
     """
 
@@ -87,6 +89,7 @@ class Reading:
     members: Mapping[int, frozenset[int]]
     names: Mapping[str, str]
     codes: frozenset[str]
+    series: Mapping[str, str]
     stripped: frozenset[str]
 
 
@@ -186,7 +189,7 @@ def _name(items: Iterable[Quantity]) -> str:
 
 
 def _compare_negation(one: Reading, other: Reading, alike: float) -> Iterator[Change]:
-    if alike < ALIKE:
+    if alike < (ALIKE if max(len(one.words), len(other.words)) <= SHORT else SAME):
         return
     ours, theirs = one.denials - other.denials, other.denials - one.denials
     opposed = next(iter(_compare_opposites(one, other)), None)
@@ -233,9 +236,13 @@ def _compare_order(one: Reading, other: Reading) -> Iterator[Change]:
         if crossed or (link != "to" and moved) or (link == "to" and source == target):
             yield Change("direction", f"{link} {after} / {link} {late}")
             return
-    if not CHOICES & {*one.words, *other.words} and one.words != other.words:
-        if Counter(one.words) == Counter(other.words):
-            yield Change("direction", f"{' '.join(one.words)} / {' '.join(other.words)}")
+    exchanged = _told(one) != _told(other) and Counter(one.words) == Counter(other.words)
+    if exchanged and not CHOICES & set(one.words):
+        yield Change("direction", f"{' '.join(one.words)} / {' '.join(other.words)}")
+
+
+def _told(reading: Reading) -> list[str]:
+    return [word for word in reading.words if word in reading.content_words]
 
 
 def _roles(reading: Reading) -> dict[str, tuple[str, str]]:
@@ -246,7 +253,7 @@ def _roles(reading: Reading) -> dict[str, tuple[str, str]]:
         if link in LINKS and links.count(link) == 1:
             before = next((word for word in reversed(reading.words[:place]) if word in reading.content_words), "")
             after = next((word for word in reading.words[place + 1 :] if word in reading.content_words), "")
-            if before and after:
+            if before and after and before != after:
                 found[link] = before, after
     return found
 
@@ -259,6 +266,10 @@ def _compare_names(one: Reading, other: Reading, alike: float) -> Iterator[Chang
     if all(codes):
         yield Change("entity", f"{min(codes[0])} / {min(codes[1])}")
         return
+    for head in one.series.keys() & other.series.keys():
+        if one.series[head] != other.series[head] and not (one.series[head] + other.series[head]).isdecimal():
+            yield Change("entity", f"{head} {one.series[head]} / {head} {other.series[head]}")
+            return
     ours, theirs = _strangers(one, other), _strangers(other, one)
     if ours and theirs and not _same_names(ours, theirs):
         yield Change("entity", f"{' '.join(ours.values())} / {' '.join(theirs.values())}")
@@ -351,7 +362,7 @@ def read_facts(text: str) -> Reading:
     negations = sum(word in lexicon.negators for word in stems)
     words = tuple(word for word in stems if word not in lexicon.negators)
     content_words = frozenset(word for word in words if word not in lexicon.small and word not in SMALL)
-    content = frozenset(lexicon.alike.get(word, word) for word in content_words)
+    content = frozenset(known.alike.get(word, word) for word in content_words)
     denials = Counter(word for word in words if word in known.denials)
     raised = _raise_prefixed(words)
     return Reading(
@@ -366,6 +377,7 @@ def read_facts(text: str) -> Reading:
         _find_members(raw, names),
         names,
         codes,
+        {head.casefold(): tail.casefold() for head, tail in SERIES.findall(text)},
         raised,
     )
 
@@ -515,6 +527,7 @@ class _Known:
     deny: frozenset[str]
     opposites: Mapping[str, frozenset[str]]
     opposite_kinds: Mapping[str, str]
+    alike: Mapping[str, str]
     members: Mapping[str, tuple[tuple[int, int, bool], ...]]
     kinds: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
@@ -536,6 +549,8 @@ def _known() -> _Known:
         deny=frozenset(stem(word) for word in tables["deny"]),
         opposites=_index_opposites(tables, lexicon.opposites),
         opposite_kinds={stem(word): kind for kind in ("time", "population", "negation") for word in tables[kind]},
+        alike=dict(lexicon.alike)
+        | {stem(word): stem(group.split()[0]) for group in tables["alike"] for word in group.split()},
         members=members,
         kinds=tuple(family["kind"] for family in tables["families"]),
         names=tuple(tuple(member.split()[0] for member in family["members"]) for family in tables["families"]),
