@@ -42,7 +42,7 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     z, share = 1.959964, hits / rows
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return float(middle - half), float(middle + half)
+    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
 
 
 def has_no_span(row: Row) -> bool:
@@ -108,7 +108,7 @@ def read_planted(part: str) -> list[Row]:
 
 
 def catch(rows: Sequence[Row], encoder: Encoder | None) -> list[bool]:
-    """Say which rows are rejected: by `check_labels` over all labelled pairs together, or by the check of their kind."""
+    """Say which rows are rejected: labelled pairs by `check_labels`, all together; others by the check of their kind."""
     pairs = [place for place, row in enumerate(rows) if "label" in row and row["kind"] != "copy"]
     examples = [
         LabelledPair(rows[place]["sentence1"], rows[place]["sentence2"], rows[place]["label"]) for place in pairs

@@ -99,7 +99,7 @@ def check_copy(text: str, context: Context) -> Verdict:
 
 
 def check_changes(text: str, context: Context) -> Verdict:
-    """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", "changed-unit", …"""
+    """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …"""
     if context.task != "paraphrases":
         return None
     changes = find_changes(context.query.text, text)

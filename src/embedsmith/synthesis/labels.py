@@ -184,7 +184,7 @@ def _find_outside(pairs: Sequence[Pair], similarities: NDArray[np.float64] | Non
         return np.zeros(len(pairs), dtype=np.bool_)
     far = (close <= np.quantile(positives, wrong)) & (close < np.median(negatives))
     near = (close >= np.quantile(negatives, 1 - wrong)) & (close > np.median(positives))
-    return np.where(labels == 1, far, near)
+    return np.asarray(np.where(labels == 1, far, near), dtype=np.bool_)
 
 
 def _closeness(pairs: Sequence[Pair]) -> NDArray[np.float64]:
