@@ -108,7 +108,7 @@ def read_planted(part: str) -> list[Row]:
 
 
 def catch(rows: Sequence[Row], encoder: Encoder | None) -> list[bool]:
-    """Say which rows are rejected: labelled pairs by `check_labels`, all together; others by the check of their kind."""
+    """Say which rows are rejected: pairs by `check_labels`, all together; others by the check of their kind."""
     pairs = [place for place, row in enumerate(rows) if "label" in row and row["kind"] != "copy"]
     examples = [
         LabelledPair(rows[place]["sentence1"], rows[place]["sentence2"], rows[place]["label"]) for place in pairs

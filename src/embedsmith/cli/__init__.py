@@ -8,14 +8,14 @@ import sys
 import typer
 
 from embedsmith import __version__
-from embedsmith.cli import cache, job, measuring, training
+from embedsmith.cli import cache, inspection, job, measuring, training
 from embedsmith.cli.console import app, console
 from embedsmith.errors import CalibrationRefused, EmbedsmithError, ModelRefused
 
-ORDER = (job, training, measuring, cache)  # of the commands in the help
+ORDER = (job, inspection, training, measuring, cache)  # of the commands in the help
 app.registered_commands.sort(key=lambda known: [home.__name__ for home in ORDER].index(known.callback.__module__))
 
-__all__ = ["app", "cache", "job", "main", "measuring", "training"]
+__all__ = ["app", "cache", "inspection", "job", "main", "measuring", "training"]
 
 
 @app.command()

@@ -29,9 +29,9 @@ CODE = re.compile(r"\b(?:[A-Za-z]{1,6}-?\d{1,6}[A-Za-z]?|\d{1,3}[A-Z]{1,2}\d*)\b
 SERIES = re.compile(r"\b([^\W\d_]{3,})[ -](\d{1,3}|[B-HJ-Z])\b")
 ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.I)
 DECADE = re.compile(r"\b(?:1[89]|20)?(\d0)['’]?s\b")
-SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|bn)\b", re.I)
+SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|mil|mn|bn)\b", re.I)
 GLUED = re.compile(r"(\d)([A-Za-zµ]{1,5})\b")
-SCALES = {"k": "thousand", "m": "million", "bn": "billion"}
+SCALES = {"k": "thousand", "m": "million", "mil": "million", "mn": "million", "bn": "billion"}
 KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
 UNNAMED = frozenset({"plain", "year"})  # "the 500 notes" may be the notes of 500 rupees, 2000 may be a year or not
 CLOCKS = frozenset({"clock", "year", "decade", "ordinal"})  # kinds of numbers that say when
@@ -46,7 +46,7 @@ LINKED = {"into": "to", "onto": "to"}
 SMALL = frozenset({"s", "t", "m", "re", "ve", "ll", "d"})
 PAIRS = frozenset({"pair", "both", "couple", "twice"})
 PREFIXES = ("un", "in", "im", "ir", "il")
-ASKERS = frozenset(stem(word) for word in ("where", "who", "why", "long", "much", "many", "often", "far"))
+ASKERS = frozenset(stem(word) for word in ("where", "who", "why", "long", "often", "far"))
 TYPO = 0.8  # similarity of the letters of two names from which on they are one, misspelt
 Quantity = tuple[str, float]
 
@@ -136,7 +136,7 @@ def says_the_same(left: str, right: str) -> bool:
     if ours | theirs and len(one.content | other.content) < 4:  # of three words, each one decides
         return False
     asked, wanted = (frozenset(reading.words) & ASKERS for reading in (one, other))
-    if asked and wanted and asked != wanted:
+    if asked != wanted or (ours | theirs) & _known().decisive:
         return False
     return not one.quantities.keys() ^ other.quantities.keys() and not find_changes(left, right)
 
@@ -467,7 +467,7 @@ def _share(tokens: list[str], place: int) -> tuple[float, int] | None:
 def _scale(tokens: list[str], place: int, value: float, used: int) -> tuple[float, int]:
     """Return the value with a "million" after digits: 1.5 million."""
     following = tokens[place + used] if place + used < len(tokens) else ""
-    factor = load_lexicon().numbers.get(following, 0)
+    factor = load_lexicon().numbers.get({"mil": "million", "k": "thousand"}.get(following, following), 0)
     if tokens[place][0].isdecimal() and factor >= 100:
         return value * factor, used + 1
     return value, used
@@ -479,8 +479,10 @@ def _unit(value: float, tokens: list[str], place: int, used: int) -> tuple[str, 
     rest = tokens[place + used : place + used + 2]
     if rest and rest[0] in {"am", "pm"}:
         return "clock", value % 12 + (12 if rest[0] == "pm" else 0), 1
-    if ":" in token:
+    if re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?", token):
         return "clock", value, 0
+    if ":" in token:  # 1:160, a ratio or a titre
+        return "ratio", max(value, 1.0), 0
     skipped = 0
     if rest and rest[0] in {"a", "an"} and len(rest) == 2 and value < 1:  # half an hour
         rest, skipped = rest[1:], 1
@@ -525,6 +527,7 @@ class _Known:
     rewrites: tuple[tuple[re.Pattern[str], str], ...]
     denials: frozenset[str]
     deny: frozenset[str]
+    decisive: frozenset[str]
     opposites: Mapping[str, frozenset[str]]
     opposite_kinds: Mapping[str, str]
     alike: Mapping[str, str]
@@ -547,6 +550,7 @@ def _known() -> _Known:
         rewrites=tuple((re.compile(pattern), replacement) for pattern, replacement in tables["rewrites"]),
         denials=frozenset(stem(word) for word in tables["denials"]),
         deny=frozenset(stem(word) for word in tables["deny"]),
+        decisive=frozenset(stem(word) for word in tables["decisive"]),
         opposites=_index_opposites(tables, lexicon.opposites),
         opposite_kinds={stem(word): kind for kind in ("time", "population", "negation") for word in tables[kind]},
         alike=dict(lexicon.alike)
