@@ -70,7 +70,7 @@ def measure_hardness(
     flagged: Sequence[LabelVerdict] = (),
     seed: int = 0,
 ) -> Hardness:
-    """Return what the set can teach, with 95% intervals over whole groups (rows that share texts).
+    """Return what the set can teach, with 95% intervals over whole groups (rows of one anchor).
 
     Args:
         encoder: the model that will be tuned.

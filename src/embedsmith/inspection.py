@@ -456,7 +456,7 @@ def find_leaks(texts: Sequence[str], file: Path | str, base: Encoder | None, not
     distinct = list(dict.fromkeys(texts))
     found = [leak for text in distinct if (leak := index.find(text)) is not None]
     counts = Counter(leak.how for leak in found)
-    shown = [
+    shown: list[Mapping[str, object]] = [
         {"how": leak.how, "text": leak.text, "evaluation": leak.evaluation, "closeness": leak.closeness}
         for leak in found
     ]

@@ -160,7 +160,7 @@ def _compare_quantities(one: Reading, other: Reading) -> Iterator[Change]:
         return
     shared = {kind for kind, _ in ours} & {kind for kind, _ in theirs}
     written = {one.quantities[item] for item in ours} & {other.quantities[item] for item in theirs}
-    if written:
+    if written and not shared & CLOCKS:
         yield Change("unit", f"{_name(ours)} / {_name(theirs)}")
     elif shared:
         yield Change("time" if shared & CLOCKS else "number", f"{_name(ours)} / {_name(theirs)}")
@@ -236,7 +236,9 @@ def _compare_order(one: Reading, other: Reading) -> Iterator[Change]:
         if crossed or (link != "to" and moved) or (link == "to" and source == target):
             yield Change("direction", f"{link} {after} / {link} {late}")
             return
-    exchanged = _told(one) != _told(other) and Counter(one.words) == Counter(other.words)
+    here, there = _told(one), _told(other)
+    moved = any(here[place:] + here[:place] == there for place in range(len(here)))  # "last year I paid"
+    exchanged = not moved and Counter(one.words) == Counter(other.words)
     if exchanged and not CHOICES & set(one.words):
         yield Change("direction", f"{' '.join(one.words)} / {' '.join(other.words)}")
 

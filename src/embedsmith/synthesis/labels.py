@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, pair_similarities
-from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, connect
+from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, texts_of
 from embedsmith.logistic import cross_predict
 from embedsmith.synthesis.facts import KINDS, find_changes, likeness, overlap, read_facts, says_the_same
-from embedsmith.text import jaccard, trigrams
+from embedsmith.text import jaccard, normalize, trigrams
 
 FEWEST = 25  # pairs of each label from which on a regression has something to stand on
 DOUBT = 0.5  # from here on a label is more probably wrong than right
@@ -43,7 +43,7 @@ class Pair:
 
     Attributes:
         place: of the example in its set. number: 0 for its positive, 1, 2, … for its negatives.
-        group: rows that share texts or a group have one.
+        group: of the example, else its first text. (Not what shares any text: a negative used for all rows joins all.)
     """
 
     place: int
@@ -83,7 +83,7 @@ def check_labels(
 
     Args:
         encoder: the base model; without one, only words count.
-        judge: see `synthesis.judge.PairJudge`.
+        judge: see `synthesis.pair_judge.PairJudge`.
         wrong: share of wrong labels that is expected; the more, the sooner a label is doubted.
     """
     pairs = list_pairs(examples)
@@ -104,10 +104,9 @@ def check_labels(
 
 def list_pairs(examples: Sequence[Example]) -> list[Pair]:
     """Return all pairs of texts whose label follows from an example; none of scored pairs and classes."""
-    units = {place: name for name, places in connect(examples).items() for place in places}
     found = []
     for place, example in enumerate(examples):
-        group = units[place]
+        group = example.group or normalize(texts_of(example)[0])
         match example:
             case LabelledPair():
                 found.append(Pair(place, 0, example.sentence1, example.sentence2, example.label, group))

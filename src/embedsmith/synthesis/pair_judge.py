@@ -69,7 +69,7 @@ def read_verdict(text: str | None) -> tuple[str | None, str]:
 
 @cache
 def _template() -> dict[str, str]:
-    file = resources.files("embedsmith.synthesis") / "judge.toml"
+    file = resources.files("embedsmith.synthesis") / "pair_judge.toml"
     tables = tomllib.loads(file.read_text(encoding="utf-8"))
     if set(tables) != {"system", "user"}:
         raise ConfigurationError(f"{file} has {', '.join(tables)}", expected="system and user")
