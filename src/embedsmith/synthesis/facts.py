@@ -237,7 +237,9 @@ def _compare_order(one: Reading, other: Reading) -> Iterator[Change]:
             yield Change("direction", f"{link} {after} / {link} {late}")
             return
     here, there = _told(one), _told(other)
-    moved = any(here[place:] + here[:place] == there for place in range(len(here)))  # "last year I paid"
+    moved = here == there or any(
+        here[place:] + here[:place] == there for place in range(len(here))
+    )  # "last year I paid"
     exchanged = not moved and Counter(one.words) == Counter(other.words)
     if exchanged and not CHOICES & set(one.words):
         yield Change("direction", f"{' '.join(one.words)} / {' '.join(other.words)}")

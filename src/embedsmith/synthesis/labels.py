@@ -20,6 +20,7 @@ from embedsmith.synthesis.facts import KINDS, find_changes, likeness, overlap, r
 from embedsmith.text import jaccard, normalize, trigrams
 
 FEWEST = 25  # pairs of each label from which on a regression has something to stand on
+MOST = 0.75
 DOUBT = 0.5  # from here on a label is more probably wrong than right
 # Share of pairs that people labelled as different among those where a rule fires, on 10,000 balanced question pairs
 # (benchmarks/planted_errors.py, duplicate_questions): what a rule is worth where the set itself cannot tell.
@@ -173,7 +174,7 @@ def _similarities(pairs: Sequence[Pair], encoder: Encoder | None) -> NDArray[np.
 def _find_outside(pairs: Sequence[Pair], similarities: NDArray[np.float64] | None, wrong: float) -> NDArray[np.bool_]:
     """Say which pairs lie on the wrong end of their own label: the farthest positives, the closest negatives, (n,).
 
-    As many of each as labels are expected to be wrong, and beyond the middle of the other label. Without this a set
+    As many of each as labels are expected to be wrong, and no nearer to their own label than a quarter of the others. Without this a set
     whose negatives are near by design would have its best rows doubted, because there far means positive.
     """
     labels = np.array([pair.label for pair in pairs], dtype=np.int64)
@@ -181,8 +182,8 @@ def _find_outside(pairs: Sequence[Pair], similarities: NDArray[np.float64] | Non
     positives, negatives = close[labels == 1], close[labels == 0]
     if not len(positives) or not len(negatives):
         return np.zeros(len(pairs), dtype=np.bool_)
-    far = (close <= np.quantile(positives, wrong)) & (close < np.median(negatives))
-    near = (close >= np.quantile(negatives, 1 - wrong)) & (close > np.median(positives))
+    far = (close <= np.quantile(positives, wrong)) & (close < np.quantile(negatives, MOST))
+    near = (close >= np.quantile(negatives, 1 - wrong)) & (close > np.quantile(positives, 1 - MOST))
     return np.asarray(np.where(labels == 1, far, near), dtype=np.bool_)
 
 
@@ -204,8 +205,8 @@ def _decide(pair: Pair, doubt: float, outside: bool, similarity: float | None) -
     if doubt < DOUBT or not outside or (pair.label == 0 and changes):
         return None
     if pair.label == 1:
-        return LabelVerdict(pair, FAR, f"farther than most negatives{shown}", doubt, similarity)
-    return LabelVerdict(pair, PARAPHRASE, f"no fact differs, closer than most positives{shown}", doubt, similarity)
+        return LabelVerdict(pair, FAR, f"no closer than most negatives{shown}", doubt, similarity)
+    return LabelVerdict(pair, PARAPHRASE, f"no fact differs, as close as most positives{shown}", doubt, similarity)
 
 
 def _ask(found: Sequence[LabelVerdict], judge: Judge) -> list[LabelVerdict]:
