@@ -68,3 +68,8 @@ def test_where_nothing_can_be_changed_safely_nothing_is(query: str) -> None:
 def test_edits_become_negatives_of_their_query() -> None:
     pair = next(as_negatives(edit_queries(QUERIES[:1])))
     assert (pair.sentence1, pair.label, pair.group) == (QUERIES[0], 0, QUERIES[0])
+
+
+def test_nobody_of_another_age_is_put_into_an_intimate_question() -> None:
+    assert edits_of("Is sex painful for women at first?", "population") == set()
+    assert edits_of("Is running painful for women at first?", "population") == {"Is running painful for men at first?"}

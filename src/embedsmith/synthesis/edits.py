@@ -24,6 +24,10 @@ from embedsmith.text import normalize
 KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
 NEAREST, NEAR, FAR = 3, 2, 1
 NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-zA-Z]+(?: [A-Z][a-zA-Z]+){0,2}\b")
+# Nobody of another age or sex is put into such a question.
+INTIMATE = re.compile(
+    r"\b(?:sex|porn|nud|nake|rap(?:e|is)|penis|vagin|breast|ejacul|masturb|horny|virgin|incest|bed\b|pregnan)", re.I
+)
 ENDS = re.compile(r"[?.,;!)]|$| (?:and|or|if|when|without|with|for|to|from|on|in|at|before|after|during|by|as)\b")
 NUMBER = re.compile(r"(?<![\w.,:/$€£-])\d{1,6}(?![\w.,:/%-]|\s?(?:am|pm)\b)")
 YEAR = re.compile(r"\b20[0-3]\d\b|\b19\d\d\b")
@@ -87,7 +91,7 @@ def list_edits(query: str, names: Mapping[str, Sequence[str]], generator: random
         "entity": lambda: [*_swap_family(query, "entity", generator), *_swap_names(query, names, generator)],
         "time": lambda: [*_swap_family(query, "time", generator), *_change_years(query, generator)],
         "direction": lambda: [*_turn_around(query), *_swap_words(query, _tables().directions, NEAREST)],
-        "population": lambda: _swap_family(query, "population", generator),
+        "population": lambda: [] if INTIMATE.search(query) else _swap_family(query, "population", generator),
     }
     edits = []
     for kind, make in makers.items():

@@ -26,6 +26,9 @@ from embedsmith.lexicon import expand_contractions, load_lexicon, read_number, s
 
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£¥₹]")
 CODE = re.compile(r"\b(?:[A-Za-z]{1,6}-?\d{1,6}[A-Za-z]?|\d{1,3}[A-Z]{1,2}\d*)\b")
+VULGARS = {"½": ".5", "¼": ".25", "¾": ".75"}
+VULGAR = re.compile("[½¼¾]")
+READING = re.compile(r"\b(\d{2,3})\s*/\s*(\d{2,3})\b")  # 140/88 is no fraction
 SERIES = re.compile(r"\b([^\W\d_]{3,})[ -](\d{1,3}|[B-HJ-Z])\b")
 ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.I)
 DECADE = re.compile(r"\b(?:1[89]|20)?(\d0)['’]?s\b")
@@ -33,7 +36,10 @@ SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|mil|mn|bn)\b", re.I)
 GLUED = re.compile(r"(\d)([A-Za-zµ]{1,5})\b")
 SCALES = {"k": "thousand", "m": "million", "mil": "million", "mn": "million", "bn": "billion"}
 KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
-UNNAMED = frozenset({"plain", "year"})  # "the 500 notes" may be the notes of 500 rupees, 2000 may be a year or not
+UNNAMED = frozenset(
+    {"plain", "year", "ordinal"}
+)  # "the 500 notes" may be the notes of 500 rupees, 2000 may be a year or not
+POUND = 453.59237  # grams
 CLOCKS = frozenset({"clock", "year", "decade", "ordinal"})  # kinds of numbers that say when
 ALIKE = 0.4  # share of words in common from which on a single "not", opposite or order decides (as in the guard)
 SAME = 0.6  # from which on a fact that only one side has decides
@@ -177,6 +183,9 @@ def _equal(one: Quantity, written: float, other: Quantity, also: float) -> bool:
     """Say whether two quantities may be one: a unit that only one side writes out changes nothing."""
     if written == also and {one[0], other[0]} & UNNAMED:
         return True
+    if {one[0], other[0]} == {"mass", "pound"}:  # 109 pounds are money or 109 lbs
+        one, other = ((kind, value * POUND if kind == "pound" else value) for kind, value in (one, other))
+        return abs(one[1] - other[1]) <= 1e-3 * abs(one[1])
     tolerance = ROUNDED if one[0] == "time" else 1e-6
     return one[0] == other[0] and abs(one[1] - other[1]) <= tolerance * max(abs(one[1]), abs(other[1]))
 
@@ -345,7 +354,7 @@ def _find_replaced(one: Reading, other: Reading, names: set[str]) -> tuple[str, 
 def read_facts(text: str) -> Reading:
     """Return what the rules need of a text."""
     lexicon, known = load_lexicon(), _known()
-    text = unicodedata.normalize("NFKC", text).replace("’", "'")
+    text = unicodedata.normalize("NFKC", VULGAR.sub(lambda match: VULGARS[match.group(0)], text)).replace("’", "'")
     names = _find_names(text)
     codes = frozenset(_find_codes(text))
     plain = text.casefold().strip(" ?!.\"'“”")
@@ -359,6 +368,7 @@ def read_facts(text: str) -> Reading:
     for code in codes:
         plain = re.sub(rf"\b{re.escape(code)}\b", " ", plain)
     plain = SUFFIXED.sub(lambda match: f"{match.group(1)} {SCALES[match.group(2).casefold()]}", plain)
+    plain = READING.sub(r"\1 \2", plain)
     plain = GLUED.sub(r"\1 \2", plain)
     tokens = expand_contractions(TOKEN.findall(plain))
     raw, implied = _read_quantities(tokens, quantities)
@@ -472,6 +482,8 @@ def _scale(tokens: list[str], place: int, value: float, used: int) -> tuple[floa
     """Return the value with a "million" after digits: 1.5 million."""
     following = tokens[place + used] if place + used < len(tokens) else ""
     factor = load_lexicon().numbers.get({"mil": "million", "k": "thousand"}.get(following, following), 0)
+    if following == "one" and value in range(20, 100, 10) and not tokens[place][0].isdecimal():
+        return value + 1, used + 1  # twenty-one
     if tokens[place][0].isdecimal() and factor >= 100:
         return value * factor, used + 1
     return value, used

@@ -174,8 +174,8 @@ def _similarities(pairs: Sequence[Pair], encoder: Encoder | None) -> NDArray[np.
 def _find_outside(pairs: Sequence[Pair], similarities: NDArray[np.float64] | None, wrong: float) -> NDArray[np.bool_]:
     """Say which pairs lie on the wrong end of their own label: the farthest positives, the closest negatives, (n,).
 
-    As many of each as labels are expected to be wrong, and no nearer to their own label than a quarter of the others. Without this a set
-    whose negatives are near by design would have its best rows doubted, because there far means positive.
+    As many of each as labels are expected to be wrong, and no nearer to their own label than a quarter of the other.
+    Without this a set whose negatives are near by design would have its best rows doubted: there far means positive.
     """
     labels = np.array([pair.label for pair in pairs], dtype=np.int64)
     close = _closeness(pairs) if similarities is None else similarities
