@@ -29,7 +29,8 @@ def answer_with(paraphrases: list[str], distinct: list[str]) -> FakeLLM:
     ("candidate", "reason"),
     [
         ("how do i freeze my card for 30 days", "copy-of-query"),
-        ("How do I freeze my card for 30 days please?", None),
+        ("How do I freeze my card for 30 days please?", "copy-of-query"),
+        ("freeze my card for 60 days", "changed-number"),
         ("", "malformed"),
         ("12 34 ??", "malformed"),
         ("As an AI language model I cannot help", "refusal"),

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.cache.guard import find_veto, read_facts, stem
+from embedsmith.cache.guard import find_veto, read_facts
+from embedsmith.lexicon import stem
 
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),

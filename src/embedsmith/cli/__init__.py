@@ -8,14 +8,14 @@ import sys
 import typer
 
 from embedsmith import __version__
-from embedsmith.cli import cache, documents, job, measuring, mining, synthesis, training
+from embedsmith.cli import cache, documents, inspection, job, measuring, mining, synthesis, training
 from embedsmith.cli.console import app, console
 from embedsmith.errors import CalibrationRefused, EmbedsmithError, ModelRefused
 
-ORDER = (job, synthesis, documents, mining, training, measuring, cache)  # of the commands in the help
+ORDER = (job, synthesis, documents, inspection, mining, training, measuring, cache)  # of the commands in the help
 app.registered_commands.sort(key=lambda known: [home.__name__ for home in ORDER].index(known.callback.__module__))
 
-__all__ = ["app", "cache", "documents", "job", "main", "measuring", "mining", "synthesis", "training"]
+__all__ = ["app", "cache", "documents", "inspection", "job", "main", "measuring", "mining", "synthesis", "training"]
 
 
 @app.command()

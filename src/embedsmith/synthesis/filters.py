@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
+from embedsmith.synthesis.facts import find_changes, says_the_same
 from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams, words
 
 NEAR = 0.9
@@ -21,6 +22,8 @@ LONGEST = 2000  # characters; no question of a log is longer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
+FRAME = re.compile(r"^\W*(?:\d{1,2}[.)]\s+)?(?:(?:question|query|title|q|paraphrase)(?: \d+)?\s*:)?", re.I)
+COURTESY = frozenset({"hi", "hello", "hey", "dear", "please", "thanks", "thank", "regards"})
 LABEL = {"paraphrases": 1, "distinct": 0}
 
 
@@ -87,10 +90,37 @@ def check_copy(text: str, context: Context) -> Verdict:
     """Reject the query itself, or nearly itself."""
     if normalize(text) == normalize(context.query.text):
         return "copy-of-query", "the same text"
+    if bare_words(text) == bare_words(context.query.text):
+        return "copy-of-query", "the same words but for courtesy and marks"
     closeness = _near([context.query.text], text)
     if closeness is not None:
         return "copy-of-query", f"Jaccard {closeness[1]:.2f}"
     return None
+
+
+def check_changes(text: str, context: Context) -> Verdict:
+    """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …"""
+    if context.task != "paraphrases":
+        return None
+    changes = find_changes(context.query.text, text)
+    detail = "; ".join(f"{change.kind} {change.evidence}" for change in changes)
+    return (f"changed-{changes[0].kind}", detail) if changes else None
+
+
+def check_sameness(text: str, context: Context) -> Verdict:
+    """Reject a question that is to be distinct and says the same by its words."""
+    if context.task == "distinct" and says_the_same(context.query.text, text):
+        return "paraphrase-as-negative", "the same words but for small ones, no fact differs"
+    return None
+
+
+def bare_words(text: str) -> list[str]:
+    """Return the words of a text without what is put around a question: numbering, "Question:", hello, thanks.
+
+    >>> bare_words("1. Hi, how do I contest a will? Thanks")
+    ['how', 'do', 'i', 'contest', 'a', 'will']
+    """
+    return [word for word in words(FRAME.sub("", text.strip())) if word not in COURTESY]
 
 
 def check_conflict(text: str, context: Context) -> Verdict:
@@ -130,6 +160,8 @@ CHAIN: tuple[Filter, ...] = (
     check_form,
     check_refusal,
     check_copy,
+    check_changes,
+    check_sameness,
     check_conflict,
     check_repeat,
     check_elsewhere,

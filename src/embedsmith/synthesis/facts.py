@@ -1,0 +1,610 @@
+"""Facts: what differs between two texts that claim to say the same. Pure rules, no model.
+
+A paraphrase may drop a fact or add one; what it must not do is put another in its place. So nearly all rules ask for a
+*substitution*: something of one kind here that is not there, and something of the same kind there that is not here.
+Words are known in English (data/words.toml, data/facts.toml); numbers, codes and names are read in any language that
+writes them in Latin letters and digits.
+
+The cache's guard stands on the same words but is another judgement: it may turn away a true paraphrase, which costs a
+call, so that no wrong answer is served. A filter of training data that does the same throws away its best rows.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from embedsmith.lexicon import expand_contractions, load_lexicon, read_number, stem
+
+TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£¥₹]")
+CODE = re.compile(r"\b(?:[A-Za-z]{1,6}-?\d{1,6}[A-Za-z]?|\d{1,3}[A-Z]{1,2}\d*)\b")
+VULGARS = {"½": ".5", "¼": ".25", "¾": ".75"}
+VULGAR = re.compile("[½¼¾]")
+READING = re.compile(r"\b(\d{2,3})\s*/\s*(\d{2,3})\b")  # 140/88 is no fraction
+SERIES = re.compile(r"\b([^\W\d_]{3,})[ -](\d{1,3}|[B-HJ-Z])\b")
+ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b", re.I)
+DECADE = re.compile(r"\b(?:1[89]|20)?(\d0)['’]?s\b")
+SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|mil|mn|bn)\b", re.I)
+GLUED = re.compile(r"(\d)([A-Za-zµ]{1,5})\b")
+SCALES = {"k": "thousand", "m": "million", "mil": "million", "mn": "million", "bn": "billion"}
+KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
+UNNAMED = frozenset(
+    {"plain", "year", "ordinal"}
+)  # "the 500 notes" may be the notes of 500 rupees, 2000 may be a year or not
+POUND = 453.59237  # grams
+CLOCKS = frozenset({"clock", "year", "decade", "ordinal"})  # kinds of numbers that say when
+ALIKE = 0.4  # share of words in common from which on a single "not", opposite or order decides (as in the guard)
+SAME = 0.6  # from which on a fact that only one side has decides
+SHORT = 16  # words up to which a "not" belongs to what is asked; a story has others
+ROUNDED = 0.02  # relative: "180 days" are "6 months"
+TITLED = 0.6  # share of words with a capital from which on capitals tell nothing
+LINKS = frozenset({"from", "to", "than", "before", "after", "by"})
+CHOICES = frozenset({"and", "or", "between", "vs"})  # either order is right
+LINKED = {"into": "to", "onto": "to"}
+SMALL = frozenset({"s", "t", "m", "re", "ve", "ll", "d"})
+PAIRS = frozenset({"pair", "both", "couple", "twice"})
+PREFIXES = ("un", "in", "im", "ir", "il")
+ASKERS = frozenset(stem(word) for word in ("where", "who", "why", "long", "often", "far"))
+TYPO = 0.8  # similarity of the letters of two names from which on they are one, misspelt
+Quantity = tuple[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One fact that differs.
+
+    Attributes:
+        kind: one of `KINDS`.
+        evidence: what stands against what: "30 / 60".
+    """
+
+    kind: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A text as the rules see it.
+
+    Attributes:
+        words: stems in order, numbers and negators left out. content_words: those that carry meaning.
+        content: the same with synonyms under one name. raw: the words before stemming.
+        quantities: (kind, value in the unit of the kind) to the value as written. implied: those "a week" may mean.
+        negations: how many negators. denials: other words that deny.
+        members: for each family of words that exclude each other, which of its members are named.
+        names: names by their folded form. codes: E24, A320. series: Model Y, type 2.
+        stripped: words that begin with un-, in-, …, without it.
+    """
+
+    words: tuple[str, ...]
+    content: frozenset[str]
+    content_words: frozenset[str]
+    raw: tuple[str, ...]
+    quantities: Mapping[Quantity, float]
+    implied: frozenset[Quantity]
+    negations: int
+    denials: Counter[str]
+    members: Mapping[int, frozenset[int]]
+    names: Mapping[str, str]
+    codes: frozenset[str]
+    series: Mapping[str, str]
+    stripped: frozenset[str]
+
+
+def find_changes(left: str, right: str) -> tuple[Change, ...]:
+    """Return the facts that differ between two texts, none for a clean paraphrase; at most one of each kind.
+
+    >>> find_changes("Is the pool open at 9 pm?", "Can I swim there at 21:00?")
+    ()
+    >>> find_changes("Can I give my dog 5 mg of it?", "Is 5 g of it safe for a dog?")
+    (Change(kind='unit', evidence='5 (mass) / 5 (mass)'),)
+    """
+    one, other = read_facts(left), read_facts(right)
+    alike = likeness(one, other)
+    found: dict[str, Change] = {}
+    for change in _changes(one, other, alike):
+        found.setdefault(change.kind, change)
+    return tuple(found.values())
+
+
+def likeness(one: Reading, other: Reading) -> float:
+    """Return the share of words that the longer text shares with the shorter, 0 to 1; small words count."""
+    longer = max(len(one.words), len(other.words))
+    return sum((Counter(one.words) & Counter(other.words)).values()) / longer if longer else 1.0
+
+
+def overlap(one: Reading, other: Reading) -> float:
+    """Return the Jaccard similarity of the words that carry meaning, synonyms merged, 0 to 1."""
+    union = one.content | other.content
+    return len(one.content & other.content) / len(union) if union else 1.0
+
+
+def says_the_same(left: str, right: str) -> bool:
+    """Say whether two texts are one question by their words alone: no fact changed, no word exchanged, few added.
+
+    >>> says_the_same("How do I cancel my gym membership?", "how can I cancel a gym membership")
+    True
+    >>> says_the_same("How do I cancel my gym membership?", "How do I freeze my gym membership?")
+    False
+    """
+    one, other = read_facts(left), read_facts(right)
+    ours, theirs = one.content - other.content, other.content - one.content
+    if not one.content & other.content or (ours and theirs) or len(ours | theirs) > 1:
+        return False
+    if ours | theirs and len(one.content | other.content) < 4:  # of three words, each one decides
+        return False
+    asked, wanted = (frozenset(reading.words) & ASKERS for reading in (one, other))
+    if asked != wanted or (ours | theirs) & _known().decisive:
+        return False
+    return not one.quantities.keys() ^ other.quantities.keys() and not find_changes(left, right)
+
+
+def _changes(one: Reading, other: Reading, alike: float) -> Iterator[Change]:
+    yield from _compare_quantities(one, other)
+    yield from _compare_negation(one, other, alike)
+    yield from _compare_families(one, other)
+    if alike >= ALIKE:
+        yield from _compare_opposites(one, other)
+        yield from _compare_order(one, other)
+    yield from _compare_names(one, other, alike)
+
+
+# Numbers and units
+
+
+def _compare_quantities(one: Reading, other: Reading) -> Iterator[Change]:
+    ours, theirs = _unmatched(one, other), _unmatched(other, one)
+    if not ours or not theirs:
+        return
+    shared = {kind for kind, _ in ours} & {kind for kind, _ in theirs}
+    written = {one.quantities[item] for item in ours} & {other.quantities[item] for item in theirs}
+    if written and not shared & CLOCKS:
+        yield Change("unit", f"{_name(ours)} / {_name(theirs)}")
+    elif shared:
+        yield Change("time" if shared & CLOCKS else "number", f"{_name(ours)} / {_name(theirs)}")
+
+
+def _unmatched(one: Reading, other: Reading) -> list[Quantity]:
+    others = [*other.quantities.items(), *((item, item[1]) for item in other.implied)]
+    return [
+        item for item, written in one.quantities.items() if not any(_equal(item, written, *more) for more in others)
+    ]
+
+
+def _equal(one: Quantity, written: float, other: Quantity, also: float) -> bool:
+    """Say whether two quantities may be one: a unit that only one side writes out changes nothing."""
+    if written == also and {one[0], other[0]} & UNNAMED:
+        return True
+    if {one[0], other[0]} == {"mass", "pound"}:  # 109 pounds are money or 109 lbs
+        one, other = ((kind, value * POUND if kind == "pound" else value) for kind, value in (one, other))
+        return abs(one[1] - other[1]) <= 1e-3 * abs(one[1])
+    tolerance = ROUNDED if one[0] == "time" else 1e-6
+    return one[0] == other[0] and abs(one[1] - other[1]) <= tolerance * max(abs(one[1]), abs(other[1]))
+
+
+def _name(items: Iterable[Quantity]) -> str:
+    return ", ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(items)) or "none"
+
+
+# Negation
+
+
+def _compare_negation(one: Reading, other: Reading, alike: float) -> Iterator[Change]:
+    if alike < (ALIKE if max(len(one.words), len(other.words)) <= SHORT else SAME):
+        return
+    ours, theirs = one.denials - other.denials, other.denials - one.denials
+    opposed = next(iter(_compare_opposites(one, other)), None)
+    prefixed = len(one.stripped & set(other.words)) + len(other.stripped & set(one.words))
+    odd = (one.negations - other.negations + prefixed) % 2
+    if odd and not ours and not theirs and opposed is None:
+        yield Change("negation", f"{one.negations} / {other.negations} negators")
+    elif not odd and opposed is None and alike >= SAME:
+        deny = {word for word in (ours + theirs) if word in _known().deny}
+        if len(ours + theirs) == 1 and deny:
+            yield Change("negation", f"{' '.join(ours) or 'nothing'} / {' '.join(theirs) or 'nothing'}")
+
+
+# Words that exclude each other
+
+
+def _compare_families(one: Reading, other: Reading) -> Iterator[Change]:
+    known = _known()
+    for family in one.members.keys() & other.members.keys():
+        ours, theirs = one.members[family] - other.members[family], other.members[family] - one.members[family]
+        if ours and theirs:
+            name = known.names[family]
+            yield Change(known.kinds[family], f"{name[min(ours)]} / {name[min(theirs)]}")
+
+
+def _compare_opposites(one: Reading, other: Reading) -> Iterator[Change]:
+    known = _known()
+    ours, theirs = set(one.words) - set(other.words), set(other.words) - set(one.words)
+    for word in sorted(ours):
+        against = known.opposites.get(word, frozenset())
+        met = against & theirs
+        if met and not against & set(one.words) and (one.negations - other.negations) % 2 == 0:
+            yield Change(known.opposite_kinds.get(word, "direction"), f"{word} / {min(met)}")
+
+
+def _compare_order(one: Reading, other: Reading) -> Iterator[Change]:
+    """Yield a change where the same things stand on the other side of "from", "to", "than", or of a verb."""
+    ours, theirs = _roles(one), _roles(other)
+    for link in sorted(ours.keys() & theirs.keys()):
+        (before, after), (early, late) = ours[link], theirs[link]
+        crossed = before == late and after == early
+        moved = after != late and after in other.words and late in one.words and one.content == other.content
+        source, target = ours.get("from", ("", "-"))[1], theirs.get("to", ("", "+"))[1]
+        if crossed or (link != "to" and moved) or (link == "to" and source == target):
+            yield Change("direction", f"{link} {after} / {link} {late}")
+            return
+    here, there = _told(one), _told(other)
+    moved = here == there or any(
+        here[place:] + here[:place] == there for place in range(len(here))
+    )  # "last year I paid"
+    exchanged = not moved and Counter(one.words) == Counter(other.words)
+    if exchanged and not CHOICES & set(one.words):
+        yield Change("direction", f"{' '.join(one.words)} / {' '.join(other.words)}")
+
+
+def _told(reading: Reading) -> list[str]:
+    return [word for word in reading.words if word in reading.content_words]
+
+
+def _roles(reading: Reading) -> dict[str, tuple[str, str]]:
+    """Return the nearest words with a meaning before and after each linking word that occurs once."""
+    found: dict[str, tuple[str, str]] = {}
+    links = [LINKED.get(word, word) for word in reading.words]
+    for place, link in enumerate(links):
+        if link in LINKS and links.count(link) == 1:
+            before = next((word for word in reversed(reading.words[:place]) if word in reading.content_words), "")
+            after = next((word for word in reading.words[place + 1 :] if word in reading.content_words), "")
+            if before and after and before != after:
+                found[link] = before, after
+    return found
+
+
+# Names
+
+
+def _compare_names(one: Reading, other: Reading, alike: float) -> Iterator[Change]:
+    codes = one.codes - other.codes, other.codes - one.codes
+    if all(codes):
+        yield Change("entity", f"{min(codes[0])} / {min(codes[1])}")
+        return
+    for head in one.series.keys() & other.series.keys():
+        if one.series[head] != other.series[head] and not (one.series[head] + other.series[head]).isdecimal():
+            yield Change("entity", f"{head} {one.series[head]} / {head} {other.series[head]}")
+            return
+    ours, theirs = _strangers(one, other), _strangers(other, one)
+    if ours and theirs and not _same_names(ours, theirs):
+        yield Change("entity", f"{' '.join(ours.values())} / {' '.join(theirs.values())}")
+    elif (ours or theirs) and alike >= SAME and (replaced := _find_replaced(one, other, {*ours, *theirs})):
+        yield Change("entity", " / ".join(replaced))
+
+
+def _strangers(one: Reading, other: Reading) -> dict[str, str]:
+    """Return the names of one text that the other has in no spelling."""
+    there = {*other.words, *other.names}
+    decided = {folded for folded in one.names if _shares_family(folded, other)}
+    return {
+        folded: name
+        for folded, name in one.names.items()
+        if folded not in decided
+        and not any(_resembles(folded, word) for word in there)
+        and not _is_initials(name, other)
+    }
+
+
+def _shares_family(word: str, other: Reading) -> bool:
+    """Say whether the other text names a member of a family that this word is of: the rule of families decides then."""
+    return any(family in other.members for family, _, _ in _known().members.get(word, ()))
+
+
+def _resembles(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if min(len(one), len(other)) < 4:
+        return False
+    return one[:5] == other[:5] or SequenceMatcher(None, one, other).ratio() >= TYPO
+
+
+def _is_initials(name: str, other: Reading) -> bool:
+    """Say whether a name is made of the first letters of words of the other text: EU, European Union."""
+    letters = "".join(word[0] for word in other.raw if word)
+    return 2 <= len(name) <= 5 and name.isupper() and name.casefold() in letters
+
+
+def _same_names(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    """Say whether some name on one side is short for one on the other: JS, JavaScript; or has their initials."""
+    for short, long in ((ours, theirs), (theirs, ours)):
+        spelt = "".join(name[0] for name in long.values()).casefold()
+        for name in short.values():
+            capitals = ["".join(letter for letter in other if letter.isupper()) for other in long.values()]
+            if name in capitals or (len(name) > 1 and name.casefold() == spelt):
+                return True
+    return False
+
+
+def _find_replaced(one: Reading, other: Reading, names: set[str]) -> tuple[str, str] | None:
+    """Return the one word that stands in the place of a name, both in the same surroundings."""
+    left, right = list(one.words), list(other.words)
+    for tag, start, end, first, last in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        if tag != "replace" or end - start != 1 or last - first != 1:
+            continue
+        here, there = left[start], right[first]
+        framed = left[start - 1 : start] == right[first - 1 : first]
+        both = {here, there} & names and {here, there} <= one.content_words | other.content_words
+        if both and framed and not _resembles(here, there):
+            return here, there
+    return None
+
+
+# Reading
+
+
+@lru_cache(maxsize=1 << 14)
+def read_facts(text: str) -> Reading:
+    """Return what the rules need of a text."""
+    lexicon, known = load_lexicon(), _known()
+    text = unicodedata.normalize("NFKC", VULGAR.sub(lambda match: VULGARS[match.group(0)], text)).replace("’", "'")
+    names = _find_names(text)
+    codes = frozenset(_find_codes(text))
+    plain = text.casefold().strip(" ?!.\"'“”")
+    for pattern, replacement in known.rewrites:
+        plain = pattern.sub(replacement, plain)
+    quantities: dict[Quantity, float] = {}
+    for pattern, kind in ((ORDINAL, "ordinal"), (DECADE, "decade")):
+        for match in pattern.finditer(plain):
+            quantities[kind, float(match.group(1))] = float(match.group(1))
+        plain = pattern.sub(" ", plain)
+    for code in codes:
+        plain = re.sub(rf"\b{re.escape(code)}\b", " ", plain)
+    plain = SUFFIXED.sub(lambda match: f"{match.group(1)} {SCALES[match.group(2).casefold()]}", plain)
+    plain = READING.sub(r"\1 \2", plain)
+    plain = GLUED.sub(r"\1 \2", plain)
+    tokens = expand_contractions(TOKEN.findall(plain))
+    raw, implied = _read_quantities(tokens, quantities)
+    stems = tuple(stem(word) for word in raw)
+    negations = sum(word in lexicon.negators for word in stems)
+    words = tuple(word for word in stems if word not in lexicon.negators)
+    content_words = frozenset(word for word in words if word not in lexicon.small and word not in SMALL)
+    content = frozenset(known.alike.get(word, word) for word in content_words)
+    denials = Counter(word for word in words if word in known.denials)
+    raised = _raise_prefixed(words)
+    return Reading(
+        words,
+        content,
+        content_words,
+        tuple(raw),
+        quantities,
+        frozenset(implied),
+        negations,
+        denials,
+        _find_members(raw, names),
+        names,
+        codes,
+        {head.casefold(): tail.casefold() for head, tail in SERIES.findall(text)},
+        raised,
+    )
+
+
+def _raise_prefixed(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(word[2:] for word in words if word.startswith(PREFIXES) and len(word) > 5)
+
+
+def _find_names(text: str) -> dict[str, str]:
+    """Return the names of a text by their stems: words with a capital that do not open a sentence.
+
+    None where most words have one: such capitals tell nothing.
+    """
+    found: dict[str, str] = {}
+    opening, total, raised = True, 0, 0
+    for match in re.finditer(r"[^\W\d_]+(?:'[^\W\d_]+)?|[.?!:\"“]", text):
+        word = match.group(0)
+        if not word[0].isalpha():
+            opening = True
+            continue
+        total += 1
+        bare = word.partition("'")[0]
+        inner = any(letter.isupper() for letter in bare[1:])
+        if (bare[0].isupper() and not opening) or inner:
+            raised += not opening
+            if len(bare) > 1 and bare.casefold() not in _known().nameless:
+                found[stem(bare.casefold())] = bare
+        opening = False
+    return found if raised <= max(2, TITLED * total) else {}
+
+
+def _find_codes(text: str) -> Iterator[str]:
+    """Yield E24, A320, B12, but neither Q1 (a time) nor 5kg."""
+    for match in CODE.finditer(text):
+        code = match.group(0).casefold().replace("-", "")
+        if not re.fullmatch(r"q[1-4]|\d+[a-z]+", code) and not ORDINAL.fullmatch(code):
+            yield match.group(0).casefold()
+
+
+def _read_quantities(tokens: list[str], quantities: dict[Quantity, float]) -> tuple[list[str], set[Quantity]]:
+    """Return the words that are no numbers, and the quantities that articles imply; written ones go to `quantities`."""
+    lexicon, known = load_lexicon(), _known()
+    implied: set[Quantity] = set()
+    raw: list[str] = []
+    place = 0
+    while place < len(tokens):
+        token = tokens[place]
+        following = tokens[place + 1] if place + 1 < len(tokens) else ""
+        if token in known.money and following[:1].isdecimal():  # $50
+            tokens[place], tokens[place + 1] = following, token
+            if place + 2 < len(tokens) and tokens[place + 2] in SCALES.values():  # $1.5 million
+                tokens[place + 1], tokens[place + 2] = tokens[place + 2], token
+            continue
+        if token in {"a", "one"} and following in {*SCALES.values(), "dozen", "hundred", "half", "quarter", "third"}:
+            place += 1
+            continue
+        if token in PAIRS:
+            implied.add(("plain", 2.0))
+        value, used = _share(tokens, place) or read_number(tokens, place, lexicon)
+        if value is None:
+            raw.append(token)
+            place += 1
+            continue
+        value, used = _scale(tokens, place, value, used)
+        kind, converted, more = _unit(value, tokens, place, used)
+        if token in {"a", "an", "one"}:
+            implied.add((kind, converted))
+            raw += tokens[place : place + used + more]
+        else:
+            quantities[kind, round(converted, 9)] = value
+            raw += [word for word in tokens[place + used : place + used + more] if word.isalpha() and kind != "plain"]
+        place += used + more
+    return raw, implied
+
+
+def _share(tokens: list[str], place: int) -> tuple[float, int] | None:
+    """Return a fraction in words that begins at `place`: half, quarter of, third of."""
+    part = {"half": 1 / 2, "quarter": 1 / 4, "third": 1 / 3}.get(tokens[place])
+    if part is None or (place and tokens[place - 1] in {"first", "second", "third", "fourth", "last"}):
+        return None  # the third quarter is a time
+    following = tokens[place + 1] if place + 1 < len(tokens) else ""
+    if tokens[place] == "half" or following == "of":
+        return part, 1 + (following == "of")
+    return None
+
+
+def _scale(tokens: list[str], place: int, value: float, used: int) -> tuple[float, int]:
+    """Return the value with a "million" after digits: 1.5 million."""
+    following = tokens[place + used] if place + used < len(tokens) else ""
+    factor = load_lexicon().numbers.get({"mil": "million", "k": "thousand"}.get(following, following), 0)
+    if following == "one" and value in range(20, 100, 10) and not tokens[place][0].isdecimal():
+        return value + 1, used + 1  # twenty-one
+    if tokens[place][0].isdecimal() and factor >= 100:
+        return value * factor, used + 1
+    return value, used
+
+
+def _unit(value: float, tokens: list[str], place: int, used: int) -> tuple[str, float, int]:
+    """Return (kind, value in the unit of the kind, tokens taken) for the number at `place`."""
+    token = tokens[place]
+    rest = tokens[place + used : place + used + 2]
+    if rest and rest[0] in {"am", "pm"}:
+        return "clock", value % 12 + (12 if rest[0] == "pm" else 0), 1
+    if re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?", token):
+        return "clock", value, 0
+    if ":" in token:  # 1:160, a ratio or a titre
+        return "ratio", max(value, 1.0), 0
+    skipped = 0
+    if rest and rest[0] in {"a", "an"} and len(rest) == 2 and value < 1:  # half an hour
+        rest, skipped = rest[1:], 1
+    known = _known().units.get(stem(rest[0])) or _known().units.get(rest[0]) if rest else None
+    if known is not None:
+        kind, factor = known
+        if kind == "fahrenheit":
+            return "temperature", (value - 32) * 5 / 9, 1 + skipped
+        return kind, value * factor, 1 + skipped
+    if re.fullmatch(r"(?:19|20)\d\d", token):
+        return "year", value, 0
+    if token in {"half", "quarter", "third"}:
+        return "share", value, 0
+    return "plain", value, 0
+
+
+def _find_members(raw: list[str], names: Mapping[str, str]) -> dict[int, frozenset[int]]:
+    """Return the members of each family that a text names, longest words first."""
+    known = _known()
+    found: dict[int, set[int]] = {}
+    place = 0
+    while place < len(raw):
+        for length in (3, 2, 1):
+            phrase = "_".join(raw[place : place + length])
+            entries = known.members.get(phrase) or (known.members.get(stem(phrase)) if length == 1 else None)
+            if entries and len(raw) - place >= length:
+                for family, member, raised in entries:
+                    if not raised or stem(phrase) in names or phrase.capitalize() in names.values():
+                        found.setdefault(family, set()).add(member)
+                place += length - 1
+                break
+        place += 1
+    return {family: frozenset(members) for family, members in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The tables of facts.toml, with those of words.toml that are used here."""
+
+    units: Mapping[str, tuple[str, float]]
+    money: frozenset[str]
+    rewrites: tuple[tuple[re.Pattern[str], str], ...]
+    denials: frozenset[str]
+    deny: frozenset[str]
+    decisive: frozenset[str]
+    opposites: Mapping[str, frozenset[str]]
+    opposite_kinds: Mapping[str, str]
+    alike: Mapping[str, str]
+    members: Mapping[str, tuple[tuple[int, int, bool], ...]]
+    kinds: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    nameless: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def _known() -> _Known:
+    tables = tomllib.loads((resources.files("embedsmith") / "data" / "facts.toml").read_text(encoding="utf-8"))
+    lexicon = load_lexicon()
+    own = {name: (kind, factor) for names, factor, kind in tables["units"] for name in names.split()}
+    units = dict(lexicon.units) | {stem(name): unit for name, unit in own.items()} | own
+    members = _index_members(tables["families"])
+    return _Known(
+        units=units,
+        money=frozenset("$€£¥₹"),
+        rewrites=tuple((re.compile(pattern), replacement) for pattern, replacement in tables["rewrites"]),
+        denials=frozenset(stem(word) for word in tables["denials"]),
+        deny=frozenset(stem(word) for word in tables["deny"]),
+        decisive=frozenset(stem(word) for word in tables["decisive"]),
+        opposites=_index_opposites(tables, lexicon.opposites),
+        opposite_kinds={stem(word): kind for kind in ("time", "population", "negation") for word in tables[kind]},
+        alike=dict(lexicon.alike)
+        | {stem(word): stem(group.split()[0]) for group in tables["alike"] for word in group.split()},
+        members=members,
+        kinds=tuple(family["kind"] for family in tables["families"]),
+        names=tuple(tuple(member.split()[0] for member in family["members"]) for family in tables["families"]),
+        nameless=frozenset({*lexicon.small, *units, *_calendar(tables["families"])}),
+    )
+
+
+def _calendar(families: list[dict[str, Any]]) -> Iterator[str]:
+    for family in families:
+        if family["kind"] == "time":
+            yield from (word.casefold() for member in family["members"] for word in member.split())
+
+
+def _index_members(families: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, int, bool], ...]]:
+    found: dict[str, list[tuple[int, int, bool]]] = {}
+    for family, table in enumerate(families):
+        for member, listed in enumerate(table["members"]):
+            for word in listed.split():
+                key = word.casefold()
+                entry = (family, member, word[0].isupper())
+                for name in {key, stem(key)} if "_" not in key else {key}:
+                    found.setdefault(name, []).append(entry)
+    return {word: tuple(entries) for word, entries in found.items()}
+
+
+def _index_opposites(
+    tables: Mapping[str, list[list[str]]], given: Mapping[str, frozenset[str]]
+) -> dict[str, frozenset[str]]:
+    """Return the opposites of both files without those that decide nothing in general."""
+    unsure = {stem(str(word)) for word in tables["unsure"]}
+    found = {word: set(others) - unsure for word, others in given.items() if word not in unsure}
+    for left, right in tables["opposites"]:
+        one, other = ({stem(word) for word in side.split()} for side in (left, right))
+        for here, there in ((one, other), (other, one)):
+            for word in here:
+                found.setdefault(word, set()).update(there - {word})
+    return {word: frozenset(others) for word, others in found.items() if others}
