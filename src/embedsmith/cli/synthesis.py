@@ -256,7 +256,7 @@ def _print_estimate(found: Estimate) -> None:
             ("calls", found.calls, 0),
             ("prompt tokens", found.prompt_tokens, 0),
             ("completion tokens", found.completion_tokens, 0),
-            ("seconds", found.seconds, 0),
+            ("seconds", found.seconds, 1),
             *((("US dollars", found.cost, 2),) if found.cost is not None else ()),
         )
     ]
@@ -275,7 +275,7 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
     print_table(f"{len(order.sizes):,} rows of {order.recipe}", ["candidates", "count"], sorted(result.counts.items()))
     for warning in result.warnings:
         console.print(f"warning: {warning}", markup=False)
-    spent = f", {cost:.4f} US dollars over all runs" if cost is not None else ""
+    spent = f", at most {cost:.4f} US dollars over all runs" if cost is not None else ""
     console.print(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
     console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
 

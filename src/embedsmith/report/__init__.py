@@ -37,6 +37,8 @@ REASONS = {
     "too-few": "an answer with fewer texts than asked for",
     "no-completion": "no recorded completion for this row",
     "no-answer": "a call that failed",
+    "no-budget": "a call that the budget does not pay for",
+    "waits-for-batch": "a call that is in a batch file",
 }
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 from embedsmith.corpus import Query
 from embedsmith.examples import LabelledPair, Provenance, Rejected
-from embedsmith.llm import Completion, Prompt
+from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
 from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, index_prompt, judge
@@ -93,7 +93,7 @@ class _Sieve:
 
 def unanswered(query: Query, task: str, completion: Completion) -> Rejected:
     """Return the record of a call that has no answer."""
-    reason = {"missing": "no-completion", "budget": "no-budget"}.get(completion.finish, "no-answer")
+    reason = name_failure(completion)
     about = {"query": query.text, "task": task}
     return Rejected(reason, f"finish: {completion.finish}", source=query.id, context=about)
 

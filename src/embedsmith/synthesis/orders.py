@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from embedsmith.corpus import Query
@@ -15,6 +14,7 @@ from embedsmith.llm.budget import Price, Usage
 from embedsmith.llm.calls import Calls, measure
 from embedsmith.llm.pilot import Estimate, PilotRow, choose_rows, estimate
 from embedsmith.synthesis.e5 import E5Plan, as_triplet, synthesize_e5
+from embedsmith.synthesis.e5.plan import TWO_STEPS
 from embedsmith.synthesis.langcache import synthesize_langcache
 from embedsmith.synthesis.rag import RagPlan, choose_passages, synthesize_rag
 from embedsmith.synthesis.recipes import Recipe, render
@@ -25,15 +25,15 @@ class Order:
     """What is to be written.
 
     Attributes:
-        sizes: of each row (a query, a passage, a row of a plan): the characters of its prompts, or 1 where nobody
-            knows them before the first step is done.
+        sizes: by row (a query, a passage, a row of a plan): the characters of its prompts, or the number of its calls
+            where nobody knows its prompts before the first step is done.
         fill: the recipe's stream of examples and rejections.
         first: the order of a few rows that stand for all, and their sizes.
         row_of: the row that a prompt's name belongs to.
     """
 
     recipe: str
-    sizes: Sequence[int]
+    sizes: Mapping[str, int]
     fill: Callable[[Calls], Iterator[Example | Rejected]]
     first: Callable[[int], Order]
     row_of: Callable[[str], str] = field(default=lambda name: name)
@@ -42,13 +42,15 @@ class Order:
 def order_langcache(recipe: Recipe, queries: Sequence[Query], *, evaluation: Iterable[str] = ()) -> Order:
     """Return the order of paraphrases and near misses of `queries`; its pilot takes queries of all lengths."""
     leaks = tuple(evaluation)
-    sizes = [sum(len(prompt.system) + len(prompt.user) for prompt in render(recipe, query)) for query in queries]
+    sizes = {
+        query.id: sum(len(prompt.system) + len(prompt.user) for prompt in render(recipe, query)) for query in queries
+    }
     return Order(
         "langcache",
         sizes,
         lambda calls: synthesize_langcache(recipe, queries, calls, evaluation=leaks),
         lambda count: order_langcache(
-            recipe, [queries[place] for place in choose_rows(sizes, count)], evaluation=leaks
+            recipe, [queries[place] for place in choose_rows(list(sizes.values()), count)], evaluation=leaks
         ),
     )
 
@@ -63,7 +65,7 @@ def order_rag(
     leaks = tuple(evaluation)
     return Order(
         "rag",
-        [len(passages[place].text) for place in choose_passages(plan, passages)],
+        {passages[place].id: len(passages[place].text) for place in choose_passages(plan, passages)},
         lambda calls: synthesize_rag(plan, passages, calls, encoder=encoder, evaluation=leaks),
         lambda count: order_rag(
             replace(plan, quota=count * plan.per_passage), passages, encoder=encoder, evaluation=leaks
@@ -82,7 +84,7 @@ def order_e5(plan: E5Plan, *, evaluation: Iterable[str] = ()) -> Order:
 
     return Order(
         "e5",
-        [1] * plan.tasks,
+        {row.id: 2 if row.group in TWO_STEPS else 1 for row in plan.rows()},
         fill,
         lambda count: order_e5(replace(plan, tasks=min(count, plan.tasks)), evaluation=leaks),
         lambda name: name.removesuffix("/tasks"),
@@ -127,16 +129,14 @@ def try_order(order: Order, calls: Calls, count: int, *, price: Price | None = N
 def _estimate(
     first: Order, order: Order, heard: Sequence[tuple[Prompt, Completion]], price: Price | None, in_flight: float
 ) -> Estimate | None:
-    """Extrapolate from the calls of each row; rows come in the order of the plan, as their sizes do."""
-    used: dict[str, Usage] = defaultdict(Usage)
-    seconds: dict[str, float] = defaultdict(float)
+    """Extrapolate from the calls of each row, step by step together."""
+    used = dict.fromkeys(first.sizes, Usage())
+    seconds = dict.fromkeys(first.sizes, 0.0)
     for prompt, completion in heard:
         row = first.row_of(prompt.row)
         used[row] += measure(completion) or Usage(1)
         seconds[row] += completion.seconds
-    if not used:
+    if not heard:
         return None
-    matched = len(first.sizes) == len(used)  # else nobody can say which row is how large: all count the same
-    known = dict(zip(used, first.sizes if matched else [1] * len(used), strict=True))
-    rows = [PilotRow(known[row], used[row], seconds[row]) for row in used]
-    return estimate(rows, order.sizes if matched else [1] * len(order.sizes), price=price, in_flight=in_flight)
+    rows = [PilotRow(order.sizes[row], used[row], seconds[row]) for row in used]
+    return estimate(rows, list(order.sizes.values()), price=price, in_flight=in_flight)

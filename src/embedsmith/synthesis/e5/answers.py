@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedsmith.examples import Example, PositivePair, Provenance, ScoredPair, Triplet
-from embedsmith.llm import Completion
+from embedsmith.llm import Completion, name_failure
 from embedsmith.llm.structured import THINKING, parse_object, storable
 from embedsmith.synthesis.e5.plan import TWO_STEPS, StsForm
 from embedsmith.synthesis.e5.prompting import KEYS, Request
@@ -34,7 +34,7 @@ class Answer:
     """The texts of an answer in the order of the group's keys; or why there are none.
 
     Attributes:
-        reason: "" when all texts are there; else "no-completion", "no-answer", "empty", "truncated", "refusal",
+        reason: "" when all texts are there; else what `name_failure` says, "empty", "truncated", "refusal",
             "malformed" or "missing-key".
         notes: what had to be done to read it ("repaired", "thinking-removed").
     """
@@ -54,7 +54,7 @@ def find_refusal(text: str) -> str:
 def explain_absence(completion: Completion) -> tuple[str, str] | None:
     """Return the reason and the detail where a call brought no text at all, else None."""
     if completion.text is None:
-        return "no-completion" if completion.finish == "missing" else "no-answer", f"finish: {completion.finish}"
+        return name_failure(completion), f"finish: {completion.finish}"
     if not completion.text.strip():
         return "empty", f"finish: {completion.finish}"
     return None

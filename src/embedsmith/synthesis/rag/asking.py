@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from embedsmith.corpus import Query
 from embedsmith.documents import Passage
 from embedsmith.examples import Rejected
-from embedsmith.llm import Completion, Prompt
+from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.filters import (
     Context,
@@ -81,7 +81,7 @@ def _read(
     """Yield what one answer gives: candidates, and a record of everything else."""
     about = {"task": prompt.task, "passage": context.query.text[:SHOWN]}
     if completion.text is None:
-        reason = "no-completion" if completion.finish == "missing" else "no-answer"
+        reason = name_failure(completion)
         yield Rejected(reason, f"finish: {completion.finish}", source=prompt.row, context=about)
         return
     wanted = plan.per_passage if prompt.task == QUESTIONS else 1
