@@ -91,10 +91,12 @@ class Completion:
     model: str = ""
 
 
+FAILURES = {"missing": "no-completion", "budget": "no-budget", "batched": "waits-for-batch"}
+
+
 def name_failure(completion: Completion) -> str:
     """Return the reason, to be counted, why a completion has no text."""
-    known = {"missing": "no-completion", "budget": "no-budget", "batched": "waits-for-batch"}
-    return known.get(completion.finish, "no-answer")
+    return FAILURES.get(completion.finish, "no-answer")
 
 
 class LanguageModel(Protocol):

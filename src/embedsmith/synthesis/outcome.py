@@ -11,9 +11,11 @@ from pathlib import Path
 from embedsmith.artifacts import JsonLines, read_jsonl
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected, read_examples, to_row
+from embedsmith.llm import FAILURES
 from embedsmith.llm.calls import Calls
 
 MOSTLY, OFTEN = 0.5, 0.1  # shares from which on a warning is due
+UNWRITTEN = frozenset(FAILURES.values()) | {"no-answer", "no-task"}  # rows that no language model wrote for
 EXAMPLES, REJECTED = "examples.jsonl", "rejected.jsonl"
 
 
@@ -69,7 +71,8 @@ class Synthesis:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return a sentence for each sign that the examples will not be worth much."""
-        rejected = 1 - self.counts["kept"] / sum(self.counts.values())
+        written = {reason: count for reason, count in self.counts.items() if reason not in UNWRITTEN}
+        rejected = 1 - self.counts["kept"] / sum(written.values())
         said = []
         if rejected > MOSTLY:
             said.append(
