@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 ROWS = 1000  # of a set that are looked at; drawn by the seed
 RESAMPLES = 500
 LOWEST, FINE, COARSE = 0.2, 0.1, 0.2  # shares that are tried: from the lowest in fine steps, coarse with several ends
+NORMAL_95 = 1.96  # half the width of a 95% interval in standard errors
 REFINEMENTS = 3  # further shares around the best of them
 VALIDATION = "validation"
 
@@ -64,6 +65,8 @@ class Retention:
         show: called with the path of `retention.json` once it is written.
         distractors: documents that the positives of validation's positive pairs are ranked among besides each other;
             without them a few hundred pairs are too easy a test of retrieval.
+        slack: standard errors by which a candidate may be below the best on validation and still count as its equal;
+            of equals the one nearest to the base is taken without slack, the one farthest from it with slack.
     """
 
     validation: tuple[Example, ...] = ()
@@ -73,10 +76,13 @@ class Retention:
     say: Callable[[str], None] = lambda _: None
     show: Callable[[Path], object] = lambda _: None
     distractors: tuple[str, ...] = ()
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
             raise ConfigurationError(f"tolerance is {self.tolerance}", expected="0 to 1")
+        if self.slack < 0:
+            raise ConfigurationError(f"slack is {self.slack}", expected="0 or more standard errors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,13 +429,13 @@ class Keeper:
         tolerance = self.retention.tolerance
         searched = bool(self.retention.validation) and self.base_weight is None
         found = self._search(ends) if searched else [self._try(ends, ends.default, 1 - (self.base_weight or 0.0))]
-        chosen = pick(found, tolerance)
+        chosen = pick(found, tolerance, slack=self.retention.slack)
         taken = found[chosen]
         return Choice(
             base=self._candidate("base", 0.0, self.before),
             candidates=tuple(found),
             chosen=chosen,
-            reason=_reason(found, chosen, tolerance) if searched else self._fixed_reason(),
+            reason=_reason(found, chosen, tolerance, self.retention.slack) if searched else self._fixed_reason(),
             tolerance=tolerance,
             searched=searched,
             kept=taken.fall <= tolerance,
@@ -519,16 +525,24 @@ def shares(step: float) -> list[float]:
     return [round(LOWEST + step * place, 4) for place in range(round((1 - LOWEST) / step) + 1)]
 
 
-def pick(candidates: Sequence[Candidate], tolerance: float) -> int:
+def pick(candidates: Sequence[Candidate], tolerance: float, *, slack: float = 0.0) -> int:
     """Return the place of the best on validation among those that keep every guard, else of the one that loses least.
 
-    Of equals the one nearest to the base is taken.
+    Of equals the one nearest to the base is taken. With `slack`, who is that many standard errors (of the best one's
+    change) below the best is its equal, and the one with most of the tuning is taken: validation rows cannot tell them
+    apart, and other rows may gain from more.
     """
     places = range(len(candidates))
     kept = [place for place in places if candidates[place].fall <= tolerance]
     if not kept:
         return min(places, key=lambda place: (candidates[place].fall, candidates[place].share))
-    return max(kept, key=lambda place: (_domain(candidates[place]), -candidates[place].share))
+    best = max(kept, key=lambda place: (_domain(candidates[place]), -candidates[place].share))
+    figure = candidates[best].validation
+    if not slack or figure is None:
+        return best
+    edge = _domain(candidates[best]) - slack * (figure.change.high - figure.change.low) / (2 * NORMAL_95)
+    equals = [place for place in kept if _domain(candidates[place]) >= edge]
+    return max(equals, key=lambda place: (candidates[place].share, _domain(candidates[place])))
 
 
 def _domain(candidate: Candidate) -> float:
@@ -569,14 +583,15 @@ def card_figures(choice: Choice) -> dict[str, str]:
     return rows
 
 
-def _reason(candidates: Sequence[Candidate], chosen: int, tolerance: float) -> str:
+def _reason(candidates: Sequence[Candidate], chosen: int, tolerance: float, slack: float) -> str:
     kept = sum(candidate.fall <= tolerance for candidate in candidates)
     if not kept:
         return (
             f"NO candidate of {len(candidates)} keeps every guard within {tolerance:g} of the base: "
             f"this one loses least ({candidates[chosen].fall:.4f})"
         )
-    return f"best on {VALIDATION} of the {kept} candidates among {len(candidates)} that keep every guard within " + (
+    best = "most of the tuning among those as good as the best" if slack else "best"
+    return f"{best} on {VALIDATION} of the {kept} candidates among {len(candidates)} that keep every guard within " + (
         f"{tolerance:g} of the base"
     )
 
