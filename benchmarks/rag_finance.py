@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain, read_json, write_json
 from embedsmith.documents.passages import read_passages_file
-from embedsmith.encoder import Encoder
+from embedsmith.encoder import Encoder, Remembering
 from embedsmith.errors import ModelRefused
 from embedsmith.examples import Example, PositivePair, read_examples, split
 from embedsmith.llm import open_llm
@@ -126,7 +126,7 @@ def measure(work: Path, ways: list[str], task: RetrievalTask, half: RetrievalTas
     for way in ways:
         folder = work / "run/model" if way == "run" else work / way
         if (folder / "modules.json").is_file():
-            rankers[way] = Cached(load_encoder(folder))
+            rankers[way] = Remembering(load_encoder(folder))
     sizes = choose_dimensions(384)
     whole: Mapping[str, Encoder | Ranker] = {name: own for name, own in rankers.items() if name != "labelled"}
     return {
@@ -135,28 +135,13 @@ def measure(work: Path, ways: list[str], task: RetrievalTask, half: RetrievalTas
     }
 
 
-class Cached:
-    """An encoder that reads a text once: both tasks have the same passages."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder, self._known = encoder, dict[str, Any]()
-
-    def encode(self, texts: Any, /) -> Any:
-        import numpy as np
-
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
-            self._known |= dict(zip(new, self._encoder.encode(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/rag_finance"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     given = parser.parse_args()
     work: Path = given.work
-    task, base = read_beir(data_folder() / "finance_retrieval"), Cached(load_encoder(BASE))
+    task, base = read_beir(data_folder() / "finance_retrieval"), Remembering(load_encoder(BASE))
     told = run_job(work)
     for way in given.ways:
         if way != "run" and not (work / f"{way}.json").is_file():

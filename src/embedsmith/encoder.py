@@ -47,6 +47,21 @@ def sides_of(encoder: Encoder) -> tuple[Encoder, Encoder]:
     return encoder.sides() if isinstance(encoder, Prompted) else (encoder, encoder)
 
 
+class Remembering:
+    """An encoder that reads each text once; memory grows with the texts."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        """Return unit rows (n, d) float32."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known |= dict(zip(new, self._encoder.encode(new), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else self._encoder.encode(texts)
+
+
 def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)

@@ -1,6 +1,6 @@
 """The main job: an unlabelled log in; a tuned, evaluated, calibrated model and a report out.
 
-Six stages, each reading and writing files of the run directory: corpus, synthesis, training,
+Seven stages, each reading and writing files of the run directory: corpus, synthesis, hardness, training,
 evaluation, calibration, report. A stage whose inputs and configuration did not change is not run again.
 """
 
@@ -28,6 +28,7 @@ from embedsmith.cache.rules import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.corpus import Query, deduplicate, read_queries
+from embedsmith.encoder import Remembering
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import (
     compare,
@@ -44,6 +45,7 @@ from embedsmith.examples import (
     split,
     texts_of,
 )
+from embedsmith.hardness import measure_hardness
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.model import check_model, fingerprint_model, load_encoder
 from embedsmith.pipeline.common import (
@@ -57,6 +59,7 @@ from embedsmith.pipeline.common import (
 )
 from embedsmith.report import write_report
 from embedsmith.synthesis import synthesize
+from embedsmith.synthesis.labels import check_labels
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.training import TrainingConfig, train
 
@@ -104,6 +107,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     check_model(job.base)  # before the first call that costs money
     queries = _corpus(job, folder, watch)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
+    _hardness(job, examples, folder, watch)
     _training(job, examples, folder, watch)
     _evaluation(job, evaluation, folder, watch)
     _calibration(job, evaluation, folder, watch)
@@ -166,6 +170,30 @@ def _synthesis(
 def _read_pairs(path: Path) -> list[LabelledPair]:
     found = read_examples(require(path), kind=LabelledPair)
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+
+
+def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
+    """Measure what the examples can teach this base, before it is trained; doubted labels are listed, not dropped.
+
+    Where nobody judges the doubted ones, dropping them loses more right labels than wrong ones (docs/log.md).
+    """
+    inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base)}
+    settings = {"seed": job.seed}
+    outputs = ["synthesis/hardness.json", "synthesis/doubts.jsonl"]
+    if not folder.is_fresh("hardness", inputs, settings):
+        with folder.stage("hardness", inputs, settings, outputs):
+            encoder = Remembering(load_encoder(job.base))
+            doubts = check_labels(examples, encoder)
+            write_json(folder / outputs[0], measure_hardness(examples, encoder, flagged=doubts, seed=job.seed))
+            write_jsonl(folder / outputs[1], doubts)
+    found = read_json(folder / outputs[0])
+    if found["average_precision"] is not None and found["triplet_accuracy"] is not None:
+        watch.say(
+            f"hardness: the base has average precision {found['average_precision']['value']:.3f} and triplet accuracy "
+            f"{found['triplet_accuracy']['value']:.3f} on the {found['pairs']:,} pairs it will learn from"
+        )
+    for warning in found["warnings"]:
+        watch.say(f"warning: {warning['text']}. To do: {warning['action']}")
 
 
 def _training(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
@@ -276,6 +304,7 @@ def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
             "not_used": count_reasons(row for _, row in read_rows(folder / "queries_rejected.jsonl")),
         },
         "synthesis": read_json(folder / "synthesis/counts.json"),
+        "hardness": read_json(folder / "synthesis/hardness.json"),
         "rejected_examples": pick_examples(rejected),
         "training": read_json(folder / "training.json"),
         "configuration": plain(replace(job.training, seed=job.seed)),
