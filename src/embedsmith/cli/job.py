@@ -24,10 +24,13 @@ from embedsmith.cli.console import (
     LearningRate,
     Llm,
     Losses,
+    MaxCalls,
+    MaxCost,
     MaxTokens,
     Out,
     Paraphrases,
     Precision,
+    PriceOption,
     Prompts,
     Seed,
     Temperature,
@@ -77,7 +80,10 @@ def run(
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
     prompts: Prompts = None,
-    concurrency: Concurrency = 8,
+    max_calls: MaxCalls = None,
+    max_cost: MaxCost = None,
+    price: PriceOption = None,
+    concurrency: Concurrency = 256,
     temperature: Temperature = 1.0,
     max_tokens: MaxTokens = None,
     epochs: Epochs = None,
@@ -97,11 +103,13 @@ def run(
 ) -> None:
     """Read a log or documents, write examples, train, evaluate, write a report."""
     from embedsmith.llm import open_llm
+    from embedsmith.llm.budget import Limits, Price
     from embedsmith.pipeline import RAG_TRAINING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
     sampling = make_sampling(temperature, max_tokens, seed)
+    limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
     if recipe == "rag":
         rag = RagJob(
@@ -114,6 +122,7 @@ def run(
             guards=tuple(guard or ()),
             plan=RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed),
             sampling=sampling,
+            limits=limits,
             training=replace(RAG_TRAINING, **own_values(epochs, batch, learning_rate, precision, losses, seed)),
             tolerance=tolerance,
             force=force,
@@ -138,6 +147,7 @@ def run(
         distinct=distinct,
         prompts=prompts,
         sampling=sampling,
+        limits=limits,
         training=_training(epochs, batch, learning_rate, precision, losses, seed),
         delta=delta,
         alpha=alpha,

@@ -20,7 +20,6 @@ from embedsmith.cli.console import (
     MaxCalls,
     MaxCost,
     MaxTokens,
-    Out,
     Paraphrases,
     PriceOption,
     Prompts,
@@ -51,12 +50,12 @@ LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks fo
 @app.command()
 def synthesize(
     llm: Llm,
-    out: Out,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="A log of queries (langcache), documents (rag), nothing (e5)."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="langcache, rag or e5.")] = "langcache",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: runs/RECIPE.")] = None,
     base_url: BaseUrl = None,
     column: Column = None,
     evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
@@ -99,6 +98,7 @@ def synthesize(
     from embedsmith.synthesis.orders import try_order
     from embedsmith.synthesis.outcome import collect
 
+    out = out if out is not None else Path("runs") / recipe
     priced = Price.parse(price) if price is not None else None
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     given: dict[str, Any] = {
@@ -225,7 +225,7 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
     if as_json:
-        print_json({"recipe": order.recipe, "rows": len(order.sizes), **plain(tried)})
+        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), **plain(tried)})
         return
     for row in list(dict.fromkeys(order.row_of(prompt.row) for prompt, _ in tried.exchanges))[:SHOWN]:
         for prompt, completion in tried.exchanges:

@@ -97,6 +97,22 @@ class Price:
         return sum(math.ceil(round(tokens * rate * 1000, 6)) for tokens, rate in rates)
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be spent, as plain values: the arguments of a `Budget`."""
+
+    max_calls: int | None = None
+    max_cost: float | None = None
+    price: Price | None = None
+
+    def __post_init__(self) -> None:
+        self.open()  # limits that cannot be are an error now, not after the first stage
+
+    def open(self) -> Budget:
+        """Return a budget within these limits."""
+        return Budget(max_calls=self.max_calls, max_cost=self.max_cost, price=self.price)
+
+
 class Ledger(Protocol):
     """Where spending is kept: a journal, for one model. `write` is durable on return.
 

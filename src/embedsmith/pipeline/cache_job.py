@@ -47,6 +47,7 @@ from embedsmith.examples import (
 )
 from embedsmith.hardness import measure_hardness
 from embedsmith.llm import LanguageModel, Sampling
+from embedsmith.llm.budget import Limits
 from embedsmith.model import check_model, fingerprint_model, load_encoder
 from embedsmith.pipeline.common import (
     RunResult,
@@ -74,6 +75,7 @@ class Job:
         log: the unlabelled queries. base: the model to tune.
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
         guards: the user's own files for general ability, besides the set that ships.
+        limits: of calls and money, over all runs into the folder.
         peers: further models for the comparison (folders, hub ids, openai:MODEL).
         delta, alpha: the promise of the threshold; see `calibration`.
     """
@@ -89,6 +91,7 @@ class Job:
     distinct: int = 3
     prompts: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     delta: float = 0.05
     alpha: float = 0.05
@@ -147,6 +150,7 @@ def _synthesis(
                 distinct=job.distinct,
                 prompts=job.prompts,
                 sampling=job.sampling,
+                budget=job.limits.open(),
                 evaluation=[text for pair in judged for text in texts_of(pair)],
                 out=folder / "synthesis",
                 on_progress=watch.calls,

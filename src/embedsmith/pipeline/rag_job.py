@@ -33,6 +33,7 @@ from embedsmith.evaluation import read_guards, shipped_guards
 from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, to_row
 from embedsmith.lexical import LexicalIndex
 from embedsmith.llm import LanguageModel, Sampling
+from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
 from embedsmith.model import check_model, fingerprint_model, load_encoder
@@ -78,6 +79,7 @@ class RagJob:
         evaluation: a BEIR folder of the user's with queries and qrels over a corpus of its own; without one the
             questions about a fifth of the passages judge (optimistic: the same language model wrote them).
         guards: the user's own files for general ability, besides the set that ships.
+        limits: of calls and money, over all runs into the folder.
         tokens: longest passage, in tokens of the base.
         tolerance: how far a guard may fall below the base.
         force: a model that is below its base is written all the same.
@@ -93,6 +95,7 @@ class RagJob:
     plan: RagPlan = field(default_factory=RagPlan)
     teaching: Teaching = field(default_factory=Teaching)
     sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
     training: TrainingConfig = RAG_TRAINING
     tolerance: float = 0.02
     force: bool = False
@@ -174,7 +177,7 @@ def _synthesis(
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
         journal = Journal(folder / "synthesis/journal.sqlite")
         with folder.stage("synthesis", inputs, settings, outputs), journal as opened:
-            calls = Calls(llm, opened, job.sampling, on_progress=watch.calls)
+            calls = Calls(llm, opened, job.sampling, budget=job.limits.open(), on_progress=watch.calls)
             asked = tuple(task.queries.values()) if task is not None else ()
             rows = synthesize_rag(
                 job.plan, passages, calls, encoder=encoder, evaluation=asked, cache=folder / "vectors.npz"

@@ -10,6 +10,7 @@ from embedsmith.corpus import Query
 from embedsmith.errors import InputError
 from embedsmith.examples import LabelledPair, Rejected, read_examples
 from embedsmith.llm import LanguageModel, Prompt, Sampling
+from embedsmith.llm.budget import Budget
 from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.langcache import synthesize_langcache
@@ -36,6 +37,7 @@ def synthesize(
     distinct: int = 3,
     prompts: Path | str | None = None,
     sampling: Sampling | None = None,
+    budget: Budget | None = None,
     evaluation: Iterable[str] = (),
     out: Path | str | None = None,
     journal: Path | str | None = None,
@@ -48,6 +50,7 @@ def synthesize(
 
     Args:
         prompts: a prompts file of your own; see `synthesis/prompts/langcache.toml`.
+        budget: what may be spent, over all runs with this journal.
         evaluation: texts that must not appear among the examples.
         out: folder for examples.jsonl, rejected.jsonl and, unless named by `journal`, journal.sqlite.
         on_progress: called as calls end.
@@ -61,7 +64,7 @@ def synthesize(
     asked = load_recipe(recipe, paraphrases=paraphrases, distinct=distinct, prompts=prompts)
     store = journal if journal is not None else (Path(out) / "journal.sqlite" if out is not None else ":memory:")
     with Journal(store) as opened:
-        calls = Calls(llm, opened, sampling, on_progress=on_progress)
+        calls = Calls(llm, opened, sampling, budget=budget, on_progress=on_progress)
         return collect(synthesize_langcache(asked, queries, calls, evaluation=evaluation), calls, out=out)
 
 

@@ -1,0 +1,136 @@
+"""synthesize on the command line: every recipe before a server that misbehaves, pilots, budgets, batches, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e5_answers import write_e5
+
+from embedsmith.answers import write_rag_answer
+from embedsmith.testing import FaultyServer, write_answer
+
+FILINGS = Path(__file__).resolve().parents[2] / "examples" / "filings"
+FAULTS = {"rate_limit": 0.05, "server_error": 0.04, "drop": 0.04, "thinking": 0.1, "fenced": 0.1, "refusal": 0.02}
+FAULTS |= {"truncated": 0.02, "null": 0.02}
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+
+
+def answer(prompt: str) -> str:
+    if "<passage" in prompt:
+        return write_rag_answer(prompt)
+    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5(prompt)
+
+
+def command(server: FaultyServer, out: Path, *arguments: object) -> list[str]:
+    to_server = ["--llm", "openai:any", "--base-url", server.base_url, "--out", str(out)]
+    return [sys.executable, "-m", "embedsmith", "synthesize", *map(str, arguments), *to_server]
+
+
+def run(server: FaultyServer, out: Path, *arguments: object) -> dict[str, Any]:
+    done = subprocess.run(command(server, out, *arguments, "--json"), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    words = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee"]
+    path = tmp_path / "log.txt"
+    path.write_text("".join(f"how do I change the {word} of account {row}\n" for row, word in enumerate(words)))
+    return path
+
+
+@pytest.mark.parametrize("recipe", ["langcache", "rag", "e5"])
+def test_every_recipe_ends_whole_whatever_the_server_does(recipe: str, tmp_path: Path, log: Path) -> None:
+    sources = {"langcache": [log], "rag": [FILINGS], "e5": []}[recipe]
+    with FaultyServer(faults=FAULTS, answer=answer, seed=5) as server:
+        found = run(server, tmp_path / "out", *sources, "--recipe", recipe, "--tasks", 24)
+        asked = len(server.calls)
+        assert found["counts"]["kept"] > 0
+        assert found["calls"]["missing"] == 0
+        run(server, tmp_path / "out", *sources, "--recipe", recipe, "--tasks", 24)
+        assert len(server.calls) == asked
+    assert len({call.fault for call in server.calls}) > 3
+    rows = (tmp_path / "out/examples.jsonl").read_text().splitlines()
+    assert len(rows) == found["counts"]["kept"]
+
+
+def test_a_pilot_shows_rows_and_says_what_all_of_them_take(tmp_path: Path) -> None:
+    with FaultyServer(answer=answer) as server:
+        tried = run(server, tmp_path, "--recipe", "e5", "--tasks", 500, "--pilot", 20, "--price", "1,2")
+        piloted = len(server.calls)
+        assert (tried["rows"], tried["all_rows"]) == (20, 500)
+        assert len(tried["exchanges"]) == piloted
+        assert {"short-long", "sts"} <= {prompt["task"] for prompt, _ in tried["exchanges"]}
+        whole = run(server, tmp_path, "--recipe", "e5", "--tasks", 500, "--price", "1,2")
+    estimated = tried["estimate"]
+    assert estimated["calls"]["value"] == pytest.approx(len(server.calls), rel=0.15)
+    assert estimated["cost"]["value"] == pytest.approx(whole["cost"], rel=0.15)
+    assert whole["calls"]["sent"] == len(server.calls) - piloted  # what the pilot paid for is not paid again
+
+
+def test_a_budget_is_never_exceeded_and_its_rows_wait_for_the_next_run(tmp_path: Path, log: Path) -> None:
+    with FaultyServer(faults={"server_error": 0.3}, answer=answer, seed=2) as server:
+        first = run(server, tmp_path, log, "--max-calls", 7)
+        assert len(server.calls) <= 7
+        assert first["counts"]["no-budget"] > 0
+        second = run(server, tmp_path, log)
+    assert "no-budget" not in second["counts"]
+
+
+def test_calls_go_out_as_a_batch_and_come_back(tmp_path: Path, log: Path) -> None:
+    with FaultyServer(answer=answer) as server:
+        line = command(server, tmp_path, log, "--batch-out", tmp_path / "files")
+        subprocess.run(line, check=True, capture_output=True, timeout=100)
+        assert not server.calls
+        (file,) = (tmp_path / "files").glob("*.jsonl")
+        asked = [json.loads(row) for row in file.read_text().splitlines()]
+        results = tmp_path / "results.jsonl"
+        results.write_text("".join(json.dumps(answer_batched(row)) + "\n" for row in asked))
+        found = run(server, tmp_path, log, "--batch-in", results)
+        assert found["calls"]["sent"] == 0
+        assert not server.calls
+    assert found["counts"]["kept"] > 40
+
+
+def answer_batched(row: dict[str, Any]) -> dict[str, Any]:
+    content = answer(row["body"]["messages"][-1]["content"])
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+    body = {"id": "x", "object": "chat.completion", "model": row["body"]["model"], "choices": [choice], "usage": usage}
+    response = {"status_code": 200, "request_id": "r", "body": body}
+    return {"id": "b", "custom_id": row["custom_id"], "response": response, "error": None}
+
+
+@pytest.mark.timeout(3600)
+def test_sigkill_anywhere_in_both_steps_repeats_no_acknowledged_call(tmp_path: Path) -> None:
+    """What a journal has is never asked again, and the files are those of a run that nobody disturbed."""
+    arguments = ("--recipe", "e5", "--tasks", 60, "--concurrency", 4)
+    with FaultyServer(answer=answer) as server:
+        run(server, tmp_path / "calm", *arguments)
+    chance = random.Random(0)
+    with FaultyServer(answer=answer, delay=0.02) as server:
+        for _ in range(KILLS):
+            process = subprocess.Popen(command(server, tmp_path / "killed", *arguments), stderr=subprocess.DEVNULL)
+            before = len(server.calls)
+            deadline = time.monotonic() + 60
+            while len(server.calls) <= before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(chance.random() * 0.3)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        run(server, tmp_path / "killed", *arguments)
+        asked = [call.body["messages"][-1]["content"] for call in server.calls]
+    twice = len(asked) - len(set(asked))
+    assert twice <= 4 * KILLS  # at most those in flight
+    for name in ("examples.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
