@@ -30,10 +30,11 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -q -m slow
 
-# SIGKILL at 20 random points of synthesis and 50 of training, at 200 of a cache under 16 writers, and throughout the
+# SIGKILL at 120 random points of synthesis and 50 of training, at 200 of a cache under 16 writers, and throughout the
 # migration and re-encoding of stores (minutes).
 kills: setup
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/llm/test_journal.py
+	EMBEDSMITH_KILLS=100 $(BIN)/pytest -q --timeout 3600 -k "sigkill" tests/synthesis/test_command.py
 	EMBEDSMITH_KILLS=50 $(BIN)/pytest -q --timeout 3600 -k "sigkill" tests/test_training.py
 	EMBEDSMITH_KILLS=200 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/cache/test_semantic.py
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill or dies" tests/contracts
