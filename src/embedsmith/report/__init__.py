@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from embedsmith.artifacts import write_text
+from embedsmith.report.pages import render
 from embedsmith.report.plots import draw_curves, draw_general, draw_histograms
 
 METRICS = {
@@ -52,16 +51,10 @@ REASONS = {
 
 def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
     """Write the page; every user text is escaped, nothing is loaded from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("embedsmith", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": _figure, "change": _change, "seconds": _seconds}
     comparison = summary["comparison"]
     reports = comparison["reports"]
-    page = environment.get_template("page.html").render(
+    page = render(
+        "page.html",
         summary=summary,
         reports=reports,
         differences=comparison["differences"],
@@ -91,15 +84,3 @@ def judge(summary: Mapping[str, Any]) -> dict[str, str]:
         "tone": "open",
         "text": f"No difference is proven: {spread}. More labelled pairs would narrow the interval.",
     }
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def _change(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or value != value else f"{value:+.{digits}f}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 90 else f"{value / 60:.1f} min"

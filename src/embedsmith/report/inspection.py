@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from embedsmith.artifacts import write_json, write_text
+from embedsmith.report.pages import render
 from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, to_svg
 
 SIDES = {"positive": POSITIVE, "negative": NEGATIVE}
@@ -22,13 +22,8 @@ def write_inspection(folder: Path | str, found: Mapping[str, Any]) -> Path:
     """Write inspection.html and inspection.json of an `inspection.Inspection` (as JSON); return the page."""
     folder = Path(folder)
     write_json(folder / "inspection.json", found)
-    environment = Environment(
-        loader=PackageLoader("embedsmith", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("inspection.html").render(
+    page = render(
+        "inspection.html",
         found=found,
         sections=figures_of(found),
         lengths=draw_spreads(found["lengths"], "words in a text", "Lengths of the texts"),

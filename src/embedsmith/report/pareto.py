@@ -8,12 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from embedsmith.artifacts import read_json, write_bytes, write_text
 from embedsmith.errors import InputError
+from embedsmith.report.pages import render
 from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, tidy, to_svg
 
 LINES = {"tuned": COLOURS[1], "average": COLOURS[4], "soup": COLOURS[2]}
@@ -34,10 +34,8 @@ def write_pareto(record: Path | str) -> Path:
     image = io.BytesIO()
     draw_pareto(choice).savefig(image, format="png", dpi=160, metadata={"Software": None})
     write_bytes(record.with_name("pareto.png"), image.getvalue())
-    environment = Environment(loader=PackageLoader("embedsmith", "report"), autoescape=select_autoescape(default=True))
-    page = environment.get_template("pareto.html").render(
-        choice=choice, picture=to_svg(draw_pareto(choice), ALT), taken=choice["candidates"][choice["chosen"]]
-    )
+    taken = choice["candidates"][choice["chosen"]]
+    page = render("pareto.html", choice=choice, picture=to_svg(draw_pareto(choice), ALT), taken=taken)
     return write_text(record.with_name("pareto.html"), page)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from embedsmith.artifacts import write_text
+from embedsmith.report.pages import render
 from embedsmith.report.plots import to_svg
 from embedsmith.report.retrieval import ALT, draw_retrieval
 
@@ -17,14 +16,9 @@ SURE = 0.05
 
 def write_rag_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
     """Write the page; every user text is escaped, nothing is loaded from elsewhere."""
-    environment = Environment(
-        loader=PackageLoader("embedsmith", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     report = summary["retrieval"]
-    page = environment.get_template("rag.html").render(
+    page = render(
+        "rag.html",
         summary=summary,
         report=report,
         metrics=list(report["metrics"][report["baseline"]]),

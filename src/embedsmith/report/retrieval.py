@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from embedsmith.artifacts import write_bytes, write_text
+from embedsmith.report.pages import render
 from embedsmith.report.plots import COLOURS, tidy, to_svg
 
 INK, SOFT = "#111827", "#6b7280"
@@ -29,8 +29,8 @@ def write_retrieval_report(path: Path | str, report: Mapping[str, Any]) -> tuple
     image = io.BytesIO()
     draw_retrieval(report).savefig(image, format="png", dpi=160, metadata={"Software": None})
     picture = write_bytes(path.with_suffix(".png"), image.getvalue())
-    environment = Environment(loader=PackageLoader("embedsmith", "report"), autoescape=select_autoescape(default=True))
-    page = environment.get_template("retrieval.html").render(
+    page = render(
+        "retrieval.html",
         report=report,
         metrics=list(report["metrics"][report["baseline"]]),
         notes=report.get("notes", []),
