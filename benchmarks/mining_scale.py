@@ -33,24 +33,24 @@ from embedsmith.mining.store import VectorFile
 DIMENSION, DEPTH, PER_CENTRE, NOISE = 384, 100, 20, 1.0
 
 
-def write_vectors(folder: Path, count: int, *, seed: int) -> VectorFile:
+def write_vectors(folder: Path, count: int, dimension: int, *, seed: int) -> VectorFile:
     """Write `count` unit rows around shared centres, block by block."""
     folder.mkdir(parents=True)
-    file = VectorFile(folder, count, DIMENSION, "float16")
+    file = VectorFile(folder, count, dimension, "float16")
     with (folder / "vectors.bin").open("wb") as handle:
-        handle.truncate(count * DIMENSION * file.type.itemsize)
+        handle.truncate(count * dimension * file.type.itemsize)
     (folder / "done.bin").write_bytes(bytes(file.blocks))
     centres = count // PER_CENTRE
     for number in range(file.blocks):
         rows = np.arange(number * file.block, min((number + 1) * file.block, count))
         drawn = np.random.default_rng([seed, number])
-        noise = drawn.standard_normal((len(rows), DIMENSION), dtype=np.float32)
-        file.write_block(number, normalize(centre_of(drawn.integers(0, centres, len(rows))) + NOISE * noise))
+        noise = drawn.standard_normal((len(rows), dimension), dtype=np.float32)
+        file.write_block(number, normalize(centre_of(drawn.integers(0, centres, len(rows)), dimension) + NOISE * noise))
     return file
 
 
-def centre_of(numbers: np.ndarray) -> np.ndarray:
-    return np.stack([np.random.default_rng(int(n)).standard_normal(DIMENSION, dtype=np.float32) for n in numbers])
+def centre_of(numbers: np.ndarray, dimension: int) -> np.ndarray:
+    return np.stack([np.random.default_rng(int(n)).standard_normal(dimension, dtype=np.float32) for n in numbers])
 
 
 def search_all(folder: Path, queries: VectorFile, corpus: VectorFile, engine: Engine, blocks: int | None) -> Any:
@@ -79,21 +79,22 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
+    parser.add_argument("--dimension", type=int, default=DIMENSION)
     parser.add_argument("--blocks", type=int, default=None)
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="embedsmith-scale-") as name:
         folder = Path(name)
-        queries = write_vectors(folder / "queries", given.count, seed=1)
-        corpus = write_vectors(folder / "corpus", given.count, seed=2)
-        plan = plan_search(given.count, given.count, DIMENSION, MiningSettings())
+        queries = write_vectors(folder / "queries", given.count, given.dimension, seed=1)
+        corpus = write_vectors(folder / "corpus", given.count, given.dimension, seed=2)
+        plan = plan_search(given.count, given.count, given.dimension, MiningSettings())
         before = peak()
         print(f"{plan.kind}: {plan.reason}; about {plan.seconds:.0f} s; {before:.2f} GB before the search", flush=True)
         seconds, numbers, files = search_all(folder / "local", queries, corpus, LocalEngine(), given.blocks)
         result = {
             "machine": describe_machine(),
             "count": given.count,
-            "dimension": DIMENSION,
+            "dimension": given.dimension,
             "depth": DEPTH,
             "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             "blocks_searched": len(numbers),

@@ -127,6 +127,11 @@ def synthesize(
             if not isinstance(model, OpenAIChat):
                 raise ConfigurationError(f"--batch-out with {llm}", expected="openai:MODEL")
             model = writer = BatchWriter(model, batch_out, journal)
+        elif journal.count_batched():
+            console.print(
+                f"warning: {journal.count_batched():,} calls are out in batch files; this run makes those it needs again. "
+                "To wait for them, stop it and give --batch-in when their results are there"
+            )
         calls = Calls(model, journal, sampling, budget=budget, on_progress=watch.progress)
         if pilot is not None:
             in_flight = min(concurrency, len(order.sizes))

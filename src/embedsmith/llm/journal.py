@@ -226,6 +226,11 @@ class Journal:
             row = self._connection.execute("select * from batched where key = ?", (key,)).fetchone()
         return None if row is None else BatchedCall(row[0], row[1], row[2], Usage(*row[3:6]), row[6])
 
+    def count_batched(self) -> int:
+        """Return the number of calls that are out in batches."""
+        with self.lock:
+            return int(self._connection.execute("select count(*) from batched").fetchone()[0])
+
     def take_results(self, finished: Sequence[Finished], used: Sequence[tuple[BatchedCall, Usage]]) -> None:
         """Store answers of batches, take the calls off the list of those out, count what they cost, in one commit."""
         with self.lock, self._connection:
