@@ -129,7 +129,7 @@ def synthesize(
             model = writer = BatchWriter(model, batch_out, journal)
         elif journal.count_batched():
             console.print(
-                f"warning: {journal.count_batched():,} calls are out in batch files; this run makes those it needs again. "
+                f"warning: {journal.count_batched():,} calls are out in batches; those needed now are made again. "
                 "To wait for them, stop it and give --batch-in when their results are there"
             )
         calls = Calls(model, journal, sampling, budget=budget, on_progress=watch.progress)
