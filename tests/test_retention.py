@@ -404,11 +404,11 @@ def test_a_record_without_validation_has_no_picture(tiny_model: Path, tmp_path: 
 
 
 def test_with_slack_the_most_tuned_of_equals_is_taken() -> None:
-    """A standard error of .01: what is within it of the best is its equal, unless a guard fell."""
+    """A standard error of .01: what is within it of the best is its equal, unless a guard fell or it is below the base."""
 
     def candidate(share: float, value: float, fall: float = 0.0) -> Candidate:
-        change = Difference(value - 0.5, value - 0.5 - 0.0196, value - 0.5 + 0.0196, 0.5)
-        figure = Figure("validation", "MRR", 100, Estimate(value, value - 0.02, value + 0.02), change)
+        change = Difference(value - 0.583, value - 0.6, value - 0.5, 0.5)
+        figure = Figure("validation", "MRR", 100, Estimate(value, value - 0.0196, value + 0.0196), change)
         return Candidate("tuned", share, figure, (), fall)
 
     found = [candidate(0.4, 0.60), candidate(0.6, 0.592), candidate(0.8, 0.585), candidate(1.0, 0.599, fall=0.05)]
@@ -416,3 +416,4 @@ def test_with_slack_the_most_tuned_of_equals_is_taken() -> None:
     assert pick(found, 0.01, slack=1.0) == 1
     assert pick(found, 0.01, slack=2.0) == 2
     assert pick(found, 0.10, slack=1.0) == 3
+    assert pick([*found, candidate(0.9, 0.582)], 0.01, slack=9.0) == 2

@@ -65,8 +65,8 @@ class Retention:
         show: called with the path of `retention.json` once it is written.
         distractors: documents that the positives of validation's positive pairs are ranked among besides each other;
             without them a few hundred pairs are too easy a test of retrieval.
-        slack: standard errors by which a candidate may be below the best on validation and still count as its equal;
-            of equals the one nearest to the base is taken without slack, the one farthest from it with slack.
+        slack: standard errors by which a candidate may be below the best on validation and still count as its equal,
+            of which the one farthest from the base is taken then; see `pick`.
     """
 
     validation: tuple[Example, ...] = ()
@@ -528,9 +528,10 @@ def shares(step: float) -> list[float]:
 def pick(candidates: Sequence[Candidate], tolerance: float, *, slack: float = 0.0) -> int:
     """Return the place of the best on validation among those that keep every guard, else of the one that loses least.
 
-    Of equals the one nearest to the base is taken. With `slack`, who is that many standard errors (of the best one's
-    change) below the best is its equal, and the one with most of the tuning is taken: validation rows cannot tell them
-    apart, and other rows may gain from more.
+    Of equals the one nearest to the base is taken. With `slack`, who is at most so many standard errors of the best
+    one's figure below it, and not below the base, is its equal, and the one with most of the tuning is taken: that is
+    the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, §3.4.3), which knows that the
+    best of many is partly luck.
     """
     places = range(len(candidates))
     kept = [place for place in places if candidates[place].fall <= tolerance]
@@ -540,8 +541,9 @@ def pick(candidates: Sequence[Candidate], tolerance: float, *, slack: float = 0.
     figure = candidates[best].validation
     if not slack or figure is None:
         return best
-    edge = _domain(candidates[best]) - slack * (figure.change.high - figure.change.low) / (2 * NORMAL_95)
-    equals = [place for place in kept if _domain(candidates[place]) >= edge]
+    error = (figure.estimate.high - figure.estimate.low) / (2 * NORMAL_95)
+    edge = max(figure.estimate.value - slack * error, figure.estimate.value - figure.change.value)
+    equals = [place for place in kept if place == best or _domain(candidates[place]) >= edge]
     return max(equals, key=lambda place: (candidates[place].share, _domain(candidates[place])))
 
 

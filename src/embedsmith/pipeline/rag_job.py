@@ -258,7 +258,7 @@ def _training(
     guards = {**shipped_guards(), **{path.stem: tuple(read_guards((path,))[path.stem]) for path in job.guards}}
     inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
     inputs |= {"base": fingerprint_model(job.base)}
-    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force}
+    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force, "slack": SLACK}
     if folder.is_fresh("training", inputs, settings):
         watch.say("training: up to date")
         return
