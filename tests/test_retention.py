@@ -404,7 +404,7 @@ def test_a_record_without_validation_has_no_picture(tiny_model: Path, tmp_path: 
 
 
 def test_with_slack_the_most_tuned_of_equals_is_taken() -> None:
-    """A standard error of .01: what is within it of the best is its equal, unless a guard fell or it is below the base."""
+    """With an error of .01: what is within it of the best is its equal, unless it or a guard is below the base."""
 
     def candidate(share: float, value: float, fall: float = 0.0) -> Candidate:
         change = Difference(value - 0.583, value - 0.6, value - 0.5, 0.5)
