@@ -24,7 +24,7 @@ from embedsmith.gguf_files import find_gguf
 from embedsmith.llm import Sampling, open_llm
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
-from embedsmith.synthesis.e5 import GROUPS, E5Plan, as_triplet, parse_groups, parse_languages, synthesize_e5
+from embedsmith.synthesis.e5 import GROUPS, E5Plan, parse_groups, parse_languages, synthesize_e5
 
 Outcome = Example | Rejected
 Streams = Mapping[str, Callable[[Calls], Iterator[Outcome]]]
@@ -109,7 +109,7 @@ def main() -> None:
             print(f"{name:12}", json.dumps(groups[name]), flush=True)
             rejected = [item for item in outcomes if isinstance(item, Rejected)]
             write_jsonl(folder / f"{name}.rejected.jsonl", rejected)
-            kept = [as_triplet(item) for item in outcomes if not isinstance(item, Rejected)]
+            kept = [item for item in outcomes if not isinstance(item, Rejected)]
             write_examples(folder / f"{name}.examples.jsonl", kept)
             write_json(options.out / f"local_{options.recipe}.json", result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,17 @@ def test_shares_are_met_on_many_small_units() -> None:
     pairs = [LabelledPair(f"a{row}", f"b{row}", row % 2) for row in range(1000)]
     parts = split(pairs, {"train": 0.8, "test": 0.2})
     assert len(parts["test"]) == pytest.approx(200, abs=2)
+
+
+def test_columns_that_the_first_row_lacks_are_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.jsonl"
+    rows = [
+        {"anchor": "a", "positive": "b"},
+        {"anchor": "c", "positive": "d", "negative": ["e", "f"], "group": "1", "instruction": "find it"},
+        {"sentence1": "x", "sentence2": "y", "label": 1},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(path)
+    assert found.kind is Triplet
+    assert found.examples == (Triplet("a", "b", ()), Triplet("c", "d", ("e", "f"), "1", instruction="find it"))
+    assert [(row.line, row.detail) for row in found.rejected] == [(3, "no column 'anchor'")]

@@ -184,6 +184,9 @@ def detect_format(columns: Iterable[str]) -> Format:
 def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> ExampleSet:
     """Return the examples of a file; a row that is none is in `rejected` with its line and reason.
 
+    Each row is read by its own columns, so a column that the first row lacks is not lost. Pairs among triplets are
+    triplets without negatives.
+
     Args:
         kind: what the caller can use; another kind is an error that names both.
 
@@ -192,20 +195,46 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
     """
     examples: list[Example] = []
     rejected: list[Rejected] = []
-    layout: Format | None = None
+    layouts: dict[tuple[str, ...], Format] = {}
     for line, row in read_rows(path):
-        layout = layout or _detect(row, path)
+        columns = tuple(row)
+        if columns not in layouts:
+            layouts[columns] = _choose_layout(row, next(iter(layouts.values()), None), path)
         try:
-            examples.append(_parse(row, layout))
+            examples.append(_parse(row, layouts[columns]))
         except (KeyError, ValueError, TypeError) as error:
             detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
             rejected.append(Rejected("bad-row", detail, file=str(path), line=line))
-    if layout is None or not examples:
+    if not examples:
         first = f"; the first: line {rejected[0].line}, {rejected[0].detail}" if rejected else ""
         raise InputError(f"{path} has no usable row ({len(rejected)} rejected{first})", expected=LAYOUTS)
-    if kind is not None and layout.kind is not kind:
-        raise InputError(f"{path} has {layout.kind.__name__} rows", expected=f"{kind.__name__} rows")
-    return ExampleSet(layout.kind, tuple(examples), tuple(rejected))
+    if any(isinstance(example, Triplet) for example in examples):
+        examples = [as_triplet(example) for example in examples]
+    found = type(examples[0])
+    if kind is not None and found is not kind:
+        raise InputError(f"{path} has {found.__name__} rows", expected=f"{kind.__name__} rows")
+    return ExampleSet(found, tuple(examples), tuple(rejected))
+
+
+def as_triplet(example: Example) -> Example:
+    """Return a positive pair as a triplet without negatives, so that a file of both has one layout; others as is."""
+    if not isinstance(example, PositivePair):
+        return example
+    given = example.group, example.provenance, (), example.instruction
+    return Triplet(example.anchor, example.positive, (), *given)
+
+
+def _choose_layout(row: Mapping[str, Any], first: Format | None, path: Path | str) -> Format:
+    """Return the layout of a row with these columns: its own, if it is of the first row's kind and has as much."""
+    if first is None:
+        return _detect(row, path)
+    try:
+        own = detect_format(row)
+    except InputError:
+        return first
+    kinds = {first.kind, own.kind}
+    fits = len(kinds) == 1 or kinds == {PositivePair, Triplet}
+    return own if fits and ("scores" in own.columns or "scores" not in first.columns) else first
 
 
 def _detect(row: Mapping[str, Any], path: Path | str) -> Format:

@@ -23,6 +23,7 @@ from embedsmith.examples import (
     Rejected,
     ScoredPair,
     Triplet,
+    as_triplet,
     read_examples,
     split,
     texts_of,
@@ -35,7 +36,6 @@ from embedsmith.synthesis.e5 import (
     GROUPS,
     PUBLISHED,
     E5Plan,
-    as_triplet,
     count_calls,
     open_asker,
     parse_groups,
@@ -360,7 +360,7 @@ def test_bitext_names_both_languages_in_its_instruction() -> None:
 
 def test_one_file_of_all_groups_reads_back_as_triplets(tmp_path: Path) -> None:
     kept = kept_of(run(E5Plan(tasks=60)))
-    write_examples(tmp_path / "examples.jsonl", map(as_triplet, kept))
+    write_examples(tmp_path / "examples.jsonl", kept)
     back = read_examples(tmp_path / "examples.jsonl", kind=Triplet)
     assert list(back.examples) == [as_triplet(example) for example in kept]
     parts = split(back.examples, {"train": 0.5, "test": 0.5})

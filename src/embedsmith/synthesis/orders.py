@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from embedsmith.corpus import Query
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
+from embedsmith.errors import ConfigurationError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm import Completion, Prompt
 from embedsmith.llm.budget import Price, Usage
 from embedsmith.llm.calls import Calls, measure
 from embedsmith.llm.pilot import Estimate, PilotRow, choose_rows, estimate
-from embedsmith.synthesis.e5 import E5Plan, as_triplet, synthesize_e5
+from embedsmith.synthesis.e5 import E5Plan, synthesize_e5
 from embedsmith.synthesis.e5.plan import TWO_STEPS
 from embedsmith.synthesis.langcache import synthesize_langcache
 from embedsmith.synthesis.rag import RagPlan, choose_passages, synthesize_rag
@@ -75,17 +76,18 @@ def order_rag(
 
 
 def order_e5(plan: E5Plan, *, evaluation: Iterable[str] = ()) -> Order:
-    """Return the order of a plan of E5; its pilot is the plan's beginning. All rows are triplets where they can be."""
+    """Return the order of a plan of E5; its pilot is the plan's beginning."""
+    if plan.sts_as == "scored" and set(plan.groups) != {"sts"}:
+        raise ConfigurationError(
+            "scored STS pairs beside other groups",
+            expected="files of one kind of rows",
+            action="write them by --groups sts into a folder of their own",
+        )
     leaks = tuple(evaluation)
-
-    def fill(calls: Calls) -> Iterator[Example | Rejected]:
-        for row in synthesize_e5(plan, calls, evaluation=leaks):
-            yield row if isinstance(row, Rejected) or plan.sts_as == "scored" else as_triplet(row)
-
     return Order(
         "e5",
         {row.id: 2 if row.group in TWO_STEPS else 1 for row in plan.rows()},
-        fill,
+        lambda calls: synthesize_e5(plan, calls, evaluation=leaks),
         lambda count: order_e5(replace(plan, tasks=min(count, plan.tasks)), evaluation=leaks),
         lambda name: name.removesuffix("/tasks"),
     )

@@ -5,7 +5,6 @@ A plan says how many rows; `synthesize_e5` yields, for each of them, an example 
 
 from __future__ import annotations
 
-from embedsmith.synthesis.e5.answers import as_triplet
 from embedsmith.synthesis.e5.plan import (
     GROUPS,
     PUBLISHED,
@@ -28,7 +27,6 @@ __all__ = [
     "CallsOfPlan",
     "E5Plan",
     "Row",
-    "as_triplet",
     "count_calls",
     "open_asker",
     "parse_groups",

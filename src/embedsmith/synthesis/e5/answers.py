@@ -126,11 +126,3 @@ def make_examples(request: Request, texts: tuple[str, ...], origin: Provenance, 
 
 def _scores(values: Mapping[str, str]) -> tuple[float, float]:
     return float(values["high_score"]), float(values["low_score"])
-
-
-def as_triplet(example: Example) -> Example:
-    """Return a positive pair as a triplet without negatives, so that a file of all groups has one layout."""
-    if not isinstance(example, PositivePair):
-        return example
-    given = example.group, example.provenance, (), example.instruction
-    return Triplet(example.anchor, example.positive, (), *given)
