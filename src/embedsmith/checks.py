@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from embedsmith.batches import Prompts, Row, Source, TrainingSet, contrast, localize
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet, texts_of
+from embedsmith.leakage import find_shared
 from embedsmith.metrics import Ranking, spearman
 from embedsmith.optimization import TrainingConfig
-from embedsmith.text import NearIndex, normalize
+from embedsmith.text import normalize
 from embedsmith.tokens import Tokens
 
 LOOKED = 50_000  # examples of a source whose texts are read; beyond it a seeded sample
@@ -795,64 +796,40 @@ def _leads(probe: Probe, better: Values, own: Values) -> float:
 # ── Leaks
 
 
-def check_leaks(examples: Sequence[Example], held_out: Sequence[Example]) -> Iterator[Outcome]:
-    """Yield held-out rows that are in the training set: exactly, in normal form, or nearly (`NearIndex`, exact).
-
-    Two texts count as one where they are equal in normal form or near duplicates; a row leaks when a training row
-    has the same texts, whatever the order and the label. Single texts that recur in other rows are a weaker leak.
-    """
-    written = {text for example in examples for text in texts_of(example)}
-    plain = {normalize(text) for text in written}
-    index = NearIndex()
-    place: dict[str, int] = {}
-    for text in (text for example in held_out for text in texts_of(example)):
-        form = normalize(text)
-        if form not in place:
-            near = index.find(form)
-            place[form] = near[0] if near is not None else index.add(form)
-    reach = {form: place[form] if form in place else _nearest(index, form) for form in plain}
-    rows = {_key(example, reach) for example in examples} - {None}
-    leaked = [example for example in held_out if _key(example, place) in rows]
-    texts = {text for example in held_out for text in texts_of(example)}
-    counts = {
-        "exactly": sum(text in written for text in texts),
-        "but for case and punctuation": sum(text not in written and normalize(text) in plain for text in texts),
-    }
-    taken = {number for number in reach.values() if number is not None}
-    counts["nearly"] = sum(normalize(text) not in plain and place[normalize(text)] in taken for text in texts)
-    yield from _judge_leaks(leaked, held_out, counts, len(texts))
-
-
-def _nearest(index: NearIndex, text: str) -> int | None:
-    found = index.find(text)
-    return found[0] if found is not None else None
-
-
-def _key(example: Example, places: Mapping[str, int | None]) -> frozenset[int] | None:
-    found = [places[normalize(text)] for text in texts_of(example)[:2]]
-    known = [place for place in found if place is not None]
-    return frozenset(known) if len(known) == len(found) else None
-
-
-def _judge_leaks(
-    leaked: Sequence[Example], held_out: Sequence[Example], counts: Mapping[str, int], texts: int
+def check_leaks(
+    examples: Sequence[Example], held_out: Sequence[Example], *, name: str = "held-out", choosing: bool = False
 ) -> Iterator[Outcome]:
-    told = ", ".join(f"{count} {how}" for how, count in counts.items())
+    """Yield rows that are trained on among those that the model is judged by (`leakage.find_shared`).
+
+    Args:
+        name: of the rows, for people.
+        choosing: weights are chosen by these rows or held against them. Then one row in normal form is an error, near
+            ones are a warning, and single texts may be shared; else more than 1% of the rows are an error, near ones
+            among them, and texts that recur in other rows are a warning.
+    """
+    if not held_out:
+        return
+    shared = find_shared(examples, held_out)
+    leaked = sorted((*shared.same, *shared.near))
+    told = ", ".join(f"{count} {how}" for how, count in shared.how.items())
     if leaked:
+        wrong = bool(shared.same) if choosing else len(leaked) > 0.01 * shared.rows
         yield Finding(
             "leaked-rows",
-            "error" if len(leaked) > 0.01 * len(held_out) else "warning",
-            f"{_share(len(leaked), len(held_out))} held-out rows are training rows as well (texts: {told})",
-            "no held-out row in the training set",
+            "error" if wrong else "warning",
+            f"{_share(len(leaked), shared.rows)} {name} rows are training rows as well, {len(shared.near)} of them "
+            f"nearly (the first: row {(shared.same or shared.near)[0]}; texts: {told})",
+            f"no {name} row that a training row repeats, whatever its case, spaces, order and label",
             "take these rows out of the training set: figures on them would tell nothing "
             "(examples.split parts a set without leaks)",
         )
-    if sum(counts.values()) > HEAVY * texts:
+    count = sum(shared.how.values())
+    if not choosing and count > HEAVY * shared.texts:
         yield Finding(
             "leaked-texts",
             "warning",
-            f"{_share(sum(counts.values()), texts)} held-out texts are in the training set: {told}",
-            "held-out texts that the model has not seen",
+            f"{_share(count, shared.texts)} {name} texts are in the training set: {told}",
+            f"{name} texts that the model has not seen",
             "part the set by texts and groups (examples.split) unless only the pairs have to be new",
         )
 
