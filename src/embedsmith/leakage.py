@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,8 @@ from embedsmith.text import normalize, words
 
 GRAM = 8  # words in a row that two people rarely write by chance
 COVERED = 0.7  # share of an evaluation text's runs of 8 words from which on it counts as contained (PaLM, 2204.02311)
-OF_ONE_KIND = 4.0  # times the words of an evaluation text: a question with a greeting; a document is of another kind
+TIMES = 4  # words for each of an evaluation text: a question with a greeting; a document is of another kind
+DOCUMENT = 50  # words of an evaluation text from which on a share of its runs is enough
 
 
 # ── Texts
@@ -50,17 +50,18 @@ class LeakIndex:
     """Finds evaluation texts in other texts. Holds the evaluation texts, 12 bytes a word and 8 to 128 a text of them.
 
     Args:
-        times: how many times the words of an evaluation text a text may have that is searched for it. Without a
-            bound, a document counts that quotes a question; `OF_ONE_KIND` where only a question in a question does.
+        same_kind: texts are made to be like the evaluation texts, questions beside questions. Then a document may quote
+            a question, and of a question the whole must stand in another: of 482 real questions that share
+            70% of one's runs, nearly all ask the same of another thing ("… compare to Paraguay's", "… to Uruguay's").
 
     >>> index = LeakIndex(["How do I roll back a failed migration in production?"])
     >>> index.find("Hello, how do I roll back a failed migration in production? Thanks").how
     '8-gram'
     """
 
-    def __init__(self, texts: Iterable[str], *, times: float = math.inf) -> None:
+    def __init__(self, texts: Iterable[str], *, same_kind: bool = False) -> None:
         self._texts = list(dict.fromkeys(text for text in texts if text.strip()))
-        self._times = times
+        self._same_kind = same_kind
         self._exact = {normalize(text): text for text in reversed(self._texts)}
         self._near = NearTexts(self._texts.__getitem__)
         for text in self._texts:
@@ -78,7 +79,7 @@ class LeakIndex:
         near = self._near.find(text)
         if near is not None:
             return Leak(text, "near", self._texts[near[0]], near[1])
-        held = self._runs.find(text, self._times)
+        held = self._runs.find(text, same_kind=self._same_kind)
         return None if held is None else Leak(text, "8-gram", self._texts[held[0]], held[1])
 
 
@@ -94,7 +95,7 @@ class _Runs:
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._places = hashes[order], places[order]
 
-    def find(self, text: str, times: float) -> tuple[int, float] | None:
+    def find(self, text: str, *, same_kind: bool) -> tuple[int, float] | None:
         """Return (place, share) of the text whose runs stand in `text` most completely, the first of equals."""
         asked = _hash_runs(text) if len(self._hashes) else self._hashes
         starts = np.searchsorted(self._hashes, asked, side="left")
@@ -108,10 +109,12 @@ class _Runs:
         shares = {
             place: count / self._sizes[place]
             for place, count in zip(places.tolist(), counts.tolist(), strict=True)
-            if longest <= times * self._words[place]
+            if not same_kind or longest <= TIMES * self._words[place]
         }
-        best = max(shares, key=lambda place: (shares[place], -place), default=None)
-        return None if best is None or shares[best] < COVERED else (best, shares[best])
+        whole = {place for place in shares if same_kind and self._words[place] < DOCUMENT}
+        held = [place for place, share in shares.items() if share >= (1 if place in whole else COVERED)]
+        best = max(held, key=lambda place: (shares[place], -place), default=None)
+        return None if best is None else (best, shares[best])
 
 
 def _hash_runs(text: str) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from embedsmith.corpus import Query
 from embedsmith.examples import LabelledPair, Provenance, Rejected
-from embedsmith.leakage import OF_ONE_KIND, LeakIndex
+from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
@@ -25,7 +25,7 @@ def synthesize_langcache(
     Args:
         evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
     """
-    leaks = LeakIndex(evaluation, times=OF_ONE_KIND)
+    leaks = LeakIndex(evaluation, same_kind=True)
     usable: list[Query] = []
     for query in queries:
         objection = _find_leak(query, leaks)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from embedsmith.leakage import OF_ONE_KIND, LeakIndex
+from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.e5.answers import find_refusal
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.prompting import KEYS, Request, Template, Templates
@@ -201,7 +201,7 @@ class LeakCheck:
     __name__ = "check_leak"
 
     def __init__(self, evaluation: Iterable[str]) -> None:
-        self._index = LeakIndex(evaluation, times=OF_ONE_KIND)
+        self._index = LeakIndex(evaluation, same_kind=True)
 
     def __call__(self, case: Case) -> Verdict:
         for key, text in case.bodies.items() if len(self._index) else ():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from embedsmith.corpus import Query
 from embedsmith.documents import Passage
 from embedsmith.examples import Rejected
-from embedsmith.leakage import OF_ONE_KIND, LeakIndex
+from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.filters import (
@@ -45,7 +45,7 @@ def ask(
 ) -> Iterator[Candidate | Rejected]:
     """Yield the questions that an LLM writes, those that pass what can be checked of each alone; and all others."""
     targets = _targets(plan, passages)
-    leaks = LeakIndex(evaluation, times=OF_ONE_KIND)
+    leaks = LeakIndex(evaluation, same_kind=True)
     words = {
         QUESTIONS: index_prompt(" ".join(prompts.messages["questions"]), "\0"),
         MULTI_QUESTIONS: index_prompt(" ".join(prompts.messages["multi"]), "\0"),
