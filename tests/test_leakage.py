@@ -7,7 +7,7 @@ import random
 import pytest
 
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet
-from embedsmith.leakage import OF_ONE_KIND, LeakIndex, find_shared
+from embedsmith.leakage import LeakIndex, find_shared
 from embedsmith.signatures import NearTexts
 from embedsmith.text import NearIndex
 
@@ -42,9 +42,11 @@ def test_near_texts_are_those_of_the_near_index(longest: int) -> None:
 def test_a_document_may_quote_a_question_where_only_questions_are_searched() -> None:
     question = f"Good morning, I am new here. {ASKED} Thanks"
     document = f"{'Some words of a long page about parking and fines. ' * 8} {ASKED}"
-    free, bound = LeakIndex([ASKED]), LeakIndex([ASKED], times=OF_ONE_KIND)
+    elsewhere = ASKED.replace("bay", "zone")
+    free, bound = LeakIndex([ASKED]), LeakIndex([ASKED], same_kind=True)
     assert [index.find(question) is not None for index in (free, bound)] == [True, True]
     assert [index.find(document) is not None for index in (free, bound)] == [True, False]
+    assert [index.find(elsewhere) is not None for index in (free, bound)] == [True, False]
 
 
 def test_a_leak_says_what_was_found() -> None:
