@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,9 @@ from embedsmith.metrics import Ranking
 from embedsmith.synthesis.facts import find_changes, says_the_same
 from embedsmith.synthesis.filters import Context, check_copy
 from embedsmith.synthesis.labels import check_labels, doubt_labels, list_pairs
-from embedsmith.text import NearIndex, words
+from embedsmith.synthesis.languages import check_language, known_languages, open_identifier
+from embedsmith.synthesis.rag.checks import find_span
+from embedsmith.synthesis.rag.plan import RagPlan
 
 FOLDER = Path(__file__).parent / "planted"
 FACTS = ("number", "unit", "negation", "entity", "time", "direction", "population")
@@ -46,14 +47,13 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 
 def has_no_span(row: Row) -> bool:
-    """Say whether the answer does not stand in the passage, word for word in normal form."""
-    passage, answer = (f" {' '.join(words(row[part]))} " for part in ("passage", "answer"))
-    return answer not in passage
+    """Say whether the recipe rag finds no span of the passage that is the answer, with its own tolerance."""
+    return find_span(row["answer"], row["passage"], edits=RagPlan().span_edits) is None
 
 
 def is_copy(row: Row) -> bool:
     context = Context(
-        Query("row", row["sentence1"]), "paraphrases", {"paraphrases": [], "distinct": []}, {}, NearIndex()
+        Query("row", row["sentence1"]), "paraphrases", {"paraphrases": [], "distinct": []}, {}, LeakIndex(())
     )
     return check_copy(row["sentence2"], context) is not None
 
@@ -76,34 +76,9 @@ class Remembering:
         return np.stack([self.known[text] for text in texts])
 
 
-SCRIPTS = {"ja": "぀-ヿ", "zh": "一-鿿", "ru": "Ѐ-ӿ", "ar": "؀-ۿ", "ko": "가-힯"}
-SMALL = {
-    "en": "the of to is are do does how what i my can when in a which should for where by with why will be",
-    "de": "der die das ist sind wie was ich mein kann wann in wo für ein eine von dem den dauert lange finde",
-    "fr": "le la les des est sont comment que quel quels quelle je mon peut dans un une pour il sur où veut faut dire",
-    "es": "el la los las es son cómo qué cuál yo mi puedo dónde un una para en de del está hay significa",
-    "it": "il lo la gli i le è sono come cosa quali posso mio dove un una per di della degli si sul",
-    "pt": "o a os as é são como que qual posso meu onde um uma para em do da faço",
-    "nl": "de het een is zijn hoe wat ik mijn kan waar voor van naar kost hoeveel",
-    "sv": "den det en är hur vad jag min kan när för av man ska ofta ett",
-}
-
-
-def tell_language(text: str) -> str | None:
-    """Return the language by script, else by small words; None where nothing tells. For this benchmark only."""
-    letters = [letter for letter in text if letter.isalpha()]
-    for language, span in SCRIPTS.items():
-        if sum(bool(re.match(f"[{span}]", letter)) for letter in letters) > 0.3 * len(letters):
-            return language
-    said = words(text)
-    counts = {language: sum(word in small.split() for word in said) for language, small in SMALL.items()}
-    best = max(counts, key=lambda language: counts[language])
-    return best if counts[best] else None
-
-
 def is_other_language(row: Row) -> bool:
-    found = tell_language(row["text"])
-    return found is not None and found != row["language"]
+    """Say whether the recipe e5, which asked for the row's language, would reject the text."""
+    return check_language(row["text"], known_languages()[row["language"]], open_identifier()) != ""
 
 
 ALONE: Mapping[str, Callable[[Row], bool]] = {

@@ -17,7 +17,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("artifacts",),
-    ("text", "tables", "lexicon", "answers"),
+    ("text", "tables", "lexicon", "answers", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding"),

@@ -33,6 +33,12 @@ def test_rows_come_back_and_the_same_rows_give_the_same_bytes(tmp_path: Path, na
     assert list(tmp_path.iterdir()) == [tmp_path / name]  # no temporary file is left
 
 
+def test_half_a_character_comes_back(tmp_path: Path) -> None:
+    row = {"text": "cut \ud83d here, \\\udfff there", "plain": "ü \\ud83d"}
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert [found for _, found in read_jsonl(tmp_path / "rows.jsonl")] == [row]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -19,9 +19,16 @@ from hypothesis import strategies as some
 
 from embedsmith.encoder import Embeddings, normalize
 from embedsmith.errors import ConfigurationError, InputError, ModelError
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet, read_examples
+from embedsmith.examples import (
+    Example,
+    LabelledPair,
+    LabelledText,
+    PositivePair,
+    Triplet,
+    read_examples,
+    write_examples,
+)
 from embedsmith.mining import Miner, MiningResult, MiningSettings, RayEngine, Verdict, mine
-from embedsmith.mining.miner import write_stream
 from embedsmith.mining.planning import plan_search
 from embedsmith.mining.relabelling import CrossEncoderRelabeller, load_cross_encoder, open_relabeller, read_verdict
 from embedsmith.mining.search import Neighbours, search
@@ -593,7 +600,7 @@ class Late(FakeEncoder):
 def test_rows_are_written_as_they_come_and_read_back(tmp_path: Path) -> None:
     miner = Miner([PositivePair(QUESTION, ANSWER)], CORPUS, encoder=FakeEncoder(), work=tmp_path / "w", settings=ALL)
     for name in ("mined.jsonl", "mined.jsonl.gz"):
-        assert write_stream(tmp_path / name, miner.stream()) == 1
+        assert write_examples(tmp_path / name, miner.stream()) == 1
         assert read_examples(tmp_path / name).examples == tuple(miner.stream())
     miner.close()
 

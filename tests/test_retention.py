@@ -361,10 +361,28 @@ def test_validation_rows_among_the_examples_are_an_error_that_counts_them(tmp_pa
     assert isinstance(second, LabelledPair)
     shouted = LabelledPair(first.sentence2.upper() + " ?", f"  {first.sentence1}", 0)
     held = (*HELD, shouted, PositivePair(second.sentence1, second.sentence2))
-    with pytest.raises(InputError, match=r"2 of the 62 validation rows are trained on \(the first: row 61\)"):
+    with pytest.raises(
+        InputError,
+        match=r"2 of 62 \(3.2%\) validation rows are training rows as well, 0 of them nearly \(the first: row 61;",
+    ):
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(held))
-    with pytest.raises(InputError, match="1 of the 1 mine rows"):
+    with pytest.raises(InputError, match=r"1 of 1 \(100.0%\) mine rows"):
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(guards={"mine": (shouted,)}))
+
+
+def test_a_validation_row_that_is_nearly_a_training_row_is_a_warning_and_texts_may_be_shared(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    first, second = TRAINED[0], TRAINED[3]
+    assert isinstance(first, LabelledPair)
+    assert isinstance(second, LabelledPair)
+    nearly = replace(first, sentence1=first.sentence1.replace(" ", ", ", 1))
+    held = (*HELD, nearly, LabelledPair(first.sentence1, second.sentence1, 0))
+    result = train(
+        TRAINED, base=tiny_model, out=tmp_path / "model", config=CONFIG, retention=Retention(held, {}, force=True)
+    )
+    (found,) = [str(finding) for finding in result.findings if finding.name == "leaked-rows"]
+    assert "1 of 62 (1.6%) validation rows are training rows as well, 1 of them nearly (the first: row 61" in found
 
 
 def test_a_tolerance_outside_its_range_is_refused() -> None:

@@ -136,7 +136,8 @@ def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
 class JsonLines:
     """A file of JSON lines that is written row by row and appears whole, when it is closed, or not at all.
 
-    Same rows, same bytes: keys keep their order and gzip (by the `.gz` ending) carries no time stamp.
+    Same rows, same bytes: keys keep their order and gzip (by the `.gz` ending) carries no time stamp. A half character
+    (lone surrogate), which UTF-8 does not have, is written as JSON's escape and comes back.
 
     >>> with JsonLines("rows.jsonl") as lines:   # doctest: +SKIP
     ...     lines.write({"id": 1})
@@ -154,7 +155,8 @@ class JsonLines:
 
     def write(self, row: object) -> None:
         """Add one row: a mapping or a dataclass."""
-        self._lines.write((json.dumps(plain(row), ensure_ascii=False) + "\n").encode("utf-8"))
+        line = json.dumps(plain(row), ensure_ascii=False) + "\n"
+        self._lines.write(line.encode("utf-8", "backslashreplace"))  # all that fails is \ud800 to \udfff
         self.rows += 1
 
     def __enter__(self) -> JsonLines:

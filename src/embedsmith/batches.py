@@ -92,10 +92,6 @@ class TrainingSet:
         """Number of (anchor, text) pairs."""
         return sum(len(row.positives) + len(row.negatives) for row in self.rows)
 
-    def of_source(self, source: int) -> tuple[Row, ...]:
-        """Return the rows of one source."""
-        return tuple(row for row in self.rows if row.source == source)
-
 
 def collect_rows(examples: Sequence[Example]) -> TrainingSet:
     """Return the training set of one source; rows with the same anchor and group are joined."""

@@ -6,6 +6,7 @@ texts twice. It draws nothing at random that the training would draw, so weights
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,8 @@ def examine_examples(
         for source in sources:
             yield from check_source(source, seed=config.seed)
             yield from check_prompts(source, prompts)
-        counts = [len(data.of_source(number)) for number in range(len(sources))]
-        yield from check_mixture(sources, counts, config)
+        rows = Counter(row.source for row in data.rows)
+        yield from check_mixture(sources, [rows[number] for number in range(len(sources))], config)
         if held_out:
             yield from check_leaks([example for source in sources for example in source.examples], held_out)
 

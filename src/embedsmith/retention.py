@@ -36,7 +36,6 @@ from embedsmith.metrics import (
 )
 from embedsmith.model import ENCODING_BUDGET, Precision, autocast, embed, tokenize_for
 from embedsmith.optimization import Ends
-from embedsmith.text import normalize
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -322,34 +321,6 @@ def _cosines(vectors: Vectors, placed: _Placed) -> Scores:
 
 def _mean(values: NDArray[np.floating], weights: Weights) -> _Measured:
     return _Measured(float(values.mean()), np.asarray(weights @ values / weights.sum(axis=1)))
-
-
-# ── Rows that were trained on
-
-
-def check_apart(retention: Retention, examples: Sequence[Example]) -> None:
-    """Raise unless no row of validation or of the user's guards is among `examples` (two texts compared, normal form).
-
-    Raises:
-        InputError: says how many rows are, and the first of them.
-    """
-    sets = {VALIDATION: retention.validation, **(retention.guards or {})}
-    if not any(sets.values()):
-        return
-    trained = {key for example in examples for key in _comparisons(example)}
-    for name, rows in sets.items():
-        shared = [place for place, row in enumerate(rows, start=1) if trained & _comparisons(row)]
-        if shared:
-            raise InputError(
-                f"{len(shared)} of the {len(rows)} {name} rows are trained on (the first: row {shared[0]})",
-                expected=f"{name} rows that no example repeats, whatever its case, spaces and order",
-                action="take them out of one of the files",
-            )
-
-
-def _comparisons(example: Example) -> set[frozenset[str]]:
-    first, *others = (normalize(text) for text in texts_of(example))
-    return {frozenset((first, other)) for other in others} if others else {frozenset((first,))}
 
 
 # ── On the way, and at the end

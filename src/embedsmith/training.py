@@ -18,7 +18,7 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, saved_prompts
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.checks import BATCHES, Finding, Report, check_movement, report_of, stop_on_errors
+from embedsmith.checks import BATCHES, Finding, Report, check_leaks, check_movement, report_of, stop_on_errors
 from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
@@ -40,7 +40,7 @@ from embedsmith.optimization import (
 from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import write_recipe
-from embedsmith.retention import Choice, Keeper, Retention, card_figures, check_apart, describe_choice
+from embedsmith.retention import VALIDATION, Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
 from embedsmith.step import EmbeddingTask, choose_held, describe_pool
 from embedsmith.tokens import Tokens, read_tokens, write_tokens
@@ -151,9 +151,9 @@ def train(
         ModelRefused: the model is below its base on the validation rows; nothing is written.
         EmbedsmithError: the loss is not finite.
     """
-    if retention is not None:
-        _check_retention(retention, examples, config)
+    apart = Report() if retention is None else _check_retention(retention, examples, config)
     ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
+    ready = replace(ready, report=apart + ready.report)
     devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
     if on_finding is not None and devices.rank == 0:
         for finding in ready.report.findings:
@@ -190,14 +190,21 @@ def train(
 
 def _check_retention(
     retention: Retention, examples: Sequence[Example] | Sequence[Source], config: TrainingConfig | None
-) -> None:
+) -> Report:
+    """Return what the rows share with the examples that the model is held against on its way."""
     if config is not None and config.sharded and retention.validation:
         raise ConfigurationError(
             "validation rows with sharded weights: no process has the whole model to score on the way",
             expected="one of them",
             action="train without --validation, then compare the saved model with its base",
         )
-    check_apart(retention, [example for source in _sources_of(examples) for example in source.examples])
+    trained = [example for source in _sources_of(examples) for example in source.examples]
+    sets = {VALIDATION: retention.validation, **(retention.guards or {})}
+    report = report_of(
+        outcome for name, rows in sets.items() for outcome in check_leaks(trained, rows, name=name, choosing=True)
+    )
+    stop_on_errors(report.findings)
+    return report
 
 
 def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | None:

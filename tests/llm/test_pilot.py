@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -99,15 +98,11 @@ def test_a_pilot_against_a_server_says_what_the_run_will_use(seed: int) -> None:
     assert found.unmetered == 0
 
 
-FINANCE = Path(os.environ.get("EMBEDSMITH_DATA", "data")) / "finance_passages"
-
-
-@pytest.mark.skipif(not FINANCE.is_dir(), reason="the development data is not here (EMBEDSMITH_DATA)")
-def test_real_passages_and_answers_are_estimated_within_15_percent() -> None:
+def test_real_passages_and_answers_are_estimated_within_15_percent(data: Path) -> None:
     """640 passages with recorded answers; 200 pilots of 20; tokens are words and marks here. All within 15%."""
 
     def read(name: str) -> list[dict[str, object]]:
-        with gzip.open(FINANCE / name, "rt", encoding="utf-8") as handle:
+        with gzip.open(data / "finance_passages" / name, "rt", encoding="utf-8") as handle:
             return [json.loads(line) for line in handle]
 
     texts = {row["id"]: str(row["text"]) for row in read("passages.jsonl.gz")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,11 +198,11 @@ def _draw_bars() -> Iterator[Progress]:
 def _write(miner: Miner, out: Path, settings: MiningSettings) -> list[Example]:
     """Write the rows as they come, and return some of them; what the relabeller said goes beside them."""
     from embedsmith.artifacts import write_jsonl
-    from embedsmith.mining.miner import write_stream
+    from embedsmith.examples import write_examples
 
     rows = miner.stream()
     shown = list(islice(rows, SHOWN * (1 + settings.negatives if settings.output == "pairs" else 1)))
-    write_stream(out, shown, rows)
+    write_examples(out, chain(shown, rows))
     if miner.judged:
         write_jsonl(out.with_name(out.stem + ".judged.jsonl"), miner.judged)
     return shown[:SHOWN]

@@ -6,25 +6,20 @@ What is in memory grows with the examples (their texts), not with the corpus: bl
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 
-from embedsmith.artifacts import sync_folder
 from embedsmith.encoder import Embeddings, Encoder, sides_of
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import Example, LabelledPair, PositivePair, Provenance, Triplet, to_row
+from embedsmith.examples import Example, LabelledPair, PositivePair, Provenance, Triplet
 from embedsmith.mining.blocks import NeighbourFiles, SearchBlock, open_neighbours
 from embedsmith.mining.engines import Engine, LocalEngine, Work
 from embedsmith.mining.planning import SearchPlan, plan_search
@@ -522,40 +517,6 @@ def _first(items: Iterator[tuple[int, str]], count: int) -> Iterator[tuple[int, 
 
 def _chosen(pool: Candidates, indexes: Sequence[int]) -> _Chosen:
     return _Chosen(tuple(pool.places[i] for i in indexes), tuple(pool.scores[i] for i in indexes))
-
-
-def write_stream(path: Path, *parts: Iterable[Example]) -> int:
-    """Write examples as JSON lines that `read_examples` gives back, one in memory at a time; the number of rows.
-
-    A reader sees the old file or the whole new one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        with _open_out(temporary, compressed=path.suffix == ".gz") as handle:
-            for example in chain(*parts):
-                handle.write(json.dumps(to_row(example), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-                count += 1
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return count
-
-
-@contextmanager
-def _open_out(path: Path, *, compressed: bool) -> Iterator[BinaryIO]:
-    with path.open("wb") as plain:
-        if not compressed:
-            yield plain
-            return
-        with gzip.GzipFile(
-            filename="", fileobj=plain, mode="wb", mtime=0
-        ) as packed:  # no time stamp: same rows, same bytes
-            yield cast(BinaryIO, packed)
 
 
 def _percentiles(values: array[float]) -> dict[int, float]:

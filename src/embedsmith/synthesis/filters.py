@@ -9,13 +9,14 @@ negations, so that "30 days" is never near "60 days".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
+from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.facts import find_changes, says_the_same
-from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams, words
+from embedsmith.text import jaccard, normalize, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
@@ -36,7 +37,7 @@ class Context:
         task: "paraphrases" or "distinct".
         accepted: texts of this row that passed so far, by task.
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
-        evaluation: texts of the evaluation sets.
+        evaluation: finds texts of the evaluation sets.
         asked: runs of three words of the prompt, without the query.
     """
 
@@ -44,8 +45,7 @@ class Context:
     task: str
     accepted: dict[str, list[str]]
     elsewhere: dict[str, str]
-    evaluation: NearIndex
-    evaluation_exact: frozenset[str] = field(default_factory=frozenset)
+    evaluation: LeakIndex
     asked: frozenset[str] = frozenset()
 
 
@@ -148,11 +148,9 @@ def check_elsewhere(text: str, context: Context) -> Verdict:
 
 
 def check_leak(text: str, context: Context) -> Verdict:
-    """Reject a text of an evaluation set, so that the evaluation stays honest."""
-    if normalize(text) in context.evaluation_exact:
-        return "evaluation-leak", "the same text is in the evaluation set"
+    """Reject a text that is (nearly) one of an evaluation set or contains one, so that the evaluation stays honest."""
     found = context.evaluation.find(text)
-    return ("evaluation-leak", f"Jaccard {found[2]:.2f} with “{found[1]}”") if found else None
+    return ("evaluation-leak", str(found)) if found else None
 
 
 CHAIN: tuple[Filter, ...] = (
@@ -179,12 +177,6 @@ def judge(text: str, context: Context) -> Rejected | None:
             about = {"query": context.query.text, "task": context.task}
             return Rejected(reason, detail, text, source=context.query.id, context=about)
     return None
-
-
-def index_evaluation(texts: Iterable[str]) -> tuple[NearIndex, frozenset[str]]:
-    """Return what `check_leak` needs of the evaluation texts."""
-    distinct = list(dict.fromkeys(texts))
-    return NearIndex(distinct, threshold=NEAR), frozenset(normalize(text) for text in distinct)
 
 
 def index_prompt(prompt: str, query: str) -> frozenset[str]:

@@ -8,12 +8,13 @@ from itertools import chain
 
 from embedsmith.corpus import Query
 from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_evaluation, index_prompt, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_prompt, judge
 from embedsmith.synthesis.recipes import TASKS, Recipe, render
-from embedsmith.text import NearIndex, normalize
+from embedsmith.text import normalize
 
 
 def synthesize_langcache(
@@ -24,26 +25,24 @@ def synthesize_langcache(
     Args:
         evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
     """
-    leaks, exact = index_evaluation(evaluation)
+    leaks = LeakIndex(evaluation, same_kind=True)
     usable: list[Query] = []
     for query in queries:
-        objection = _find_leak(query, leaks, exact)
+        objection = _find_leak(query, leaks)
         if objection is None:
             usable.append(query)
         else:
             yield objection
-    sieve = _Sieve(recipe, usable, leaks, exact, calls)
+    sieve = _Sieve(recipe, usable, leaks, calls)
     for prompt, completion in calls.complete(lambda: chain.from_iterable(render(recipe, query) for query in usable)):
         yield from sieve.read(prompt, completion)
 
 
-def _find_leak(query: Query, leaks: NearIndex, exact: frozenset[str]) -> Rejected | None:
-    near = leaks.find(query.text)
-    found = query.text if normalize(query.text) in exact else near[1] if near else None
+def _find_leak(query: Query, leaks: LeakIndex) -> Rejected | None:
+    found = leaks.find(query.text)
     if found is None:
         return None
-    detail = f"the query is in the evaluation set: “{found}”"
-    return Rejected("evaluation-leak", detail, query.text, source=query.id)
+    return Rejected("evaluation-leak", f"the query is in the evaluation set: {found}", query.text, source=query.id)
 
 
 @dataclass(slots=True)
@@ -52,8 +51,7 @@ class _Sieve:
 
     recipe: Recipe
     queries: Sequence[Query]
-    leaks: NearIndex
-    exact: frozenset[str]
+    leaks: LeakIndex
     calls: Calls
     by_id: dict[str, Query] = field(init=False)
     elsewhere: dict[str, str] = field(init=False)
@@ -76,9 +74,7 @@ class _Sieve:
         asked = self.recipe.counts[task]
         if len(parsed.items) < asked:
             yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
-        known = Context(
-            query, task, self.accepted, self.elsewhere, self.leaks, self.exact, index_prompt(prompt.user, query.text)
-        )
+        known = Context(query, task, self.accepted, self.elsewhere, self.leaks, index_prompt(prompt.user, query.text))
         for text in parsed.items[:asked]:
             objection = judge(text, known)
             yield objection if objection is not None else self._accept(text.strip(), query, prompt, completion)

@@ -35,15 +35,11 @@ class SeenTexts:
     Texts with other numbers are never near. There is room for `expected` texts at 200 to 330 bytes each (33 MB at
     least), taken from the system as it fills; where more come, older ones are forgotten, so memory never grows beyond
     that. A full table has lost a fifth of its entries to newer ones at most, which leaves six bands of eight.
-
-    Args:
-        equal: of the 64 functions that have to agree; 55 is a Jaccard of about .86, 51 one of .8.
     """
 
-    def __init__(self, expected: int, *, equal: int = EQUAL) -> None:
+    def __init__(self, expected: int) -> None:
         rows = max(expected, 16)
         slots = max(4 << (rows - 1).bit_length(), SLOTS)
-        self._equal = equal
         self._tables: NDArray[np.int32] = np.zeros((BANDS, slots), dtype=np.int32)  # row + 1; 0 is empty
         self._signatures: NDArray[np.uint8] = np.zeros((rows, FUNCTIONS), dtype=np.uint8)
         self._facts: NDArray[np.uint32] = np.zeros(rows, dtype=np.uint32)
@@ -61,7 +57,7 @@ class SeenTexts:
         if (self._exact[rows] == exact).any():
             return "duplicate"
         rows = rows[self._facts[rows] == facts]
-        near = (self._signatures[rows] == signature).sum(axis=1) >= self._equal
+        near = (self._signatures[rows] == signature).sum(axis=1) >= EQUAL
         return "near-duplicate" if near.any() else ""
 
     def add(self, text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.e5.answers import find_refusal
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.prompting import KEYS, Request, Template, Templates
@@ -28,7 +29,6 @@ PLACEHOLDER = re.compile(
 # How far a length may be from what was asked: models count badly, and a filter that is strict on it costs money.
 FEWEST, MOST = 0.25, 4.0
 LENGTHS = 0.7  # of two texts whose trigrams are compared
-LEAKED = 51  # of 64 hash functions: a Jaccard of about .8
 NUMBER_WORD = re.compile(r"\d+")
 
 
@@ -196,29 +196,18 @@ class LanguageCheck:
 
 
 class LeakCheck:
-    """Rejects texts of the evaluation sets, exact and near.
-
-    Near texts are found by their signatures (`duplicates`), not by an index of trigrams: documents of 500 words would
-    fill that with gigabytes. Of texts at Jaccard .9, it finds 98%.
-    """
+    """Rejects texts that are, nearly are, or contain texts of the evaluation sets; a document may quote a question."""
 
     __name__ = "check_leak"
 
     def __init__(self, evaluation: Iterable[str]) -> None:
-        texts = list(dict.fromkeys(evaluation))
-        self._exact = frozenset(map(normalize, texts))
-        self._near = SeenTexts(len(texts), equal=LEAKED)
-        for text in texts:
-            self._near.add(text)
+        self._index = LeakIndex(evaluation, same_kind=True)
 
     def __call__(self, case: Case) -> Verdict:
-        if not self._exact:
-            return None
-        for key, text in case.bodies.items():
-            if normalize(text) in self._exact:
-                return "evaluation-leak", f"{key} is in the evaluation set"
-            if self._near.find(text):
-                return "evaluation-leak", f"{key} is nearly a text of the evaluation set"
+        for key, text in case.bodies.items() if len(self._index) else ():
+            found = self._index.find(text)
+            if found is not None:
+                return "evaluation-leak", f"{key}: {found}"
         return None
 
 

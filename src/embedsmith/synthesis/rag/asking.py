@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from embedsmith.corpus import Query
 from embedsmith.documents import Passage
 from embedsmith.examples import Rejected
+from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.filters import (
@@ -15,7 +16,6 @@ from embedsmith.synthesis.filters import (
     check_form,
     check_leak,
     check_refusal,
-    index_evaluation,
     index_prompt,
 )
 from embedsmith.synthesis.rag.answers import Asked, Unusable, read_questions
@@ -45,7 +45,7 @@ def ask(
 ) -> Iterator[Candidate | Rejected]:
     """Yield the questions that an LLM writes, those that pass what can be checked of each alone; and all others."""
     targets = _targets(plan, passages)
-    leaks, exact = index_evaluation(evaluation)
+    leaks = LeakIndex(evaluation, same_kind=True)
     words = {
         QUESTIONS: index_prompt(" ".join(prompts.messages["questions"]), "\0"),
         MULTI_QUESTIONS: index_prompt(" ".join(prompts.messages["multi"]), "\0"),
@@ -57,7 +57,7 @@ def ask(
     for places, (prompt, completion) in zip(targets, calls.complete(render), strict=True):
         own = [passages[place] for place in places]
         text = "\n".join(passage.text for passage in own)
-        context = Context(Query(prompt.row, text), prompt.task, {}, {}, leaks, exact, words[prompt.task])
+        context = Context(Query(prompt.row, text), prompt.task, {}, {}, leaks, words[prompt.task])
         yield from _read(plan, own, places, prompt, completion, context)
 
 

@@ -1,0 +1,93 @@
+"""The batches: anchors without negatives, and with false ones."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from embedsmith.batches import Row, TrainingSet, contrast, localize
+from embedsmith.checks.findings import HEAVY, LOOKED, Finding, Outcome, share_of
+from embedsmith.text import normalize
+
+BATCHES = 20  # batches in which false negatives are counted
+
+
+def check_pool(
+    batches: Sequence[Sequence[Row]], data: TrainingSet, losses: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> Iterator[Outcome]:
+    """Yield infonce sources whose anchors have no negatives, or false ones: the same answer under another anchor.
+
+    Args:
+        batches: the rows of the first batches of a run.
+        losses, names: of each source.
+    """
+    texts = data.texts
+    answers: dict[str, set[str]] = defaultdict(set)
+    for row in (*data.rows[:LOOKED], *(row for batch in batches for row in batch)):
+        answers[normalize(texts[row.anchor])] |= {normalize(texts[text]) for text in (row.anchor, *row.positives)}
+    counts = [Counter[str]() for _ in losses]
+    for batch in batches:
+        for source in {row.source for row in batch}:
+            rows = [row for row in batch if row.source == source]
+            if "infonce" in losses[source]:
+                counts[source] += _count_negatives(rows, texts, answers)
+            if "batch_triplet" in losses[source]:
+                counts[source] += Counter({"batches": 1, "idle": int(not _has_triplet(rows))})
+    for name, count in zip(names, counts, strict=True):
+        yield from _judge_pool(name, count)
+        yield from _judge_classes(name, count)
+
+
+def _has_triplet(rows: Sequence[Row]) -> bool:
+    classes = Counter(row.label for row in rows)
+    return len(classes) > 1 and max(classes.values()) > 1
+
+
+def _judge_classes(name: str, count: Counter[str]) -> Iterator[Outcome]:
+    if count["idle"] > HEAVY * count["batches"]:
+        yield Finding(
+            "no-triplets",
+            "error" if count["idle"] == count["batches"] else "warning",
+            f"{name}: {share_of(count['idle'], count['batches'])} batches lack two texts of a class beside another",
+            "a triplet in every batch",
+            "raise --batch (texts of a class come in fours, so 16 has four classes)",
+            "configuration",
+        )
+
+
+def _count_negatives(rows: Sequence[Row], texts: Sequence[str], answers: Mapping[str, set[str]]) -> Counter[str]:
+    places, local = localize(rows)
+    found = contrast(local)
+    plain = [normalize(texts[place]) for place in places.tolist()]
+    excluded: dict[int, set[int]] = defaultdict(set)
+    for number, column in found.excluded.tolist():
+        excluded[number].add(column)
+    counts = Counter({"anchors": len(found.anchors)})
+    for number, (anchor, own) in enumerate(zip(found.anchors.tolist(), found.positive_of.tolist(), strict=True)):
+        left = set(range(len(found.candidates))) - excluded[number] - {own}
+        known = answers[plain[anchor]]
+        false = sum(plain[found.candidates[column]] in known for column in left)
+        counts.update({"negatives": len(left), "alone": not left, "misled": false > 0, "false": false})
+    return counts
+
+
+def _judge_pool(name: str, count: Counter[str]) -> Iterator[Outcome]:
+    anchors = count["anchors"]
+    if anchors and count["alone"] > HEAVY * anchors:
+        yield Finding(
+            "no-negatives",
+            "error" if count["alone"] == anchors else "warning",
+            f"{name}: {share_of(count['alone'], anchors)} anchors of the first batches have no negative under infonce",
+            "other rows in the same batch, or negatives of their own",
+            "raise --batch, give rows different groups, or give triplets",
+            "configuration",
+        )
+    if count["misled"] > 0.1 * anchors and count["misled"] >= 2:
+        yield Finding(
+            "false-negatives",
+            "warning",
+            f"{name}: {share_of(count['misled'], anchors)} anchors meet one of their own answers as a negative "
+            f"({count['false']} of {count['negatives']} negatives)",
+            "texts with the same answer in one group",
+            "give rows with the same answer the same `group`, leave copies out, or mask them: --set guide=self",
+        )

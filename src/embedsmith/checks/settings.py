@@ -1,0 +1,97 @@
+"""The mixture and the settings: what cannot do what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from embedsmith.batches import Source
+from embedsmith.checks.findings import Finding, Outcome
+from embedsmith.optimization import TrainingConfig
+
+
+def check_mixture(sources: Sequence[Source], counts: Sequence[int], config: TrainingConfig) -> Iterator[Outcome]:
+    """Yield sources that a mixture's weights repeat hundreds of times.
+
+    Args:
+        counts: rows of each source.
+    """
+    total, rows = sum(source.weight for source in sources), sum(counts)
+    if not total or len(sources) < 2:
+        return
+    seen = rows * config.epochs if not config.steps else min(rows * config.epochs, config.steps * config.batch)
+    for source, count in zip(sources, counts, strict=True):
+        passes = seen * source.weight / total / max(count, 1)
+        if passes > max(100, 3 * config.epochs):
+            yield Finding(
+                "repeated-source",
+                "warning",
+                f"{source.name}: its {count} rows make up {source.weight / total:.0%} of the mixture, so each comes "
+                f"{passes:,.0f} times",
+                "at most some dozens of times: more is learnt by heart",
+                "lower its weight, or give it more rows",
+                "configuration",
+            )
+
+
+TEMPERED = frozenset({"infonce", "cosent", "angle"})
+
+
+def check_settings(
+    config: TrainingConfig, losses: Collection[str], *, rows: int, dimension: int, asked: int = 0
+) -> Iterator[Outcome]:
+    """Yield settings that cannot do what they say.
+
+    Args:
+        losses: names of all losses of the run.
+        rows: rows of the training set.
+        dimension: length of the model's embeddings.
+        asked: the batch that the user asked for, 0 where it was chosen.
+    """
+    if asked > rows:
+        yield Finding(
+            "batch-larger-than-rows",
+            "warning",
+            f"a batch of {asked} from {rows} rows: an epoch is one step",
+            f"a batch far below {rows}",
+            f"set --batch to {max(rows // 45, 1)} or so",
+            "configuration",
+        )
+    own = sorted(TEMPERED & set(losses))
+    if own and not 0.005 <= config.temperature < 1:
+        large = config.temperature >= 1
+        yield Finding(
+            "temperature",
+            "warning",
+            f"{', '.join(own)} with temperature {config.temperature:g}: cosines from −1 to 1 become logits from "
+            f"{-1 / config.temperature:g} to {1 / config.temperature:g}",
+            "0.01 to 0.1",
+            f"a scale of {config.temperature:g} is a temperature of {1 / config.temperature:g}"
+            if large
+            else "set --set temperature=0.05",
+            "configuration",
+        )
+    yield from _check_dimensions(config.dimensions, dimension)
+
+
+def _check_dimensions(dimensions: Sequence[int], width: int) -> Iterator[Outcome]:
+    if not dimensions:
+        return
+    if min(dimensions) < 1 or max(dimensions) > width:
+        yield Finding(
+            "matryoshka-dimensions",
+            "error",
+            f"matryoshka dimensions {list(dimensions)} of a model with {width}",
+            f"1 to {width}",
+            f"leave out those above {width}",
+            "configuration",
+        )
+    elif list(dimensions) != sorted(set(dimensions), reverse=True) or width not in dimensions:
+        whole = [width, *sorted(set(dimensions) - {width}, reverse=True)]
+        yield Finding(
+            "matryoshka-dimensions",
+            "warning",
+            f"matryoshka dimensions {list(dimensions)}: twice, not descending, or without the whole {width}",
+            f"{whole}",
+            f"--set 'dimensions={whole}', unless the whole embedding is not to be trained",
+            "configuration",
+        )
