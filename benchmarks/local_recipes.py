@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,77 +27,94 @@ from embedsmith.artifacts import write_json, write_jsonl
 from embedsmith.documents.passages import read_passages_file
 from embedsmith.examples import Example, Rejected, write_examples
 from embedsmith.gguf_files import find_gguf
-from embedsmith.llm import Sampling
-from embedsmith.llm.calls import Calls
+from embedsmith.llm import Completion, Sampling
+from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.llm.local import BATCH, LocalModel
 from embedsmith.synthesis.e5 import GROUPS, E5Plan, as_triplet, parse_groups, parse_languages, synthesize_e5
 from embedsmith.synthesis.rag import RagPlan, synthesize_rag
 
 Outcome = Example | Rejected
-Streams = Mapping[str, Callable[[Calls], Iterator[Outcome]]]
+Stream = Callable[[Calls], Iterator[Outcome]]
 
 
-def stream_e5(options: argparse.Namespace) -> Streams:
-    """Return a stream for each group, of `rows` rows each."""
-
-    def plan(group: str) -> E5Plan:
-        return E5Plan(
-            tasks=options.rows,
-            groups={group: 1},
-            languages=parse_languages(options.languages),
-            seed=options.seed,
-            brainstorm=options.brainstorm,
-        )
-
-    asked = parse_groups(options.groups) if options.groups else dict.fromkeys(GROUPS, 1.0)
-    return {group: lambda calls, group=group: synthesize_e5(plan(group), calls) for group in GROUPS if group in asked}
+def stream_e5(options: argparse.Namespace) -> Stream:
+    """Return a stream of `rows` rows of each group, all in one: a batch is then full, whatever the groups."""
+    groups = list(parse_groups(options.groups)) if options.groups else list(GROUPS)
+    plan = E5Plan(
+        tasks=options.rows * len(groups),
+        groups=dict.fromkeys(groups, 1.0),
+        languages=parse_languages(options.languages),
+        seed=options.seed,
+        brainstorm=options.brainstorm,
+        used=options.used,
+    )
+    return lambda calls: synthesize_e5(plan, calls)
 
 
-def stream_rag(options: argparse.Namespace) -> Streams:
+def stream_rag(options: argparse.Namespace) -> Stream:
     """Return a stream of questions about `rows` passages; the round trip is BM25's among all passages."""
     plan = RagPlan(multi_passage=0.0, further=False, trip="lexical", seed=options.seed)
     plan = replace(plan, quota=options.rows * plan.per_passage)
     passages = list(read_passages_file(options.passages or data_folder() / "finance_passages" / "passages.jsonl.gz"))
-    return {"rag": lambda calls: synthesize_rag(plan, passages, calls)}
+    return lambda calls: synthesize_rag(plan, passages, calls)
 
 
-RECIPES: Mapping[str, Callable[[argparse.Namespace], Streams]] = {"e5": stream_e5, "rag": stream_rag}
+RECIPES: Mapping[str, Callable[[argparse.Namespace], Stream]] = {"e5": stream_e5, "rag": stream_rag}
 
 
-def measure(
-    stream: Callable[[Calls], Iterator[Outcome]], calls: Calls, recipe: str, rows: int
-) -> tuple[dict[str, Any], list[Outcome]]:
-    """Return the figures of one group, and what came of it. Seconds are those of the calls, in this run or before."""
-    before = replace(calls.tally)
-    outcomes = list(stream(calls))
-    lost = Counter(item.reason for item in outcomes if isinstance(item, Rejected) and not is_idea(item))
-    ideas = Counter(item.reason for item in outcomes if isinstance(item, Rejected) and is_idea(item))
-    kept = sum(not isinstance(item, Rejected) for item in outcomes)
-    if recipe == "e5" and kept + sum(lost.values()) != rows:
-        raise SystemExit(f"{rows} rows went in, {kept} + {sum(lost.values())} came out")
-    seconds = calls.tally.seconds - before.seconds
-    tokens = calls.tally.completion_tokens - before.completion_tokens
-    figures = {
-        "rows": rows,
-        "calls": calls.tally.calls - before.calls,
-        "sent_now": calls.tally.sent - before.sent,
-        "cut": calls.tally.cut - before.cut,
-        "prompt_tokens": calls.tally.prompt_tokens - before.prompt_tokens,
-        "completion_tokens": tokens,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-        "kept": kept,
-        "share_usable": round(kept / max(kept + sum(lost.values()), 1), 3),
-        "rejected": dict(lost.most_common()),
-        "rejected_ideas": dict(ideas.most_common()),
-    }
-    return figures, outcomes
+@dataclass(slots=True)
+class Group:
+    """What became of a group's calls and rows; seconds are those of the calls, in this run or an earlier one."""
+
+    calls: int = 0
+    cut: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def hear(self, completion: Completion) -> None:
+        """Count a call."""
+        self.calls += 1
+        self.cut += completion.finish == "length"
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.seconds += completion.seconds
+
+    def describe(self) -> dict[str, Any]:
+        """Return the figures of the result file; tokens per second are those that were written, prompts' time in it."""
+        lost = [item for item in self.outcomes if isinstance(item, Rejected)]
+        reasons = Counter(item.reason for item in lost if not is_idea(item))
+        kept = len(self.outcomes) - len(lost)
+        counts = {name: getattr(self, name) for name in ("calls", "cut", "prompt_tokens", "completion_tokens")}
+        return counts | {
+            "seconds": round(self.seconds, 1),
+            "tokens_per_second": round(self.completion_tokens / max(self.seconds, 1e-9), 1),
+            "kept": kept,
+            "rejected": dict(reasons.most_common()),
+            "share_usable": round(kept / max(kept + reasons.total(), 1), 3),
+            "rejected_ideas": dict(Counter(item.reason for item in lost if is_idea(item)).most_common()),
+        }
 
 
 def is_idea(item: Rejected) -> bool:
     """Say whether a rejection is of a brainstormed idea; those are no rows."""
     return (item.source or "").endswith("/tasks")
+
+
+def measure(stream: Stream, calls: Calls, recipe: str) -> Mapping[str, Group]:
+    """Return what became of each group."""
+
+    def name(row: str) -> str:
+        return row.partition("/")[0] or "plan" if recipe == "e5" else recipe
+
+    groups: defaultdict[str, Group] = defaultdict(Group)
+    calls.on_answer = lambda prompt, completion: groups[name(prompt.row)].hear(completion)
+    for item in stream(calls):
+        origin = item if isinstance(item, Rejected) else item.provenance
+        groups[name((origin.source if origin is not None else None) or "")].outcomes.append(item)
+    return groups
 
 
 def show(options: argparse.Namespace, name: str, outcomes: Sequence[Outcome]) -> None:
@@ -113,6 +131,12 @@ def gather_notes(file: Path, note: str) -> list[dict[str, str]]:
     return [*notes, {"date": time.strftime("%Y-%m-%d"), "text": note}] if note else notes
 
 
+def report(progress: Progress) -> None:
+    print(
+        f"{progress.done} of {progress.total or '?'} calls, {progress.rate:.2f} a second", file=sys.stderr, flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="e5")
@@ -121,6 +145,7 @@ def main() -> None:
     parser.add_argument("--languages", default="en=0.8,es=0.1,de=0.1")
     parser.add_argument("--groups", default="")
     parser.add_argument("--brainstorm", type=int, default=10, help="ideas that a call of the first step asks for")
+    parser.add_argument("--used", type=int, default=5, help="of those, how many become rows")
     parser.add_argument("--max-tokens", type=int, default=256, help="of a call; guided texts are closed within it")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
@@ -142,13 +167,14 @@ def main() -> None:
     }
     options.journal.parent.mkdir(parents=True, exist_ok=True)
     with Journal(options.journal) as journal:
-        calls = Calls(llm, journal, Sampling(options.temperature, 1.0, options.max_tokens, options.seed))
-        result["groups"] = groups = {}
-        for name, stream in RECIPES[options.recipe](options).items():
-            groups[name], outcomes = measure(stream, calls, options.recipe, options.rows)
-            print(f"{name:12}", json.dumps(groups[name]), flush=True)
-            show(options, name, outcomes)
-            write_json(file, result)
+        sampling = Sampling(options.temperature, 1.0, options.max_tokens, options.seed)
+        calls = Calls(llm, journal, sampling, on_progress=report)
+        groups = measure(RECIPES[options.recipe](options), calls, options.recipe)
+    result["groups"] = {name: group.describe() for name, group in sorted(groups.items())}
+    for name, group in groups.items():
+        show(options, name, group.outcomes)
+        print(f"{name:12}", json.dumps(result["groups"][name]))
+    write_json(file, result)
 
 
 if __name__ == "__main__":

@@ -186,11 +186,10 @@ def check(value: object, schema: dict[str, Any]) -> None:
         assert type(value) is {"string": str, "integer": int, "boolean": bool}[schema["type"]]
 
 
-@pytest.mark.parametrize("limit", [140, 220])
 @pytest.mark.parametrize("kind", SCHEMAS)
-def test_a_guided_answer_is_json_of_its_schema_and_ends_in_time(speaker: Path, kind: str, limit: int) -> None:
+def test_a_guided_answer_is_json_of_its_schema_and_ends_in_time(speaker: Path, kind: str) -> None:
     """A random model never wants to end a text; its share ends it, and the object is whole within the limit."""
-    llm = LocalModel(str(speaker), guided=True)
+    llm, limit = LocalModel(str(speaker), guided=True), 130
     for seed in range(2):
         for done in complete(llm, ask(SCHEMAS[kind], 8), Sampling(1.0, 1.0, limit, seed)):
             assert done.finish == "stop"
@@ -204,10 +203,17 @@ def test_every_text_of_an_object_gets_its_share(speaker: Path) -> None:
     schema = object_schema(dict.fromkeys(("one", "two", "three"), TEXT))
     sizes = [
         sorted(len(text.encode()) for text in json.loads(str(done.text)).values())
-        for done in complete(llm, ask(schema, 8), Sampling(1.0, 1.0, 300, 5))
+        for done in complete(llm, ask(schema, 4), Sampling(1.0, 1.0, 200, 5))
     ]
-    assert any(small >= 40 for small, _, _ in sizes)
-    assert all(large <= 240 for _, _, large in sizes)
+    assert any(small >= 25 for small, _, _ in sizes)
+    assert all(large <= 120 for _, _, large in sizes)
+
+
+def test_a_list_of_texts_holds_one_at_least_where_the_recipe_says_nothing(speaker: Path) -> None:
+    """Prompts without a schema of their own ask for texts under the name of their task."""
+    llm = LocalModel(str(speaker), guided=True)
+    for done in complete(llm, TEXTS, Sampling(1.0, 1.0, 60, 2)):
+        assert len(json.loads(str(done.text))["paraphrases"]) >= 1
 
 
 def test_a_limit_below_the_fixed_parts_cuts_the_answer(speaker: Path) -> None:
@@ -220,13 +226,12 @@ def test_guided_rows_of_a_batch_are_what_they_would_be_alone(speaker: Path) -> N
     """The rows are in different states of different schemas, and end at different times."""
     llm = LocalModel(str(speaker), guided=True, batch=8)
     prompts = [prompt for schema in SCHEMAS.values() for prompt in ask(schema, 2)]
-    sampling = Sampling(1.0, 0.9, 120, 7)
+    sampling = Sampling(1.0, 0.9, 80, 7)
     together = complete(llm, prompts, sampling)
     assert together == [
         replace(complete(llm, [prompt], sampling)[0], seconds=one.seconds)
         for prompt, one in zip(prompts, together, strict=True)
     ]
-    assert [one.text for one in together] == [one.text for one in complete(llm, prompts, sampling)]
 
 
 def test_guidance_is_for_chat_models_unless_said_otherwise_and_part_of_the_name(speaker: Path) -> None:

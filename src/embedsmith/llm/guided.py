@@ -126,9 +126,9 @@ class Guides:
             )
         if kind == "string" and not {"pattern", "format", "minLength"} & set(schema):
             return Shape("text", 3, 1)
-        if kind == "array" and "items" in schema and not {"minItems", "prefixItems"} & set(schema):
-            item = self._shape(schema["items"])
-            return Shape("array", 3, ITEMS * item.weight, (item,), (item.cost + 2,))
+        if kind == "array" and "items" in schema and not {"maxItems", "prefixItems"} & set(schema):
+            item, least = self._shape(schema["items"]), schema.get("minItems", 0)
+            return Shape("array", 3 + least * (item.cost + 2), ITEMS * item.weight, (item,), (item.cost + 2,))
         if kind == "object" and list(schema.get("required", ())) == list(schema.get("properties", {})):
             return self._object(schema["properties"])
         raise ConfigurationError(
@@ -196,11 +196,6 @@ class _Place:
         return not self.quoted and bool(self.path) and self.path[-1][0].kind == "array"
 
     @property
-    def first(self) -> bool:
-        """Whether the list at hand holds nothing yet."""
-        return self.last == ord("[")
-
-    @property
     def to_close(self) -> int:
         """Most tokens that end the answer from here, without what is open now of a text."""
         return 1 + sum(
@@ -208,15 +203,19 @@ class _Place:
         )
 
     @property
-    def to_share(self) -> int:
-        """Texts among which the tokens that are left are shared, the present one included."""
-        rest = 1
+    def first(self) -> bool:
+        """Whether the list at hand holds nothing yet."""
+        return self.last == ord("[")
+
+    def count_texts(self, further: int) -> int:
+        """Return the texts to come, the present one included, if every list gets so many further items."""
+        texts = 1
         for shape, number in self.path:
             if shape.kind == "array":
-                rest += (ITEMS - 1) * shape.parts[0].weight
+                texts += further * shape.parts[0].weight
             else:
-                rest += sum(part.weight for part in shape.parts[number + 1 :])
-        return rest
+                texts += sum(part.weight for part in shape.parts[number + 1 :])
+        return texts
 
     def feed(self, byte: int) -> bool:
         """Take the next byte; True if it begins an item of a list, or announces one."""
@@ -323,7 +322,8 @@ class Guide:
         self._left -= 1
         if place.in_text and place.texts != self._place.texts:
             self._began = self._left
-            self._share = max(1, (self._left - place.to_close - SLACK) // place.to_share)
+            free = max(self._left - place.to_close - SLACK, 1)
+            self._share = max(free // place.count_texts(ITEMS - 1), min(free // place.count_texts(0), ROOM))
         self._place = place
         return token
 

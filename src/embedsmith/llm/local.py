@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import MissingPartError, ModelError
-from embedsmith.llm import Completion, Prompt, Sampling
+from embedsmith.llm import Completion, Prompt, Sampling, object_schema
 
 if TYPE_CHECKING:
     from embedsmith.llm.guided import Guide, Guides
@@ -71,7 +71,7 @@ class LocalModel:
             return None
 
     def _start(self, place: int, text: str, prompt: Prompt, sampling: Sampling) -> _Row:
-        guide = self._guides.start(prompt.answer_schema, sampling.max_tokens) if self._guides is not None else None
+        guide = self._guides.start(_hold(prompt), sampling.max_tokens) if self._guides is not None else None
         return _Row(place, fingerprint([text, sampling.seed]), guide)
 
     def _render(self, prompt: Prompt) -> str:
@@ -118,6 +118,16 @@ class LocalModel:
             seconds=round(row.seconds, 4),
             model=self.name,
         )
+
+
+def _hold(prompt: Prompt) -> Mapping[str, Any]:
+    """Return the schema of an answer; a list that nothing is said of holds one text at least.
+
+    A small model likes to end what it need not begin. Where no text is an answer, the recipe has a schema of its own.
+    """
+    if prompt.schema is not None:
+        return prompt.schema
+    return object_schema({prompt.task: {"type": "array", "items": {"type": "string"}, "minItems": 1}})
 
 
 @dataclass(slots=True)
