@@ -32,7 +32,20 @@ def guides() -> Guides:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: place for place, token in enumerate(["</s>", *alphabet])}
     merges: list[tuple[str, str]] = []
-    for word in ['",Ġ"', '"},Ġ{"', '"],Ġ"', '":Ġ"', 'Ġ["', 'Ġ[{"', '."', '"}]', "the", '\\"', "éa"]:
+    for word in [  # the last one ends a character of two bytes and begins another
+        '",Ġ"',
+        '"},Ġ{"',
+        '"],Ġ"',
+        '":Ġ"',
+        'Ġ["',
+        'Ġ[{"',
+        '."',
+        '"}]',
+        "the",
+        '\\"',
+        "éa",
+        "©Ã",
+    ]:
         for end in range(2, len(word) + 1):
             if word[:end] not in vocabulary:
                 vocabulary[word[:end]] = len(vocabulary)
@@ -60,6 +73,11 @@ def no_end(chance: np.random.Generator, allowed: list[int], guides: Guides) -> i
     return int(chance.choice(rest or allowed))
 
 
+def half_characters(_: np.random.Generator, allowed: list[int], guides: Guides) -> int:
+    """End every token with the first byte of a character of two, where no text can end."""
+    return max(allowed, key=lambda token: (guides.spell(token).endswith(b"\xc3"), len(guides.spell(token))))
+
+
 def write(guides: Guides, guide: Guide, limit: int, draw: Draw, seed: int) -> int:
     """Draw until the answer is whole or cut; return the number of tokens."""
     chance, mask = np.random.default_rng(seed), np.zeros((guides.size + 31) // 32, dtype=np.int32)
@@ -72,7 +90,7 @@ def write(guides: Guides, guide: Guide, limit: int, draw: Draw, seed: int) -> in
     return limit
 
 
-@pytest.mark.parametrize("draw", [any_token, longest_token, no_end])
+@pytest.mark.parametrize("draw", [any_token, longest_token, no_end, half_characters])
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_an_answer_is_whole_at_any_limit_above_its_fixed_parts(guides: Guides, kind: str, draw: Draw) -> None:
     for limit in (90, 130, 200):

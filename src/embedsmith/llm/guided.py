@@ -295,7 +295,7 @@ class Guide:
             quote = self._guides.bytes_of[QUOTE]
             if _permits(mask, quote):
                 _only(mask, quote)
-            elif (mask & self._guides.single).any():  # inside a character or an escape: that first
+            elif (mask & self._guides.single).any():  # inside a character, which has to be whole first
                 mask &= self._guides.single
         elif self._place.in_list and not self._has_room(self._place):
             bracket = self._guides.bytes_of[ord("]")]
