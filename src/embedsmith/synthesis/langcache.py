@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 from embedsmith.corpus import Query
@@ -34,8 +35,14 @@ def synthesize_langcache(
         else:
             yield objection
     sieve = _Sieve(recipe, usable, leaks, calls)
-    for prompt, completion in calls.complete(lambda: chain.from_iterable(render(recipe, query) for query in usable)):
+    total = len(usable) * sum(count > 0 for count in recipe.counts.values())
+    prompts = partial(_render_all, recipe, usable)
+    for prompt, completion in calls.complete(prompts, total=total):
         yield from sieve.read(prompt, completion)
+
+
+def _render_all(recipe: Recipe, queries: Sequence[Query]) -> Iterator[Prompt]:
+    return chain.from_iterable(render(recipe, query) for query in queries)
 
 
 def _find_leak(query: Query, leaks: LeakIndex) -> Rejected | None:

@@ -11,7 +11,7 @@ from embedsmith.llm import Completion
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.e5.answers import make_examples, read_answer
 from embedsmith.synthesis.e5.filters import Case, Check, build_checks, name_checks
-from embedsmith.synthesis.e5.plan import E5Plan
+from embedsmith.synthesis.e5.plan import E5Plan, count_calls
 from embedsmith.synthesis.e5.prompting import Asker, Request, load_templates
 from embedsmith.synthesis.e5.tasks import TaskChooser, TaskFiles
 from embedsmith.synthesis.e5.topics import load_topics
@@ -63,7 +63,7 @@ def synthesize_e5(plan: E5Plan, calls: Calls, *, evaluation: Iterable[str] = ())
 def _find_tasks(asker: Asker, calls: Calls, files: TaskFiles) -> Iterator[Rejected]:
     """Make the calls of the first step and file a task for each row of the two-step groups."""
     plan, chooser = asker.plan, TaskChooser(asker.plan, asker.templates)
-    answered = calls.complete(lambda: map(asker.brainstorm, plan.brainstorms()))
+    answered = calls.complete(lambda: map(asker.brainstorm, plan.brainstorms()), total=count_calls(plan).first)
     for call, (_, completion) in zip(plan.brainstorms(), answered, strict=True):
         chosen, rejected = chooser.choose(call, completion)
         yield from rejected

@@ -54,7 +54,7 @@ def ask(
     def render() -> Iterator[Prompt]:
         return (_render(prompts, plan, [passages[place] for place in places]) for places in targets)
 
-    for places, (prompt, completion) in zip(targets, calls.complete(render), strict=True):
+    for places, (prompt, completion) in zip(targets, calls.complete(render, total=len(targets)), strict=True):
         own = [passages[place] for place in places]
         text = "\n".join(passage.text for passage in own)
         context = Context(Query(prompt.row, text), prompt.task, {}, {}, leaks, words[prompt.task])
