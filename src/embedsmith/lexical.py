@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.errors import InputError, MissingPartError
+from embedsmith.metrics import top_places
 
 K1, B = 1.5, 0.75
 
@@ -49,7 +50,7 @@ class LexicalIndex:
         scores = np.empty((len(queries), k), dtype=np.float32)
         for row, query in enumerate(queries):
             found = self.score(query)
-            best = _best(found, k)
+            best = top_places(found, k)
             places[row], scores[row] = best, found[best]
         return places, scores
 
@@ -62,14 +63,6 @@ class LexicalIndex:
         if not known:
             return np.zeros(self._size, dtype=np.float32)
         return np.asarray(self._index.get_scores(known), dtype=np.float32)
-
-
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Return the places of the k highest scores, highest first, ties by place."""
-    edge = np.partition(scores, len(scores) - k)[len(scores) - k]
-    kept = np.flatnonzero(scores > edge)
-    kept = np.concatenate([kept, np.flatnonzero(scores == edge)[: k - len(kept)]])
-    return np.asarray(kept[np.lexsort((kept, -scores[kept]))], dtype=np.int64)
 
 
 def _load_parts(language: str) -> tuple[Any, Any]:

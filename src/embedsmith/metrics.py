@@ -361,3 +361,15 @@ def _interval(draws: Scores, level: float) -> tuple[float, float]:
 
 def _share(part: Scores, whole: Scores) -> Scores:
     return np.asarray(np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0))
+
+
+def top_places(scores: NDArray[np.floating], k: int) -> NDArray[np.int64]:
+    """Return the places of the k highest scores (all, if there are fewer), highest first, ties by place.
+
+    >>> top_places(np.array([1.0, 3.0, 1.0, 2.0]), 3).tolist()
+    [1, 3, 0]
+    """
+    k = min(k, len(scores))
+    edge = np.partition(scores, len(scores) - k)[len(scores) - k]
+    found = np.flatnonzero(scores >= edge)
+    return np.asarray(found[np.lexsort((found, -scores[found]))][:k], dtype=np.int64)

@@ -21,6 +21,7 @@ from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import PositivePair, Triplet
 from embedsmith.lexical import LexicalIndex
+from embedsmith.metrics import top_places
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)  # of BM25 that are tried
 CUTOFF = 10  # places that count for the choice of the weight
@@ -159,7 +160,7 @@ class _Graded:
 
 def _grade(question: str, cosines: Scores, scores: Scores, right: Sequence[int], teaching: Teaching) -> _Graded:
     """Pick the teacher's best half and draw the rest, by a generator of the question's own."""
-    pool = np.union1d(_best(scores, teaching.depth + len(right)), _best(cosines, teaching.depth // 2))
+    pool = np.union1d(top_places(scores, teaching.depth + len(right)), top_places(cosines, teaching.depth // 2))
     pool = pool[~np.isin(pool, right)]
     pool = pool[np.lexsort((pool, -scores[pool]))]
     sure = min(teaching.negatives // 2, len(pool))
@@ -168,12 +169,6 @@ def _grade(question: str, cosines: Scores, scores: Scores, right: Sequence[int],
     picked = [*pool[:sure].tolist(), *pool[np.sort(drawn)].tolist()]
     own = {place: float(scores[place]) + teaching.bonus for place in right}
     return _Graded(own, tuple(picked), tuple(float(scores[place]) for place in picked))
-
-
-def _best(scores: Scores, count: int) -> NDArray[np.int64]:
-    """Return the places of the highest scores, in no order; of equal ones at the edge the first."""
-    order = np.argsort(-scores, kind="stable")
-    return order[:count]
 
 
 def _write(pair: PositivePair, place: int, graded: _Graded, passages: Sequence[str]) -> Triplet:

@@ -98,23 +98,22 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     print_table(title, headers, rows)
 
 
-@contextmanager
-def watch_run() -> Iterator[Watcher]:
-    """Yield a watcher that draws progress bars with an estimate of the time left."""
+def open_bars(*, note: bool = False) -> Progress:
+    """Return bars with what is done, the time taken and the time left; with `note`, tasks have a field of this name."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    notes = (TextColumn("{task.fields[note]}"),) if note else ()
+    return Bars(*columns, TimeRemainingColumn(), *notes, console=console)
+
+
+@contextmanager
+def watch_run() -> Iterator[Watcher]:
+    """Yield a watcher that draws progress bars with an estimate of the time left."""
     from embedsmith.pipeline import Watcher
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Bars(*columns, console=console) as bars:
+    with open_bars(note=True) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(name: str, done: int, total: int | None, note: str = "") -> None:
@@ -143,7 +142,6 @@ class CallBar:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._task = bars.add_task("LLM calls", total=None, note="")
-        self._counts = (0, 0)
 
     def progress(self, at: CallProgress) -> None:
         cost = f", {at.cost:.2f} USD" if at.cost is not None else ""
@@ -159,22 +157,14 @@ class CallBar:
 @contextmanager
 def watch_calls() -> Iterator[CallBar]:
     """Yield what draws the progress of calls, with an estimate of the time left where the total is known."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bars:
+    with open_bars(note=True) as bars:
         yield CallBar(bars)
 
 
 @contextmanager
 def draw_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """Yield what moves one progress bar, given (done, total), with an estimate of the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=console) as bars:
+    with open_bars() as bars:
         task = bars.add_task(name, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

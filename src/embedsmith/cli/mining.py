@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import AsJson, BaseUrl, Concurrency, Seed, app, console, print_json, print_table
+from embedsmith.cli.console import AsJson, BaseUrl, Concurrency, Seed, app, console, open_bars, print_json, print_table
 from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -180,11 +180,7 @@ def _open_engine(name: str, workers: int | None, address: str | None, stack: Exi
 @contextmanager
 def _draw_bars() -> Iterator[Progress]:
     """Yield what moves one bar a step, each with an estimate of the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=console) as bars:
+    with open_bars() as bars:
         tasks: dict[str, Any] = {}
 
         def advance(name: str, done: int, total: int) -> None:

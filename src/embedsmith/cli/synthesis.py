@@ -194,14 +194,14 @@ def _make_order(recipe: str, sources: Sequence[str], given: dict[str, Any], leak
 
 
 def _read_passages(sources: Sequence[str], given: dict[str, Any], out: Path) -> tuple[Any, Any]:
-    from embedsmith.documents import read_passages
+    from embedsmith.documents import read_passages, write_passages
     from embedsmith.examples import Rejected
     from embedsmith.model import load_encoder
 
     rows = list(read_passages(sources, column=given["column"]))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
-    write_jsonl(out / "passages.jsonl", passages)
+    write_passages(out / "passages.jsonl", passages)
     return passages, load_encoder(given["base"]) if given["base"] else None
 
 

@@ -57,6 +57,8 @@ from embedsmith.pipeline.common import (
     pick_examples,
     read_rows,
     require,
+    say_counts,
+    write_counts,
 )
 from embedsmith.report import write_report
 from embedsmith.synthesis import synthesize
@@ -155,14 +157,8 @@ def _synthesis(
                 out=folder / "synthesis",
                 on_progress=watch.calls,
             )
-            counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
-            write_json(folder / "synthesis/counts.json", counts)
-    written = read_json(folder / "synthesis/counts.json")
-    counts = written["counts"]
-    lost = sum(count for reason, count in counts.items() if reason != "kept")
-    watch.say(f"synthesis: {counts['kept']} examples kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
-    for warning in written["warnings"]:
-        watch.say(f"warning: {warning}")
+            write_counts(folder, result, llm)
+    say_counts(folder, watch, kept="examples")
     examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
     if judged:
         return examples, judged

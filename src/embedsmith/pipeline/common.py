@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import RunDirectory, read_json, read_jsonl
+from embedsmith.artifacts import RunDirectory, read_json, read_jsonl, write_json
 from embedsmith.errors import InputError
 from embedsmith.llm import LanguageModel
 from embedsmith.llm.calls import Progress as CallProgress
+from embedsmith.synthesis.outcome import Synthesis
 from embedsmith.training import Progress
 
 
@@ -45,6 +46,22 @@ def has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
     """Say whether calls failed that may succeed now; a recorded file will not change its mind."""
     missing = read_json(folder / "synthesis/counts.json")["calls"]["missing"]
     return missing > 0 and not llm.name.startswith("recorded:")
+
+
+def write_counts(folder: RunDirectory, result: Synthesis, llm: LanguageModel) -> None:
+    """Write what came of a synthesis to synthesis/counts.json."""
+    counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
+    write_json(folder / "synthesis/counts.json", counts)
+
+
+def say_counts(folder: RunDirectory, watch: Watcher, *, kept: str) -> None:
+    """Tell what came of the synthesis; `kept` names its rows."""
+    written = read_json(folder / "synthesis/counts.json")
+    counts = written["counts"]
+    lost = sum(count for reason, count in counts.items() if reason != "kept")
+    watch.say(f"synthesis: {counts['kept']} {kept} kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    for warning in written["warnings"]:
+        watch.say(f"warning: {warning}")
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:

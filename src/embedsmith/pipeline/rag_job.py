@@ -29,8 +29,8 @@ from embedsmith.documents import Passage, read_passages, read_passages_file, wri
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import ModelRefused
-from embedsmith.evaluation import read_guards, shipped_guards
-from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, to_row
+from embedsmith.evaluation import read_guards
+from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, write_examples
 from embedsmith.lexical import LexicalIndex
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
@@ -44,6 +44,8 @@ from embedsmith.pipeline.common import (
     has_failed_calls,
     pick_examples,
     read_rows,
+    say_counts,
+    write_counts,
 )
 from embedsmith.report.rag import write_rag_report
 from embedsmith.retention import Retention
@@ -128,8 +130,9 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     pairs = _synthesis(job, llm, passages, encoder, task, folder, watch)
     parts = _split(job, pairs, held_out=task is None)
     taught = _teaching(job, parts.train, passages, encoder, folder, watch)
-    _training(job, taught, parts, passages, choose_dimensions(_measure_length(encoder)), folder, watch)
-    _evaluation(job, task or _make_task(parts.judge, passages), encoder, folder, watch)
+    dimensions = choose_dimensions(_measure_length(encoder))
+    _training(job, taught, parts, passages, dimensions, folder, watch)
+    _evaluation(job, task or _make_task(parts.judge, passages), encoder, dimensions, folder, watch)
     result = _report(job, llm, task is None, folder)
     refuse_what_is_worse(job, result)
     return result
@@ -183,14 +186,8 @@ def _synthesis(
                 job.plan, passages, calls, encoder=encoder, evaluation=asked, cache=folder / "vectors.npz"
             )
             result = collect(rows, calls, out=folder / "synthesis")
-            counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
-            write_json(folder / outputs[2], counts)
-    written = read_json(folder / outputs[2])
-    counts = written["counts"]
-    lost = sum(count for reason, count in counts.items() if reason != "kept")
-    watch.say(f"synthesis: {counts['kept']} pairs kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
-    for warning in written["warnings"]:
-        watch.say(f"warning: {warning}")
+            write_counts(folder, result, llm)
+    say_counts(folder, watch, kept="pairs")
     found = read_examples(folder / outputs[0], kind=PositivePair).examples
     return [pair for pair in found if isinstance(pair, PositivePair)]
 
@@ -231,9 +228,7 @@ def _teaching(
             queries, documents = sides_of(encoder)
             vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
             taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
-            with JsonLines(folder / outputs[0]) as lines:
-                for example in taught.examples:
-                    lines.write(to_row(example))
+            write_examples(folder / outputs[0], taught.examples)
             write_json(folder / outputs[1], {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks})
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
@@ -255,7 +250,7 @@ def _training(
     watch: Watcher,
 ) -> None:
     config = replace(job.training, seed=job.seed, dimensions=job.training.dimensions or dimensions)
-    guards = {**shipped_guards(), **{path.stem: tuple(read_guards((path,))[path.stem]) for path in job.guards}}
+    guards = read_guards(job.guards)
     inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force, "slack": SLACK}
@@ -283,7 +278,14 @@ def _training(
     watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
 
 
-def _evaluation(job: RagJob, task: RetrievalTask, encoder: Encoder, folder: RunDirectory, watch: Watcher) -> None:
+def _evaluation(
+    job: RagJob,
+    task: RetrievalTask,
+    encoder: Encoder,
+    dimensions: tuple[int, ...],
+    folder: RunDirectory,
+    watch: Watcher,
+) -> None:
     inputs = {"task": fingerprint(task), "model": fingerprint_model(folder / "model")}
     settings = {"base": fingerprint_model(job.base), "seed": job.seed}
     if folder.is_fresh("evaluation", inputs, settings):
@@ -293,8 +295,7 @@ def _evaluation(job: RagJob, task: RetrievalTask, encoder: Encoder, folder: RunD
         watch.say(f"evaluation: {len(task.queries)} queries over {len(task.documents)} passages")
         tuned = load_encoder(folder / "model")
         rankers: dict[str, Encoder | Ranker] = {"base": encoder, "tuned": tuned, "BM25": LexicalRanker()}
-        sizes = choose_dimensions(_measure_length(encoder))
-        found = measure_retrieval(rankers, task, baseline="base", dimensions=sizes, seed=job.seed)
+        found = measure_retrieval(rankers, task, baseline="base", dimensions=dimensions, seed=job.seed)
         write_json(folder / "evaluation.json", found)
 
 

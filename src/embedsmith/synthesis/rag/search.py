@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.encoder import Embeddings, Encoder
+from embedsmith.encoder import Embeddings, Encoder, sides_of
 from embedsmith.lexical import LexicalIndex
+from embedsmith.metrics import top_places
 
 PROBES = 8  # passages of a cache that are encoded again to see that the encoder is the same
 AGREES = 1e-3  # largest difference of a component there; another precision of the same model is within it
@@ -59,8 +60,7 @@ class PassageSearch:
         cache: Path | str | None = None,
         lexical: bool = True,
     ) -> None:
-        sides = getattr(encoder, "sides", None)
-        both: tuple[Encoder | None, Encoder | None] = sides() if sides is not None else (encoder, encoder)
+        both: tuple[Encoder | None, Encoder | None] = (None, None) if encoder is None else sides_of(encoder)
         self._query, document = both
         self._vectors = None if document is None else embed_passages(texts, document, cache=cache)
         self._lexical = LexicalIndex(texts) if lexical else None
@@ -91,10 +91,7 @@ def _look(scores: NDArray[np.float32], sources: Sequence[int], k: int, tie: floa
     ranks = tuple(
         int(np.count_nonzero(scores > scores[own] + tie)) + 1 if scores[own] > floor else len(scores) for own in sources
     )
-    k = min(k, len(scores))
-    edge = np.partition(scores, len(scores) - k)[len(scores) - k]
-    best = np.flatnonzero(scores >= edge)
-    best = best[np.lexsort((best, -scores[best]))][:k]
+    best = top_places(scores, k)
     best = best[scores[best] > floor]
     own_scores = tuple(round(float(scores[own]), 4) for own in sources)
     return Found(ranks, own_scores, tuple(best.tolist()), tuple(np.round(scores[best], 4).tolist()))
