@@ -99,12 +99,19 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
 
 
 def open_bars(*, note: bool = False) -> Progress:
-    """Return bars with what is done, the time taken and the time left; with `note`, tasks have a field of this name."""
+    """Return bars with what is done, the time taken and the time left; with `note`, tasks have a field of this name.
+
+    Where the output is no terminal, they are lines now and then.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     notes = (TextColumn("{task.fields[note]}"),) if note else ()
+    if not console.is_terminal:
+        from embedsmith.cli.bars import Lines
+
+        return Lines(console=console)
     return Bars(*columns, TimeRemainingColumn(), *notes, console=console)
 
 

@@ -1,0 +1,50 @@
+"""Progress where nobody watches a screen: a line now and then, in a log file, a CI job, a container."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from rich.progress import Progress, Task, TaskID
+
+EVERY = 30.0  # seconds between two lines of one task
+
+
+class Lines(Progress):
+    """Bars that print a line per task at most every `EVERY` seconds, instead of drawing over one.
+
+    What takes less than that prints nothing: a log is no place for bars of a second.
+    """
+
+    def __init__(self, *columns: Any, every: float = EVERY, clock: Callable[[], float] = time.monotonic, **given: Any):
+        super().__init__(*columns, get_time=clock, **given)
+        self._every, self._clock = every, clock
+        self._said: dict[TaskID, float] = {}
+
+    def start(self) -> None:
+        """Begin without a live display."""
+
+    def stop(self) -> None:
+        """End without drawing the bars once more."""
+
+    def update(self, task_id: TaskID, **given: Any) -> None:
+        """Move a task, and say where it is when the last line is old enough."""
+        super().update(task_id, **given)
+        now = self._clock()
+        if now - self._said.setdefault(task_id, now) >= self._every:
+            self._said[task_id] = now
+            self.console.print(describe(self._tasks[task_id]), markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(task: Task) -> str:
+    """Return "training 120/1195, 0:03:10, about 0:28:20 left, loss 0.612": what is known of a task, in one line."""
+    total = f"/{task.total:.0f}" if task.total is not None else ""
+    parts = [f"{task.description} {task.completed:.0f}{total}"]
+    if task.elapsed is not None:
+        parts.append(str(timedelta(seconds=int(task.elapsed))))
+    if task.time_remaining:
+        parts.append(f"about {timedelta(seconds=int(task.time_remaining))} left")
+    note = str(task.fields.get("note", ""))
+    return ", ".join([*parts, *([note] if note else [])])
