@@ -187,6 +187,21 @@ def test_nothing_to_calibrate_on() -> None:
         calibrate([1] * 100, [float("nan")] * 100)
 
 
+def test_a_refusal_names_the_lowest_rate_that_the_pairs_carry() -> None:
+    labels = np.array([1] * 97 + [0] * 3 + [0] * 300)
+    similarities = np.concatenate([np.linspace(0.99, 0.6, 100), np.linspace(0.5, 0.0, 300)])
+    with pytest.raises(CalibrationRefused, match=r"or allow --delta 0\.1, which these pairs carry"):
+        calibrate(labels, similarities, delta=0.02)
+
+    assert calibrate(labels, similarities, delta=0.1).hits > 90
+
+
+def test_a_refusal_offers_nothing_that_would_be_refused_as_well() -> None:
+    labels, similarities = np.array([1, 0] * 200), np.linspace(1, 0, 400)
+    with pytest.raises(CalibrationRefused, match="allow a higher --delta, or train"):
+        calibrate(labels, similarities)
+
+
 def test_a_label_other_than_0_and_1_is_refused() -> None:
     with pytest.raises(InputError, match="label"):
         calibrate([2] * 100, np.linspace(0, 1, 100))

@@ -42,6 +42,7 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 
 WALKS = 8
 BLOCK = 128  # thresholds of a walk that are tested at once
+OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,9 @@ def calibrate(
     to_come = None if traffic is None else traffic / len(truth)
     certified = _walk(hits, false_hits, known, tested, alpha, to_come)
     if certified is None:
-        raise _refuse(truth, hits, false_hits, _Promise(delta, alpha, duplicate_rate, tested))
+        promise = _Promise(delta, alpha, duplicate_rate, tested)
+        carried = _find_carried(truth, hits, false_hits, known, promise, to_come)
+        raise _refuse(truth, hits, false_hits, promise, carried)
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -302,14 +305,36 @@ def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float 
     return sorted({int(np.searchsorted(hits, count - 1e-9)) for count in wanted})
 
 
+def _find_carried(
+    truth: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    false_hits: NDArray[np.int64],
+    known: NDArray[np.int64],
+    promise: _Promise,
+    to_come: float | None,
+) -> float | None:
+    """Return the lowest false-hit rate of `OFFERS` that these pairs carry, None where there is none.
+
+    Whoever takes the offer has looked several times, so each look gets its part of alpha.
+    """
+    labelled = float(truth.mean())
+    for delta in (offer for offer in OFFERS if offer > promise.delta):
+        tested = shift_delta(delta, labelled, promise.duplicate_rate)
+        if _walk(hits, false_hits, known, tested, promise.alpha / len(OFFERS), to_come) is not None:
+            return delta
+    return None
+
+
 def _refuse(
     truth: NDArray[np.int64],
     hits: NDArray[np.int64],
     false_hits: NDArray[np.int64],
     promise: _Promise,
+    carried: float | None,
 ) -> CalibrationRefused:
-    """Say how many more pairs it would take, if new ones are like those at hand."""
+    """Say how many more pairs it would take, if new ones are like those at hand, and what these can carry."""
     total = len(truth)
+    looser = f"allow --delta {carried:g}, which these pairs carry" if carried is not None else "allow a higher --delta"
     rates = false_hits / hits
     enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
     place = int(enough[rates[enough].argmin()])
@@ -319,7 +344,7 @@ def _refuse(
         return CalibrationRefused(
             f"no threshold keeps the false-hit rate at {promise.told}: {best}",
             expected=f"a model that separates better: {needed} hits without a false one would do",
-            action="allow a higher --delta, or train on more and harder examples",
+            action=f"{looser}, or train on more and harder examples",
         )
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
     below = enough[rates[enough] < promise.tested]
@@ -331,7 +356,7 @@ def _refuse(
     return CalibrationRefused(
         f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
         expected=expected,
-        action="label more pairs, or allow a higher --delta or --alpha",
+        action=f"label more pairs, or {looser}",
     )
 
 

@@ -276,7 +276,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             watch.say(f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%})")
         except CalibrationRefused as refusal:
             check["refused"] = str(refusal)
-            watch.say(f"threshold: refused. {refusal.found}")
+            watch.say(f"threshold: refused. {refusal.found}. To do: {refusal.action}")
         write_json(folder / "calibration_check.json", check)
 
 
