@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e5_answers import write_e5
 
-from embedsmith.answers import write_rag_answer
+from embedsmith.answers import write_e5_answer, write_rag_answer
 from embedsmith.testing import FaultyServer, write_answer
 
 FILINGS = Path(__file__).resolve().parents[2] / "examples" / "filings"
@@ -27,7 +26,7 @@ KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
 def answer(prompt: str) -> str:
     if "<passage" in prompt:
         return write_rag_answer(prompt)
-    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5(prompt)
+    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5_answer(prompt)
 
 
 def command(server: FaultyServer, out: Path, *arguments: object) -> list[str]:

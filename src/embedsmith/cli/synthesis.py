@@ -261,11 +261,16 @@ def _print_estimate(found: Estimate) -> None:
             ("calls", found.calls, 0),
             ("prompt tokens", found.prompt_tokens, 0),
             ("completion tokens", found.completion_tokens, 0),
-            ("seconds", found.seconds, 1),
+            *((("seconds", found.seconds, 1),) if found.seconds is not None else ()),
             *((("US dollars", found.cost, 2),) if found.cost is not None else ()),
         )
     ]
     print_table(f"All {found.rows:,} rows will take", ["", "estimate", "95% interval"], rows)
+    if found.seconds is not None and found.seconds.high > 1.5 * found.seconds.value:
+        had = f"had {found.at_once} calls at once" if found.at_once else "is from the journal"
+        console.print(
+            f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace"
+        )
     if found.cost is None:
         console.print("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
     if found.unmetered:
