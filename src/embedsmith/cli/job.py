@@ -19,8 +19,10 @@ from embedsmith.cli.console import (
     Concurrency,
     Delta,
     Distinct,
+    Edits,
     Epochs,
     Guards,
+    Judge,
     LearningRate,
     Llm,
     Losses,
@@ -41,6 +43,7 @@ from embedsmith.cli.console import (
     print_comparison,
     print_json,
     print_table,
+    refuse_edits,
     watch_run,
 )
 from embedsmith.errors import ConfigurationError
@@ -95,7 +98,8 @@ def run(
     alpha: Alpha = 0.05,
     tokens: Annotated[int, typer.Option(help="rag: longest passage, in tokens of the base.")] = 256,
     quota: Annotated[int | None, typer.Option(help="rag: questions in all, spread evenly over the documents.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="rag: the language model says if passages answer.")] = False,
+    edits: Edits = 0,
+    judge: Judge = False,
     tolerance: Annotated[float, typer.Option(help="rag: how far general ability may fall.")] = 0.02,
     force: Annotated[bool, typer.Option("--force", help="rag: keep a model that is below its base.")] = False,
     seed: Seed = 0,
@@ -112,6 +116,7 @@ def run(
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
     if recipe == "rag":
+        refuse_edits(recipe, edits)
         rag = RagJob(
             sources=tuple(sources),
             base=base,
@@ -145,6 +150,8 @@ def run(
         peers=tuple(compare or ()),
         paraphrases=paraphrases,
         distinct=distinct,
+        edits=edits,
+        judge=judge,
         prompts=prompts,
         sampling=sampling,
         limits=limits,

@@ -54,6 +54,7 @@ def order_langcache(recipe: Recipe, queries: Sequence[Query], *, evaluation: Ite
         lambda count: order_langcache(
             recipe, [queries[place] for place in choose_rows(list(sizes.values()), count)], evaluation=leaks
         ),
+        lambda name: name if name in sizes else name.rpartition("#")[0],
     )
 
 
