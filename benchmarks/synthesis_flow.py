@@ -1,12 +1,14 @@
-"""Can one trust the flow of calls with money and a million rows? Four figures.
+"""Can one trust the flow of calls with money and a million rows? Five figures.
 
-    python benchmarks/synthesis_flow.py [--quick] [--part capacity|hidden|faults|memory]
+    python benchmarks/synthesis_flow.py [--quick] [--part capacity|hidden|faults|memory|pilot]
 
 capacity: calls a second of the client, journal and all, against the server of embedsmith.testing in a process of its
 own on the same two cores. hidden: share of a server's hidden capacity that is used after 30 s; counted by the server,
 as answers in a window of 20 s over what it could have answered. faults: answers of the model (billed: status 200, or a
 connection that broke off after the model was asked) per completion, under each fault. memory: the highest resident set
-of a process that walks n prompts, twice: answered at once by a model in process, then all from the journal.
+of a process that walks n prompts, twice: answered at once by a model in process, then all from the journal. pilot:
+what 20 rows say that all will take, and what all of them then take in a journal of their own, for each recipe and for
+servers that queue, refuse or fail. Seconds are those in which calls were out.
 """
 
 from __future__ import annotations
@@ -25,11 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, describe_machine, write_result
+from embedsmith.answers import write_e5_answer, write_rag_answer
+from embedsmith.corpus import Query
+from embedsmith.documents import Passage
 from embedsmith.llm import Completion, Prompt, Sampling
+from embedsmith.llm.budget import Price, Usage
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
 from embedsmith.llm.openai_chat import OpenAIChat
-from embedsmith.testing import ANSWERED, Capacity, FaultyServer
+from embedsmith.synthesis.e5 import E5Plan
+from embedsmith.synthesis.orders import Order, order_e5, order_langcache, order_rag, try_order
+from embedsmith.synthesis.rag import RagPlan
+from embedsmith.synthesis.recipes import load_recipe
+from embedsmith.testing import ANSWERED, Capacity, FaultyServer, write_answer
 
 ASKED = 'Reply with {"paraphrases": [3 strings]}'
 SYSTEM = "You write paraphrases of questions that users ask. " * 8
@@ -45,11 +55,20 @@ def write_prompts(count: int, start: int = 0) -> Iterator[Prompt]:
         )
 
 
+def answer_recipe(prompt: str) -> str:
+    """Answer a prompt of any recipe."""
+    if "<passage" in prompt:
+        return write_rag_answer(prompt)
+    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5_answer(prompt)
+
+
 # The server, in a process of its own: a line of JSON on its input changes the capacity or asks for the counts.
 
 
 def serve(settings: dict[str, Any]) -> None:
     limits = settings.pop("capacity", None)
+    if settings.pop("recipes", False):
+        settings |= {"answer": answer_recipe, "count": lambda prompt, text: (len(prompt) // 4, len(text) // 3)}
     capacity = Capacity(**limits) if limits is not None else None
     with FaultyServer(**settings, capacity=capacity) as server:
         print(server.base_url, flush=True)
@@ -92,7 +111,7 @@ def serve_elsewhere(**settings: Any) -> Iterator[Elsewhere]:
         process.wait()
 
 
-# The four figures.
+# The five figures.
 
 
 def measure_capacity(count: int) -> dict[str, Any]:
@@ -192,6 +211,70 @@ def measure_fault(fault: str | None, count: int) -> dict[str, Any]:
     }
 
 
+def order_of(recipe: str, rows: int) -> Order:
+    if recipe == "e5":
+        return order_e5(E5Plan(tasks=rows))
+    if recipe == "rag":
+        texts = [
+            f"The Harbour Act of Port{n} sets a berth fee of {n}7 marks a day for vessels of class {n}."
+            for n in range(rows)
+        ]
+        passages = [Passage(f"p{n}", text, document=f"act{n // 8}") for n, text in enumerate(texts)]
+        return order_rag(RagPlan(judge=True, trip="off", further=False), passages)
+    words = ["", "very ", "really old and very ", "old, worn and hardly readable "]
+    queries = [Query(str(n), f"how do I change the {words[n % 4]}card of account {n}") for n in range(rows)]
+    return order_langcache(load_recipe(), queries)
+
+
+PILOTS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "langcache, keeps up": ("langcache", 1000, {"delay": 0.5}),
+    "rag with a judge, keeps up": ("rag", 600, {"delay": 0.5}),
+    "e5, keeps up": ("e5", 1000, {"delay": 0.5}),
+    "langcache, 8 at once, queue": ("langcache", 400, {"delay": 0.2, "capacity": {"at_once": 8}}),
+    "langcache, 8 at once, 429": ("langcache", 400, {"delay": 0.2, "capacity": {"at_once": 8, "refuses": True}}),
+    "langcache, 40 at once, queue": ("langcache", 1000, {"delay": 0.5, "capacity": {"at_once": 40}}),
+    "e5, one in ten fails": ("e5", 600, {"delay": 0.2, "faults": {"server_error": 0.05, "rate_limit": 0.05}}),
+}
+PRICE = Price(0.15, 0.6)
+
+
+def measure_pilot(name: str, *, at_once: int = 128, part: int = 1) -> dict[str, Any]:
+    """Return for calls, tokens, dollars and seconds what the pilot said, with its interval, and what was true."""
+    recipe, rows, settings = PILOTS[name]
+    order = order_of(recipe, rows // part)
+    with serve_elsewhere(**settings, recipes=True) as server, Journal(":memory:") as one, Journal(":memory:") as other:
+
+        def connect(journal: Journal) -> Calls:
+            return Calls(OpenAIChat("m", base_url=server.base_url, concurrency=at_once), journal, Sampling(seed=1))
+
+        found = try_order(order, connect(one), 20, price=PRICE, in_flight=at_once).estimate
+        calls, began = connect(other), time.monotonic()
+        for _ in order.fill(calls):
+            pass
+        seconds = time.monotonic() - began
+    assert found is not None
+    tally = calls.tally
+    truths = {
+        "calls": (found.calls, calls.budget.spent.calls),
+        "prompt_tokens": (found.prompt_tokens, tally.prompt_tokens),
+        "completion_tokens": (found.completion_tokens, tally.completion_tokens),
+        "dollars": (found.cost, PRICE.of(Usage(0, tally.prompt_tokens, tally.completion_tokens))),
+        "seconds": (found.seconds, tally.waited),
+    }
+    figures: dict[str, Any] = {"rows": rows // part, "calls_at_once_in_the_pilot": found.at_once}
+    for figure, (said, true) in truths.items():
+        assert said is not None
+        figures[figure] = {
+            "said": [round(value, 4) for value in (said.low, said.value, said.high)],
+            "true": round(true, 4),
+            "off": round(said.value / true - 1, 3),
+            "inside": said.low <= true <= said.high,
+        }
+    figures["whole_seconds"] = round(seconds, 1)
+    print(name, {figure: own["off"] for figure, own in figures.items() if isinstance(own, dict)}, flush=True)
+    return figures
+
+
 class AtOnce:
     """Answers without delay, and remembers nothing."""
 
@@ -238,7 +321,7 @@ def read_result() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer calls, shorter windows; nothing is written")
-    parser.add_argument("--part", choices=["capacity", "hidden", "faults", "memory"])
+    parser.add_argument("--part", choices=["capacity", "hidden", "faults", "memory", "pilot"])
     parser.add_argument("--serve")
     parser.add_argument("--walk", nargs=2)
     options = parser.parse_args()
@@ -263,6 +346,8 @@ def main() -> None:
     if wanted in {None, "memory"}:
         sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
         result["memory"] = {str(count): measure_memory(count) for count in sizes}
+    if wanted in {None, "pilot"}:
+        result["pilot"] = {name: measure_pilot(name, part=4 if quick else 1) for name in PILOTS}
     if not quick:
         write_result("synthesis_flow", result)
 

@@ -105,6 +105,22 @@ def test_the_whole_job_against_a_real_http_server_that_misbehaves(job: Job) -> N
     assert result.summary["synthesis"]["calls"]["prompt_tokens"] > 0
 
 
+def test_a_judge_and_controlled_edits_are_part_of_the_run_and_of_its_record(job: Job) -> None:
+    job.log.write_text("".join(f"how do I raise my {word} to {20 + row} euros\n" for row, word in enumerate(WORDS)))
+    said: list[str] = []
+    with FaultyServer(faults={"rate_limit": 0.05, "thinking": 0.1}, seed=2) as server:
+        llm = open_llm("openai:any", base_url=server.base_url)
+        result = run(replace(job, edits=2, judge=True), llm, Watcher(say=said.append))
+        judged = [call for call in server.calls if '"same_answer"' in call.body["messages"][-1]["content"]]
+    found = result.summary["synthesis"]
+    assert found["written_by"]["controlled-edits"] >= len(WORDS)
+    assert len(judged) >= found["counts"]["kept"]
+    assert any("by controlled-edits" in line for line in said)
+    assert "controlled-edits" in result.report.read_text()
+    manifest = json.loads((job.out / "manifest.json").read_text())
+    assert manifest["stages"]["synthesis"]["configuration"]["recipe"]["edits"] == 2
+
+
 def test_a_base_that_is_no_model_is_found_before_the_first_call(job: Job, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     llm = FakeLLM()

@@ -7,17 +7,24 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedsmith.adapters import LoraConfig
 from embedsmith.answers import write_rag_answer
-from embedsmith.errors import InputError, ModelRefused
+from embedsmith.batches import Prompts
+from embedsmith.encoder import sides_of
+from embedsmith.errors import ConfigurationError, InputError, ModelRefused
+from embedsmith.model import TorchEncoder, load_encoder
 from embedsmith.pipeline import RagJob, RunResult, Watcher, run_rag
-from embedsmith.pipeline.rag_job import choose_dimensions, refuse_what_is_worse
+from embedsmith.pipeline.rag_job import choose_dimensions, open_base, refuse_what_is_worse
+from embedsmith.preparation import Preparation
 from embedsmith.report.rag import judge_retrieval
 from embedsmith.synthesis.rag import RagPlan
 from embedsmith.teacher import Teaching
 from embedsmith.testing import FakeLLM
 from embedsmith.training import TrainingConfig
+from tiny_decoders import write_decoder
 
 FILINGS = Path(__file__).parents[1] / "examples" / "filings"
 TRAINING = TrainingConfig(losses={"distill_kl": 1.0}, batch=8, learning_rate=1e-5, precision="fp32")
@@ -64,6 +71,47 @@ def test_a_second_run_does_nothing_again(job: RagJob) -> None:
     run_rag(job, first, Watcher(say=said.append))
     assert len(first.calls) == calls
     assert {"training: up to date", "evaluation: up to date"} <= set(said)
+
+
+def test_a_resumed_run_that_has_everything_does_not_load_the_base(job: RagJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_rag(job, llm())
+    loaded: list[object] = []
+    monkeypatch.setattr("embedsmith.pipeline.rag_job.load_encoder", loaded.append)
+    run_rag(job, llm())
+    assert not loaded
+
+
+def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(job: RagJob, tmp_path: Path) -> None:
+    base = write_decoder(tmp_path / "decoder", length=256)
+    prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
+    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=192)
+    said: list[str] = []
+    decoder = replace(job, base=str(base), tokens=150, preparation=lora, instruction="Find the passage")
+    result = run_rag(decoder, llm(), Watcher(say=said.append))
+    tuned = load_encoder(result.model)
+    assert isinstance(tuned, TorchEncoder)
+    assert tuned.network.prompts["query"] == "Instruct: Find the passage\nQuery: "
+    queries, documents = sides_of(tuned)
+    assert not np.allclose(queries.encode(["berth fee"]), documents.encode(["berth fee"]))
+    assert any("last token" in line for line in said)
+    assert any("LoRA" in note for note in result.summary["training"]["notes"])
+    assert result.summary["preparation"]["lora"]["rank"] == 2
+    plain_base = open_base(str(base), decoder.reading)
+    assert np.allclose(  # the base is measured with the same prompt and pooling
+        sides_of(plain_base)[0].encode(["berth fee"]),
+        load_encoder(base).encode(["Instruct: Find the passage\nQuery: berth fee"]),
+        atol=1e-5,
+    )
+    calls = llm()
+    run_rag(replace(decoder, preparation=replace(lora, lora=LoraConfig(rank=4))), calls)
+    assert not calls.calls  # only what depends on the adapters runs again
+
+
+def test_what_a_base_cannot_have_is_refused_before_any_call(job: RagJob) -> None:
+    model = llm()
+    with pytest.raises(ConfigurationError, match="how its tokens see each other"):
+        run_rag(replace(job, preparation=Preparation(bidirectional=True)), model)
+    assert not model.calls
 
 
 def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_grades_are_the_cosine_and_the_weighed_share_of_the_best_bm25_score() ->
     places = [PASSAGES.index(text) for text in (positive, *negatives)]
     assert scores == pytest.approx((wanted[1] + 0.1, *wanted[places[1:]]), abs=1e-6)
     assert negatives[0] == PASSAGES[0]  # the teacher's best besides the positive
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 0.3])
+def test_bm25_is_asked_once_a_question(weight: float | None) -> None:
+    class Counted(LexicalIndex):
+        asked = 0
+
+        def score(self, query: str) -> np.ndarray:
+            Counted.asked += 1
+            return super().score(query)
+
+    teaching = Teaching(negatives=3, depth=5, weight=weight)
+    taught = teach(PAIRS, PASSAGES, VECTORS, ENCODER.encode, teaching=teaching, lexical=Counted(PASSAGES))
+    assert Counted.asked == len({pair.anchor for pair in PAIRS})
+    again = teach(PAIRS, PASSAGES, VECTORS, ENCODER.encode, teaching=replace(teaching, weight=taught.weight))
+    assert taught.examples == again.examples
 
 
 def test_no_positive_of_an_anchor_is_a_negative_of_its_other_rows() -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -189,7 +189,7 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
 def plain(value: object) -> Any:
     """Return `value` with dataclasses, paths and tuples turned into what JSON knows; None fields are kept."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

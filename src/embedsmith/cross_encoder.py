@@ -25,15 +25,14 @@ from embedsmith import __version__
 from embedsmith.artifacts import fingerprint, write_json
 from embedsmith.batches import TrainingSet, collect_rows, pairs_of
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
 from embedsmith.model import (
     Precision,
     autocast,
     fingerprint_model,
-    quiet_transformers,
-    resolve_model,
+    load_pair_network,
     run_microbatches,
     save_network,
 )
@@ -224,23 +223,8 @@ def _limit(network: CrossEncoder) -> int | None:
 
 def _load(spec: str | Path, *, seed: int, attention: str | None = None) -> CrossEncoder:
     """Return the CrossEncoder at `spec`; a head that an encoder has not is drawn from `seed`."""
-    try:
-        import torch
-        from sentence_transformers import CrossEncoder
-    except ImportError:
-        raise MissingPartError(
-            f"loading {spec} needs torch and sentence-transformers, which are not installed",
-            action="pip install 'embedsmith[train]'",
-        ) from None
-    arguments = {"attn_implementation": attention} if attention else {}
-    try:
-        with _quiet_loading(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            path = resolve_model(spec)
-            network = CrossEncoder(path, num_labels=1, trust_remote_code=False, model_kwargs=arguments)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"the model {spec} cannot be loaded: {first}", expected="an encoder or a verifier") from error
+    with _quiet_loading():
+        network = load_pair_network(spec, seed=seed, attention=attention)
     network.max_seq_length = min(_limit(network) or LONGEST, LONGEST)
     return network
 
@@ -253,8 +237,7 @@ def _quiet_loading() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with quiet_transformers():
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

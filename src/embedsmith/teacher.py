@@ -11,7 +11,7 @@ arXiv 2005.00181, §5.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +99,10 @@ def teach(
         )
     questions = list(right)
     rankers = _Rankers(vectors, encode(questions), questions, lexical or LexicalIndex(passages))
-    tried = _try_weights(rankers, right, WEIGHTS if teaching.weight is None else (0.0, teaching.weight))
+    weights = WEIGHTS if teaching.weight is None else (0.0, teaching.weight)
+    tried, graded = _walk(rankers, right, dict.fromkeys(weights), teaching)
     weight = teaching.weight if teaching.weight is not None else max(tried, key=lambda own: (tried[own], -own))
-    graded = {
-        question: _grade(question, cosines, cosines + np.float32(weight) * words, right[question], teaching)
-        for question, cosines, words in rankers.walk()
-    }
-    examples = tuple(_write(pair, places[pair.positive], graded[pair.anchor], passages) for pair in pairs)
+    examples = tuple(_write(pair, places[pair.positive], graded[pair.anchor][weight], passages) for pair in pairs)
     return Taught(examples, weight, tried)
 
 
@@ -138,17 +135,6 @@ class _Rankers:
             yield question, self.vectors @ vector, words / max(float(words.max()), 1e-9)
 
 
-def _try_weights(rankers: _Rankers, right: Mapping[str, Sequence[int]], weights: Sequence[float]) -> dict[float, float]:
-    """Return MRR@10 of the own passages by weight; passages with the same score count as before them."""
-    sums = np.zeros(len(weights))
-    for question, cosines, words in rankers.walk():
-        for place, weight in enumerate(weights):
-            scores = cosines + np.float32(weight) * words
-            rank = int((scores >= scores[right[question]].max()).sum())
-            sums[place] += 1 / rank if rank <= CUTOFF else 0.0
-    return {weight: float(total) / len(right) for weight, total in zip(weights, sums, strict=True)}
-
-
 @dataclass(frozen=True, slots=True)
 class _Graded:
     """The passages picked for one question and their grades; `own` are the grades of its positives by place."""
@@ -156,6 +142,27 @@ class _Graded:
     own: Mapping[int, float]
     negatives: tuple[int, ...]
     grades: tuple[float, ...]
+
+
+def _walk(
+    rankers: _Rankers, right: Mapping[str, Sequence[int]], weights: Iterable[float], teaching: Teaching
+) -> tuple[dict[float, float], dict[str, dict[float, _Graded]]]:
+    """Return MRR@10 of the own passages by weight, and the grades of each question by weight, from one walk.
+
+    Passages with the same score count as before the own one. BM25 is what costs, so all weights are graded at once
+    where one is to be chosen; a weight that nobody can choose is not graded.
+    """
+    sums = dict.fromkeys(weights, 0.0)
+    graded: dict[str, dict[float, _Graded]] = {}
+    for question, cosines, words in rankers.walk():
+        graded[question] = {}
+        for weight in sums:
+            scores = cosines + np.float32(weight) * words
+            rank = int((scores >= scores[right[question]].max()).sum())
+            sums[weight] += 1 / rank if rank <= CUTOFF else 0.0
+            if teaching.weight in (None, weight):
+                graded[question][weight] = _grade(question, cosines, scores, right[question], teaching)
+    return {weight: total / len(right) for weight, total in sums.items()}, graded
 
 
 def _grade(question: str, cosines: Scores, scores: Scores, right: Sequence[int], teaching: Teaching) -> _Graded:

@@ -60,11 +60,14 @@ class FakeEncoder:
 
 
 def write_answer(prompt: str) -> str:
-    """Return what an obedient model would answer to a prompt of the langcache recipe, as JSON.
+    """Return what an obedient model would answer to a prompt of the langcache recipe or of its judge, as JSON.
 
     The question is found by its "Question:" line and the task by the key that the prompt asks for; the
-    words of the question stay, so the texts are true paraphrases in form only.
+    words of the question stay, so the texts are true paraphrases in form only. As judge it knows its own texts:
+    a pair is of one answer if the second text has the words of the first in one of the forms of a paraphrase.
     """
+    if '"same_answer"' in prompt:
+        return _judge_pair(prompt)
     question = re.search(r"^Question: (.+)$", prompt, re.M)
     asked = re.search(r'\{"(\w+)": \[(\d+) strings\]\}', prompt)
     if not question or not asked:
@@ -73,6 +76,14 @@ def write_answer(prompt: str) -> str:
     forms = REWORDINGS if task == "paraphrases" else NEAR_MISSES
     body = question.group(1).strip().rstrip("?.! ")
     return json.dumps({task: [form.format(body) for form in forms[:count]]})
+
+
+def _judge_pair(prompt: str) -> str:
+    """Return a verdict on the texts in the lines "First text:" and "Second text:", JSON both."""
+    one, other = (json.loads(text) for text in re.findall(r"^(?:First|Second) text: (.+)$", prompt, re.M))
+    body = one.strip().rstrip("?.! ")
+    same = other in {form.format(body) for form in REWORDINGS}
+    return json.dumps({"same_answer": "yes" if same else "no", "difference": "" if same else "what is asked"})
 
 
 @dataclass

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,9 @@ from hypothesis import strategies as st
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import InputError, LanguageModelError
-from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.journal import Finished, Journal, call_key, complete_durably
+from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
+from embedsmith.llm.calls import Calls, Progress
+from embedsmith.llm.journal import Finished, Journal, call_key
 from embedsmith.llm.openai_chat import OpenAIChat
 from embedsmith.llm.recorded import Recorded
 from embedsmith.testing import FakeLLM, FaultyServer
@@ -38,22 +40,26 @@ def write_prompts(*texts: str) -> list[Prompt]:
     return [Prompt("system", text, row=str(row), task="paraphrases") for row, text in enumerate(texts)]
 
 
+def ask(llm: LanguageModel, prompts: Sequence[Prompt], journal: Journal, **more: Any) -> list[Completion]:
+    return [done for _, done in Calls(llm, journal, SAMPLING, **more).complete(lambda: prompts)]
+
+
 def test_a_second_run_sends_nothing_and_answers_the_same(tmp_path: Path) -> None:
     prompts = write_prompts("a", "b", "c")
     with Journal(tmp_path / "journal.sqlite") as journal:
-        first = complete_durably(echo(), prompts, SAMPLING, journal)
+        first = ask(echo(), prompts, journal)
     again = echo()
     with Journal(tmp_path / "journal.sqlite") as journal:
-        assert complete_durably(again, prompts, SAMPLING, journal) == first
+        assert ask(again, prompts, journal) == first
     assert again.calls == []
     assert [one.text for one in first] == ["answer to a", "answer to b", "answer to c"]
 
 
 def test_only_what_is_new_is_sent() -> None:
     with Journal(":memory:") as journal:
-        complete_durably(echo(), write_prompts("a", "b"), SAMPLING, journal)
+        ask(echo(), write_prompts("a", "b"), journal)
         llm = echo()
-        done = complete_durably(llm, write_prompts("c", "b", "d"), SAMPLING, journal)
+        done = ask(llm, write_prompts("c", "b", "d"), journal)
     assert sorted(prompt.user for prompt in llm.calls) == ["c", "d"]
     assert [one.text for one in done] == ["answer to c", "answer to b", "answer to d"]
 
@@ -61,9 +67,9 @@ def test_only_what_is_new_is_sent() -> None:
 @given(st.lists(st.sampled_from("abcde"), max_size=12), st.sets(st.sampled_from("abcde")))
 def test_each_text_is_sent_once_and_every_place_is_answered(texts: list[str], known: set[str]) -> None:
     with Journal(":memory:") as journal:
-        complete_durably(echo(), write_prompts(*sorted(known)), SAMPLING, journal)
+        ask(echo(), write_prompts(*sorted(known)), journal)
         llm = echo()
-        done = complete_durably(llm, write_prompts(*texts), SAMPLING, journal)
+        done = ask(llm, write_prompts(*texts), journal)
     assert Counter(prompt.user for prompt in llm.calls) == Counter(set(texts) - known)
     assert [one.text for one in done] == [f"answer to {text}" for text in texts]
 
@@ -97,7 +103,7 @@ def test_recorded_answers_are_kept_by_row(tmp_path: Path) -> None:
     file.write_text('{"id": 0, "paraphrases": ["x"]}\n{"id": 1, "paraphrases": ["y"]}\n', encoding="utf-8")
     with Journal(":memory:") as journal:
         for _ in range(2):  # sent, then from the journal
-            done = complete_durably(Recorded(file), write_prompts("same", "same"), SAMPLING, journal)
+            done = ask(Recorded(file), write_prompts("same", "same"), journal)
             assert [one.text for one in done] == ['{"paraphrases": ["x"]}', '{"paraphrases": ["y"]}']
 
 
@@ -120,9 +126,9 @@ def test_failures_are_tried_again_and_empty_answers_are_not() -> None:
 
     llm = Scripted()
     with Journal(":memory:") as journal:
-        assert complete_durably(llm, write_prompts(*answers), SAMPLING, journal) == list(answers.values())
+        assert ask(llm, write_prompts(*answers), journal) == list(answers.values())
         assert journal.count() == 3
-        assert complete_durably(llm, write_prompts(*answers), SAMPLING, journal) == list(answers.values())
+        assert ask(llm, write_prompts(*answers), journal) == list(answers.values())
     assert llm.sent == ["failed", "unknown"]
 
 
@@ -140,14 +146,14 @@ def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
 def test_a_completion_is_committed_before_progress_is_reported(tmp_path: Path) -> None:
     """Seen through a second connection, as after a kill at that moment."""
     path = tmp_path / "journal.sqlite"
-    seen: list[tuple[int, int, int]] = []
+    seen: list[tuple[int, int | None, int]] = []
 
-    def look(done: int, total: int) -> None:
+    def look(at: Progress) -> None:
         with sqlite3.connect(path) as other:
-            seen.append((done, total, other.execute("select count(*) from calls").fetchone()[0]))
+            seen.append((at.done, at.total, other.execute("select count(*) from calls").fetchone()[0]))
 
     with Journal(path) as journal:
-        complete_durably(echo(), write_prompts("a", "b", "a"), SAMPLING, journal, on_progress=look)
+        ask(echo(), write_prompts("a", "b", "a"), journal, on_progress=look)
     assert seen == [(0, 3, 0), (1, 3, 1), (3, 3, 2)]
 
 
@@ -161,7 +167,7 @@ def test_what_was_finished_before_the_model_gave_up_is_kept(tmp_path: Path) -> N
 
     with Journal(tmp_path / "journal.sqlite") as journal:
         with pytest.raises(LanguageModelError):
-            complete_durably(GivesUp(), write_prompts("a", "b"), SAMPLING, journal)
+            ask(GivesUp(), write_prompts("a", "b"), journal)
         assert journal.count() == 1
 
 
@@ -178,7 +184,7 @@ def test_answers_that_arrive_together_are_one_commit(tmp_path: Path) -> None:
             put_many(finished, **options)  # type: ignore[arg-type]
 
         journal.put_many = slowly  # type: ignore[method-assign]
-        complete_durably(OpenAIChat("m", base_url=server.base_url), prompts, SAMPLING, journal)
+        ask(OpenAIChat("m", base_url=server.base_url), prompts, journal)
         assert sum(sizes) == journal.count() == 60
     assert len(sizes) < 30
 
@@ -193,7 +199,7 @@ def test_commits_are_synchronous_and_no_reader_is_blocked(tmp_path: Path) -> Non
 def test_no_key_of_a_user_reaches_the_file(tmp_path: Path) -> None:
     with FaultyServer() as server, Journal(tmp_path / "journal.sqlite") as journal:
         llm = OpenAIChat("m", base_url=server.base_url, api_key="sk-very-secret")
-        complete_durably(llm, write_prompts("a"), SAMPLING, journal)
+        ask(llm, write_prompts("a"), journal)
     assert server.calls[0].authorization == "Bearer sk-very-secret"
     assert all(b"very-secret" not in file.read_bytes() for file in tmp_path.iterdir())
 
@@ -211,15 +217,15 @@ def test_another_file_in_its_place_is_a_clear_error(tmp_path: Path, content: byt
 def test_an_answer_with_half_an_emoji_can_be_stored() -> None:
     """Servers that cut at a token boundary send it, as the escape \\ud83d of their JSON."""
     with Journal(":memory:") as journal:
-        complete_durably(FakeLLM(answer=lambda _: "is it bad \ud83d"), write_prompts("a"), SAMPLING, journal)
+        ask(FakeLLM(answer=lambda _: "is it bad \ud83d"), write_prompts("a"), journal)
 
 
 def test_the_first_run_hands_on_what_later_runs_will_find() -> None:
     """Otherwise rejected.jsonl cannot be written (no UTF-8) in the first run, and can in the second."""
     llm = FakeLLM(answer=lambda _: "is it bad \ud83d")
     with Journal(":memory:") as journal:
-        first = complete_durably(llm, write_prompts("a"), SAMPLING, journal)
-        assert complete_durably(llm, write_prompts("a"), SAMPLING, journal) == first
+        first = ask(llm, write_prompts("a"), journal)
+        assert ask(llm, write_prompts("a"), journal) == first
 
 
 # SIGKILL. A child synthesizes against a server in this process and is killed again and again; the

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e5_answers import write_e5
 
-from embedsmith.answers import write_rag_answer
+from embedsmith.answers import write_e5_answer, write_rag_answer
 from embedsmith.testing import FaultyServer, write_answer
 
 FILINGS = Path(__file__).resolve().parents[2] / "examples" / "filings"
@@ -27,7 +26,7 @@ KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
 def answer(prompt: str) -> str:
     if "<passage" in prompt:
         return write_rag_answer(prompt)
-    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5(prompt)
+    return write_answer(prompt) if '{"paraphrases"' in prompt or '{"distinct"' in prompt else write_e5_answer(prompt)
 
 
 def command(server: FaultyServer, out: Path, *arguments: object) -> list[str]:
@@ -76,6 +75,60 @@ def test_a_pilot_shows_rows_and_says_what_all_of_them_take(tmp_path: Path) -> No
     assert estimated["calls"]["value"] == pytest.approx(len(server.calls), rel=0.15)
     assert estimated["cost"]["value"] == pytest.approx(whole["cost"], rel=0.15)
     assert whole["calls"]["sent"] == len(server.calls) - piloted  # what the pilot paid for is not paid again
+
+
+def test_edits_and_a_judge_stand_beside_the_language_model_and_the_record_says_who_wrote_what(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "".join(f"how do I move {10 + 3 * row} euros to account number {row} before noon?\n" for row in range(8))
+    )
+
+    def weak(prompt: str) -> str:
+        """Write a near miss of account 3 that is a paraphrase, and paraphrases of account 5 that ask for else."""
+        text = write_answer(prompt)
+        if "account number 3 " in prompt and '{"distinct"' in prompt:
+            return text.replace("why should nobody how", "what is the way, again, how")
+        if "account number 5 " in prompt and '{"paraphrases"' in prompt:
+            return text.replace("what is the way to", "what is the fee for the way to")
+        if "account number 3 " in prompt and '"same_answer"' in prompt and "again" in prompt:
+            return json.dumps({"same_answer": "yes", "difference": ""})
+        return text
+
+    judged = ("--judge", "--edits", 2, "--paraphrases", 2, "--distinct", 2)
+    faults = {"rate_limit": 0.05, "server_error": 0.05, "thinking": 0.1, "fenced": 0.1}
+    with FaultyServer(faults=faults, answer=weak, seed=4) as server:
+        tried = run(server, tmp_path / "out", log, *judged, "--pilot", 4)
+        found = run(server, tmp_path / "out", log, *judged)
+        asked = len(server.calls)
+        limited = run(server, tmp_path / "poor", log, *judged, "--max-calls", 25)
+        assert len(server.calls) == asked + 25
+        asked = len(server.calls)
+        unjudged = run(server, tmp_path / "out", log, *judged[1:])
+        assert len(server.calls) == asked  # the judge's calls apart, both runs are the same
+    assert found["counts"]["judged-different"] == 1
+    assert found["counts"]["judged-same"] == 1
+    assert set(found["written_by"]) == {"any", "controlled-edits"}
+    assert found["written_by"]["controlled-edits"] == 16
+    assert sum(found["written_by"].values()) == found["counts"]["kept"]
+    assert found["calls"]["calls"] == 16 + unjudged["counts"]["kept"]  # a call for each pair
+    assert unjudged["counts"]["kept"] == found["counts"]["kept"] + 2
+    assert limited["counts"]["no-budget"] > 0
+    assert tried["estimate"]["calls"]["value"] == pytest.approx(found["calls"]["calls"], rel=0.2)
+    rows = [json.loads(line) for line in (tmp_path / "out/examples.jsonl").read_text().splitlines()]
+    edits = [row for row in rows if row["provenance"]["model"] == "controlled-edits"]
+    assert all(row["label"] == 0 and row["provenance"]["prompt"] == "" for row in edits)
+    assert {check.partition("=")[0] for row in edits for check in row["provenance"]["checks"][-3:]} == {
+        *("edit", "grade", "change"),
+    }
+
+
+@pytest.mark.parametrize("option", [("--recipe", "e5", "--judge"), ("--recipe", "e5", "--edits", "1")])
+def test_options_of_another_recipe_are_refused(option: tuple[str, ...], tmp_path: Path) -> None:
+    with FaultyServer(answer=answer) as server:
+        done = subprocess.run(command(server, tmp_path, *option), capture_output=True, text=True, timeout=100)
+        assert not server.calls
+    assert done.returncode == 2
+    assert "--recipe e5" in done.stderr
 
 
 def test_a_budget_is_never_exceeded_and_its_rows_wait_for_the_next_run(tmp_path: Path, log: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e5_answers import WORDS, write_e5, write_text
 
+from embedsmith.answers.e5 import common_words, write_e5_answer, write_text
 from embedsmith.artifacts import write_jsonl
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import (
@@ -56,7 +56,7 @@ SHORT = ("short-short", "sts")
 
 
 def obedient(name: str = "fake:llm") -> FakeLLM:
-    return FakeLLM(answer=lambda prompt: write_e5(prompt.user), name=name)
+    return FakeLLM(answer=lambda prompt: write_e5_answer(prompt.user), name=name)
 
 
 def run(plan: E5Plan, llm: Any = None, *, journal: Path | str = ":memory:", **more: Any) -> list[Outcome]:
@@ -83,7 +83,7 @@ def one_row(group: str, answer: dict[str, Any] | str, **settings: Any) -> Outcom
 
     def reply(prompt: Prompt) -> str:
         if prompt.task == "tasks":
-            return write_e5(prompt.user)
+            return write_e5_answer(prompt.user)
         return answer if isinstance(answer, str) else json.dumps(answer)
 
     evaluation = settings.pop("evaluation", ())
@@ -432,7 +432,7 @@ def test_an_example_is_found_in_whatever_is_around_it(form: str) -> None:
 
 
 def test_a_query_that_is_copied_into_its_document() -> None:
-    filler = " ".join(f"The {word} of the old town was moved." for word in WORDS["en"].split()[:24] * 3)
+    filler = " ".join(f"The {word} of the old town was moved." for word in common_words()["en"][:24] * 3)
     query = "why was the ferry pier of Northam closed"
     answer = {"user_query": query, "positive_document": f"{filler} {query}. {filler}", "hard_negative_document": filler}
     assert one_row("short-long", answer, seed=3).reason == "copy"
@@ -482,7 +482,7 @@ def test_a_model_that_always_says_the_same() -> None:
     ideas = json.dumps(
         {"tasks": ["Given a dish, find the region it is from.", "Given a region, find its oldest dish."]}
     )
-    fake = FakeLLM(answer=lambda prompt: ideas if prompt.task == "tasks" else write_e5(prompt.user))
+    fake = FakeLLM(answer=lambda prompt: ideas if prompt.task == "tasks" else write_e5_answer(prompt.user))
     outcomes = run(E5Plan(tasks=5, groups={"short-short": 1}, languages=ENGLISH), fake)
     assert len(kept_of(outcomes)) == 2
     assert reasons_of(outcomes)["no-task"] == 3
@@ -493,7 +493,7 @@ def test_a_model_that_always_says_the_same() -> None:
 def test_ideas_that_are_none() -> None:
     def ideas(prompt: Prompt) -> str:
         if prompt.task != "tasks":
-            return write_e5(prompt.user)
+            return write_e5_answer(prompt.user)
         good = "3. Given a dish, find the region where it was invented."
         line = "Given a headline, find the slogan of those who would welcome the news."  # shown in some prompts
         return json.dumps(
@@ -512,7 +512,7 @@ def test_talk_about_the_request_is_no_idea() -> None:
         "Refinements can be applied.\n- Use your knowledge of each task you have been given.\n- {0}\n- Choose 4 topics."
     )
     good = "Given a dish, find the region where it was invented."
-    fake = FakeLLM(answer=lambda prompt: said.format(good) if prompt.task == "tasks" else write_e5(prompt.user))
+    fake = FakeLLM(answer=lambda prompt: said.format(good) if prompt.task == "tasks" else write_e5_answer(prompt.user))
     outcomes = run(E5Plan(tasks=1, groups={"short-short": 1}, languages=ENGLISH), fake)
     assert [example.instruction for example in kept_of(outcomes)] == [good]
     assert reasons_of(outcomes) == {"malformed-task": 2}
@@ -599,7 +599,7 @@ FAULTS = {
 def test_each_group_over_http_with_ten_kinds_of_faults(group: str) -> None:
     """Every planned row ends once, as an example or with a reason; what can be repaired or tried again is kept."""
     plan = E5Plan(tasks=24, groups={group: 1}, languages=parse_languages("en,fr,ja,ru"), seed=4)
-    with FaultyServer(faults=FAULTS, seed=11, answer=write_e5) as server:
+    with FaultyServer(faults=FAULTS, seed=11, answer=write_e5_answer) as server:
         llm = open_llm("openai:any", base_url=server.base_url, api_key="k", concurrency=8)
         outcomes = run(plan, llm)
         spoilt = sum(call.fault in {"null", "empty", "truncated", "refusal"} for call in server.calls)
@@ -632,7 +632,7 @@ class Unordered(FakeLLM):
         self.order, self.stop = order, stop
 
     def _spoil(self, prompt: Prompt) -> str:
-        answer = write_e5(prompt.user)
+        answer = write_e5_answer(prompt.user)
         return answer[: len(answer) // 2] if int(prompt.fingerprint, 16) % 7 == 0 else answer
 
     def complete(self, prompts: Any, sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from embedsmith.synthesis.edits import as_negatives, collect_names, edit_queries, list_edits
+from embedsmith.synthesis.edits import collect_names, edit_queries, list_edits
 from embedsmith.synthesis.facts import find_changes
 
 QUERIES = [
@@ -63,11 +63,6 @@ def test_names_are_swapped_with_names_that_stand_behind_the_same_words() -> None
 @pytest.mark.parametrize("query", ["", "Hallo, wie geht es dir?", "如何取消订阅", "What is love?"])
 def test_where_nothing_can_be_changed_safely_nothing_is(query: str) -> None:
     assert list(edit_queries([query])) == []
-
-
-def test_edits_become_negatives_of_their_query() -> None:
-    pair = next(as_negatives(edit_queries(QUERIES[:1])))
-    assert (pair.sentence1, pair.label, pair.group) == (QUERIES[0], 0, QUERIES[0])
 
 
 def test_nobody_of_another_age_is_put_into_an_intimate_question() -> None:

@@ -41,6 +41,15 @@ Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or w
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
 Distinct = Annotated[int, typer.Option(min=0, help="Near-miss questions (another answer) per query.")]
+Edits = Annotated[
+    int, typer.Option(min=0, help="langcache: near misses a query that are the query with one fact changed; no calls.")
+]
+Judge = Annotated[
+    bool,
+    typer.Option(
+        "--judge", help="The language model checks: do the passages answer (rag), is the label right (langcache)."
+    ),
+]
 Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Most calls in flight at once; fewer, as the server keeps up.")]
 MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls over all runs into this folder.")]
@@ -141,6 +150,12 @@ def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Samp
     from embedsmith.llm import Sampling
 
     return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
+
+
+def refuse_edits(recipe: str, edits: int) -> None:
+    """Raise `ConfigurationError` where a recipe writes no near misses that edits could stand beside."""
+    if edits:
+        raise ConfigurationError(f"--edits {edits} with --recipe {recipe}", expected="--recipe langcache")
 
 
 class CallBar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from embedsmith.cli.console import (
     Concurrency,
     Delta,
     Distinct,
+    Edits,
     Epochs,
     Guards,
+    Judge,
     LearningRate,
     Llm,
     Losses,
@@ -41,6 +44,7 @@ from embedsmith.cli.console import (
     print_comparison,
     print_json,
     print_table,
+    refuse_edits,
     watch_run,
 )
 from embedsmith.errors import ConfigurationError
@@ -48,6 +52,7 @@ from embedsmith.errors import ConfigurationError
 if TYPE_CHECKING:
     from embedsmith.llm import LanguageModel
     from embedsmith.pipeline import RagJob
+    from embedsmith.recipes import TrainingRecipe
     from embedsmith.training import TrainingConfig
 
 
@@ -95,7 +100,18 @@ def run(
     alpha: Alpha = 0.05,
     tokens: Annotated[int, typer.Option(help="rag: longest passage, in tokens of the base.")] = 256,
     quota: Annotated[int | None, typer.Option(help="rag: questions in all, spread evenly over the documents.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="rag: the language model says if passages answer.")] = False,
+    edits: Edits = 0,
+    judge: Judge = False,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="rag: any value of the training, as in train: lora.rank=16; repeatable."),
+    ] = None,
+    training: Annotated[
+        str | None, typer.Option(help="rag: a training recipe, or your own .toml, over the job's own values.")
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="rag: what {instruction} in the prompt of queries stands for.")
+    ] = None,
     tolerance: Annotated[float, typer.Option(help="rag: how far general ability may fall.")] = 0.02,
     force: Annotated[bool, typer.Option("--force", help="rag: keep a model that is below its base.")] = False,
     seed: Seed = 0,
@@ -104,7 +120,7 @@ def run(
     """Read a log or documents, write examples, train, evaluate, write a report."""
     from embedsmith.llm import open_llm
     from embedsmith.llm.budget import Limits, Price
-    from embedsmith.pipeline import RAG_TRAINING, Job, RagJob
+    from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
@@ -112,6 +128,8 @@ def run(
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
     if recipe == "rag":
+        refuse_edits(recipe, edits)
+        chosen = _read_training(training, assign or [])
         rag = RagJob(
             sources=tuple(sources),
             base=base,
@@ -123,13 +141,21 @@ def run(
             plan=RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed),
             sampling=sampling,
             limits=limits,
-            training=replace(RAG_TRAINING, **own_values(epochs, batch, learning_rate, precision, losses, seed)),
+            training=chosen.configure(**own_values(epochs, batch, learning_rate, precision, losses, seed)),
+            preparation=chosen.preparation,
+            instruction=instruction or ASKING,
             tolerance=tolerance,
             force=force,
             seed=seed,
         )
         _run_rag(rag, language_model(), as_json=as_json)
         return
+    if (assign, training, instruction) != (None, None, None):
+        raise ConfigurationError(
+            f"--set, --training or --instruction with --recipe {recipe}",
+            expected="--recipe rag",
+            action="for a cache, write pairs with `embedsmith synthesize`, then train on them with `embedsmith train`",
+        )
     if recipe != "langcache" or len(sources) != 1:
         raise ConfigurationError(
             f"--recipe {recipe} with {len(sources)} sources",
@@ -145,6 +171,8 @@ def run(
         peers=tuple(compare or ()),
         paraphrases=paraphrases,
         distinct=distinct,
+        edits=edits,
+        judge=judge,
         prompts=prompts,
         sampling=sampling,
         limits=limits,
@@ -162,6 +190,15 @@ def run(
     print_comparison(result.summary["comparison"])
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
     console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
+
+
+def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingRecipe:
+    """Return the values of the retrieval job, with those of a training recipe and the user's own over them."""
+    from embedsmith.pipeline import RAG_VALUES
+    from embedsmith.recipes import PLAIN, change, read_recipe
+
+    over = read_recipe(name) if name is not None else PLAIN
+    return change(replace(over, training={**RAG_VALUES, **over.training}), assignments)
 
 
 def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:

@@ -15,6 +15,8 @@ from embedsmith.cli.console import (
     Column,
     Concurrency,
     Distinct,
+    Edits,
+    Judge,
     Llm,
     Log,
     MaxCalls,
@@ -30,12 +32,14 @@ from embedsmith.cli.console import (
     make_sampling,
     print_json,
     print_table,
+    refuse_edits,
     watch_calls,
 )
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from embedsmith.corpus import Deduplicated
+    from embedsmith.corpus import Deduplicated, Query
+    from embedsmith.documents import Passage
     from embedsmith.examples import Example
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.pilot import Estimate
@@ -63,7 +67,8 @@ def synthesize(
     distinct: Distinct = 3,
     quota: Annotated[int | None, typer.Option(min=1, help="rag: questions in all, spread over the documents.")] = None,
     base: Annotated[str | None, typer.Option(help="rag: encoder of the round trip, beside BM25.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="rag: the language model says if passages answer.")] = False,
+    edits: Edits = 0,
+    judge: Judge = False,
     tasks: Annotated[int, typer.Option(min=1, help="e5: rows in all, one example each.")] = 500,
     groups: Annotated[str, typer.Option(help="e5: all, sts,bitext or sts=2,bitext=1.")] = "all",
     languages: Annotated[str, typer.Option(help="e5: default, en,de or en=.5,de=.5.")] = "default",
@@ -95,28 +100,37 @@ def synthesize(
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.journal import Journal
     from embedsmith.llm.openai_chat import OpenAIChat
-    from embedsmith.synthesis.orders import try_order
+    from embedsmith.model import load_encoder
+    from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
+    from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag, try_order
     from embedsmith.synthesis.outcome import collect
+    from embedsmith.synthesis.rag import RagPlan
+    from embedsmith.synthesis.recipes import load_recipe
 
     out = out if out is not None else Path("runs") / recipe
     priced = Price.parse(price) if price is not None else None
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
-    given: dict[str, Any] = {
-        "paraphrases": paraphrases,
-        "distinct": distinct,
-        "quota": quota,
-        "base": base,
-        "judge": judge,
-        "tasks": tasks,
-        "groups": groups,
-        "languages": languages,
-        "topics": topics,
-        "sts_as": sts_as,
-        "prompts": prompts,
-        "column": column,
-        "seed": seed,
-    }
-    order = _make_order(recipe, sources or [], given, _read_leaks(evaluation or []), out)
+    leaks = _read_leaks(evaluation or [])
+    if recipe != "langcache":
+        refuse_edits(recipe, edits)
+    if recipe == "langcache" and len(sources or []) == 1:
+        counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
+        asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
+        order = order_langcache(asked, _read_queries(Path((sources or [])[0]), column, out), evaluation=leaks)
+    elif recipe == "rag" and sources:
+        plan = RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed)
+        encoder = load_encoder(base) if base else None
+        order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
+    elif recipe == "e5" and not sources and not judge:
+        form: Any = sts_as  # the plan says what it may be
+        shares = parse_groups(groups), parse_languages(languages)
+        rows = E5Plan(tasks, *shares, seed, topics=topics, sts_as=form, prompts=prompts)
+        order = order_e5(rows, evaluation=leaks)
+    else:
+        raise ConfigurationError(
+            f"--recipe {recipe} with {len(sources or [])} sources{' and --judge' if judge else ''}",
+            expected="langcache with one log, rag with documents, or e5 with neither sources nor a judge",
+        )
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
@@ -161,48 +175,23 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _make_order(recipe: str, sources: Sequence[str], given: dict[str, Any], leaks: list[str], out: Path) -> Order:
-    """Return the order, its inputs read; what of them is not used is written beside the results."""
-    from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
-    from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag
-    from embedsmith.synthesis.rag import RagPlan
-    from embedsmith.synthesis.recipes import load_recipe
-
-    if recipe == "langcache" and len(sources) == 1:
-        asked = load_recipe(paraphrases=given["paraphrases"], distinct=given["distinct"], prompts=given["prompts"])
-        found = read_log(Path(sources[0]), given["column"])
-        write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
-        return order_langcache(asked, found.kept, evaluation=leaks)
-    if recipe == "rag" and sources:
-        plan = RagPlan(quota=given["quota"], judge=given["judge"], prompts=given["prompts"], seed=given["seed"])
-        passages, encoder = _read_passages(sources, given, out)
-        return order_rag(plan, passages, encoder=encoder, evaluation=leaks)
-    if recipe == "e5" and not sources:
-        plan_of_tasks = E5Plan(
-            tasks=given["tasks"],
-            groups=parse_groups(given["groups"]),
-            languages=parse_languages(given["languages"]),
-            topics=given["topics"],
-            sts_as=given["sts_as"],
-            prompts=given["prompts"],
-            seed=given["seed"],
-        )
-        return order_e5(plan_of_tasks, evaluation=leaks)
-    raise ConfigurationError(
-        f"--recipe {recipe} with {len(sources)} sources", expected="langcache with one log, rag with documents, or e5"
-    )
+def _read_queries(log: Path, column: str | None, out: Path) -> Sequence[Query]:
+    """Return the distinct queries; what is not used is written beside the results."""
+    found = read_log(log, column)
+    write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
+    return found.kept
 
 
-def _read_passages(sources: Sequence[str], given: dict[str, Any], out: Path) -> tuple[Any, Any]:
+def _read_passages(sources: Sequence[str], column: str | None, out: Path) -> list[Passage]:
+    """Return the passages; they and what of the documents is not used are written beside the results."""
     from embedsmith.documents import read_passages, write_passages
     from embedsmith.examples import Rejected
-    from embedsmith.model import load_encoder
 
-    rows = list(read_passages(sources, column=given["column"]))
+    rows = list(read_passages(sources, column=column))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
-    return passages, load_encoder(given["base"]) if given["base"] else None
+    return passages
 
 
 def _describe_results(found: Any) -> list[str]:
@@ -261,11 +250,16 @@ def _print_estimate(found: Estimate) -> None:
             ("calls", found.calls, 0),
             ("prompt tokens", found.prompt_tokens, 0),
             ("completion tokens", found.completion_tokens, 0),
-            ("seconds", found.seconds, 1),
+            *((("seconds", found.seconds, 1),) if found.seconds is not None else ()),
             *((("US dollars", found.cost, 2),) if found.cost is not None else ()),
         )
     ]
     print_table(f"All {found.rows:,} rows will take", ["", "estimate", "95% interval"], rows)
+    if found.seconds is not None and found.seconds.high > 1.5 * found.seconds.value:
+        had = f"had {found.at_once} calls at once" if found.at_once else "is from the journal"
+        console.print(
+            f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace"
+        )
     if found.cost is None:
         console.print("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
     if found.unmetered:
@@ -274,10 +268,13 @@ def _print_estimate(found: Estimate) -> None:
 
 def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None, *, as_json: bool) -> None:
     if as_json:
-        about = {"counts": result.counts, "calls": plain(result.calls), "warnings": result.warnings, "cost": cost}
+        about = {"counts": result.counts, "written_by": result.written_by, "calls": plain(result.calls)}
+        about |= {"warnings": result.warnings, "cost": cost}
         print_json({**about, "examples": str(out / "examples.jsonl")})
         return
     print_table(f"{len(order.sizes):,} rows of {order.recipe}", ["candidates", "count"], sorted(result.counts.items()))
+    for name, count in result.written_by.items() if len(result.written_by) > 1 else ():
+        console.print(f"by        {name}: {count:,} of the kept", markup=False)
     for warning in result.warnings:
         console.print(f"warning: {warning}", markup=False)
     spent = f", at most {cost:.4f} US dollars over all runs" if cost is not None else ""

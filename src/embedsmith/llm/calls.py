@@ -43,7 +43,10 @@ class CallTally:
 
     Attributes:
         calls: prompts; `sent` of them went out in this run, the others came from the journal.
-        missing: prompts without a completion. cut: answers that the token limit ended.
+        missing: prompts without a completion (a recorded file lacks the row, or the call failed). cut: answers that
+            the token limit ended.
+        seconds: of all answered calls, one after the other. waited: in which calls were out, on the clock.
+        notes: a recipe's own counts: how often an answer was empty, truncated, repaired or stripped of its thinking.
     """
 
     calls: int = 0
@@ -53,8 +56,9 @@ class CallTally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     finishes: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)  # a recipe's own counts: answers repaired, cut, empty
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Calls:
         budget: what may be spent. A prompt that it does not pay for has the finish "budget"; nothing is stored
             of it, so another run with more money makes the call.
         on_progress: called at the start of a pass, and after each commit.
+
+    Attributes:
+        step: passes over prompts so far.
+        on_answer: hears every pair that is handed on. on_arrival: every call that ends, with the time of
+            `time.monotonic`.
     """
 
     def __init__(
@@ -105,7 +114,9 @@ class Calls:
         self.budget = budget or Budget()
         self.budget.bind(journal.ledger(llm.name))
         self.tally = CallTally()
-        self.on_answer: Callable[[Prompt, Completion], None] | None = None  # hears every pair that is handed on
+        self.on_answer: Callable[[Prompt, Completion], None] | None = None
+        self.on_arrival: Callable[[float, Completion], None] | None = None
+        self.step = 0
         self._on_progress = on_progress
 
     def complete(
@@ -124,8 +135,10 @@ class Calls:
         asked = prompts()
         if total is None and isinstance(asked, Sequence):
             total = len(asked)
-        run = uuid.uuid4().hex
+        run, began = uuid.uuid4().hex, time.monotonic()
+        self.step += 1
         self._send(asked, run, _Meter(self, total))
+        self.tally.waited += time.monotonic() - began
         for prompt in prompts():
             completion = self._look_up(prompt, run)
             self._count(completion)
@@ -169,6 +182,7 @@ class Calls:
     def _store(
         self, arrived: list[tuple[str, str, Completion]], run: str, waiting: dict[str, int], meter: _Meter
     ) -> None:
+        now = time.monotonic()
         ended = [
             Finished(key, prompt, self.llm.name, _storable(completion))
             for key, prompt, completion in arrived
@@ -176,6 +190,9 @@ class Calls:
         ]
         if ended:
             self.journal.put_many(ended, run=run, budget=self.budget)
+        if self.on_arrival is not None:
+            for one in ended:
+                self.on_arrival(now, one.completion)
         meter.sent += len(ended)
         self.tally.sent += sum(one.completion.text is not None for one in ended)
         meter.done += sum(waiting.pop(key) for key, _, _ in arrived)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from typing import Any
 
 from embedsmith.artifacts import plain, write_ahead
 from embedsmith.errors import InputError
-from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
+from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 
 WAIT = 30.0  # seconds for another process to finish writing
@@ -315,27 +315,3 @@ def call_key(prompt: Prompt, model: str, sampling: Sampling) -> str:
 @lru_cache(maxsize=64)
 def _plain(sampling: Sampling) -> Any:
     return plain(sampling)
-
-
-def complete_durably(
-    llm: LanguageModel,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    journal: Journal,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
-    """Return the completion of each prompt; finished calls come from the journal, the rest are sent.
-
-    `Calls` for prompts that are in memory anyway.
-
-    Args:
-        on_progress: called with (finished prompts, all prompts).
-    """
-    from embedsmith.llm.calls import Calls, Progress
-
-    def report(progress: Progress) -> None:
-        if on_progress is not None:
-            on_progress(progress.done, len(prompts))
-
-    return [completion for _, completion in Calls(llm, journal, sampling, on_progress=report).complete(lambda: prompts)]

@@ -80,6 +80,11 @@ class OpenAIChat:
         """Calls that may be in flight now, as the server's answers have led to it."""
         return self._throttle.window
 
+    @property
+    def refused_at(self) -> float | None:
+        """Calls in flight at which the server said 429; None where it has not, or takes more by now."""
+        return self._throttle.refused_at
+
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
         """Yield completions as they arrive; no more calls are out than the reader has room for.
 

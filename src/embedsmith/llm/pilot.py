@@ -19,6 +19,7 @@ from itertools import pairwise
 
 from embedsmith.errors import InputError
 from embedsmith.llm.budget import Price, Usage
+from embedsmith.llm.pacing import Ahead, Pace, foresee_seconds
 
 CONFIDENCE = 0.95
 ROWS = 20
@@ -44,12 +45,12 @@ class PilotRow:
 
     Attributes:
         size: of its prompts, in the unit in which the sizes of all rows are counted (characters, say).
-        seconds: of all its calls, one after the other.
+        steps: calls of each step of the recipe, where time is to be foreseen.
     """
 
     size: int
     used: Usage
-    seconds: float = 0.0
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,12 @@ class Estimate:
     """Figures for all rows.
 
     Attributes:
-        seconds: if as many calls are in flight as was said, and the server keeps up.
+        calls: attempts, as --max-calls counts them: as many for an answer as in the pilot.
+        prompt_tokens, completion_tokens, cost: of the calls that are answered. A provider may bill others, too.
+        seconds: in which calls are out; reading answers and searching passages comes on top. The value takes it that
+            the server keeps up where the pilot does not tell otherwise; the upper bound that it gives no more answers
+            in a second than with as many calls at once as the pilot had. None where nobody timed the pilot.
+        at_once: most calls in flight during the pilot; None where that is not known.
         cost: US dollars; None without a price.
         unmetered: rows of the pilot whose answers say nothing of tokens; above 0, tokens and cost are too low.
     """
@@ -66,9 +72,10 @@ class Estimate:
     calls: Interval
     prompt_tokens: Interval
     completion_tokens: Interval
-    seconds: Interval
+    seconds: Interval | None
     cost: Interval | None
     unmetered: int
+    at_once: int | None = None
 
 
 def choose_rows(sizes: Sequence[int], count: int = ROWS, *, seed: int = 0) -> list[int]:
@@ -85,14 +92,23 @@ def choose_rows(sizes: Sequence[int], count: int = ROWS, *, seed: int = 0) -> li
 
 
 def estimate(
-    pilot: Sequence[PilotRow], sizes: Sequence[int], *, price: Price | None = None, in_flight: float = 1.0
+    pilot: Sequence[PilotRow],
+    sizes: Sequence[int],
+    *,
+    price: Price | None = None,
+    paces: Sequence[Pace] = (),
+    in_flight: int = 1,
+    refused_at: float | None = None,
+    attempts: float = 1.0,
 ) -> Estimate:
     """Return calls, tokens, time and money for all rows.
 
     Args:
         pilot: at least three rows, chosen by `choose_rows`.
         sizes: of all rows, those of the pilot among them.
-        in_flight: calls at once, on average, in the whole run.
+        paces: of each step in the pilot, as many as its rows have.
+        in_flight: most calls at once in the whole run.
+        refused_at: calls at once that the server refused in the pilot. attempts: for each call that was answered.
 
     Raises:
         InputError: fewer than three rows, unless those are all rows.
@@ -105,15 +121,38 @@ def estimate(
     def total(measure: Callable[[PilotRow], float]) -> Interval:
         return estimate_total([row.size for row in pilot], [measure(row) for row in pilot], sizes)
 
+    counts = [total(lambda row, step=step: row.steps[step]) for step in range(len(paces))]  # type: ignore[misc]
     return Estimate(
         rows=len(sizes),
-        calls=total(lambda row: row.used.calls),
+        calls=total(lambda row: row.used.calls * attempts),
         prompt_tokens=total(lambda row: row.used.prompt_tokens),
         completion_tokens=total(lambda row: row.used.completion_tokens),
-        seconds=total(lambda row: row.seconds / in_flight),
+        seconds=_foresee(counts, paces, (in_flight, refused_at), attempts) if counts else None,
         cost=total(lambda row: price.of(row.used)) if price is not None else None,
         unmetered=sum(not row.used.prompt_tokens and not row.used.completion_tokens for row in pilot),
+        at_once=max((pace.most for pace in paces if pace.timed), default=None),
     )
+
+
+def _foresee(
+    counts: Sequence[Interval], paces: Sequence[Pace], limits: tuple[int, float | None], attempts: float
+) -> Interval:
+    """Return the time of all steps: if the server keeps up, at best (refusals were chance), and at worst."""
+    steps = list(zip(counts, paces, strict=True))
+    ceiling, refused_at = limits
+    most = ceiling if refused_at is None else min(ceiling, max(int(refused_at), 1))
+
+    def walk(calls: Callable[[Interval], float], bound: int, ceiling: int, sign: int) -> float:
+        ahead = [
+            Ahead(round(calls(count)), pace, pace.slope[bound], 1 + sign * pace.error, failing=1 - 1 / attempts)
+            for count, pace in steps
+        ]
+        return foresee_seconds(ahead, ceiling=ceiling)
+
+    value = walk(lambda count: count.value, 1, most, 0)
+    low = walk(lambda count: count.low, 0, ceiling, -1)
+    seen = min(most, max((pace.most for pace in paces), default=1))
+    return Interval(value, min(low, value), max(walk(lambda count: count.high, 2, seen, 1), value))
 
 
 def estimate_total(known_sizes: Sequence[float], known: Sequence[float], sizes: Sequence[float]) -> Interval:

@@ -65,6 +65,11 @@ class Throttle:
         self._full = False
         self._turn = 0.0
 
+    @property
+    def refused_at(self) -> float | None:
+        """The size of the window at which the server refused, None where it does not (any more)."""
+        return self._limit
+
     def delay(self, now: float, in_flight: int) -> float | None:
         """Return seconds until the next call may go out (0: now), or None: when another one has ended."""
         if now < self._resume_at:

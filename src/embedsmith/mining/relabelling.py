@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.llm import Prompt, Sampling, object_schema, open_llm
 from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.llm.structured import parse_object
+from embedsmith.model import load_pair_network
 from embedsmith.text import normalize
 
 if TYPE_CHECKING:
@@ -97,22 +98,7 @@ def load_cross_encoder(spec: str, *, high: float = HIGH, low: float = LOW) -> Cr
     Raises:
         ModelError: it cannot be loaded, or has more than one output. MissingPartError: no sentence-transformers.
     """
-    try:
-        from sentence_transformers import CrossEncoder
-    except ImportError:
-        raise MissingPartError(
-            f"loading {spec} needs torch and sentence-transformers, which are not installed",
-            action="pip install 'embedsmith[train]'",
-        ) from None
-    try:
-        network = CrossEncoder(spec, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"the cross-encoder {spec} cannot be loaded: {first}", expected="a folder or hub id"
-        ) from error
-    if network.num_labels != 1:
-        raise ModelError(f"{spec} has {network.num_labels} outputs", expected="a cross-encoder with one")
+    network = load_pair_network(spec)
     return CrossEncoderRelabeller(network, name=spec, high=high, low=low)
 
 

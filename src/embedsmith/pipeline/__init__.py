@@ -2,6 +2,6 @@
 
 from embedsmith.pipeline.cache_job import Job, run
 from embedsmith.pipeline.common import RunResult, Watcher
-from embedsmith.pipeline.rag_job import RAG_TRAINING, RagJob, run_rag
+from embedsmith.pipeline.rag_job import ASKING, RAG_TRAINING, RAG_VALUES, RagJob, run_rag
 
-__all__ = ["RAG_TRAINING", "Job", "RagJob", "RunResult", "Watcher", "run", "run_rag"]
+__all__ = ["ASKING", "RAG_TRAINING", "RAG_VALUES", "Job", "RagJob", "RunResult", "Watcher", "run", "run_rag"]

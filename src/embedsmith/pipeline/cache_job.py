@@ -78,6 +78,7 @@ class Job:
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
+        paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
         peers: further models for the comparison (folders, hub ids, openai:MODEL).
         delta, alpha: the promise of the threshold; see `calibration`.
     """
@@ -91,6 +92,8 @@ class Job:
     peers: tuple[str, ...] = ()
     paraphrases: int = 3
     distinct: int = 3
+    edits: int = 0
+    judge: bool = False
     prompts: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
@@ -138,7 +141,9 @@ def _synthesis(
 ) -> tuple[list[Example], list[LabelledPair]]:
     """Return (examples to train on, labelled pairs to judge by)."""
     judged = _read_pairs(job.evaluation) if job.evaluation else []
-    recipe = load_recipe(paraphrases=job.paraphrases, distinct=job.distinct, prompts=job.prompts)
+    asked: dict[str, Any] = {"paraphrases": job.paraphrases, "distinct": job.distinct, "edits": job.edits}
+    asked |= {"judge": job.judge, "prompts": job.prompts}
+    recipe = load_recipe(**asked, seed=job.sampling.seed or 0)
     inputs = {"queries": fingerprint_file(folder / "queries.jsonl"), "llm": llm.name}
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
@@ -148,9 +153,7 @@ def _synthesis(
             result = synthesize(
                 queries,
                 llm=llm,
-                paraphrases=job.paraphrases,
-                distinct=job.distinct,
-                prompts=job.prompts,
+                **asked,
                 sampling=job.sampling,
                 budget=job.limits.open(),
                 evaluation=[text for pair in judged for text in texts_of(pair)],

@@ -50,8 +50,8 @@ def has_failed_calls(folder: RunDirectory, llm: LanguageModel) -> bool:
 
 def write_counts(folder: RunDirectory, result: Synthesis, llm: LanguageModel) -> None:
     """Write what came of a synthesis to synthesis/counts.json."""
-    counts = {"counts": result.counts, "calls": result.calls, "warnings": result.warnings, "llm": llm.name}
-    write_json(folder / "synthesis/counts.json", counts)
+    counts = {"counts": result.counts, "written_by": result.written_by, "calls": result.calls}
+    write_json(folder / "synthesis/counts.json", {**counts, "warnings": result.warnings, "llm": llm.name})
 
 
 def say_counts(folder: RunDirectory, watch: Watcher, *, kept: str) -> None:
@@ -59,7 +59,9 @@ def say_counts(folder: RunDirectory, watch: Watcher, *, kept: str) -> None:
     written = read_json(folder / "synthesis/counts.json")
     counts = written["counts"]
     lost = sum(count for reason, count in counts.items() if reason != "kept")
-    watch.say(f"synthesis: {counts['kept']} {kept} kept, {lost} candidates rejected (synthesis/rejected.jsonl)")
+    writers = written.get("written_by", {})  # a run of a version that did not tell
+    by = f" ({', '.join(f'{count} by {name}' for name, count in writers.items())})" if len(writers) > 1 else ""
+    watch.say(f"synthesis: {counts['kept']} {kept} kept{by}, {lost} candidates rejected (synthesis/rejected.jsonl)")
     for warning in written["warnings"]:
         watch.say(f"warning: {warning}")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from embedsmith.artifacts import (
     read_jsonl,
     write_json,
 )
+from embedsmith.batches import INSTRUCTION
 from embedsmith.cards import CardFacts
 from embedsmith.documents import Passage, read_passages, read_passages_file, write_passages
 from embedsmith.documents.files import find_files
@@ -36,7 +38,7 @@ from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
-from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.model import SIDES, TorchEncoder, check_model, describe_base, fingerprint_model, load_encoder
 from embedsmith.pipeline.common import (
     RunResult,
     Watcher,
@@ -47,6 +49,7 @@ from embedsmith.pipeline.common import (
     say_counts,
     write_counts,
 )
+from embedsmith.preparation import Preparation, prepare
 from embedsmith.report.rag import write_rag_report
 from embedsmith.retention import Retention
 from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir
@@ -62,14 +65,16 @@ SLACK = 1.0  # standard errors: a few hundred written questions do not tell neig
 SHORT = (128, 64, 32)  # dimensions of the Matryoshka table below a quarter
 
 # Chosen on the half of finance_retrieval's questions that benchmarks/rag_finance.py does not report; see docs/log.md.
-RAG_TRAINING = TrainingConfig(
-    losses={"distill_kl": 1.0},
-    temperature=0.05,
-    batch=16,
-    epochs=2,
-    learning_rate=5e-5,
-    gradient_norm=1.0,
-)
+RAG_VALUES: Mapping[str, Any] = {
+    "losses": {"distill_kl": 1.0},
+    "temperature": 0.05,
+    "batch": 16,
+    "epochs": 2,
+    "learning_rate": 5e-5,
+    "gradient_norm": 1.0,
+}
+RAG_TRAINING = TrainingConfig(**RAG_VALUES)
+ASKING = "Given a question, find the passages that answer it"  # what a query's prompt asks for, where it has the place
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,9 @@ class RagJob:
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
         tokens: longest passage, in tokens of the base.
+        preparation: how the base is made ready, as in `train`: pooling, adapters, prompts. The base itself is searched,
+            graded and measured with the same pooling and prompts.
+        instruction: stands for `{instruction}` in the prompt of queries.
         tolerance: how far a guard may fall below the base.
         force: a model that is below its base is written all the same.
     """
@@ -99,9 +107,29 @@ class RagJob:
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
     training: TrainingConfig = RAG_TRAINING
+    preparation: Preparation = field(default_factory=Preparation)
+    instruction: str = ASKING
     tolerance: float = 0.02
     force: bool = False
     seed: int = 0
+
+    @property
+    def prepared(self) -> Preparation:
+        """The preparation with the instruction in its place."""
+        prompts = self.preparation.prompts
+        query = prompts.query.replace(INSTRUCTION, self.instruction)
+        return replace(self.preparation, prompts=replace(prompts, query=query))
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What decides the base's vectors, for the keys of stages."""
+        found = {"base": fingerprint_model(self.base)}
+        return found | ({"reading": fingerprint(self.reading)} if self.reading != Preparation() else {})
+
+    @property
+    def reading(self) -> Preparation:
+        """What of the preparation counts before any training: all but adapters and memory."""
+        return replace(self.prepared, lora=None, checkpointing=False, merge=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +152,43 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     check_model(job.base)  # before the first call that costs money
+    for note in _describe(job):
+        watch.say(f"base: {note}")
     task = read_beir(job.evaluation) if job.evaluation is not None else None
     passages = _documents(job, folder, watch)
-    encoder = load_encoder(job.base)
-    pairs = _synthesis(job, llm, passages, encoder, task, folder, watch)
+    base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
+    pairs = _synthesis(job, llm, passages, base, task, folder, watch)
     parts = _split(job, pairs, held_out=task is None)
-    taught = _teaching(job, parts.train, passages, encoder, folder, watch)
-    dimensions = choose_dimensions(_measure_length(encoder))
+    taught, length = _teaching(job, parts.train, passages, base, folder, watch)
+    dimensions = choose_dimensions(length)
     _training(job, taught, parts, passages, dimensions, folder, watch)
-    _evaluation(job, task or _make_task(parts.judge, passages), encoder, dimensions, folder, watch)
+    _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, folder, watch)
     result = _report(job, llm, task is None, folder)
     refuse_what_is_worse(job, result)
     return result
+
+
+def _describe(job: RagJob) -> tuple[str, ...]:
+    """Return what is chosen for a plain base; raise for what it cannot have, before anything is paid for."""
+    own = job.reading
+    return describe_base(
+        job.base,
+        pooling=own.pooling,
+        padding=own.padding,
+        bidirectional=own.bidirectional,
+        max_length=own.max_length,
+    )
+
+
+def open_base(spec: str, reading: Preparation) -> Encoder:
+    """Return the base as it is before the training: with the pooling, the length and the prompts of the run."""
+    if reading == Preparation():
+        return load_encoder(spec)
+    network = prepare(spec, reading, precision="fp32", seed=0).network
+    prompts = dict(zip(SIDES, (reading.prompts.query, reading.prompts.document), strict=True))
+    if any(prompts.values()):
+        network.prompts = prompts
+    return TorchEncoder(network, name=spec)
 
 
 def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passage]:
@@ -167,13 +220,12 @@ def _synthesis(
     job: RagJob,
     llm: LanguageModel,
     passages: Sequence[Passage],
-    encoder: Encoder,
+    base: Callable[[], Encoder],
     task: RetrievalTask | None,
     folder: RunDirectory,
     watch: Watcher,
 ) -> list[PositivePair]:
-    inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), "llm": llm.name}
-    inputs |= {"base": fingerprint_model(job.base)}
+    inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), "llm": llm.name, **job.origin}
     inputs |= {"queries": fingerprint(sorted(task.queries.values()))} if task is not None else {}
     settings = {"plan": plain(job.plan), "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
@@ -183,7 +235,7 @@ def _synthesis(
             calls = Calls(llm, opened, job.sampling, budget=job.limits.open(), on_progress=watch.calls)
             asked = tuple(task.queries.values()) if task is not None else ()
             rows = synthesize_rag(
-                job.plan, passages, calls, encoder=encoder, evaluation=asked, cache=folder / "vectors.npz"
+                job.plan, passages, calls, encoder=base(), evaluation=asked, cache=folder / "vectors.npz"
             )
             result = collect(rows, calls, out=folder / "synthesis")
             write_counts(folder, result, llm)
@@ -215,21 +267,22 @@ def _teaching(
     job: RagJob,
     pairs: Sequence[PositivePair],
     passages: Sequence[Passage],
-    encoder: Encoder,
+    base: Callable[[], Encoder],
     folder: RunDirectory,
     watch: Watcher,
-) -> list[Triplet]:
-    inputs = {"pairs": fingerprint(pairs), "passages": fingerprint_file(folder / "passages.jsonl")}
-    inputs |= {"base": fingerprint_model(job.base)}
+) -> tuple[list[Triplet], int]:
+    """Return the graded examples, and the length of the base's vectors."""
+    inputs = {"pairs": fingerprint(pairs), "passages": fingerprint_file(folder / "passages.jsonl"), **job.origin}
     outputs = ["teaching/examples.jsonl", "teaching.json"]
     if not folder.is_fresh("teaching", inputs, plain(job.teaching)):
         with folder.stage("teaching", inputs, plain(job.teaching), outputs):
             texts = [passage.text for passage in passages]
-            queries, documents = sides_of(encoder)
+            queries, documents = sides_of(base())
             vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
             taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
             write_examples(folder / outputs[0], taught.examples)
-            write_json(folder / outputs[1], {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks})
+            about = {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks, "length": vectors.shape[1]}
+            write_json(folder / outputs[1], about)
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
     watch.say(
@@ -237,7 +290,8 @@ def _teaching(
         f"questions' own passages {ranks[0.0]:.3f} by the base, {ranks[found['weight']]:.3f} by both"
     )
     examples = read_examples(folder / outputs[0], kind=Triplet).examples
-    return [example for example in examples if isinstance(example, Triplet)]
+    length = found.get("length") or base().encode(["a vector"]).shape[1]  # runs of a version that did not tell
+    return [example for example in examples if isinstance(example, Triplet)], int(length)
 
 
 def _training(
@@ -254,6 +308,7 @@ def _training(
     inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force, "slack": SLACK}
+    settings |= {"preparation": plain(job.prepared)} if job.prepared != Preparation() else {}
     if folder.is_fresh("training", inputs, settings):
         watch.say("training: up to date")
         return
@@ -261,7 +316,7 @@ def _training(
         base=job.base,
         examples=len(taught),
         source="questions that a language model wrote about passages, graded by the base and BM25 together.",
-        configuration=plain(config),
+        configuration=plain(config) | ({"preparation": settings["preparation"]} if "preparation" in settings else {}),
     )
     own = {pair.positive for pair in parts.choose}
     others = [passage.text for passage in passages if passage.text not in own]
@@ -270,7 +325,14 @@ def _training(
     with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
         out = folder / "model"
         result = train(
-            taught, base=job.base, out=out, config=config, card=facts, on_progress=watch.steps, retention=kept
+            taught,
+            base=job.base,
+            out=out,
+            config=config,
+            preparation=job.prepared,
+            card=facts,
+            on_progress=watch.steps,
+            retention=kept,
         )
         write_json(folder / "training.json", result)
     for line in result.notes:
@@ -281,26 +343,22 @@ def _training(
 def _evaluation(
     job: RagJob,
     task: RetrievalTask,
-    encoder: Encoder,
+    base: Callable[[], Encoder],
     dimensions: tuple[int, ...],
     folder: RunDirectory,
     watch: Watcher,
 ) -> None:
     inputs = {"task": fingerprint(task), "model": fingerprint_model(folder / "model")}
-    settings = {"base": fingerprint_model(job.base), "seed": job.seed}
+    settings = {**job.origin, "seed": job.seed}
     if folder.is_fresh("evaluation", inputs, settings):
         watch.say("evaluation: up to date")
         return
     with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
         watch.say(f"evaluation: {len(task.queries)} queries over {len(task.documents)} passages")
         tuned = load_encoder(folder / "model")
-        rankers: dict[str, Encoder | Ranker] = {"base": encoder, "tuned": tuned, "BM25": LexicalRanker()}
+        rankers: dict[str, Encoder | Ranker] = {"base": base(), "tuned": tuned, "BM25": LexicalRanker()}
         found = measure_retrieval(rankers, task, baseline="base", dimensions=dimensions, seed=job.seed)
         write_json(folder / "evaluation.json", found)
-
-
-def _measure_length(encoder: Encoder) -> int:
-    return int(encoder.encode(["how long is a vector"]).shape[1])
 
 
 def choose_dimensions(whole: int) -> tuple[int, ...]:
@@ -346,6 +404,7 @@ def summarize_rag(folder: RunDirectory, job: RagJob, llm: str, *, held_out: bool
         "training": read_json(folder / "training.json"),
         "retention": read_json(folder / "retention.json"),
         "configuration": plain(replace(job.training, seed=job.seed)),
+        "preparation": plain(job.prepared),
         "retrieval": read_json(folder / "evaluation.json"),
         "seconds": {name: record.seconds for name, record in folder.stages.items()},
         "seed": job.seed,

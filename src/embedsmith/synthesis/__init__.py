@@ -14,11 +14,10 @@ from embedsmith.llm.budget import Budget
 from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.langcache import synthesize_langcache
-from embedsmith.synthesis.outcome import EXAMPLES, REJECTED, CallCounts, Synthesis, collect, read_rejected
+from embedsmith.synthesis.outcome import EXAMPLES, REJECTED, Synthesis, collect, read_rejected
 from embedsmith.synthesis.recipes import load_recipe, render
 
 __all__ = [
-    "CallCounts",
     "Explanation",
     "StoredSynthesis",
     "Synthesis",
@@ -35,6 +34,8 @@ def synthesize(
     recipe: str = "langcache",
     paraphrases: int = 3,
     distinct: int = 3,
+    edits: int = 0,
+    judge: bool = False,
     prompts: Path | str | None = None,
     sampling: Sampling | None = None,
     budget: Budget | None = None,
@@ -49,6 +50,8 @@ def synthesize(
     completions give byte-identical files.
 
     Args:
+        edits: near misses a query, at most, that are the query with one fact changed; no call is made for them.
+        judge: the language model says of each pair if one answer serves both; pairs with a wrong label are rejected.
         prompts: a prompts file of your own; see `synthesis/prompts/langcache.toml`.
         budget: what may be spent, over all runs with this journal.
         evaluation: texts that must not appear among the examples.
@@ -61,7 +64,9 @@ def synthesize(
     """
     if not queries:
         raise InputError("there is no query to write examples for", expected="at least one query")
-    asked = load_recipe(recipe, paraphrases=paraphrases, distinct=distinct, prompts=prompts)
+    seed = (sampling or Sampling()).seed or 0
+    counts = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
+    asked = load_recipe(recipe, **counts, prompts=prompts, judge=judge, seed=seed)
     store = journal if journal is not None else (Path(out) / "journal.sqlite" if out is not None else ":memory:")
     with Journal(store) as opened:
         calls = Calls(llm, opened, sampling, budget=budget, on_progress=on_progress)

@@ -17,7 +17,6 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from embedsmith.examples import LabelledPair
 from embedsmith.synthesis.facts import find_changes
 from embedsmith.text import normalize
 
@@ -67,19 +66,29 @@ def edit_queries(
     """
     pool = collect_names(queries)
     for query in queries:
-        generator = random.Random(hashlib.sha256(f"{seed}\n{query}".encode("utf-8", "replace")).digest())
-        found = [edit for edit in list_edits(query, pool, generator) if edit.kind in kinds and edit.grade in grades]
-        generator.shuffle(found)
-        taken: dict[str, Edit] = {}
-        for edit in found:
-            taken.setdefault(edit.kind, edit)
-        yield from list(taken.values())[:each]
+        yield from draw_edits(query, pool, kinds=kinds, grades=grades, seed=seed)[:each]
 
 
-def as_negatives(edits: Iterable[Edit]) -> Iterator[LabelledPair]:
-    """Yield each edit as a labelled pair with label 0, in the group of its query."""
-    for edit in edits:
-        yield LabelledPair(edit.query, edit.text, 0, group=edit.query)
+def draw_edits(
+    query: str,
+    names: Mapping[str, Sequence[str]],
+    *,
+    kinds: Sequence[str] = KINDS,
+    grades: Sequence[int] = (FAR, NEAR, NEAREST),
+    seed: int = 0,
+) -> list[Edit]:
+    """Return one edit of each kind that the query allows, in an order that the seed and the query decide.
+
+    Args:
+        names: see `collect_names`.
+    """
+    generator = random.Random(hashlib.sha256(f"{seed}\n{query}".encode("utf-8", "replace")).digest())
+    found = [edit for edit in list_edits(query, names, generator) if edit.kind in kinds and edit.grade in grades]
+    generator.shuffle(found)
+    taken: dict[str, Edit] = {}
+    for edit in found:
+        taken.setdefault(edit.kind, edit)
+    return list(taken.values())
 
 
 def list_edits(query: str, names: Mapping[str, Sequence[str]], generator: random.Random) -> list[Edit]:

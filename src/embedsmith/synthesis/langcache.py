@@ -1,9 +1,13 @@
-"""The recipe langcache: for each query paraphrases (label 1) and near-miss questions (label 0), each in one call."""
+"""The recipe langcache: for each query paraphrases (label 1) and near-miss questions (label 0), each in one call.
+
+Near misses by controlled edits need no call. Where a judge is wanted, every pair that passed the filters is judged in a
+second step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -13,9 +17,13 @@ from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
+from embedsmith.synthesis.edits import Edit, collect_names, draw_edits
 from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_prompt, judge
+from embedsmith.synthesis.pair_judge import judge_pairs
 from embedsmith.synthesis.recipes import TASKS, Recipe, render
 from embedsmith.text import normalize
+
+EDITED = "controlled-edits"  # in the place of the model's name: nobody was asked
 
 
 def synthesize_langcache(
@@ -34,11 +42,21 @@ def synthesize_langcache(
             usable.append(query)
         else:
             yield objection
-    sieve = _Sieve(recipe, usable, leaks, calls)
-    total = len(usable) * sum(count > 0 for count in recipe.counts.values())
-    prompts = partial(_render_all, recipe, usable)
-    for prompt, completion in calls.complete(prompts, total=total):
+    found = _write(_Sieve(recipe, usable, leaks, calls))
+    yield from judge_pairs(found, calls) if recipe.judge else found
+
+
+def _write(sieve: _Sieve) -> Iterator[LabelledPair | Rejected]:
+    """Yield what becomes of the answers about each query, then of its edits, in the order of the log."""
+    recipe, queries = sieve.recipe, sieve.queries
+    asked = [task for task in TASKS if recipe.counts[task]]
+    names = collect_names(query.text for query in queries) if recipe.edits else {}
+    prompts = partial(_render_all, recipe, queries)
+    for prompt, completion in sieve.calls.complete(prompts, total=len(queries) * len(asked)):
         yield from sieve.read(prompt, completion)
+        if recipe.edits and prompt.task == asked[-1]:
+            query = sieve.by_id[prompt.row]
+            yield from sieve.take(query, draw_edits(query.text, names, seed=recipe.seed)[: recipe.edits])
 
 
 def _render_all(recipe: Recipe, queries: Sequence[Query]) -> Iterator[Prompt]:
@@ -82,16 +100,27 @@ class _Sieve:
         if len(parsed.items) < asked:
             yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
         known = Context(query, task, self.accepted, self.elsewhere, self.leaks, index_prompt(prompt.user, query.text))
+        origin = Provenance(query.id, prompt.fingerprint, completion.model, self.calls.sampling.seed, CHECKS)
         for text in parsed.items[:asked]:
             objection = judge(text, known)
-            yield objection if objection is not None else self._accept(text.strip(), query, prompt, completion)
+            yield objection if objection is not None else self._accept(text.strip(), query, task, origin)
 
-    def _accept(self, text: str, query: Query, prompt: Prompt, completion: Completion) -> LabelledPair:
-        self.accepted[prompt.task].append(text)
+    def take(self, query: Query, edits: Iterable[Edit]) -> Iterator[LabelledPair | Rejected]:
+        """Yield what the same filters say of edits of the query whose answers were read last."""
+        known = Context(query, "distinct", self.accepted, self.elsewhere, self.leaks)
+        for edit in edits:
+            objection = judge(edit.text, known)
+            found = (f"edit={edit.kind}", f"grade={edit.grade}", f"change={edit.detail}")
+            if objection is not None:
+                yield replace(objection, context={**objection.context, "written_by": EDITED, "edit": edit.detail})
+                continue
+            origin = Provenance(query.id, "", EDITED, self.recipe.seed, (*CHECKS, *found))
+            yield self._accept(edit.text, query, "distinct", origin)
+
+    def _accept(self, text: str, query: Query, task: str, origin: Provenance) -> LabelledPair:
+        self.accepted[task].append(text)
         self.elsewhere.setdefault(normalize(text), query.id)
-        seed = self.calls.sampling.seed
-        origin = Provenance(query.id, prompt.fingerprint, completion.model, seed, CHECKS)
-        return LabelledPair(query.text, text, LABEL[prompt.task], group=query.id, provenance=origin)
+        return LabelledPair(query.text, text, LABEL[task], group=query.id, provenance=origin)
 
 
 def unanswered(query: Query, task: str, completion: Completion) -> Rejected:

@@ -12,12 +12,13 @@ from embedsmith.errors import ConfigurationError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm import Completion, Prompt
 from embedsmith.llm.budget import Price, Usage
-from embedsmith.llm.calls import Calls, measure
+from embedsmith.llm.calls import Calls, StreamingModel, measure
+from embedsmith.llm.pacing import Pace, Timed, measure_pace, recall_pace
 from embedsmith.llm.pilot import Estimate, PilotRow, choose_rows, estimate
 from embedsmith.synthesis.e5 import E5Plan, synthesize_e5
 from embedsmith.synthesis.e5.plan import TWO_STEPS
 from embedsmith.synthesis.langcache import synthesize_langcache
-from embedsmith.synthesis.rag import RagPlan, choose_passages, synthesize_rag
+from embedsmith.synthesis.rag import RagPlan, render_prompts, synthesize_rag
 from embedsmith.synthesis.recipes import Recipe, render
 
 
@@ -53,6 +54,7 @@ def order_langcache(recipe: Recipe, queries: Sequence[Query], *, evaluation: Ite
         lambda count: order_langcache(
             recipe, [queries[place] for place in choose_rows(list(sizes.values()), count)], evaluation=leaks
         ),
+        lambda name: name if name in sizes else name.rpartition("#")[0],
     )
 
 
@@ -64,14 +66,16 @@ def order_rag(
     The search of the round trip goes through all passages in the pilot, too.
     """
     leaks = tuple(evaluation)
+    sizes = {prompt.row: len(prompt.system) + len(prompt.user) for prompt in render_prompts(plan, passages)}
+    rows = {row.partition("+")[0]: row for row in reversed(list(sizes))}  # a judge's call has the first passage's name
     return Order(
         "rag",
-        {passages[place].id: len(passages[place].text) for place in choose_passages(plan, passages)},
+        sizes,
         lambda calls: synthesize_rag(plan, passages, calls, encoder=encoder, evaluation=leaks),
         lambda count: order_rag(
             replace(plan, quota=count * plan.per_passage), passages, encoder=encoder, evaluation=leaks
         ),
-        lambda name: name.partition("#")[0].partition("+")[0],
+        lambda name: name if name in sizes else rows[name.partition("#")[0]],
     )
 
 
@@ -108,37 +112,83 @@ class Pilot:
     estimate: Estimate | None
 
 
-def try_order(order: Order, calls: Calls, count: int, *, price: Price | None = None, in_flight: float = 1.0) -> Pilot:
+def try_order(order: Order, calls: Calls, count: int, *, price: Price | None = None, in_flight: int = 1) -> Pilot:
     """Return what `count` rows of an order led to; their calls are in the journal, so the whole run repeats none.
 
     Args:
-        in_flight: calls at once in the whole run, for the time it will take.
+        in_flight: most calls at once in the whole run, for the time it will take.
     """
-    first = order.first(count)
-    heard: list[tuple[Prompt, Completion]] = []
-    calls.on_answer = lambda prompt, completion: heard.append((prompt, completion))
+    first, heard = order.first(count), _Heard(calls)
+    tried = calls.budget.spent.calls
+    calls.on_answer, calls.on_arrival = heard.answer, heard.arrive
     rows = list(first.fill(calls))
-    calls.on_answer = None
+    calls.on_answer = calls.on_arrival = None
+    heard.attempts = calls.budget.spent.calls - tried
+    if not isinstance(calls.llm, StreamingModel):
+        heard.alone, in_flight = True, 1
     return Pilot(
         rows=len(first.sizes),
-        exchanges=tuple(heard),
+        exchanges=tuple((prompt, completion) for _, prompt, completion in heard.exchanges),
         kept=tuple(row for row in rows if not isinstance(row, Rejected)),
         rejected=tuple(row for row in rows if isinstance(row, Rejected)),
-        estimate=_estimate(first, order, heard, price, in_flight),
+        estimate=_estimate(first, order, heard, price, in_flight) if heard.exchanges else None,
     )
 
 
-def _estimate(
-    first: Order, order: Order, heard: Sequence[tuple[Prompt, Completion]], price: Price | None, in_flight: float
-) -> Estimate | None:
-    """Extrapolate from the calls of each row, step by step together."""
+@dataclass(slots=True)
+class _Heard:
+    """The calls of a pilot, by step.
+
+    Attributes:
+        alone: the model makes one call after the other, or says of each call what share of the time was its own.
+    """
+
+    calls: Calls
+    exchanges: list[tuple[int, Prompt, Completion]] = field(default_factory=list)
+    arrived: dict[int, list[Timed]] = field(default_factory=dict)
+    attempts: int = 0
+    alone: bool = False
+
+    def arrive(self, ended: float, completion: Completion) -> None:
+        if completion.text is not None:
+            timed = Timed(ended, completion.seconds, completion.completion_tokens)
+            self.arrived.setdefault(self.calls.step, []).append(timed)
+
+    def answer(self, prompt: Prompt, completion: Completion) -> None:
+        self.exchanges.append((self.calls.step, prompt, completion))
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted({step for step, _, _ in self.exchanges})
+
+    @property
+    def attempts_per_answer(self) -> float:
+        answered = sum(map(len, self.arrived.values()))
+        return max(self.attempts / answered, 1.0) if answered else 1.0
+
+    def pace(self, step: int) -> Pace:
+        seen = self.arrived.get(step, [])
+        if seen and not self.alone:
+            return measure_pace(seen)
+        known = [completion.seconds for own, _, completion in self.exchanges if own == step and completion.text]
+        return recall_pace(known or [0.0])
+
+
+def _estimate(first: Order, order: Order, heard: _Heard, price: Price | None, in_flight: int) -> Estimate:
+    """Extrapolate from the calls of each row."""
+    steps = {step: place for place, step in enumerate(heard.steps)}
     used = dict.fromkeys(first.sizes, Usage())
-    seconds = dict.fromkeys(first.sizes, 0.0)
-    for prompt, completion in heard:
+    counts = {row: [0] * len(steps) for row in first.sizes}
+    for step, prompt, completion in heard.exchanges:
         row = first.row_of(prompt.row)
         used[row] += measure(completion) or Usage(1)
-        seconds[row] += completion.seconds
-    if not heard:
-        return None
-    rows = [PilotRow(order.sizes[row], used[row], seconds[row]) for row in used]
-    return estimate(rows, list(order.sizes.values()), price=price, in_flight=in_flight)
+        counts[row][steps[step]] += 1
+    return estimate(
+        [PilotRow(order.sizes[row], used[row], tuple(counts[row])) for row in used],
+        list(order.sizes.values()),
+        price=price,
+        paces=[heard.pace(step) for step in steps],
+        in_flight=in_flight,
+        refused_at=getattr(heard.calls.llm, "refused_at", None),
+        attempts=heard.attempts_per_answer,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,32 +13,11 @@ from embedsmith.artifacts import JsonLines, read_jsonl
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected, read_examples, to_row
 from embedsmith.llm import FAILURES
-from embedsmith.llm.calls import Calls
+from embedsmith.llm.calls import Calls, CallTally
 
 MOSTLY, OFTEN = 0.5, 0.1  # shares from which on a warning is due
 UNWRITTEN = frozenset(FAILURES.values()) | {"no-answer", "no-task"}  # rows that no language model wrote for
 EXAMPLES, REJECTED = "examples.jsonl", "rejected.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class CallCounts:
-    """What the LLM was asked for and what came back.
-
-    Attributes:
-        calls: prompts of this run; `sent` of them went out now, the others came from the journal.
-        missing: prompts without a completion (a recorded file lacks the row, or the call failed).
-        cut: answers that the token limit ended.
-        notes: how often an answer was empty, truncated, repaired or stripped of its thinking.
-    """
-
-    calls: int
-    sent: int
-    missing: int
-    cut: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    notes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +26,14 @@ class Synthesis:
 
     Attributes:
         counts: rejected candidates and rows by reason, plus "kept".
+        calls: what the language model was asked and what came back.
+        written_by: examples by who wrote them: language models by name, "controlled-edits".
         folder: where examples and rejected rows are; None when they are held here.
     """
 
     counts: Mapping[str, int]
-    calls: CallCounts
+    calls: CallTally
+    written_by: Mapping[str, int]
     folder: Path | None
     held: tuple[Example | Rejected, ...] = ()
 
@@ -107,6 +90,7 @@ def collect(
         InputError: not one example came of it; the rejected rows are written.
     """
     counts: Counter[str] = Counter()
+    writers: Counter[str] = Counter()
     kept, held = 0, []
     with ExitStack() as opened:
         files = (
@@ -117,6 +101,7 @@ def collect(
                 counts[row.reason] += 1
             else:
                 kept += 1
+                writers[row.provenance.model if row.provenance is not None else ""] += 1
             if out is None:
                 held.append(row)
             elif isinstance(row, Rejected):
@@ -129,7 +114,7 @@ def collect(
         raise _nothing_usable(counts)
     folder = Path(out) if out is not None else None
     about = {"kept": kept, **dict(sorted(counts.items()))}
-    return Synthesis(about, count_calls(calls), folder, tuple(held))
+    return Synthesis(about, deepcopy(calls.tally), dict(sorted(writers.items())), folder, tuple(held))
 
 
 def _nothing_usable(counts: Counter[str]) -> InputError:
@@ -138,21 +123,6 @@ def _nothing_usable(counts: Counter[str]) -> InputError:
         f"not one usable example came of it ({reasons or 'no answers'})",
         expected="answers in the form that the prompts ask for",
         action="look at what was sent and what came back with `embedsmith explain`; try another model",
-    )
-
-
-def count_calls(calls: Calls) -> CallCounts:
-    """Return the tally of the calls so far."""
-    tally = calls.tally
-    return CallCounts(
-        calls=tally.calls,
-        sent=tally.sent,
-        missing=tally.missing,
-        cut=tally.cut,
-        prompt_tokens=tally.prompt_tokens,
-        completion_tokens=tally.completion_tokens,
-        seconds=round(tally.seconds, 3),
-        notes=dict(sorted(tally.notes.items())),
     )
 
 

@@ -1,21 +1,32 @@
-"""A language model as judge of pairs: does one answer serve both texts?"""
+"""A language model as judge of pairs: does one answer serve both texts?
+
+`judge_pairs` asks about every pair of a stream and rejects those whose label the judge contradicts. `PairJudge` is
+asked about some, for `labels.check_labels`.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
+from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
 from embedsmith.errors import ConfigurationError
-from embedsmith.llm import Prompt, object_schema
+from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.llm import Completion, Prompt, name_failure, object_schema
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_object
 
-TASK = "same-answer"
+TASK = "same_answer"
 VERDICTS = ("yes", "no", "unsure")
+CONTRADICTIONS: dict[tuple[str | None, int], str] = {("no", 1): "judged-different", ("yes", 0): "judged-same"}
 SCHEMA = object_schema({"same_answer": {"type": "string", "enum": list(VERDICTS)}, "difference": {"type": "string"}})
 
 
@@ -45,13 +56,71 @@ class PairJudge:
         return found
 
 
+def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Iterator[LabelledPair | Rejected]:
+    """Yield the pairs whose label the judge does not contradict, in their order; the others rejected.
+
+    A step of its own, after all pairs are there; until then they wait in a temporary file. "unsure" and an answer
+    without a verdict contradict nothing: the pair is kept, and `provenance.checks` has what was said (`judge=…`). A
+    pair without an answer is rejected for the reason that the answer is missing, so that another run judges it.
+    """
+    with tempfile.TemporaryDirectory(prefix="embedsmith-") as folder:
+        path = Path(folder) / "pairs.jsonl"
+        with JsonLines(path) as waiting:
+            for pair in pairs:
+                if isinstance(pair, Rejected):
+                    yield pair
+                else:
+                    waiting.write(pair)
+        if waiting.rows:
+            answers = calls.complete(lambda: map(_ask_about, _read(path)), total=waiting.rows)
+            for pair, (_, completion) in zip(_read(path), answers, strict=True):
+                yield _hear(pair, completion)
+
+
+def _read(path: Path) -> Iterator[LabelledPair]:
+    for _, row in read_jsonl(path):
+        origin: dict[str, Any] | None = row.pop("provenance")
+        known = Provenance(**{**origin, "checks": tuple(origin["checks"])}) if origin is not None else None
+        yield LabelledPair(**row, provenance=known)
+
+
+def _ask_about(pair: LabelledPair) -> Prompt:
+    """Return the call about a pair; its row is the pair's source and a hash, so that recorded verdicts are found."""
+    texts = pair.sentence1, pair.sentence2
+    return render(texts, f"{_source(pair)}#{fingerprint(texts)}")
+
+
+def _source(pair: LabelledPair) -> str:
+    return pair.provenance.source if pair.provenance is not None else pair.group or ""
+
+
+def _hear(pair: LabelledPair, completion: Completion) -> LabelledPair | Rejected:
+    verdict, difference = read_verdict(completion.text)
+    about = {"query": pair.sentence1, "label": str(pair.label), "step": "judge"}
+    if completion.text is None:
+        detail = f"no verdict; finish: {completion.finish}"
+        return Rejected(name_failure(completion), detail, pair.sentence2, source=_source(pair), context=about)
+    if (verdict, pair.label) in CONTRADICTIONS:
+        reason = CONTRADICTIONS[verdict, pair.label]
+        detail = f"the judge: {difference or verdict}"
+        return Rejected(reason, detail, pair.sentence2, source=_source(pair), context=about)
+    if pair.provenance is None:
+        return pair
+    said = (*pair.provenance.checks, f"judge={verdict or 'unreadable'}")
+    return replace(pair, provenance=replace(pair.provenance, checks=said))
+
+
 def ask(pairs: Sequence[tuple[str, str]]) -> Iterator[Prompt]:
-    """Yield the prompt about each pair; the texts are quoted as JSON, so that they cannot end their quotes."""
+    """Yield the prompt about each pair."""
+    return (render(pair, str(row)) for row, pair in enumerate(pairs))
+
+
+def render(pair: tuple[str, str], row: str) -> Prompt:
+    """Return the prompt about a pair; the texts are quoted as JSON, so that they cannot end their quotes."""
     template = _template()
-    for row, (one, other) in enumerate(pairs):
-        texts = {"one": json.dumps(one, ensure_ascii=False), "other": json.dumps(other, ensure_ascii=False)}
-        user = template["user"].strip().format(**texts)
-        yield Prompt(template["system"].strip(), user, str(row), TASK, schema=SCHEMA)
+    one, other = (json.dumps(text, ensure_ascii=False) for text in pair)
+    user = template["user"].strip().format(one=one, other=other)
+    return Prompt(template["system"].strip(), user, row, TASK, schema=SCHEMA)
 
 
 def read_verdict(text: str | None) -> tuple[str | None, str]:
@@ -62,6 +131,7 @@ def read_verdict(text: str | None) -> tuple[str | None, str]:
     """
     found, _ = parse_object(text, ["same_answer"])
     told = (found or {}).get("same_answer")
+    told = told[0] if isinstance(told, list) and len(told) == 1 else told  # as recorded answers are written
     verdict = {True: "yes", False: "no"}.get(told) if isinstance(told, bool) else str(told).strip(" .").casefold()
     difference = (found or {}).get("difference")
     return (verdict if verdict in VERDICTS else None), difference if isinstance(difference, str) else ""

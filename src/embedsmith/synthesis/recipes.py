@@ -30,11 +30,17 @@ class Recipe:
     Attributes:
         counts: number of texts by task; a task with 0 is not called.
         templates: the messages by task.
+        edits: near-miss questions a query that no model writes: the query with one fact changed (`edits`), at most.
+        judge: whether the language model says of every pair if one answer serves both, in a call of its own.
+        seed: of the edits.
     """
 
     name: str
     counts: dict[str, int]
     templates: dict[str, Template]
+    edits: int = 0
+    judge: bool = False
+    seed: int = 0
 
 
 def load_recipe(
@@ -43,23 +49,27 @@ def load_recipe(
     paraphrases: int = 3,
     distinct: int = 3,
     prompts: Path | str | None = None,
+    edits: int = 0,
+    judge: bool = False,
+    seed: int = 0,
 ) -> Recipe:
-    """Return the recipe `name`, with the user's own `prompts` file when one is given.
+    """Return the recipe `name`, with the user's own `prompts` file when one is given; see `Recipe`.
 
     Raises:
         ConfigurationError: unknown recipe, negative counts, a prompts file with a wrong key or placeholder.
     """
     if name != "langcache":
         raise ConfigurationError(f"the recipe {name!r} does not write about queries", expected="langcache")
-    if min(paraphrases, distinct) < 0 or paraphrases + distinct == 0:
+    if min(paraphrases, distinct, edits) < 0 or paraphrases + distinct == 0:
         raise ConfigurationError(
-            f"{paraphrases} paraphrases and {distinct} distinct questions", expected="at least one in all"
+            f"{paraphrases} paraphrases, {distinct} distinct questions and {edits} edits",
+            expected="none below 0, and at least one that the language model writes",
         )
     if prompts is not None and not Path(prompts).is_file():
         raise InputError(f"{prompts} does not exist", expected="a prompts file (TOML)")
     source = Path(prompts) if prompts is not None else _shipped() / f"{name}.toml"
     templates = _parse_templates(source.read_text(encoding="utf-8"), str(source))
-    return Recipe(name, {"paraphrases": paraphrases, "distinct": distinct}, templates)
+    return Recipe(name, {"paraphrases": paraphrases, "distinct": distinct}, templates, edits, judge, seed)
 
 
 def _shipped() -> Traversable:
