@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from embedsmith.errors import InputError, ModelError
+from embedsmith.examples import LabelledPair
 from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
+from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.testing import FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
@@ -132,3 +134,35 @@ def test_a_base_that_is_no_model_is_found_before_the_first_call(job: Job, tmp_pa
 def test_a_missing_log_is_an_error_with_its_name(job: Job, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none\\.txt does not exist"):
         run(replace(job, log=tmp_path / "none.txt"), FakeLLM())
+
+
+def written(queries: int) -> list[LabelledPair]:
+    return [
+        LabelledPair(f"how do I change my {name}", f"{form} {name}", label, group=str(name))
+        for name in range(queries)
+        for form, label in (("update", 1), ("delete", 0))
+    ]
+
+
+def test_a_tenth_of_the_queries_is_kept_back_to_choose_the_weights() -> None:
+    taught, choosing = set_apart(written(200), seed=0)
+
+    kept_back, left = {pair.group for pair in choosing}, {pair.group for pair in taught}
+    assert 10 <= len(kept_back) <= 30
+    assert not kept_back & left
+    assert len(taught) + len(choosing) == 400
+
+
+def test_few_queries_are_all_trained_on_and_choose_nothing() -> None:
+    assert set_apart(written(20), seed=0) == (written(20), ())
+
+
+def test_the_report_says_how_much_of_the_base_the_weights_keep(job: Job) -> None:
+    job.log.write_text("".join(f"how do I change my {word} {number}\n" for word in WORDS for number in range(15)))
+    result = run(replace(job, force=True), FakeLLM())
+
+    choice = result.summary["retention"]
+    taken = choice["candidates"][choice["chosen"]]
+    assert choice["searched"]
+    assert f"Its weights are {taken['share']:g} · tuned" in result.report.read_text()
+    assert result.report.read_text().count("<svg") == 4

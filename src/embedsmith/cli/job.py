@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,8 +56,9 @@ if TYPE_CHECKING:
     from embedsmith.training import TrainingConfig
 
 
+DEMO_DELTA = 0.1  # 400 pairs full of near misses carry no promise of 5%
 DEMO_QUESTIONS = (
-    "what day does my fixed rate run out",
+    "when does my fixed rate tariff finish",
     "How do I submit an electricity meter reading online?",
     "which of your tariffs is best for an electric car?",
 )
@@ -112,8 +113,10 @@ def run(
     instruction: Annotated[
         str | None, typer.Option(help="rag: what {instruction} in the prompt of queries stands for.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="rag: how far general ability may fall.")] = 0.02,
-    force: Annotated[bool, typer.Option("--force", help="rag: keep a model that is below its base.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="How far general ability may fall below the base; 0.01, for rag 0.02.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep a model that is below its base.")] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -127,6 +130,7 @@ def run(
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
+    allowed: dict[str, Any] = {"tolerance": tolerance} if tolerance is not None else {}
     if recipe == "rag":
         refuse_edits(recipe, edits)
         chosen = _read_training(training, assign or [])
@@ -144,9 +148,9 @@ def run(
             training=chosen.configure(**own_values(epochs, batch, learning_rate, precision, losses, seed)),
             preparation=chosen.preparation,
             instruction=instruction or ASKING,
-            tolerance=tolerance,
             force=force,
             seed=seed,
+            **allowed,
         )
         _run_rag(rag, language_model(), as_json=as_json)
         return
@@ -179,8 +183,10 @@ def run(
         training=_training(epochs, batch, learning_rate, precision, losses, seed),
         delta=delta,
         alpha=alpha,
+        force=force,
         seed=seed,
         base_url=base_url,
+        **allowed,
     )
     with watch_run() as watch:
         result = run_job(job, language_model(), watch)
@@ -227,6 +233,7 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
         base=DEMO_MODEL,
         out=out,
         evaluation=here / "eval_pairs.jsonl",
+        delta=DEMO_DELTA,
         seed=seed,
     )
     _ask_cache(out, here / "answers.jsonl")

@@ -26,7 +26,7 @@ from embedsmith.artifacts import (
 )
 from embedsmith.cache.rules import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
-from embedsmith.cards import CardFacts, write_card
+from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries
 from embedsmith.encoder import Remembering
 from embedsmith.errors import CalibrationRefused
@@ -61,12 +61,16 @@ from embedsmith.pipeline.common import (
     write_counts,
 )
 from embedsmith.report import write_report
+from embedsmith.retention import Retention
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.labels import check_labels
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.training import TrainingConfig, train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
+CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep
+FEWEST = 10  # such sources; fewer choose nothing
+TOLERANCE = 0.01  # how far a guard may fall below the base, in its metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Job:
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
         peers: further models for the comparison (folders, hub ids, openai:MODEL).
         delta, alpha: the promise of the threshold; see `calibration`.
+        tolerance: how far a guard may fall. force: keep a model that is below its base.
     """
 
     log: Path
@@ -100,6 +105,8 @@ class Job:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     delta: float = 0.05
     alpha: float = 0.05
+    tolerance: float = TOLERANCE
+    force: bool = False
     seed: int = 0
     base_url: str | None = None
 
@@ -108,6 +115,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     """Return the finished run; stages that are up to date are not run again, a killed run goes on.
 
     Raises:
+        ModelRefused: the tuned model is below its base on the rows that choose its weights.
         InputError and other `EmbedsmithError`s, each with what to do.
     """
     watch = watch or Watcher()
@@ -200,20 +208,30 @@ def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch
 
 
 def _training(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
-    inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base)}
+    """Train on most of the examples; the others, with the guards, choose how much of it the weights keep.
+
+    The user's labelled pairs have no say here, so they can choose the threshold and judge.
+    """
+    taught, choosing = set_apart(examples, seed=job.seed)
+    guards = read_guards(job.guards)
+    inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base), "guards": fingerprint(guards)}
     config = replace(job.training, seed=job.seed)
-    if folder.is_fresh("training", inputs, plain(config)):
+    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force}
+    if folder.is_fresh("training", inputs, settings):
         watch.say("training: up to date")
         return
     facts = CardFacts(
         base=job.base,
-        examples=len(examples),
+        examples=len(taught),
         source=f"paraphrases and near-miss questions that a language model wrote for {job.log.name}.",
         configuration=plain(config),
     )
-    with folder.stage("training", inputs, plain(config), ["model", "training.json"]):
+    kept = Retention(choosing, guards, job.tolerance, job.force, watch.say)
+    with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
         out = folder / "model"
-        result = train(examples, base=job.base, out=out, config=config, card=write_card(facts), on_progress=watch.steps)
+        result = train(
+            taught, base=job.base, out=out, config=config, card=facts, on_progress=watch.steps, retention=kept
+        )
         write_json(folder / "training.json", result)
     for note in result.notes:
         watch.say(f"training: {note}")
@@ -222,6 +240,15 @@ def _training(job: Job, examples: Sequence[Example], folder: RunDirectory, watch
         f"training: {result.steps} steps on {result.rows} queries and {result.pairs} pairs in "
         f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s{resumed}"
     )
+
+
+def set_apart(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], tuple[Example, ...]]:
+    """Return (rows to train on, labelled pairs of other queries that choose the weights, () where they are few)."""
+    parts = split(examples, {"train": 1 - CHOOSING, "choose": CHOOSING}, seed=seed)
+    pairs = [pair for pair in parts["choose"] if isinstance(pair, LabelledPair)]
+    if len({pair.group for pair in pairs}) < FEWEST or len({pair.label for pair in pairs}) < 2:
+        return list(examples), ()
+    return parts["train"], tuple(pairs)
 
 
 def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
@@ -276,7 +303,10 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
-            watch.say(f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%})")
+            watch.say(
+                f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%}; of the pairs "
+                f"that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
+            )
         except CalibrationRefused as refusal:
             check["refused"] = str(refusal)
             watch.say(f"threshold: refused. {refusal.found}. To do: {refusal.action}")
@@ -310,6 +340,7 @@ def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
         "hardness": read_json(folder / "synthesis/hardness.json"),
         "rejected_examples": pick_examples(rejected),
         "training": read_json(folder / "training.json"),
+        "retention": read_json(folder / "retention.json"),
         "configuration": plain(replace(job.training, seed=job.seed)),
         **read_json(folder / "evaluation.json"),
         "calibration": read_json(folder / "calibration_check.json"),

@@ -8,7 +8,8 @@ from typing import Any
 
 from embedsmith.artifacts import write_text
 from embedsmith.report.pages import render
-from embedsmith.report.plots import draw_curves, draw_general, draw_histograms
+from embedsmith.report.pareto import ALT, draw_pareto
+from embedsmith.report.plots import draw_curves, draw_general, draw_histograms, to_svg
 
 METRICS = {
     "average_precision": "Average precision",
@@ -52,7 +53,7 @@ REASONS = {
 def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
     """Write the page; every user text is escaped, nothing is loaded from elsewhere."""
     comparison = summary["comparison"]
-    reports = comparison["reports"]
+    reports, choice = comparison["reports"], summary["retention"]
     page = render(
         "page.html",
         summary=summary,
@@ -64,6 +65,7 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
         histograms=draw_histograms(reports),
         curves=draw_curves(reports, summary["calibration"].get("calibration")),
         general_plot=draw_general(summary["general"]),
+        weights_plot=to_svg(draw_pareto(choice), ALT) if choice["searched"] else "",
     )
     return write_text(path, page)
 
