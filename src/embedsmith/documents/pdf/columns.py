@@ -1,0 +1,110 @@
+"""The order in which a page with columns is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Protocol, TypeVar
+
+FEWEST = 3  # lines of a column
+NARROWEST = 90.0  # points; two such columns side by side are still read one after the other
+CANDIDATES = 40  # places that are tried for the gap between two columns
+DEPTH = 4  # columns within columns
+SHORTEST = 15  # characters in the usual line of a column of text; cells of tables have fewer
+
+
+class Item(Protocol):
+    """Anything with a place on the page: a line, a table."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def x0(self) -> float: ...
+    @property
+    def x1(self) -> float: ...
+    @property
+    def top(self) -> float: ...
+    @property
+    def bottom(self) -> float: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+def split_columns(items: Sequence[T], depth: int = 0) -> list[list[T]]:
+    """Return the items of each part of the page in the order of reading: left column, right column, what is below both.
+
+    A column is text side by side with other text; cells of a table are shorter and stay in one part.
+    """
+    gutter = _find_gutter(items) if depth < DEPTH else None
+    if gutter is None:
+        return [sorted(items, key=lambda item: (item.top, item.x0))]
+    parts: list[list[T]] = []
+    level: list[T] = []
+    for band, apart in _split_bands(items, gutter):
+        if not apart:
+            level += band
+            continue
+        parts += [level] if level else []
+        level = []
+        parts += split_columns([item for item in band if item.x1 <= gutter], depth + 1)
+        parts += split_columns([item for item in band if item.x1 > gutter], depth + 1)
+    return parts + ([level] if level else [])
+
+
+def _find_gutter(items: Sequence[Item]) -> float | None:
+    """Return the x that parts most lines into two columns, or None."""
+    if len(items) < 2 * FEWEST:
+        return None
+    ends = Counter(round(item.x1) for item in items)
+    best, most = None, 0
+    for end, _ in ends.most_common(CANDIDATES):
+        lines = sum(_smaller_side(band, end + 1.0) for band, apart in _split_bands(items, end + 1.0) if apart)
+        if lines > most or (lines == most and best is not None and end + 1.0 > best):
+            best, most = end + 1.0, lines
+    return best if most else None
+
+
+def _smaller_side(band: Sequence[Item], gutter: float) -> int:
+    left = sum(item.x1 <= gutter for item in band)
+    return min(left, len(band) - left)
+
+
+def _split_bands(items: Sequence[T], gutter: float) -> Iterator[tuple[list[T], bool]]:
+    """Yield (items, whether they are two columns) from the top down; what crosses the gutter is in a band of its own."""
+    band: list[T] = []
+    for item in sorted(items, key=lambda item: (item.top, item.x0)):
+        if item.x0 < gutter < item.x1:
+            yield from _judge(band, gutter)
+            yield [item], False
+            band = []
+        else:
+            band.append(item)
+    yield from _judge(band, gutter)
+
+
+def _judge(band: list[T], gutter: float) -> Iterator[tuple[list[T], bool]]:
+    if band:
+        left = [item for item in band if item.x1 <= gutter]
+        right = [item for item in band if item.x1 > gutter]
+        yield band, _is_text(left) and _is_text(right) and _beside(left, right)
+
+
+def _is_text(items: Sequence[Item]) -> bool:
+    """Say whether these lines fill a column, as text does and words in a table do not."""
+    if len(items) < FEWEST:
+        return False
+    width = max(item.x1 for item in items) - min(item.x0 for item in items)
+    usual = median(item.x1 - item.x0 for item in items)
+    return width >= NARROWEST and usual >= 0.5 * width and median(len(item.text) for item in items) >= SHORTEST
+
+
+def _beside(left: Sequence[Item], right: Sequence[Item]) -> bool:
+    """Say whether the two stand next to each other, for at least half of the shorter one."""
+    (top, bottom), (above, below) = _extent(left), _extent(right)
+    return min(bottom, below) - max(top, above) >= 0.5 * min(bottom - top, below - above)
+
+
+def _extent(items: Sequence[Item]) -> tuple[float, float]:
+    return min(item.top for item in items), max(item.bottom for item in items)

@@ -1,0 +1,60 @@
+"""A page as it is read: the lines and tables of each part, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from embedsmith.documents.pdf.columns import split_columns
+from embedsmith.documents.pdf.tables import Table, find_aligned, find_ruled
+from embedsmith.documents.pdf.words import Line, form_lines, mark_raised, turn_upright
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A column, or what goes over the whole width; lines and tables from the top down."""
+
+    items: tuple[Line | Table, ...]
+    x0: float
+    x1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page without its words.
+
+    Attributes:
+        height: in points, of the page as it is read.
+    """
+
+    number: int
+    height: float
+    parts: tuple[Part, ...]
+
+
+def lay_out(row: Mapping[str, Any]) -> Page:
+    """Return the page of a row of `extraction`; text that stands on its side comes after the rest."""
+    parts: list[Part] = []
+    height = row["size"][1]
+    for words, rules, (_, tall) in turn_upright(row["words"], map(tuple, row["rules"]), tuple(row["size"])):
+        height = height if parts else tall
+        tables, rest = find_ruled(mark_raised(words), rules)
+        for items in split_columns([*tables, *form_lines(rest)]):
+            parts += _make_parts(items)
+    return Page(row["page"], height, tuple(parts))
+
+
+def _make_parts(items: list[Line | Table]) -> list[Part]:
+    """Return one part; lines above and below a table with lines are looked at apart from each other."""
+    found: list[Line | Table] = []
+    lines: list[Line] = []
+    for item in items:
+        if isinstance(item, Line):
+            lines.append(item)
+        else:
+            found += [*find_aligned(lines), item]
+            lines = []
+    found += find_aligned(lines)
+    slim = tuple(replace(item, words=()) if isinstance(item, Line) else item for item in found)
+    return [Part(slim, min(item.x0 for item in slim), max(item.x1 for item in slim))] if slim else []
