@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 FEWEST = 3  # lines of a column
 NARROWEST = 90.0  # points; two such columns side by side are still read one after the other
+STRIPE = 0.6  # of the height of a line: a wider gap over both columns parts paragraphs
 CANDIDATES = 40  # places that are tried for the gap between two columns
 DEPTH = 4  # columns within columns
 SHORTEST = 15  # characters in the usual line of a column of text; cells of tables have fewer
@@ -76,19 +77,55 @@ def _split_bands(items: Sequence[T], gutter: float) -> Iterator[tuple[list[T], b
     band: list[T] = []
     for item in sorted(items, key=lambda item: (item.top, item.x0)):
         if item.x0 < gutter < item.x1:
-            yield from _judge(band, gutter)
+            yield from _judge(band, gutter, closed=True)
             yield [item], False
             band = []
         else:
             band.append(item)
-    yield from _judge(band, gutter)
+    yield from _judge(band, gutter, closed=False)
 
 
-def _judge(band: list[T], gutter: float) -> Iterator[tuple[list[T], bool]]:
-    if band:
-        left = [item for item in band if item.x1 <= gutter]
-        right = [item for item in band if item.x1 > gutter]
-        yield band, _is_text(left) and _is_text(right) and _beside(left, right)
+def _judge(band: list[T], gutter: float, *, closed: bool) -> Iterator[tuple[list[T], bool]]:
+    """Yield what is above two columns, the columns, and what is below them; `closed`: text over both follows.
+
+    Columns go from the first to the last stretch that looks like some, for what parts them may be a line of each.
+    """
+    pieces = _split_rows(band)
+    columns = [place for place, piece in enumerate(pieces) if _are_columns(piece, gutter)]
+    if not columns:
+        if band:
+            yield band, _are_columns(band, gutter)
+        return
+    first, last = columns[0], columns[-1] + 1
+    while last < len(pieces) and _is_rest(pieces[last], gutter) and not (closed and len(pieces[last]) <= 2):
+        last += 1
+    for part, apart in ((pieces[:first], False), (pieces[first:last], True), (pieces[last:], False)):
+        if part:
+            yield [item for piece in part for item in piece], apart
+
+
+def _split_rows(band: Sequence[T]) -> list[list[T]]:
+    """Return items, given from the top down, in stretches with an empty stripe over the whole width between them."""
+    pieces: list[list[T]] = []
+    lowest = 0.0
+    for item in band:
+        if not pieces or item.top - lowest > STRIPE * min(item.bottom - item.top, 20.0):
+            pieces.append([])
+            lowest = item.bottom
+        pieces[-1].append(item)
+        lowest = max(lowest, item.bottom)
+    return pieces
+
+
+def _are_columns(items: Sequence[Item], gutter: float) -> bool:
+    left = [item for item in items if item.x1 <= gutter]
+    right = [item for item in items if item.x1 > gutter]
+    return _is_text(left) and _is_text(right) and _beside(left, right)
+
+
+def _is_rest(items: Sequence[Item], gutter: float) -> bool:
+    """Say whether only one of the columns goes on here."""
+    return len({item.x1 <= gutter for item in items}) == 1
 
 
 def _is_text(items: Sequence[Item]) -> bool:

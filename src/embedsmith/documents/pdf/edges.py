@@ -23,18 +23,30 @@ def drop_edges(pages: Iterable[Page]) -> list[Page]:
     """Return the pages without headers and footers.
 
     These are lines at an edge that, numbers aside, most pages have; that three pages near each other have in one place
-    in the margin (the name of a chapter), or all of two pages; and page numbers in the margin.
+    in the margin (the name of a chapter), or all of two pages; and those with the number of the page.
     """
     kept = list(pages)
     places: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for page in kept:
         for side, line in _find_edges(page):
             places[side, _shape(line)].setdefault(page.number, line.base)
-    return [_clean(page, places, len(kept)) for page in kept]
+    counted = _find_counted(kept)
+    return [_clean(page, places, counted, len(kept)) for page in kept]
 
 
-def _clean(page: Page, places: dict[tuple[str, str], dict[int, float]], pages: int) -> Page:
-    dropped = set()
+def _find_counted(pages: Iterable[Page]) -> set[int]:
+    """Return the ids of lines with the number of the page, whatever else they say: "Chapter 2: Risks   31"."""
+    found: dict[tuple[str, int, int], list[Line]] = defaultdict(list)
+    for page in pages:
+        for side, line in _find_edges(page, 1):
+            ends = re.fullmatch(r"(\d{1,5})\s.*|.*\s(\d{1,5})", line.text)
+            if ends:
+                found[side, int(ends[1] or ends[2]) - page.number, round(line.base / 3)].append(line)
+    return {id(line) for lines in found.values() if len(lines) >= FEWEST for line in lines}
+
+
+def _clean(page: Page, places: dict[tuple[str, str], dict[int, float]], counted: set[int], pages: int) -> Page:
+    dropped = set(counted)
     for side, line in _find_edges(page):
         found = places[side, _shape(line)]
         often = len(found) >= FEWEST and len(found) > REPEATED * pages
@@ -59,11 +71,11 @@ def _shape(line: Line) -> str:
     return re.sub(r"[0-9]+", "#", line.text).casefold()
 
 
-def _find_edges(page: Page) -> Iterator[tuple[str, Line]]:
+def _find_edges(page: Page, most: int = EDGE) -> Iterator[tuple[str, Line]]:
     """Yield (side, line) for the lines on the first and the last baselines of a page; on short pages both."""
     lines = [item for part in page.parts for item in part.items if isinstance(item, Line)]
     bases = sorted({round(line.base) for line in lines})
-    for side, chosen in (("top", bases[:EDGE]), ("bottom", bases[-EDGE:])):
+    for side, chosen in (("top", bases[:most]), ("bottom", bases[-most:])):
         yield from ((side, line) for line in lines if round(line.base) in chosen)
 
 

@@ -117,9 +117,15 @@ class _Page:
         self._fonts: dict[int, tuple[float, int, float]] = {}
 
     def read(self) -> dict[str, Any]:
-        """Return size, words ([text, x0, top, x1, bottom, baseline, size, bold, angle]) and rules ([x0, y0, x1, y1])."""
+        """Return the size, and what is on the page.
+
+        Words are [text, x0, top, x1, bottom, x and y of the baseline, size, bold, angle], rules (straight lines) and
+        dots (drawn signs of lists) [x0, y0, x1, y1].
+        """
         size = [round(self._width, 1), round(self._height, 1)]
-        return {"size": size, "words": self._read_words(), "rules": self._read_rules()}
+        words = self._read_words()
+        rules, dots = self._read_paths()
+        return {"size": size, "words": words, "rules": rules, "dots": dots}
 
     def _read_words(self) -> list[list[Any]]:
         raw = self._raw
@@ -205,8 +211,9 @@ class _Page:
         x, y = word[5]
         return [word[0], *(round(value, 1) for value in (*word[1:5], x, y)), *word[6:]]
 
-    def _read_rules(self) -> list[list[float]]:
+    def _read_paths(self) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
         rules: set[tuple[float, ...]] = set()
+        dots: set[tuple[float, ...]] = set()
         left = OBJECTS
         stack = [(self._page.raw, False, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0), 0)]
         raw = self._raw
@@ -218,33 +225,41 @@ class _Page:
                 drawn = raw.FPDFFormObj_GetObject(holder, place) if is_form else raw.FPDFPage_GetObject(holder, place)
                 kind = raw.FPDFPageObj_GetType(drawn)
                 if kind == raw.FPDF_PAGEOBJ_PATH:
-                    rules.update(self._read_path(drawn, _multiply(self._get_matrix(drawn), matrix)))
+                    points, found = self._read_path(drawn, _multiply(self._get_matrix(drawn), matrix))
+                    rules.update(found)
+                    dots.update(_as_dot(points))
                 elif kind == raw.FPDF_PAGEOBJ_FORM and depth < DEPTH:
                     stack.append((drawn, True, _multiply(self._get_matrix(drawn), matrix), depth + 1))
-        return [list(rule) for rule in sorted(rules)]
+        return sorted(rules), sorted(dots)
 
     def _get_matrix(self, drawn: Any) -> tuple[float, ...]:
         matrix = self._raw.FS_MATRIX()
         self._raw.FPDFPageObj_GetMatrix(drawn, matrix)
         return matrix.a, matrix.b, matrix.c, matrix.d, matrix.e, matrix.f
 
-    def _read_path(self, drawn: Any, matrix: tuple[float, ...]) -> Iterator[tuple[float, ...]]:
-        """Yield the level and the upright segments of a path, longer than a letter is high."""
+    def _read_path(
+        self, drawn: Any, matrix: tuple[float, ...]
+    ) -> tuple[list[tuple[float, float]], list[tuple[float, ...]]]:
+        """Return the points of a path, and its level and upright segments."""
+        points: list[tuple[float, float]] = []
+        found: list[tuple[float, ...]] = []
         raw, x, y = self._raw, ctypes.c_float(), ctypes.c_float()
         start = here = (0.0, 0.0)
         for number in range(min(raw.FPDFPath_CountSegments(drawn), SEGMENTS)):
             segment = raw.FPDFPath_GetPathSegment(drawn, number)
             raw.FPDFPathSegment_GetPoint(segment, x, y)
             there = self._place(*_apply(matrix, x.value, y.value))
+            points.append(there)
             kind = raw.FPDFPathSegment_GetType(segment)
             if kind == raw.FPDF_SEGMENT_MOVETO:
                 start = there
             elif kind == raw.FPDF_SEGMENT_LINETO:
-                yield from _as_rule(here, there)
+                found += _as_rule(here, there)
             here = there
             if raw.FPDFPathSegment_GetClose(segment):
-                yield from _as_rule(here, start)
+                found += _as_rule(here, start)
                 here = start
+        return points, found
 
 
 def _follows(word: list[Any], x0: float, top: float, x1: float, bottom: float) -> bool:
@@ -259,6 +274,16 @@ def _as_rule(start: tuple[float, float], end: tuple[float, float]) -> Iterator[t
     across, down = abs(x1 - x0), abs(y1 - y0)
     if min(across, down) <= 1 and max(across, down) >= 6 and max(across, down) < 1e5:
         yield tuple(round(value, 1) for value in (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+
+
+def _as_dot(points: list[tuple[float, float]]) -> Iterator[tuple[float, ...]]:
+    """Yield the box of a path as small and as square as the sign before an item of a list."""
+    if 4 <= len(points) <= 60:
+        xs, ys = zip(*points)
+        box = min(xs), min(ys), max(xs), max(ys)
+        width, height = box[2] - box[0], box[3] - box[1]
+        if 1.5 <= width <= 8 and 0.7 <= width / max(height, 0.1) <= 1.4:
+            yield tuple(round(value, 1) for value in box)
 
 
 def _multiply(m: tuple[float, ...], n: tuple[float, ...]) -> tuple[float, ...]:

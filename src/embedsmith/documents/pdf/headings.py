@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embedsmith.documents.pdf.paragraphs import BULLETS, Group, Style, join_lines
+from embedsmith.documents.pdf.paragraphs import BULLETS, LEADER, Group, Style, join_lines
 
 LARGER = 1.12  # times the size of the text
 LONGEST = 200  # characters
@@ -52,7 +52,7 @@ def _simplify(text: str) -> str:
 def _looks(group: Group, text: str, style: Style, *, followed: bool) -> bool:
     """Say whether lines look like a heading: larger, or bold, or numbered or in capitals and by themselves."""
     letters = LETTERS.findall(text)
-    if len(letters) < 2 or text[0] in BULLETS:
+    if len(letters) < 2 or text[0] in BULLETS or LEADER.search(text):
         return False
     line = group.lines[0]
     ends = text[-1] in ".,;:。"
@@ -65,7 +65,7 @@ def _looks(group: Group, text: str, style: Style, *, followed: bool) -> bool:
     if len(group.lines) > 1 or len(text) > 80 or not group.apart or line.x1 > group.part.x0 + 0.85 * _width(group):
         return False
     number = NUMBERED.match(text)
-    capitals = len(letters) >= 4 and "".join(letters).isupper()
+    capitals = len(letters) >= 6 and "".join(letters).isupper() and (text[-1].isalnum() or text[-1] == ")")
     return capitals or NAMED.match(text) is not None or (number is not None and "." in number[1] and _capital(text))
 
 

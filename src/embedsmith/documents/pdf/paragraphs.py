@@ -20,6 +20,7 @@ BULLET = re.compile(rf"[{BULLETS}]\s+\S|\(?(?:\d{{1,2}}|[a-z]|[ivx]{{1,4}})[.)]\
 SIGN = re.compile(r"[•▪◦‣·●○■□–*\uf0b7\uf0a7]\s+(?=\S)")
 HYPHEN = re.compile(r"(\w+)[-\u00ad\u2010]$")
 ENDED = re.compile(r"[.!?:;。！？؟][\"'”’)\]»⁰¹²³⁴⁵⁶⁷⁸⁹*†‡]*$")
+LEADER = re.compile(r"(?:[.·…]\s?){4,}\s*\w*$")  # of a table of contents
 NOTE = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹*†‡§]|\(?\d{1,2}[)\s]")
 UNSPACED = re.compile("[\u3000-\u30ff\u3400-\u9fff\uff00-\uff60]")  # Chinese and Japanese
 
@@ -111,7 +112,7 @@ def _begins(group: Group, line: Line, style: Style) -> bool:
         return True
     if goes_on(last.text):
         return False
-    if BULLET.match(line.text):
+    if BULLET.match(line.text) or LEADER.search(last.text):
         return True
     if not ENDED.search(last.text):
         return False

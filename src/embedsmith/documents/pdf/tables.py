@@ -102,7 +102,7 @@ def find_ruled(words: Sequence[Word], rules: Iterable[Rule]) -> tuple[list[Table
             continue
         inside = [word for word in rest if xs[0] <= _middle(word)[0] <= xs[-1] and ys[0] <= _middle(word)[1] <= ys[-1]]
         rows = _fill_grid(inside, xs, ys, level, upright)
-        if len(rows) >= 2 and sum(any(row[column].text for row in rows) for column in range(len(xs) - 1)) >= 2:
+        if rows and sum(any(row[column].text for row in rows) for column in range(len(xs) - 1)) >= 2:
             tables.append(Table(tuple(rows), tuple(xs[1:-1]), xs[0], xs[-1], ys[0], ys[-1]))
             taken = set(map(id, inside))
             rest = [word for word in rest if id(word) not in taken]
@@ -350,7 +350,7 @@ def _join_wrapped(rows: Sequence[list[list[Word]]]) -> list[list[list[Word]]]:
         return list(rows)
     limit = (max(gaps) + min(gaps)) / 2
     whole = [all(row) for row in rows]
-    if any(gap < limit and above and below for gap, above, below in zip(gaps, whole, whole[1:], strict=True)):
+    if any(gap < limit and above and below for gap, above, below in zip(gaps, whole[:-1], whole[1:], strict=True)):
         return list(rows)  # whole rows stand as near as these: the wider gaps only group them
     joined = [rows[0]]
     for row, gap in zip(rows[1:], gaps, strict=True):

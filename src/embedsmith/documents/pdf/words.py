@@ -54,9 +54,9 @@ class Line:
 
 
 def turn_upright(
-    rows: Iterable[Sequence[object]], rules: Iterable[Rule], size: tuple[float, float]
-) -> Iterator[tuple[list[Word], list[Rule], tuple[float, float]]]:
-    """Yield (words, rules, page size) for each direction of writing, that with most text first.
+    rows: Iterable[Sequence[object]], boxes: Sequence[Sequence[Rule]], size: tuple[float, float]
+) -> Iterator[tuple[list[Word], list[list[Rule]], tuple[float, float]]]:
+    """Yield (words, boxes of each kind, page size) for each direction of writing, that with most text first.
 
     Text at an angle (a watermark) is none of the document's; a table that stands on its side is.
     """
@@ -66,10 +66,9 @@ def turn_upright(
         if abs((_number(row[9]) + 45) % 90 - 45) <= 5:
             groups.setdefault(angle, []).append(row)
     order = sorted(groups, key=lambda angle: -sum(len(str(row[0])) for row in groups[angle]))
-    lines = list(rules)
     for angle in order:
         words = [_place(row, angle, size) for row in groups[angle]]
-        turned = [_turn(rule, angle, size) for rule in lines] if angle == order[0] else []
+        turned = [[_turn(box, angle, size) for box in kind] if angle == order[0] else [] for kind in boxes]
         yield words, turned, size if angle % 2 == 0 else (size[1], size[0])
 
 
@@ -114,6 +113,24 @@ def _raise(word: Word, hosts: Sequence[Word], bases: Sequence[float]) -> Word:
             text = word.text.translate(RAISED) if shift > 0 else word.text
             return replace(word, text=text, base=host.base, size=host.size, top=host.top, bottom=host.bottom)
     return word
+
+
+def add_dots(words: Sequence[Word], dots: Iterable[Rule]) -> list[Word]:
+    """Return the words with a "•" for each dot that is drawn before a word, where an item of a list has its sign."""
+    if not words:
+        return []
+    hosts = sorted(words, key=lambda word: word.base)
+    bases = [word.base for word in hosts]
+    reach = max(word.size for word in words)
+    found = list(words)
+    for x0, y0, x1, y1 in dots:
+        first, last = bisect_left(bases, y0), bisect_left(bases, y1 + reach)
+        row = [word for word in hosts[first : min(last, first + 100)] if word.top < y0 and y1 < word.bottom]
+        near = [word for word in row if 0 < word.x0 - x1 < 2.5 * word.size]
+        if near and not any(word.x0 < x0 and x0 - word.x1 < 10 * word.size for word in row):
+            host = min(near, key=lambda word: word.x0)
+            found.append(replace(host, text="•", x0=x0, x1=x1, bold=host.bold))
+    return found
 
 
 def form_lines(words: Iterable[Word], *, apart: float = APART) -> list[Line]:
