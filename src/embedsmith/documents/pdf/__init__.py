@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from embedsmith.documents.files import UnusableFile
 from embedsmith.documents.pdf.edges import drop_edges
-from embedsmith.documents.pdf.headings import Mark, find_headings
+from embedsmith.documents.pdf.headings import find_headings
 from embedsmith.documents.pdf.layout import Page, lay_out
-from embedsmith.documents.pdf.paragraphs import Group, group_lines, join_groups, join_lines, measure
+from embedsmith.documents.pdf.paragraphs import group_lines, join_groups, join_lines, measure, simplify
 from embedsmith.documents.pdf.tables import read_rows
 from embedsmith.documents.pdf.worker import read_pages
 from embedsmith.documents.structure import Builder, Document
@@ -40,15 +40,15 @@ def parse_pdf(name: str, raw: bytes) -> tuple[Document, list[str]]:
     return builder.finish(), broken
 
 
-def _read(raw: bytes) -> tuple[list[Page], list[Mark], list[str]]:
-    """Return the pages that could be read, the outline, and what went wrong."""
+def _read(raw: bytes) -> tuple[list[Page], dict[tuple[int, str], int], list[str]]:
+    """Return the pages that could be read, the outline (depths by page and title), and what went wrong."""
     pages: list[Page] = []
-    outline: list[Mark] = []
+    outline: dict[tuple[int, str], int] = {}
     broken: list[str] = []
     size = 0
     for row in read_pages(raw):
         if "page" not in row:
-            outline = [(int(depth), str(title), int(page)) for depth, title, page in row["outline"]]
+            outline = {(int(page), simplify(title)): int(depth) for depth, title, page in row["outline"]}
         elif "error" in row:
             broken.append(f"page {row['page']}: {row['error']}")
         else:
@@ -59,18 +59,13 @@ def _read(raw: bytes) -> tuple[list[Page], list[Mark], list[str]]:
     return pages, outline, broken
 
 
-def _read_blocks(pages: list[Page], outline: list[Mark]) -> Iterator[tuple[int, str, int]]:
+def _read_blocks(pages: list[Page], outline: dict[tuple[int, str], int]) -> Iterator[tuple[int, str, int]]:
     """Yield (page it begins on, text, level of a heading or 0) of each block."""
     style = measure(pages)
-    groups = list(group_lines(pages, style))
+    groups = list(group_lines(pages, style, outline.keys()))
     levels = find_headings(groups, style, outline)
     for group in join_groups(groups, levels.keys(), style):
-        for text in _read_group(group, style.hyphenated):
-            yield group.page, text, levels.get(id(group), 0)
-
-
-def _read_group(group: Group, hyphenated: frozenset[str]) -> Iterator[str]:
-    if group.tables:
-        yield from read_rows(group.tables)
-    else:
-        yield join_lines(group.lines, hyphenated)
+        if group.tables:
+            yield from ((group.pages[part], row, 0) for part, row in read_rows(group.tables))
+        else:
+            yield group.page, join_lines(group.lines, style.hyphenated), levels.get(id(group), 0)

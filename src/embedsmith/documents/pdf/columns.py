@@ -73,7 +73,7 @@ def _smaller_side(band: Sequence[Item], gutter: float) -> int:
 
 
 def _split_bands(items: Sequence[T], gutter: float) -> Iterator[tuple[list[T], bool]]:
-    """Yield (items, whether they are two columns) from the top down; what crosses the gutter is in a band of its own."""
+    """Yield (items, whether they are two columns) from the top down; what crosses the gutter is a band of its own."""
     band: list[T] = []
     for item in sorted(items, key=lambda item: (item.top, item.x0)):
         if item.x0 < gutter < item.x1:

@@ -18,7 +18,6 @@ MARGIN = 0.085  # of the height: an inch of text-free border is .09
 NUMBER = re.compile(r"\W*(?:page|seite|p\.)?\s*(?:\d{1,5}|[ivxlc]{1,7})(?:\s*(?:of|/|von|de|\|)\s*\d{1,5})?\W*", re.I)
 
 
-
 def drop_edges(pages: Iterable[Page]) -> list[Page]:
     """Return the pages without headers and footers.
 
@@ -77,5 +76,3 @@ def _find_edges(page: Page, most: int = EDGE) -> Iterator[tuple[str, Line]]:
     bases = sorted({round(line.base) for line in lines})
     for side, chosen in (("top", bases[:most]), ("bottom", bases[-most:])):
         yield from ((side, line) for line in lines if round(line.base) in chosen)
-
-

@@ -101,7 +101,7 @@ def _read_outline(file: Any) -> list[tuple[int, str, int]]:
                 found.append((mark.level + 1, mark.get_title(), page + 1))
             if len(found) == PAGES:
                 break
-    except Exception:  # noqa: BLE001, S110  the text does not depend on it
+    except Exception:  # noqa: BLE001  the text does not depend on it
         pass
     return found
 
@@ -215,7 +215,8 @@ class _Page:
         rules: set[tuple[float, ...]] = set()
         dots: set[tuple[float, ...]] = set()
         left = OBJECTS
-        stack = [(self._page.raw, False, (1.0, 0.0, 0.0, 1.0, 0.0, 0.0), 0)]
+        whole: tuple[float, ...] = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+        stack = [(self._page.raw, False, whole, 0)]
         raw = self._raw
         while stack:
             holder, is_form, matrix, depth = stack.pop()
@@ -266,7 +267,7 @@ def _follows(word: list[Any], x0: float, top: float, x1: float, bottom: float) -
     """Say whether a character touches the word, in any direction of writing."""
     near = 0.25 * max(word[6], 1.0)
     beside = x0 <= word[3] + near and x1 >= word[1] - near
-    return beside and top <= word[4] + near and bottom >= word[2] - near
+    return bool(beside and top <= word[4] + near and bottom >= word[2] - near)
 
 
 def _as_rule(start: tuple[float, float], end: tuple[float, float]) -> Iterator[tuple[float, ...]]:
@@ -279,7 +280,7 @@ def _as_rule(start: tuple[float, float], end: tuple[float, float]) -> Iterator[t
 def _as_dot(points: list[tuple[float, float]]) -> Iterator[tuple[float, ...]]:
     """Yield the box of a path as small and as square as the sign before an item of a list."""
     if 4 <= len(points) <= 60:
-        xs, ys = zip(*points)
+        xs, ys = zip(*points, strict=True)
         box = min(xs), min(ys), max(xs), max(ys)
         width, height = box[2] - box[0], box[3] - box[1]
         if 1.5 <= width <= 8 and 0.7 <= width / max(height, 0.1) <= 1.4:

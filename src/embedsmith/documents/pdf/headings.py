@@ -7,16 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embedsmith.documents.pdf.paragraphs import BULLETS, LEADER, Group, Style, join_lines
+from embedsmith.documents.pdf.paragraphs import BULLETS, LEADER, Group, Style, join_lines, simplify
 
 LARGER = 1.12  # times the size of the text
 LONGEST = 200  # characters
 LINES = 3
 NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,5})\.?\s+\S")
-NAMED = re.compile(r"(?:item|article|section|chapter|part|appendix|schedule|annex|exhibit)\s+(?:\d+|[ivxlc]+|[a-z])\b", re.I)
+NAMED = re.compile(
+    r"(?:item|article|section|chapter|part|appendix|schedule|annex|exhibit)\s+(?:\d+|[ivxlc]+|[a-z])\b", re.I
+)
 LETTERS = re.compile(r"[^\W\d_]")
-
-Mark = tuple[int, str, int]  # depth from 1, title, page
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,21 @@ class Heading:
     marked: int
 
 
-def find_headings(groups: Sequence[Group], style: Style, outline: Iterable[Mark]) -> dict[int, int]:
-    """Return the level, 1 to 6, of each group that is a heading, by the id of the group."""
-    marks = {(page, _simplify(title)): depth for depth, title, page in outline}
+def find_headings(groups: Sequence[Group], style: Style, marks: Mapping[tuple[int, str], int]) -> dict[int, int]:
+    """Return the level, 1 to 6, of each group that is a heading, by the id of the group.
+
+    `marks`: depth from 1 of what the outline names, by page and `simplify`-ed title.
+    """
     found = []
     for place, group in enumerate(groups):
         if not group.lines or len(group.lines) > LINES:
             continue
         text = join_lines(group.lines, style.hyphenated)
-        marked = marks.get((group.page, _simplify(text)), 0)
+        marked = marks.get((group.page, simplify(text)), 0)
         followed = place + 1 < len(groups) and groups[place + 1].page - group.page <= 1
         if marked or (len(text) <= LONGEST and _looks(group, text, style, followed=followed)):
             found.append(Heading(group, text, group.lines[0].size, group.lines[0].bold, marked))
     return _rank(found)
-
-
-def _simplify(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def _looks(group: Group, text: str, style: Style, *, followed: bool) -> bool:
@@ -66,19 +64,16 @@ def _looks(group: Group, text: str, style: Style, *, followed: bool) -> bool:
         return False
     number = NUMBERED.match(text)
     capitals = len(letters) >= 6 and "".join(letters).isupper() and (text[-1].isalnum() or text[-1] == ")")
-    return capitals or NAMED.match(text) is not None or (number is not None and "." in number[1] and _capital(text))
+    numbered = number is not None and "." in number[1] and LETTERS.findall(text)[0].isupper()
+    return capitals or numbered or NAMED.match(text) is not None
 
 
 def _width(group: Group) -> float:
     return max(group.part.x1 - group.part.x0, 200.0)
 
 
-def _capital(text: str) -> bool:
-    return LETTERS.findall(text)[0].isupper()
-
-
 def _rank(headings: Sequence[Heading]) -> dict[int, int]:
-    """Return levels: larger before smaller, bold before plain, 2 before 2.1; depths of the outline where it has them."""
+    """Return levels: larger before smaller, bold before plain, 2 before 2.1; the outline's where it has them."""
     steps = _merge_sizes(heading.size for heading in headings)
     look = {id(heading): (-steps[heading.size], not heading.bold) for heading in headings}
     depths = _find_depths(headings, look)

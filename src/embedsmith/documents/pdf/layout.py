@@ -8,7 +8,7 @@ from typing import Any
 
 from embedsmith.documents.pdf.columns import split_columns
 from embedsmith.documents.pdf.tables import Table, find_aligned, find_ruled
-from embedsmith.documents.pdf.words import Line, add_dots, form_lines, mark_raised, turn_upright
+from embedsmith.documents.pdf.words import Line, Rule, add_dots, form_lines, mark_raised, turn_upright
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ def lay_out(row: Mapping[str, Any]) -> Page:
     """Return the page of a row of `extraction`; text that stands on its side comes after the rest."""
     parts: list[Part] = []
     height = row["size"][1]
-    boxes = [tuple(box) for box in row["rules"]], [tuple(box) for box in row["dots"]]
+    boxes: list[list[Rule]] = [[(a, b, c, d) for a, b, c, d in row[kind]] for kind in ("rules", "dots")]
     for words, (rules, dots), (_, tall) in turn_upright(row["words"], boxes, tuple(row["size"])):
         height = height if parts else tall
         words = mark_raised(words) if parts else add_dots(mark_raised(words), dots)
         tables, rest = find_ruled(words, rules)
-        for items in split_columns([*tables, *form_lines(rest)]):
+        found: list[Line | Table] = [*tables, *form_lines(rest)]
+        for items in split_columns(found):
             parts += _make_parts(items)
     return Page(row["page"], height, tuple(parts))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from embedsmith.documents.pdf.layout import Page, Part
@@ -12,6 +12,7 @@ from embedsmith.documents.pdf.tables import Table, continues
 from embedsmith.documents.pdf.words import Line
 
 NARROW = 0.8  # of the width of a column: a line that ends a sentence here ends the paragraph, too
+FULL = 0.95  # of the width: a line that ends a sentence here more likely goes on in the next column than not
 WIDER = 1.3  # times the usual distance between lines: a new paragraph
 SAME_SIZE = 0.6  # points
 INDENT = 0.8  # of the size
@@ -31,6 +32,7 @@ class Group:
 
     Attributes:
         lines: of one style, from the top down; () of a table.
+        pages: of each of the tables.
         apart: it stands farther from the text above than its own lines do from each other.
     """
 
@@ -39,6 +41,7 @@ class Group:
     lines: list[Line] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     apart: bool = True
+    pages: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class Style:
     leading: float
     bold: bool
     hyphenated: frozenset[str]
+
+
+def simplify(text: str) -> str:
+    """Return the letters and digits of a title, by which the outline and the page are compared."""
+    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def measure(pages: Iterable[Page]) -> Style:
@@ -77,22 +85,28 @@ def measure(pages: Iterable[Page]) -> Style:
     return Style(size, leading, 2 * heavy > total, frozenset(hyphenated))
 
 
-def group_lines(pages: Iterable[Page], style: Style) -> Iterator[Group]:
-    """Yield groups in the order of reading, not yet joined over the ends of columns and pages."""
+def group_lines(pages: Iterable[Page], style: Style, titles: Set[tuple[int, str]]) -> Iterator[Group]:
+    """Yield groups in the order of reading, not yet joined over the ends of columns and pages.
+
+    A line whose (page, `simplify`-ed text) is among `titles` stays alone.
+    """
     for page in pages:
         for part in page.parts:
-            yield from _group_part(page.number, part, style)
+            yield from _group_part(page.number, part, style, titles)
 
 
-def _group_part(number: int, part: Part, style: Style) -> Iterator[Group]:
+def _group_part(number: int, part: Part, style: Style, titles: Set[tuple[int, str]]) -> Iterator[Group]:
     group: Group | None = None
+    alone = False
     for item in part.items:
         if isinstance(item, Table):
             if group:
                 yield group
-            yield Group(number, part, tables=[item])
+            yield Group(number, part, tables=[item], pages=[number])
             group = None
-        elif group is None or _begins(group, item, style):
+            continue
+        before, alone = alone, bool(titles) and (number, simplify(item.text)) in titles
+        if group is None or alone or before or _begins(group, item, style):
             apart = group is None or item.base - group.lines[-1].base > WIDER * style.leading * item.size
             if group:
                 yield group
@@ -137,8 +151,12 @@ def join_groups(groups: Iterable[Group], headings: Set[int], style: Style) -> It
         elif _is_note(group, style) and not _is_note(waiting, style):
             notes.append(group)
         elif id(waiting) not in headings and id(group) not in headings and _joins(waiting, group):
-            waiting = Group(
-                waiting.page, group.part, waiting.lines + group.lines, waiting.tables + group.tables, waiting.apart
+            waiting = replace(
+                waiting,
+                part=group.part,
+                lines=waiting.lines + group.lines,
+                tables=waiting.tables + group.tables,
+                pages=waiting.pages + group.pages,
             )
         else:
             yield from (waiting, *notes)
@@ -161,9 +179,12 @@ def _joins(before: Group, after: Group) -> bool:
         return False
     if goes_on(last.text):
         return True
-    if ENDED.search(last.text) or BULLET.match(first.text):
+    if BULLET.match(first.text):
         return False
-    return first.text[0].islower() or last.x1 >= before.part.x0 + 0.9 * (before.part.x1 - before.part.x0)
+    filled = (last.x1 - before.part.x0) / max(before.part.x1 - before.part.x0, 1.0)
+    if ENDED.search(last.text):
+        return filled >= FULL and first.x0 <= after.part.x0 + INDENT * first.size
+    return first.text[0].islower() or filled >= 0.9
 
 
 def _goes_over(last: Table, first: Table, before: Group, after: Group) -> bool:

@@ -50,8 +50,11 @@ class Table:
         return " ".join(cell.text for row in self.rows for cell in row)
 
 
-def read_rows(tables: Sequence[Table]) -> Iterator[str]:
-    """Yield the rows of a table, on one page or several, as the other readers give them: "Segment: Grid; 2031: 41"."""
+def read_rows(tables: Sequence[Table]) -> Iterator[tuple[int, str]]:
+    """Yield (which of `tables`, row): the rows of a table over several pages, as the other readers give them.
+
+    "Segment: Grid; 2031: 41"; the header is repeated in each, and rows without one are "Grid | 41".
+    """
     header = find_header(tables[0])
     names = _merge_header(tables[0].rows[:header])
     texts = {tuple(cell.text for cell in row) for row in tables[0].rows[:header]}
@@ -59,9 +62,9 @@ def read_rows(tables: Sequence[Table]) -> Iterator[str]:
         for row in table.rows[header if number == 0 else 0 :]:
             cells = tuple(cell.text for cell in row)
             if cells not in texts:  # the header, repeated on the next page
-                yield join_cells(names, cells)
+                yield number, join_cells(names, cells)
     if header and header == sum(len(table.rows) for table in tables):
-        yield join_cells((), names)
+        yield 0, join_cells((), names)
 
 
 def find_header(table: Table) -> int:
@@ -143,7 +146,7 @@ def _find_root(root: list[int], place: int) -> int:
 
 
 def _join_collinear(rules: Iterable[Rule], axis: int) -> list[Rule]:
-    """Return lines along `axis` (0: x), pieces of one put together: a border of a cell is four lines, drawn cell by cell."""
+    """Return lines along `axis` (0: x), pieces put together: borders are four lines each, cell by cell."""
     across = 1 - axis
     tracks: list[list[Rule]] = []
     for rule in sorted(rules, key=lambda rule: rule[across]):
@@ -210,23 +213,24 @@ def _find_origin(
 
 def _has_edge(rules: Sequence[Rule], axis: int, place: float, other: float) -> bool:
     """Say whether a line along `axis` passes `other` at `place`."""
-    return any(
-        abs(rule[1 - axis] - place) <= 2 * SNAP and rule[axis] - SNAP <= other <= rule[axis + 2] + SNAP for rule in rules
-    )
+    near = [rule for rule in rules if abs(rule[1 - axis] - place) <= 2 * SNAP]
+    return any(rule[axis] - SNAP <= other <= rule[axis + 2] + SNAP for rule in near)
 
 
 def _split_row(columns: Sequence[list[Word]]) -> Iterator[list[list[Word]]]:
     """Yield the rows between two level lines: many where only columns are ruled, one where text was wrapped."""
     bases = [_snap(word.base for word in column) for column in columns if column]
     lines = bases[0] if bases else []
-    same = len(bases) > 1 and all(
-        len(found) == len(lines) and all(abs(x - y) <= SNAP for x, y in zip(found, lines, strict=True)) for found in bases
-    )
+    same = len(bases) > 1 and all(_stand_level(found, lines) for found in bases)
     if not same or len(lines) < 3:
         yield list(columns)
         return
     for line in lines:
         yield [[word for word in column if abs(word.base - line) <= 2 * SNAP] for column in columns]
+
+
+def _stand_level(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(abs(x - y) <= SNAP for x, y in zip(one, other, strict=True))
 
 
 def make_cell(words: Sequence[Word]) -> Cell:
@@ -305,9 +309,7 @@ def _find_edges(rows: Sequence[Sequence[Line]]) -> list[float]:
     words = [word for row in rows for line in row for word in line.words]
     least = CELL_GAP * median(word.size for word in words)
     allowed = int(COVERED * len(rows))
-    marks = sorted(
-        mark for row in rows for cell in _split_cells(row) for mark in ((cell[0].x0, 1), (cell[-1].x1, -1))
-    )
+    marks = sorted(mark for row in rows for cell in _split_cells(row) for mark in ((cell[0].x0, 1), (cell[-1].x1, -1)))
     edges, open_cells = [], 0
     free: float | None = None
     begun = False
@@ -360,5 +362,3 @@ def _join_wrapped(rows: Sequence[list[list[Word]]]) -> list[list[list[Word]]]:
         else:
             joined.append(row)
     return joined
-
-

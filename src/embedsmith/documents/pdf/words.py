@@ -84,7 +84,7 @@ def _place(row: Sequence[object], angle: int, size: tuple[float, float]) -> Word
 
 
 def _turn(box: Rule, angle: int, size: tuple[float, float]) -> Rule:
-    """Return where a box lies when the page is turned so that text at `angle` (quarters, counter-clockwise) is level."""
+    """Return where a box lies on the page turned so that text at `angle` (quarters, counter-clockwise) is level."""
     x0, y0, x1, y1 = box
     width, height = size
     if angle == 1:

@@ -20,7 +20,7 @@ RESTARTS = 5  # pages of a file that may end the process; the pages after the la
 
 
 def read_pages(raw: bytes) -> Iterator[dict[str, Any]]:
-    """Yield what `extraction` writes: first a row with "pages" and "outline", then one a page, with "error" or its words.
+    """Yield what `extraction` writes: a row with "pages" and "outline", then one a page, with "error" or its words.
 
     A page that takes longer than `extraction.PAGE_SECONDS` of the processor, more than `extraction.MEMORY`, or crashes
     the reader is a row with an error, too.
