@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -10,6 +11,7 @@ from typing import Protocol, TypeVar
 FEWEST = 3  # lines of a column
 NARROWEST = 90.0  # points; two such columns side by side are still read one after the other
 STRIPE = 0.6  # of the height of a line: a wider gap over both columns parts paragraphs
+ACROSS = 30.0  # points that a level line must go on to either side to part what is above and below
 CANDIDATES = 40  # places that are tried for the gap between two columns
 DEPTH = 4  # columns within columns
 SHORTEST = 15  # characters in the usual line of a column of text; cells of tables have fewer
@@ -31,37 +33,39 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
+Rules = Sequence[tuple[float, float, float, float]]  # x0, y, x1, y of level lines
 
 
-def split_columns(items: Sequence[T], depth: int = 0) -> list[list[T]]:
+def split_columns(items: Sequence[T], rules: Rules = (), depth: int = 0) -> list[list[T]]:
     """Return the items of each part of the page in the order of reading: left column, right column, what is below both.
 
-    A column is text side by side with other text; cells of a table are shorter and stay in one part.
+    A column is text side by side with other text; cells of a table are shorter, or level lines part its rows, and they
+    stay in one part.
     """
-    gutter = _find_gutter(items) if depth < DEPTH else None
+    gutter = _find_gutter(items, rules) if depth < DEPTH else None
     if gutter is None:
         return [sorted(items, key=lambda item: (item.top, item.x0))]
     parts: list[list[T]] = []
     level: list[T] = []
-    for band, apart in _split_bands(items, gutter):
+    for band, apart in _split_bands(items, gutter, rules):
         if not apart:
             level += band
             continue
         parts += [level] if level else []
         level = []
-        parts += split_columns([item for item in band if item.x1 <= gutter], depth + 1)
-        parts += split_columns([item for item in band if item.x1 > gutter], depth + 1)
+        parts += split_columns([item for item in band if item.x1 <= gutter], rules, depth + 1)
+        parts += split_columns([item for item in band if item.x1 > gutter], rules, depth + 1)
     return parts + ([level] if level else [])
 
 
-def _find_gutter(items: Sequence[Item]) -> float | None:
+def _find_gutter(items: Sequence[Item], rules: Rules) -> float | None:
     """Return the x that parts most lines into two columns, or None."""
     if len(items) < 2 * FEWEST:
         return None
     ends = Counter(round(item.x1) for item in items)
     best, most = None, 0
     for end, _ in ends.most_common(CANDIDATES):
-        lines = sum(_smaller_side(band, end + 1.0) for band, apart in _split_bands(items, end + 1.0) if apart)
+        lines = sum(_smaller_side(band, end + 1.0) for band, apart in _split_bands(items, end + 1.0, rules) if apart)
         if lines > most or (lines == most and best is not None and end + 1.0 > best):
             best, most = end + 1.0, lines
     return best if most else None
@@ -72,16 +76,26 @@ def _smaller_side(band: Sequence[Item], gutter: float) -> int:
     return min(left, len(band) - left)
 
 
-def _split_bands(items: Sequence[T], gutter: float) -> Iterator[tuple[list[T], bool]]:
+def _split_bands(items: Sequence[T], gutter: float, rules: Rules) -> Iterator[tuple[list[T], bool]]:
     """Yield (items, whether they are two columns) from the top down; what crosses the gutter is a band of its own."""
     band: list[T] = []
+    crossing = sorted(rule[1] for rule in rules if rule[0] < gutter - ACROSS and gutter + ACROSS < rule[2])
+    above = 0  # lines above the band
     for item in sorted(items, key=lambda item: (item.top, item.x0)):
+        passed = bisect_right(crossing, (item.top + item.bottom) / 2)
         if item.x0 < gutter < item.x1:
             yield from _judge(band, gutter, closed=True)
             yield [item], False
             band = []
+        elif band and passed > above:
+            if above and passed <= len(crossing):  # a row between two lines is one of a table
+                yield band, False
+            else:
+                yield from _judge(band, gutter, closed=True)
+            band = [item]
         else:
             band.append(item)
+        above = passed
     yield from _judge(band, gutter, closed=False)
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from embedsmith.documents.pdf.layout import Page
+from embedsmith.documents.pdf.layout import MARGIN, Page
 from embedsmith.documents.pdf.words import Line
 
 EDGE = 3  # lines at the top and at the bottom of a page that may be a header or a footer
 REPEATED = 0.5  # share of the pages from which a line at the edge is one
 FEWEST = 3  # pages; on fewer, a repeated line may well be text
-MARGIN = 0.085  # of the height: an inch of text-free border is .09
 NUMBER = re.compile(r"\W*(?:page|seite|p\.)?\s*(?:\d{1,5}|[ivxlc]{1,7})(?:\s*(?:of|/|von|de|\|)\s*\d{1,5})?\W*", re.I)
 
 

@@ -21,6 +21,8 @@ OBJECTS = 50_000  # drawn things of a page that are looked at for lines
 SEGMENTS = 500  # of one path; a longer one is a drawing, not the lines of a table
 DEPTH = 4  # of forms within forms
 PAGES = 20_000
+TAGS = 20_000  # elements of a page's structure, and how deep they go
+NESTING = 40
 LOST_IN_A_ROW = 50  # pages that cannot be loaded, after which the count of pages is taken for a lie
 WEIGHT = 600  # from here on a font is bold
 LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
@@ -114,18 +116,19 @@ class _Page:
         width, height = page.get_size()
         self._width, self._height = width, height
         self._place = _turn(page.get_rotation(), page.get_mediabox(), page.get_cropbox())
-        self._fonts: dict[int, tuple[float, int, float]] = {}
+        self._fonts: dict[int, tuple[float, int, float, int]] = {}
 
     def read(self) -> dict[str, Any]:
         """Return the size, and what is on the page.
 
-        Words are [text, x0, top, x1, bottom, x and y of the baseline, size, bold, angle], rules (straight lines) and
-        dots (drawn signs of lists) [x0, y0, x1, y1].
+        Words are [text, x0, top, x1, bottom, x and y of the baseline, size, bold, angle, mark], rules (straight lines)
+        and dots (drawn signs of lists) [x0, y0, x1, y1]; tags [mark, roles from the outermost, numbers of these] say
+        in a tagged file, in the order of reading, what the words with a mark are part of.
         """
         size = [round(self._width, 1), round(self._height, 1)]
         words = self._read_words()
         rules, dots = self._read_paths()
-        return {"size": size, "words": words, "rules": rules, "dots": dots}
+        return {"size": size, "words": words, "rules": rules, "dots": dots, "tags": self._read_tags()}
 
     def _read_words(self) -> list[list[Any]]:
         raw = self._raw
@@ -141,7 +144,7 @@ class _Page:
             raw.FPDFText_ClosePage(text)
 
     def _read_characters(self, text: Any, count: int) -> Iterator[tuple[str, tuple[Any, ...]] | None]:
-        """Yield (character, (x0, top, x1, bottom, baseline, size, bold, angle)); None between words."""
+        """Yield (character, (x0, top, x1, bottom, baseline, size, bold, angle, mark)); None between words."""
         raw, box, high = self._raw, self._raw.FS_RECTF(), ""
         x, y = ctypes.c_double(), ctypes.c_double()
         for place in range(count):
@@ -162,14 +165,14 @@ class _Page:
                 continue
             if not raw.FPDFText_GetLooseCharBox(text, place, box) or not raw.FPDFText_GetCharOrigin(text, place, x, y):
                 continue
-            size, bold, angle = self._describe(text, place)
+            style = self._describe(text, place)
             x0, y0 = self._place(box.left, box.bottom)
             x1, y1 = self._place(box.right, box.top)
             base = self._place(x.value, y.value)
-            yield character, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1), base, size, bold, angle)
+            yield character, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1), base, *style)
 
-    def _describe(self, text: Any, place: int) -> tuple[float, int, float]:
-        """Return size in points, bold or not, and angle in degrees of the text that a character belongs to."""
+    def _describe(self, text: Any, place: int) -> tuple[float, int, float, int]:
+        """Return size in points, bold or not, angle in degrees, and mark of the text that a character belongs to."""
         raw = self._raw
         drawn = raw.FPDFText_GetTextObject(text, place)
         key = ctypes.cast(drawn, ctypes.c_void_p).value or 0
@@ -182,7 +185,9 @@ class _Page:
             size = abs(raw.FPDFText_GetFontSize(text, place)) * math.hypot(matrix.c, matrix.d)
             zero, one = self._place(0, 0), self._place(matrix.a, matrix.b)
             angle = math.degrees(math.atan2(zero[1] - one[1], one[0] - zero[0])) % 360
-            self._fonts[key] = (round(size, 2), int(heavy or BOLD.search(name.value) is not None), round(angle))
+            bold = int(heavy or BOLD.search(name.value) is not None)
+            mark = raw.FPDFPageObj_GetMarkedContentID(drawn) if drawn else -1
+            self._fonts[key] = (round(size, 2), bold, round(angle), mark)
         return self._fonts[key]
 
     def _join(self, characters: Iterator[tuple[str, tuple[Any, ...]] | None]) -> Iterator[list[Any]]:
@@ -210,6 +215,58 @@ class _Page:
     def _finish(word: list[Any]) -> list[Any]:
         x, y = word[5]
         return [word[0], *(round(value, 1) for value in (*word[1:5], x, y)), *word[6:]]
+
+    def _read_tags(self) -> list[tuple[int, list[str], list[int]]]:
+        raw = self._raw
+        tree = raw.FPDF_StructTree_GetForPage(self._page)
+        if not tree:
+            return []
+        try:
+            roots = (
+                raw.FPDF_StructTree_GetChildAtIndex(tree, n) for n in range(raw.FPDF_StructTree_CountChildren(tree))
+            )
+            return list(self._walk_tags([root for root in roots if root][:TAGS]))
+        finally:
+            raw.FPDF_StructTree_Close(tree)
+
+    def _walk_tags(self, roots: list[Any]) -> Iterator[tuple[int, list[str], list[int]]]:
+        raw, name = self._raw, ctypes.create_string_buffer(64)
+        stack: list[tuple[Any, int, list[str], list[int]]] = [(root, -1, [], []) for root in reversed(roots)]
+        for number in range(TAGS):
+            if not stack:
+                return
+            element, mark, roles, path = stack.pop()
+            if element is None:
+                yield mark, roles, path
+                continue
+            raw.FPDF_StructElement_GetType(element, name, 64)
+            kind = name.raw.decode("utf-16-le", "replace").partition("\0")[0]
+            kind += self._find_span(element) if kind in ("TD", "TH") else ""
+            roles, path = [*roles, kind], [*path, number]
+            single = raw.FPDF_StructElement_GetMarkedContentID(element)
+            children: list[tuple[Any, int, list[str], list[int]]] = []
+            for place in range(min(raw.FPDF_StructElement_CountChildren(element), TAGS)):
+                child = raw.FPDF_StructElement_GetChildAtIndex(element, place)
+                mark = raw.FPDF_StructElement_GetChildMarkedContentID(element, place)
+                if child and len(path) < NESTING:
+                    children.append((child, -1, roles, path))
+                elif mark >= 0:
+                    children.append((None, mark, roles, path))
+                elif kind == "TR":  # a cell with nothing in it is not loaded
+                    children.append((None, -1, [*roles, "TD"], [*path, -1 - place]))
+            if single >= 0 and not children:
+                children.append((None, single, roles, path))
+            stack += reversed(children)
+
+    def _find_span(self, element: Any) -> str:
+        """Return ":3" for a cell over three columns, "" for one over its own."""
+        raw, number = self._raw, ctypes.c_float()
+        for place in range(min(raw.FPDF_StructElement_GetAttributeCount(element), 20)):
+            attribute = raw.FPDF_StructElement_GetAttributeAtIndex(element, place)
+            value = raw.FPDF_StructElement_Attr_GetValue(attribute, b"ColSpan") if attribute else None
+            if value and raw.FPDF_StructElement_Attr_GetNumberValue(value, number) and 1 < number.value < 100:
+                return f":{int(number.value)}"
+        return ""
 
     def _read_paths(self) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
         rules: set[tuple[float, ...]] = set()

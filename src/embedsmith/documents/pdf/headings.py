@@ -35,6 +35,9 @@ def find_headings(groups: Sequence[Group], style: Style, marks: Mapping[tuple[in
 
     `marks`: depth from 1 of what the outline names, by page and `simplify`-ed title.
     """
+    tagged = {id(group): level for group in groups if group.lines and (level := _find_tag(group))}
+    if tagged:
+        return tagged
     found = []
     for place, group in enumerate(groups):
         if not group.lines or len(group.lines) > LINES:
@@ -45,6 +48,12 @@ def find_headings(groups: Sequence[Group], style: Style, marks: Mapping[tuple[in
         if marked or (len(text) <= LONGEST and _looks(group, text, style, followed=followed)):
             found.append(Heading(group, text, group.lines[0].size, group.lines[0].bold, marked))
     return _rank(found)
+
+
+def _find_tag(group: Group) -> int:
+    """Return the level that a tagged file says, or 0."""
+    role = group.lines[0].tag[1] if group.lines[0].tag else ""
+    return 1 if role == "Title" else int(role[1]) if re.fullmatch("H[1-6]", role) else 0
 
 
 def _looks(group: Group, text: str, style: Style, *, followed: bool) -> bool:

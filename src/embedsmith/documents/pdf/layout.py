@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedsmith.documents.pdf.columns import split_columns
-from embedsmith.documents.pdf.tables import Table, find_aligned, find_ruled
-from embedsmith.documents.pdf.words import Line, Rule, add_dots, form_lines, mark_raised, turn_upright
+from embedsmith.documents.pdf.tables import Table, find_aligned, find_ruled, join_level
+from embedsmith.documents.pdf.tags import read_tagged
+from embedsmith.documents.pdf.words import Line, Rule, Word, add_dots, form_lines, mark_raised, turn_upright
+
+WIDE = 100.0  # points: shorter lines underline words
+MARGIN = 0.085  # of the height: an inch of text-free border is .09
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,23 @@ def lay_out(row: Mapping[str, Any]) -> Page:
     for words, (rules, dots), (_, tall) in turn_upright(row["words"], boxes, tuple(row["size"])):
         height = height if parts else tall
         words = mark_raised(words) if parts else add_dots(mark_raised(words), dots)
+        if not parts:
+            tagged, words = read_tagged(words, row["tags"])
+            parts += _part_of(tagged)
+            words = [word for word in words if not (tagged and _in_margin(word, tall))]
         tables, rest = find_ruled(words, rules)
         found: list[Line | Table] = [*tables, *form_lines(rest)]
-        for items in split_columns(found):
-            parts += _make_parts(items)
+        level = join_level(rules)
+        for items in split_columns(found, [rule for rule in level if rule[2] - rule[0] > WIDE]):
+            parts += _make_parts(items, level)
     return Page(row["page"], height, tuple(parts))
 
 
-def _make_parts(items: list[Line | Table]) -> list[Part]:
+def _in_margin(word: Word, height: float) -> bool:
+    return word.bottom <= MARGIN * height or word.top >= (1 - MARGIN) * height
+
+
+def _make_parts(items: list[Line | Table], rules: list[Rule]) -> list[Part]:
     """Return one part; lines above and below a table with lines are looked at apart from each other."""
     found: list[Line | Table] = []
     lines: list[Line] = []
@@ -56,8 +69,11 @@ def _make_parts(items: list[Line | Table]) -> list[Part]:
         if isinstance(item, Line):
             lines.append(item)
         else:
-            found += [*find_aligned(lines), item]
+            found += [*find_aligned(lines, rules), item]
             lines = []
-    found += find_aligned(lines)
+    return _part_of([*found, *find_aligned(lines, rules)])
+
+
+def _part_of(found: list[Line | Table]) -> list[Part]:
     slim = tuple(replace(item, words=()) if isinstance(item, Line) else item for item in found)
     return [Part(slim, min(item.x0 for item in slim), max(item.x1 for item in slim))] if slim else []

@@ -119,6 +119,8 @@ def _group_part(number: int, part: Part, style: Style, titles: Set[tuple[int, st
 
 def _begins(group: Group, line: Line, style: Style) -> bool:
     """Say whether a line begins a paragraph below the lines of a group."""
+    if line.tag or group.lines[-1].tag:
+        return line.tag != group.lines[-1].tag
     last, left, width = group.lines[-1], group.part.x0, group.part.x1 - group.part.x0
     if abs(last.size - line.size) > SAME_SIZE or line.base - last.base > WIDER * style.leading * line.size:
         return True

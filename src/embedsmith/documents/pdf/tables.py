@@ -15,6 +15,7 @@ from embedsmith.documents.structure import join_cells
 SNAP = 3.0  # points: lines of a table that are nearer than this are one
 MOST_RULES = 2_000  # after joining; a page with more is a drawing
 MOST_TABLES = 50  # of a page
+ROW = 60.0  # points: the highest row that is not shaded between two that are
 MOST_EDGES = 100  # rows or columns of a table with lines; beyond it is squared paper
 CELL_GAP = 0.5  # of the size: a narrower gap is a space within a cell
 COVERED = 0.15  # of the rows may cross the gap between two columns: headings over several of them
@@ -58,13 +59,27 @@ def read_rows(tables: Sequence[Table]) -> Iterator[tuple[int, str]]:
     header = find_header(tables[0])
     names = _merge_header(tables[0].rows[:header])
     texts = {tuple(cell.text for cell in row) for row in tables[0].rows[:header]}
+    waiting: tuple[int, tuple[str, ...]] | None = None
     for number, table in enumerate(tables):
         for row in table.rows[header if number == 0 else 0 :]:
             cells = tuple(cell.text for cell in row)
-            if cells not in texts:  # the header, repeated on the next page
-                yield number, join_cells(names, cells)
+            if cells in texts:  # the header, repeated on the next page
+                continue
+            if waiting and waiting[0] < number and _is_rest(cells):
+                waiting = waiting[0], tuple(" ".join(both).strip() for both in zip(waiting[1], cells, strict=True))
+                continue
+            if waiting:
+                yield waiting[0], join_cells(names, waiting[1])
+            waiting = number, cells
+    if waiting:
+        yield waiting[0], join_cells(names, waiting[1])
     if header and header == sum(len(table.rows) for table in tables):
         yield 0, join_cells((), names)
+
+
+def _is_rest(cells: Sequence[str]) -> bool:
+    """Say whether the first row on a page is the end of one that the page before began: no name, and no numbers."""
+    return not cells[0] and not any(NUMBER.fullmatch(cell) for cell in cells)
 
 
 def find_header(table: Table) -> int:
@@ -119,7 +134,7 @@ def _middle(word: Word) -> tuple[float, float]:
 def _group_rules(rules: Iterable[Rule]) -> Iterator[tuple[list[Rule], list[Rule]]]:
     """Yield (level, upright) lines that touch each other."""
     lines = list(rules)
-    level = _join_collinear((rule for rule in lines if rule[2] - rule[0] >= rule[3] - rule[1]), 0)
+    level = join_level(lines)
     upright = _join_collinear((rule for rule in lines if rule[2] - rule[0] < rule[3] - rule[1]), 1)
     if len(level) + len(upright) > MOST_RULES:
         return
@@ -136,13 +151,36 @@ def _group_rules(rules: Iterable[Rule]) -> Iterator[tuple[list[Rule], list[Rule]
     for first, rule in zip(held, upright, strict=True):
         if first >= 0:
             groups[_find_root(root, first)][1].append(rule)
-    yield from sorted(groups.values(), key=lambda group: -len(group[1]))[:MOST_TABLES]
+    found = sorted((group for group in groups.values() if len(group[1]) > 1), key=lambda group: -len(group[1]))
+    yield from _stack(found[:MOST_TABLES])
+
+
+def _stack(groups: Sequence[tuple[list[Rule], list[Rule]]]) -> list[tuple[list[Rule], list[Rule]]]:
+    """Put groups of lines together that have the same columns, one closely below the other: every second row shaded."""
+    stacked: list[tuple[list[Rule], list[Rule]]] = []
+    for level, upright in sorted(groups, key=lambda group: min(rule[1] for rule in group[1])):
+        xs, top = _snap(rule[0] for rule in upright), min(rule[1] for rule in upright)
+        if stacked:
+            before, bottom = stacked[-1], max(rule[3] for rule in stacked[-1][1])
+            same = _stand_level(_snap(rule[0] for rule in before[1]), xs)
+            if same and top - bottom <= ROW:
+                joints = [(x, bottom, x, top) for x in xs]
+                stacked[-1] = before[0] + level, before[1] + joints + upright
+                continue
+        stacked.append((level, upright))
+    return stacked
 
 
 def _find_root(root: list[int], place: int) -> int:
     while root[place] != place:
         root[place] = place = root[root[place]]
     return place
+
+
+def join_level(rules: Iterable[Rule]) -> list[Rule]:
+    """Return the level lines of a page, pieces put together; none of a page that is a drawing."""
+    joined = _join_collinear((rule for rule in rules if rule[2] - rule[0] >= rule[3] - rule[1]), 0)
+    return joined if len(joined) <= MOST_RULES else []
 
 
 def _join_collinear(rules: Iterable[Rule], axis: int) -> list[Rule]:
@@ -242,13 +280,16 @@ def make_cell(words: Sequence[Word]) -> Cell:
 # Tables without lines
 
 
-def find_aligned(lines: Sequence[Line]) -> Iterator[Line | Table]:
-    """Yield lines of one part of a page in order, those that stand in columns as tables, those of one row joined."""
+def find_aligned(lines: Sequence[Line], rules: Sequence[Rule] = ()) -> Iterator[Line | Table]:
+    """Yield lines of one part of a page in order, those that stand in columns as tables, those of one row joined.
+
+    `rules`: level ones, which may part rows of several lines.
+    """
     rows = _group_lines(lines)
     place = 0
     while place < len(rows):
         end = _find_end(rows, place)
-        table = _align(rows[place:end]) if end > place else None
+        table = _align(rows[place:end], rules) if end > place else None
         if table is not None:
             yield table
             place = end
@@ -289,7 +330,7 @@ def _find_end(rows: Sequence[Sequence[Line]], start: int) -> int:
     return end
 
 
-def _align(rows: Sequence[Sequence[Line]]) -> Table | None:
+def _align(rows: Sequence[Sequence[Line]], rules: Sequence[Rule]) -> Table | None:
     """Return rows as a table, if their cells stand under each other in at least two columns."""
     full = [row for row in rows if len(row) > 1]
     edges = _find_edges(full)
@@ -299,8 +340,9 @@ def _align(rows: Sequence[Sequence[Line]]) -> Table | None:
     if sum(sum(bool(cell) for cell in cells) > 1 for cells in placed) < 0.7 * len(full):
         return None
     lines = [line for row in rows for line in row]
-    cells = tuple(tuple(map(make_cell, row)) for row in _join_wrapped(placed))
     x0, x1 = min(line.x0 for line in lines), max(line.x1 for line in lines)
+    ys = [rule[1] for rule in rules if min(rule[2], x1) - max(rule[0], x0) >= 0.5 * (x1 - x0)]
+    cells = tuple(tuple(map(make_cell, row)) for row in _join_ruled(placed, ys) or _join_wrapped(placed))
     return Table(cells, tuple(edges), x0, x1, min(line.top for line in lines), max(line.bottom for line in lines))
 
 
@@ -342,6 +384,25 @@ def _place_cells(row: Sequence[Line], edges: Sequence[float]) -> list[list[Word]
     for cell in _split_cells(row):
         columns[bisect_right(edges, (cell[0].x0 + cell[-1].x1) / 2)] += cell
     return columns
+
+
+def _join_ruled(rows: Sequence[list[list[Word]]], ys: Sequence[float]) -> list[list[list[Word]]]:
+    """Put the lines between two level rules together; [] where rules do not part the rows."""
+    order = sorted(ys)
+    bands: dict[int, list[list[list[Word]]]] = {}
+    for row in rows:
+        base = min(word.base for cell in row for word in cell)
+        bands.setdefault(bisect_right(order, base), []).append(row)
+    if len(bands) < 3 or any(sum(all(row) for row in band) > 1 and _evenly(band) for band in bands.values()):
+        return []
+    return [
+        [[word for row in band for word in row[column]] for column in range(len(rows[0]))] for band in bands.values()
+    ]
+
+
+def _evenly(rows: Sequence[list[list[Word]]]) -> bool:
+    """Say whether each of these lines is whole, and has a number: rows of their own, whatever is drawn around them."""
+    return all(all(row) and any(NUMBER.fullmatch(make_cell(cell).text) for cell in row) for row in rows)
 
 
 def _join_wrapped(rows: Sequence[list[list[Word]]]) -> list[list[list[Word]]]:

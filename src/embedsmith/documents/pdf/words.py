@@ -26,6 +26,7 @@ class Word:
     Attributes:
         base: y of the line it stands on.
         size: of its font.
+        mark: what ties it to the structure of a tagged file, -1 without.
     """
 
     text: str
@@ -36,11 +37,16 @@ class Word:
     base: float
     size: float
     bold: bool
+    mark: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Words on one baseline, nothing but spaces between them."""
+    """Words on one baseline, nothing but spaces between them.
+
+    Attributes:
+        tag: number on the page and role of what it is part of, in a tagged file.
+    """
 
     words: tuple[Word, ...]
     text: str
@@ -51,6 +57,7 @@ class Line:
     base: float
     size: float
     bold: bool
+    tag: tuple[int, str] | None = None
 
 
 def turn_upright(
@@ -80,7 +87,7 @@ def _place(row: Sequence[object], angle: int, size: tuple[float, float]) -> Word
     text, (x0, top, x1, bottom, x, y, points) = str(row[0]), map(_number, row[1:8])
     x0, top, x1, bottom = _turn((x0, top, x1, bottom), angle, size)
     base = _turn((x, y, x, y), angle, size)[1]
-    return Word(text, x0, top, x1, bottom, base, max(points, 1.0), bool(row[8]))
+    return Word(text, x0, top, x1, bottom, base, max(points, 1.0), bool(row[8]), int(_number(row[10])))
 
 
 def _turn(box: Rule, angle: int, size: tuple[float, float]) -> Rule:
@@ -122,15 +129,15 @@ def add_dots(words: Sequence[Word], dots: Iterable[Rule]) -> list[Word]:
     hosts = sorted(words, key=lambda word: word.base)
     bases = [word.base for word in hosts]
     reach = max(word.size for word in words)
-    found = list(words)
+    found: list[Word] = []
     for x0, y0, x1, y1 in dots:
         first, last = bisect_left(bases, y0), bisect_left(bases, y1 + reach)
         row = [word for word in hosts[first : min(last, first + 100)] if word.top < y0 and y1 < word.bottom]
         near = [word for word in row if 0 < word.x0 - x1 < 2.5 * word.size]
         if near and not any(word.x0 < x0 and x0 - word.x1 < 10 * word.size for word in row):
             host = min(near, key=lambda word: word.x0)
-            found.append(replace(host, text="•", x0=x0, x1=x1, bold=host.bold))
-    return found
+            found.append(replace(host, text="•", x0=x0, x1=x1))
+    return [*found, *words]
 
 
 def form_lines(words: Iterable[Word], *, apart: float = APART) -> list[Line]:
