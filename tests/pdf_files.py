@@ -115,12 +115,10 @@ def print_page(folder: Path, html: str, *options: str) -> bytes:
 
 
 def set_with_groff(source: str) -> bytes:
-    """Return the PDF that Ghostscript makes of what groff sets with the macros ms."""
+    """Return the PDF that Ghostscript makes of what groff sets."""
     assert GROFF
     assert GHOSTSCRIPT
-    set_ = subprocess.run(
-        [GROFF, "-ms", "-t", "-Tps"], input=source.encode(), check=True, capture_output=True, timeout=60
-    )
+    set_ = subprocess.run([GROFF, "-t", "-Tps"], input=source.encode(), check=True, capture_output=True, timeout=60)
     done = subprocess.run([GHOSTSCRIPT, "-", "-"], input=set_.stdout, check=True, capture_output=True, timeout=60)
     return done.stdout
 

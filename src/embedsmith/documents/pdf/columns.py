@@ -5,16 +5,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from statistics import median
 from typing import Protocol, TypeVar
 
 FEWEST = 3  # lines of a column
 NARROWEST = 90.0  # points; two such columns side by side are still read one after the other
 STRIPE = 0.6  # of the height of a line: a wider gap over both columns parts paragraphs
 ACROSS = 30.0  # points that a level line must go on to either side to part what is above and below
+NEAR = 15.0  # points between a line and the row below it
+MOSTLY = 0.6  # of the characters of a column are in its lines; the others may be in tables and headings
 CANDIDATES = 40  # places that are tried for the gap between two columns
 DEPTH = 4  # columns within columns
-SHORTEST = 15  # characters in the usual line of a column of text; cells of tables have fewer
+SHORTEST = 15  # characters in a line of text; cells of tables have fewer
 
 
 class Item(Protocol):
@@ -81,14 +82,16 @@ def _split_bands(items: Sequence[T], gutter: float, rules: Rules) -> Iterator[tu
     band: list[T] = []
     crossing = sorted(rule[1] for rule in rules if rule[0] < gutter - ACROSS and gutter + ACROSS < rule[2])
     above = 0  # lines above the band
+    in_table = False  # the band above was a row
     for item in sorted(items, key=lambda item: (item.top, item.x0)):
         passed = bisect_right(crossing, (item.top + item.bottom) / 2)
         if item.x0 < gutter < item.x1:
             yield from _judge(band, gutter, closed=True)
             yield [item], False
-            band = []
+            band, in_table = [], False
         elif band and passed > above:
-            if above and passed <= len(crossing):  # a row between two lines is one of a table
+            in_table = above > 0  # a row between two lines is one of a table
+            if in_table:
                 yield band, False
             else:
                 yield from _judge(band, gutter, closed=True)
@@ -96,7 +99,10 @@ def _split_bands(items: Sequence[T], gutter: float, rules: Rules) -> Iterator[tu
         else:
             band.append(item)
         above = passed
-    yield from _judge(band, gutter, closed=False)
+    if in_table and band and band[0].top - crossing[above - 1] < NEAR:  # its last row, cut by the end of the page
+        yield band, False
+    else:
+        yield from _judge(band, gutter, closed=False)
 
 
 def _judge(band: list[T], gutter: float, *, closed: bool) -> Iterator[tuple[list[T], bool]]:
@@ -111,6 +117,10 @@ def _judge(band: list[T], gutter: float, *, closed: bool) -> Iterator[tuple[list
             yield band, _are_columns(band, gutter)
         return
     first, last = columns[0], columns[-1] + 1
+    while first and _is_half(pieces[first - 1], gutter):
+        first -= 1
+    while last < len(pieces) and _is_half(pieces[last], gutter):
+        last += 1
     while last < len(pieces) and _is_rest(pieces[last], gutter) and not (closed and len(pieces[last]) <= 2):
         last += 1
     for part, apart in ((pieces[:first], False), (pieces[first:last], True), (pieces[last:], False)):
@@ -137,6 +147,13 @@ def _are_columns(items: Sequence[Item], gutter: float) -> bool:
     return _is_text(left) and _is_text(right) and _beside(left, right)
 
 
+def _is_half(items: Sequence[Item], gutter: float) -> bool:
+    """Say whether one of the columns is text here; the other may be a list, a table or a heading."""
+    left = [item for item in items if item.x1 <= gutter]
+    right = [item for item in items if item.x1 > gutter]
+    return bool(left and right) and (_is_text(left) or _is_text(right))
+
+
 def _is_rest(items: Sequence[Item], gutter: float) -> bool:
     """Say whether only one of the columns goes on here."""
     return len({item.x1 <= gutter for item in items}) == 1
@@ -147,8 +164,9 @@ def _is_text(items: Sequence[Item]) -> bool:
     if len(items) < FEWEST:
         return False
     width = max(item.x1 for item in items) - min(item.x0 for item in items)
-    usual = median(item.x1 - item.x0 for item in items)
-    return width >= NARROWEST and usual >= 0.5 * width and median(len(item.text) for item in items) >= SHORTEST
+    lines = [item for item in items if item.x1 - item.x0 >= 0.5 * width and len(item.text) >= SHORTEST]
+    written = sum(len(item.text) for item in lines)
+    return width >= NARROWEST and len(lines) >= FEWEST and written >= MOSTLY * sum(len(item.text) for item in items)
 
 
 def _beside(left: Sequence[Item], right: Sequence[Item]) -> bool:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-PAGE_SECONDS = 20  # of the processor; an ordinary page takes .01
 MEMORY = 2 << 30  # bytes beyond the file itself
 CHARACTERS = 100_000  # of a page; a dense one has 10,000
 OBJECTS = 50_000  # drawn things of a page that are looked at for lines
@@ -32,11 +31,11 @@ UNSUITABLE = {0, 0xFFFE, 0xFFFF}  # no characters; PDFium puts 0xFFFE where a wo
 
 def main() -> None:
     """Read the file, write one line about it, one a page, and one with what went wrong, if anything did."""
-    first = int(sys.argv[1])
+    first, seconds = int(sys.argv[1]), float(sys.argv[2])
     raw = sys.stdin.buffer.read()
     _limit_memory(len(raw))
     try:
-        for row in _read(raw, first):
+        for row in _read(raw, first, seconds):
             sys.stdout.write(json.dumps(row, separators=(",", ":")) + "\n")
             sys.stdout.flush()
     except MemoryError:
@@ -53,18 +52,18 @@ def _limit_memory(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _start_clock() -> None:
+def _start_clock(seconds: float) -> None:
     """Give the next page its time; when that is over the system ends the process, wherever it is."""
     import signal
 
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, PAGE_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _read(raw: bytes, first: int) -> Iterator[dict[str, Any]]:
+def _read(raw: bytes, first: int, seconds: float) -> Iterator[dict[str, Any]]:
     import pypdfium2 as pdfium
 
-    _start_clock()
+    _start_clock(seconds)
     try:
         file = pdfium.PdfDocument(raw)
     except pdfium.PdfiumError as error:
@@ -74,7 +73,7 @@ def _read(raw: bytes, first: int) -> Iterator[dict[str, Any]]:
     yield {"pages": len(file), "outline": _read_outline(file) if first == 1 else []}
     lost = 0
     for number in range(first, pages + 1):
-        _start_clock()
+        _start_clock(seconds)
         try:
             page = file[number - 1]
         except pdfium.PdfiumError as error:
@@ -322,7 +321,7 @@ class _Page:
 
 def _follows(word: list[Any], x0: float, top: float, x1: float, bottom: float) -> bool:
     """Say whether a character touches the word, in any direction of writing."""
-    near = 0.25 * max(word[6], 1.0)
+    near = 0.12 * max(word[6], 1.0)
     beside = x0 <= word[3] + near and x1 >= word[1] - near
     return bool(beside and top <= word[4] + near and bottom >= word[2] - near)
 

@@ -185,7 +185,8 @@ def _joins(before: Group, after: Group) -> bool:
         return False
     filled = (last.x1 - before.part.x0) / max(before.part.x1 - before.part.x0, 1.0)
     if ENDED.search(last.text):
-        return filled >= FULL and first.x0 <= after.part.x0 + INDENT * first.size
+        column = len(before.lines) > 1 and len(after.lines) > 1  # of one line nobody knows how wide it could be
+        return column and filled >= FULL and first.x0 <= after.part.x0 + INDENT * first.size
     return first.text[0].islower() or filled >= 0.9
 
 

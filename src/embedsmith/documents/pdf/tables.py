@@ -114,8 +114,10 @@ def find_ruled(words: Sequence[Word], rules: Iterable[Rule]) -> tuple[list[Table
     """Return the tables whose cells are parted by lines, and the words outside of them."""
     tables = []
     rest = list(words)
-    for level, upright in _group_rules(rules):
+    for level, upright, striped in _group_rules(rules):
         xs, ys = _snap(rule[0] for rule in upright), _snap(rule[1] for rule in level)
+        if striped:
+            level, upright, ys = _add_last(rest, xs, ys, level, upright)
         if not (2 < len(xs) <= MOST_EDGES and 2 <= len(ys) <= MOST_EDGES):
             continue
         inside = [word for word in rest if xs[0] <= _middle(word)[0] <= xs[-1] and ys[0] <= _middle(word)[1] <= ys[-1]]
@@ -131,8 +133,21 @@ def _middle(word: Word) -> tuple[float, float]:
     return (word.x0 + word.x1) / 2, (word.top + word.bottom) / 2
 
 
-def _group_rules(rules: Iterable[Rule]) -> Iterator[tuple[list[Rule], list[Rule]]]:
-    """Yield (level, upright) lines that touch each other."""
+def _add_last(
+    words: Sequence[Word], xs: list[float], ys: list[float], level: list[Rule], upright: list[Rule]
+) -> tuple[list[Rule], list[Rule], list[float]]:
+    """Return the lines with those of a row more, where one follows that is not shaded and keeps to the columns."""
+    bottom, lower = ys[-1], 2 * ys[-1] - ys[-2]
+    row = [word for word in words if xs[0] <= _middle(word)[0] <= xs[-1] and bottom < _middle(word)[1] < lower]
+    crossed = any(word.x0 < x < word.x1 for word in row for x in xs)
+    if crossed or len({bisect_right(xs, word.x0) for word in row}) < 2:
+        return level, upright, ys
+    sides = [(x, bottom, x, lower) for x in xs]
+    return [*level, (xs[0], lower, xs[-1], lower)], [*upright, *sides], [*ys, lower]
+
+
+def _group_rules(rules: Iterable[Rule]) -> Iterator[tuple[list[Rule], list[Rule], bool]]:
+    """Yield (level, upright, whether only some rows are shaded) of lines that touch each other."""
     lines = list(rules)
     level = join_level(lines)
     upright = _join_collinear((rule for rule in lines if rule[2] - rule[0] < rule[3] - rule[1]), 1)
@@ -155,9 +170,9 @@ def _group_rules(rules: Iterable[Rule]) -> Iterator[tuple[list[Rule], list[Rule]
     yield from _stack(found[:MOST_TABLES])
 
 
-def _stack(groups: Sequence[tuple[list[Rule], list[Rule]]]) -> list[tuple[list[Rule], list[Rule]]]:
+def _stack(groups: Sequence[tuple[list[Rule], list[Rule]]]) -> list[tuple[list[Rule], list[Rule], bool]]:
     """Put groups of lines together that have the same columns, one closely below the other: every second row shaded."""
-    stacked: list[tuple[list[Rule], list[Rule]]] = []
+    stacked: list[tuple[list[Rule], list[Rule], bool]] = []
     for level, upright in sorted(groups, key=lambda group: min(rule[1] for rule in group[1])):
         xs, top = _snap(rule[0] for rule in upright), min(rule[1] for rule in upright)
         if stacked:
@@ -165,9 +180,9 @@ def _stack(groups: Sequence[tuple[list[Rule], list[Rule]]]) -> list[tuple[list[R
             same = _stand_level(_snap(rule[0] for rule in before[1]), xs)
             if same and top - bottom <= ROW:
                 joints = [(x, bottom, x, top) for x in xs]
-                stacked[-1] = before[0] + level, before[1] + joints + upright
+                stacked[-1] = before[0] + level, before[1] + joints + upright, True
                 continue
-        stacked.append((level, upright))
+        stacked.append((level, upright, False))
     return stacked
 
 
@@ -306,7 +321,13 @@ def _group_lines(lines: Sequence[Line]) -> list[list[Line]]:
             rows[-1].append(line)
         else:
             rows.append([line])
-    return [_join_marker(sorted(row, key=lambda line: line.x0)) for row in rows]
+    return [_join_marker(_split_close(sorted(row, key=lambda line: line.x0))) for row in rows]
+
+
+def _split_close(row: list[Line]) -> list[Line]:
+    """Return a row with its cells apart where they are close, but numbers: "Home services  80.1  75.0"."""
+    cells = [make_line(cell) for cell in _split_cells(row)]
+    return cells if len(cells) > len(row) and all(NUMBER.fullmatch(cell.text) for cell in cells[1:]) else row
 
 
 def _join_marker(row: list[Line]) -> list[Line]:
@@ -333,7 +354,7 @@ def _find_end(rows: Sequence[Sequence[Line]], start: int) -> int:
 def _align(rows: Sequence[Sequence[Line]], rules: Sequence[Rule]) -> Table | None:
     """Return rows as a table, if their cells stand under each other in at least two columns."""
     full = [row for row in rows if len(row) > 1]
-    edges = _find_edges(full)
+    edges = max(_find_edges(full, 0), _find_edges(full, int(COVERED * len(full))), key=len)
     if not edges or len(full) < (3 if len(edges) == 1 else 2):
         return None
     placed = [_place_cells(row, edges) for row in rows]
@@ -346,11 +367,10 @@ def _align(rows: Sequence[Sequence[Line]], rules: Sequence[Rule]) -> Table | Non
     return Table(cells, tuple(edges), x0, x1, min(line.top for line in lines), max(line.bottom for line in lines))
 
 
-def _find_edges(rows: Sequence[Sequence[Line]]) -> list[float]:
-    """Return the x between columns: where (nearly) no row has a word, over the width of a cell's gap."""
+def _find_edges(rows: Sequence[Sequence[Line]], allowed: int) -> list[float]:
+    """Return the x between columns: where at most `allowed` rows have a word, over the width of a cell's gap."""
     words = [word for row in rows for line in row for word in line.words]
     least = CELL_GAP * median(word.size for word in words)
-    allowed = int(COVERED * len(rows))
     marks = sorted(mark for row in rows for cell in _split_cells(row) for mark in ((cell[0].x0, 1), (cell[-1].x1, -1)))
     edges, open_cells = [], 0
     free: float | None = None

@@ -17,6 +17,8 @@ HEADINGS = frozenset({"Title", *(f"H{level}" for level in range(1, 7))})
 CELL = re.compile(r"T[HD](?::(\d{1,3}))?")
 NUMBER = re.compile(r"\(?\w{1,4}[.)]")
 
+EMPTY = Cell("", True)
+
 Tag = tuple[int, list[str], list[int]]  # mark of its words, roles from the outermost, numbers of these
 
 
@@ -124,11 +126,19 @@ def _read_table(pieces: Sequence[Piece], number: int) -> Iterator[Line | Table]:
 
 def _make_table(rows: Sequence[Sequence[Piece]], words: Sequence[Word]) -> Table:
     named = any(cell.roles[0].startswith("TH") for row in rows for cell in row)
-    made = [[cell for piece in row for cell in _make_cells(piece, named=named)] for row in rows]
-    width = max(map(len, made))
-    full = tuple(tuple(row + [Cell("", True)] * (width - len(row))) for row in made if any(cell.text for cell in row))
+    width = max(sum(map(_span, row)) for row in rows)
+    extents = _find_extents(rows, width)
+    full = []
+    for row in rows:
+        cells: list[Cell] = []
+        for place, piece in enumerate(row):
+            left = sum(map(_span, row[place:]))
+            cells += [EMPTY] * (_find_column(piece, extents[len(cells) : width - left + 1]) if extents else 0)
+            cells += _make_cells(piece, named=named)
+        if any(cell.text for cell in cells):
+            full.append(tuple(cells + [EMPTY] * (width - len(cells))))
     return Table(
-        full,
+        tuple(full),
         (0.0,) * (width - 1),
         min(word.x0 for word in words),
         max(word.x1 for word in words),
@@ -137,10 +147,34 @@ def _make_table(rows: Sequence[Sequence[Piece]], words: Sequence[Word]) -> Table
     )
 
 
+def _find_extents(rows: Sequence[Sequence[Piece]], width: int) -> list[tuple[float, float]]:
+    """Return from where to where each column goes, by the rows that have all cells; [] where none has."""
+    whole = [row for row in rows if len(row) == width and all(piece.words for piece in row)]
+    return [
+        (
+            min(word.x0 for piece in column for word in piece.words),
+            max(word.x1 for piece in column for word in piece.words),
+        )
+        for column in zip(*whole, strict=True)
+    ]
+
+
+def _find_column(piece: Piece, extents: Sequence[tuple[float, float]]) -> int:
+    """Return how many columns are skipped before a cell: some producers leave empty cells out."""
+    if not piece.words:
+        return 0
+    x0, x1 = min(word.x0 for word in piece.words), max(word.x1 for word in piece.words)
+    away = [max(start - x1, x0 - end, 0.0) for start, end in extents]
+    return away.index(min(away)) if away else 0
+
+
+def _span(piece: Piece) -> int:
+    match = CELL.fullmatch(piece.roles[0])
+    return min(int(match[1]), 100) if match and match[1] else 1
+
+
 def _make_cells(piece: Piece, *, named: bool) -> list[Cell]:
     """Return a cell, and an empty one for each further column that it covers; bold is what names a column."""
     lines = _flow(piece.words)
     bold = piece.roles[0].startswith("TH") if named else all(line.bold for line in lines)
-    match = CELL.fullmatch(piece.roles[0])
-    width = min(int(match[1]), 100) if match and match[1] else 1
-    return [Cell(" ".join(line.text for line in lines), bold), *[Cell("", bold)] * (width - 1)]
+    return [Cell(" ".join(line.text for line in lines), bold), *[Cell("", bold)] * (_span(piece) - 1)]

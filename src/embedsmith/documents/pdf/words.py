@@ -134,7 +134,7 @@ def add_dots(words: Sequence[Word], dots: Iterable[Rule]) -> list[Word]:
         first, last = bisect_left(bases, y0), bisect_left(bases, y1 + reach)
         row = [word for word in hosts[first : min(last, first + 100)] if word.top < y0 and y1 < word.bottom]
         near = [word for word in row if 0 < word.x0 - x1 < 2.5 * word.size]
-        if near and not any(word.x0 < x0 and x0 - word.x1 < 10 * word.size for word in row):
+        if near and not any(word.x0 < x0 and x0 - word.x1 < 1.5 * word.size for word in row):
             host = min(near, key=lambda word: word.x0)
             found.append(replace(host, text="•", x0=x0, x1=x1))
     return [*found, *words]

@@ -16,13 +16,14 @@ from embedsmith.documents.files import UnusableFile
 from embedsmith.documents.pdf import extraction
 from embedsmith.errors import MissingPartError
 
+PAGE_SECONDS = 20.0  # of the processor; an ordinary page takes .02
 RESTARTS = 5  # pages of a file that may end the process; the pages after the last of them are not read
 
 
 def read_pages(raw: bytes) -> Iterator[dict[str, Any]]:
     """Yield what `extraction` writes: a row with "pages" and "outline", then one a page, with "error" or its words.
 
-    A page that takes longer than `extraction.PAGE_SECONDS` of the processor, more than `extraction.MEMORY`, or crashes
+    A page that takes longer than `PAGE_SECONDS` of the processor, more than `extraction.MEMORY`, or crashes
     the reader is a row with an error, too.
 
     Raises:
@@ -60,7 +61,7 @@ def read_pages(raw: bytes) -> Iterator[dict[str, Any]]:
 
 def _start(file: Any, first: int) -> subprocess.Popen[str]:
     # -P: the folder of the script is no place for imports.
-    command = [sys.executable, "-P", str(Path(extraction.__file__)), str(first)]
+    command = [sys.executable, "-P", str(Path(extraction.__file__)), str(first), str(PAGE_SECONDS)]
     return subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -86,7 +87,7 @@ def _as_unusable(error: str) -> UnusableFile:
 def _explain(code: int) -> str:
     """Return how a process ended, in words."""
     if code == -getattr(signal, "SIGPROF", 0):
-        return f"took more than {extraction.PAGE_SECONDS} s of the processor"
+        return f"took more than {PAGE_SECONDS:g} s of the processor"
     if code in (-signal.SIGABRT, -getattr(signal, "SIGTRAP", 0), 1):
         return f"needed more than {extraction.MEMORY >> 30} GB, or made the reader give up"
     return f"crashed the reader (exit {code})"
