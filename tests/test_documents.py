@@ -327,7 +327,7 @@ def test_garbage_ends_as_passages_or_reasons(
 REPORT = write_pdf([["Kestrel Power", "Revenue rose by 4 percent.", "Page 1"], ["It fell again.", "Page 2"]])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.integers(0, len(REPORT) - 1), st.binary(max_size=3), max_size=4))
 def test_a_damaged_pdf_ends_as_passages_or_reasons(tmp_path: Path, changes: dict[int, bytes]) -> None:
     damaged = b"".join(changes.get(place, REPORT[place : place + 1]) for place in range(len(REPORT)))

@@ -348,6 +348,14 @@ def test_a_page_that_takes_too_much_is_named_and_the_others_are_read(
     assert remark in broken[0]
 
 
+def test_a_file_with_too_many_such_pages_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PAGE_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "RESTARTS", 0)
+    document, broken = parse_pdf("bomb.pdf", with_second_page(b"0 0 m 9 9 l S " * 2_000_000))
+    assert [text for _, text in blocks_of(document)] == ["The first page."]
+    assert broken[1:] == ["page 3: this and the pages after it, to 3, were not read"]
+
+
 def test_more_pages_than_there_are_end() -> None:
     raw = write_pdf([["The only page."]]).replace(b"/Count 1", b"/Count 2000000000")
     document, broken = parse_pdf("many.pdf", raw)

@@ -13,6 +13,7 @@ STRIPE = 0.6  # of the height of a line: a wider gap over both columns parts par
 ACROSS = 30.0  # points that a level line must go on to either side to part what is above and below
 NEAR = 15.0  # points between a line and the row below it
 MOSTLY = 0.6  # of the characters of a column are in its lines; the others may be in tables and headings
+MOST = 2_000  # lines of a page on which columns are looked for; a dense page has 300
 CANDIDATES = 40  # places that are tried for the gap between two columns
 DEPTH = 4  # columns within columns
 SHORTEST = 15  # characters in a line of text; cells of tables have fewer
@@ -61,7 +62,7 @@ def split_columns(items: Sequence[T], rules: Rules = (), depth: int = 0) -> list
 
 def _find_gutter(items: Sequence[Item], rules: Rules) -> float | None:
     """Return the x that parts most lines into two columns, or None."""
-    if len(items) < 2 * FEWEST:
+    if not 2 * FEWEST <= len(items) <= MOST:
         return None
     ends = Counter(round(item.x1) for item in items)
     best, most = None, 0

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MEMORY = 2 << 30  # bytes beyond the file itself
-CHARACTERS = 100_000  # of a page; a dense one has 10,000
+CHARACTERS = 50_000  # of a page; a dense one has 10,000
 OBJECTS = 50_000  # drawn things of a page that are looked at for lines
 SEGMENTS = 500  # of one path; a longer one is a drawing, not the lines of a table
 DEPTH = 4  # of forms within forms
