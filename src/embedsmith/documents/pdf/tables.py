@@ -17,6 +17,7 @@ MOST_RULES = 2_000  # after joining; a page with more is a drawing
 MOST_TABLES = 50  # of a page
 ROW = 60.0  # points: the highest row that is not shaded between two that are
 MOST_EDGES = 100  # rows or columns of a table with lines; beyond it is squared paper
+ATTEMPTS = 5  # rows in turn from which a table is looked for; then the run of rows is text
 CELL_GAP = 0.5  # of the size: a narrower gap is a space within a cell
 COVERED = 0.15  # of the rows may cross the gap between two columns: headings over several of them
 MARKER = re.compile(r"[•▪◦‣·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{1,4})[.)]|\d+(?:\.\d+)+\.?")
@@ -301,14 +302,16 @@ def find_aligned(lines: Sequence[Line], rules: Sequence[Rule] = ()) -> Iterator[
     `rules`: level ones, which may part rows of several lines.
     """
     rows = _group_lines(lines)
-    place = 0
+    place = failed = lines_until = 0
     while place < len(rows):
-        end = _find_end(rows, place)
+        end = _find_end(rows, place) if place >= lines_until else place
         table = _align(rows[place:end], rules) if end > place else None
         if table is not None:
             yield table
-            place = end
+            place, failed = end, 0
         else:
+            failed = failed + 1 if end > place else 0
+            lines_until = end if failed == ATTEMPTS else lines_until
             yield make_line([word for line in rows[place] for word in line.words])
             place += 1
 
