@@ -304,8 +304,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
             watch.say(
-                f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%}; of the pairs "
-                f"that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
+                f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%}; of the "
+                f"pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
             )
         except CalibrationRefused as refusal:
             check["refused"] = str(refusal)
