@@ -78,7 +78,7 @@ def main() -> None:
                         "min": min(item[name][figure] for item in rounds),
                         "max": max(item[name][figure] for item in rounds),
                     }
-                    for figure in ("p50", "p99", "memory_mb")
+                    for figure in rounds[0][name]
                 }
                 for name in systems
             }

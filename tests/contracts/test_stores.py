@@ -189,7 +189,31 @@ def test_neighbours_are_those_of_numpy(place: Place, monkeypatch: pytest.MonkeyP
         assert recall(store, "small", vectors[:50], queries) >= 0.99
 
 
+def test_a_floor_leaves_out_nothing_above_it_and_never_the_closest(place: Place) -> None:
+    store, vectors = place.open(dimension=32), units(300, 32)
+    store.put([entry(f"{row:03}", vector) for row, vector in enumerate(vectors)])
+    for query in units(20, 32, seed=1):
+        whole = store.search("p", query, 10, 1.0)
+        for floor in (-1.0, whole[5].similarity, whole[0].similarity, 0.999):
+            above = [match for match in whole if match.similarity >= floor] or whole[:1]
+            kept = store.search("p", query, 10, 1.0, floor=floor)
+            assert ids(kept)[: len(above)] == ids(above)
+            assert ids(kept) == ids(whole)[: len(kept)]
+
+
+def test_of_equals_above_a_floor_all_are_found_in_order(store: Store) -> None:
+    store.put([entry(f"{number:02}") for number in range(40)] + [entry("far", (0, 1, 0, 0))])
+    found = ids(store.search("p", entry().vector, 25, 1.0, floor=0.9))
+    assert found == [f"{number:02}" for number in range(25)]
+
+
 # Time
+
+
+def test_the_closest_living_entry_is_found_below_a_floor(store: Store) -> None:
+    store.put([entry("old", expires=5.0), entry("alive", (0.6, 0.8, 0, 0)), entry("far", (0, 1, 0, 0))])
+    assert ids(store.search("p", entry().vector, 3, 4.0, floor=0.9))[0] == "old"
+    assert ids(store.search("p", entry().vector, 3, 6.0, floor=0.9))[0] == "alive"
 
 
 def test_expiry_is_decided_by_now(store: Store) -> None:

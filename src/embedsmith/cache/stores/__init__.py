@@ -122,8 +122,13 @@ class Store(Protocol):
         """Return the living entry `id`, or None."""
         ...
 
-    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
-        """Return up to `k` living entries of `partition`, closest first (equal similarities by id)."""
+    def search(self, partition: str, vector: Embeddings, k: int, now: float, *, floor: float = -1.0) -> list[Match]:
+        """Return up to `k` living entries of `partition`, closest first (equal similarities by id).
+
+        Args:
+            floor: similarity below which entries may be left out, but for the closest one; a store that can tell
+                without fetching them does.
+        """
         ...
 
     def put(self, entries: Sequence[Entry]) -> None:
