@@ -53,7 +53,7 @@ class Facts:
     """
 
     words: tuple[str, ...]
-    bag: Counter[str]
+    bag: dict[str, int]
     quantities: Counter[Quantity]
     implied: Counter[Quantity]
     negations: int
@@ -85,7 +85,7 @@ def likeness(left: Facts, right: Facts) -> float:
 
 
 def _find_number(left: Facts, right: Facts, alike: float) -> Veto | None:
-    if left.quantities == right.quantities:
+    if not left.quantities and not right.quantities:
         return None
     ours = left.quantities - right.quantities - right.implied
     theirs = right.quantities - left.quantities - left.implied
@@ -105,8 +105,10 @@ def _find_opposite(left: Facts, right: Facts) -> Veto | None:
 
 
 def _find_order(left: Facts, right: Facts) -> Veto | None:
+    if left.words == right.words or left.bag != right.bag:
+        return None
     one, other = _sort_choices(left.words), _sort_choices(right.words)
-    if one != other and Counter(one) == Counter(other):
+    if one != other:
         place = next(at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
         return Veto("order", f"{one[place]} / {other[place]}")
     return None
@@ -159,4 +161,4 @@ def read_facts(text: str) -> Facts:
     content = frozenset(
         lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
     )
-    return Facts(tuple(words), Counter(words), found[True], found[False], negations, content)
+    return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content)

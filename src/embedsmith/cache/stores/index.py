@@ -99,6 +99,7 @@ class _Block:
         self._bits = np.empty((words, 0), dtype=np.uint64)  # a row for each word: whole rows are scanned
         self._codes = np.empty((0, dimension), dtype=np.int8)
         self._scales = np.empty(0, dtype=np.float32)  # a step of the codes, for a vector of length 1
+        self._step = 0.0  # the largest of the scales so far
         self._gone = np.empty(0, dtype=np.uint8)  # 0, or GONE
 
     def add(self, numbers: NDArray[np.int64], vectors: Embeddings) -> None:
@@ -110,6 +111,7 @@ class _Block:
         self._bits[:, at] = sign_bits(vectors).T
         self._codes[at] = np.rint(vectors / np.where(steps == 0, 1, steps)[:, None])
         self._scales[at] = steps / np.where(lengths == 0, 1, lengths)
+        self._step = max(self._step, float(self._scales[at].max(initial=0)))
         self._gone[at] = 0
         self.size += len(numbers)
         self.living += len(numbers)
@@ -149,24 +151,23 @@ class _Block:
     def nearest(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> list[int]:
         few = self.size * self.dimension <= EXACT
         pool = np.flatnonzero(self._gone[: self.size] == 0) if few else self._pool(vector, count, scratch)
-        scales = self._scales.take(pool)
-        scores = self._codes.take(pool, axis=0).astype(np.float32).dot(vector) * scales
+        scores = self._codes.take(pool, axis=0).astype(np.float32).dot(vector) * self._scales.take(pool)
         if floor > -1 and len(pool):
-            near = (scores >= self._cut(vector, scores, scales, floor)).nonzero()[0]
+            near = (scores >= self._cut(vector, float(scores.max()), floor)).nonzero()[0]
             pool, scores = pool.take(near), scores.take(near)
         best = np.argsort(-scores, kind="stable")[:count]
         numbers: list[int] = self._numbers.take(pool.take(best)).tolist()
         return numbers
 
-    def _cut(self, vector: Embeddings, scores: Embeddings, scales: Embeddings, floor: float) -> float:
+    def _cut(self, vector: Embeddings, closest: float, floor: float) -> float:
         """Return the score below which a vector surely neither reaches `floor` nor is the closest.
 
         A code is at most half a step away from its number; so a score is at most half a step times √d times the
         query's length away from the product it stands for: .012 where a step is .0012, d = 384 and the length 1.
         """
         length = math.sqrt(float(vector.dot(vector)))
-        error = length * (float(scales.max()) * math.sqrt(self.dimension) / 2 + ROUNDING)
-        return min(length * floor - error, float(scores.max()) - 2 * error)
+        error = length * (self._step * math.sqrt(self.dimension) / 2 + ROUNDING)
+        return min(length * floor - error, closest - 2 * error)
 
     def _pool(self, vector: Embeddings, count: int, scratch: _Scratch) -> NDArray[np.intp]:
         """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
