@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -354,6 +355,20 @@ def test_a_use_in_the_past_counts_but_is_not_the_last(store: Store) -> None:
     store.touch("b", 5.0)
     assert store.evict(entries=1) == 1
     assert [one.id for one in store.scan()] == ["a"]
+
+
+def test_a_use_does_not_wait_for_another_process_that_writes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'cache.db'}"
+    with closing(open_store(url, dimension=4, model="m")) as store:
+        store.put([entry(f"{number:03}", created=1.0) for number in range(300)])
+        with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+            other.execute("begin immediate")
+            for number in range(299):
+                store.touch(f"{number:03}", 9.0)
+            other.execute("rollback")
+        store.touch("298", 9.0)  # and none was lost meanwhile
+        assert store.evict(entries=299) == 1
+        assert store.get("299", 1.0) is None
 
 
 @pytest.mark.parametrize("order", ["lru", "lfu", "size"])

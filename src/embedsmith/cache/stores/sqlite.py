@@ -200,8 +200,20 @@ class SQLiteStore:
             self._touches[id] = (max(used, now), uses + 1)
             due = len(self._touches) >= TOUCHES
         if due:
-            with self._write() as writer:
-                self._write_touches(writer)
+            self._write_touches_if_free()
+
+    def _write_touches_if_free(self) -> None:
+        """Write the hits, unless another process is writing: no lookup waits for it, the next hit tries again."""
+        with self._lock:
+            self._writer.execute("pragma busy_timeout = 0")
+            try:
+                with self._write() as writer:
+                    self._write_touches(writer)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+            finally:
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
 
     def _write_touches(self, writer: sqlite3.Connection) -> None:
         rows = [(used, uses, id) for id, (used, uses) in self._touches.items()]
