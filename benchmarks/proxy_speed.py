@@ -48,7 +48,7 @@ def server(model: str, folder: str) -> Iterator[tuple[str, Callable[[], float]]]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "embedsmith.cli", "serve", "--upstream", "simulator:", "--model", model]
+    command = [sys.executable, "-m", "embedsmith", "serve", "--upstream", "simulator:", "--model", model]
     command += ["--threshold", "0.75", "--store", f"sqlite:///{folder}/cache.db", "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     url = f"http://127.0.0.1:{port}"

@@ -5,7 +5,7 @@ import sys
 import tempfile
 
 from gptcache.manager import CacheBase, VectorBase, get_data_manager
-from worker import load, measure
+from worker import load, measure, percentiles, write
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         found = manager.search(query, top_k=1)
         return manager.get_scalar_data(found[0])
 
-    measure(look_up, queries)
+    write(percentiles(measure(look_up, queries)))
 
 
 if __name__ == "__main__":

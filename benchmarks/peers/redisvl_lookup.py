@@ -5,7 +5,7 @@ import sys
 
 from redisvl.extensions.cache.llm import SemanticCache
 from redisvl.utils.vectorize import CustomTextVectorizer
-from worker import load, measure
+from worker import load, measure, percentiles, write
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     for row, vector in enumerate(vectors):
         cache.store(f"question {row}", "answer " * 20, vector=vector.tolist())
     as_lists = [query.tolist() for query in queries]
-    measure(lambda query: cache.check(vector=query, num_results=1), as_lists)
+    write(percentiles(measure(lambda query: cache.check(vector=query, num_results=1), as_lists)))
 
 
 if __name__ == "__main__":

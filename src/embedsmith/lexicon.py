@@ -13,6 +13,7 @@ from importlib import resources
 
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
 LARGEST = 1e300
+ARTICLES = frozenset(("a", "an", "one"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ def expand_contractions(tokens: list[str]) -> list[str]:
     """Return the tokens with contractions written out, as far as they matter."""
     found: list[str] = []
     for token in tokens:
+        if token.isalpha() and token != "cannot":
+            found.append(token)
+            continue
         word = token.replace("’", "'")
         if word.endswith("n't"):
             verb = {"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3], word[:-3])
@@ -74,7 +78,7 @@ def read_number(tokens: list[str], place: int, lexicon: Lexicon) -> tuple[float 
         digits = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", token) else token.replace(",", ".")
         return _read(digits if digits.count(".") <= 1 else digits.replace(".", "")), 1
     value = lexicon.numbers.get(token)
-    if value is None and token in {"a", "an", "one"} and place + 1 < len(tokens):
+    if value is None and token in ARTICLES and place + 1 < len(tokens):
         following = stem(tokens[place + 1])
         return (1.0, 1) if following in lexicon.units else (None, 0)
     if value is None:
@@ -112,6 +116,7 @@ def read_unit(value: float, tokens: list[str], place: int, lexicon: Lexicon) -> 
     return "plain", value, 0
 
 
+@lru_cache(maxsize=1 << 14)
 def stem(word: str) -> str:
     """Return the word without the endings of number and tense; the same for both questions is all that counts.
 

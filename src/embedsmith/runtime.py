@@ -92,7 +92,10 @@ class OnnxEncoder:
         precision: the one that is served. threads: that one call of `encode` may use.
         report: what the export measured.
         explained: each automatic choice with its reason, one sentence each.
+        quick: a short text takes it milliseconds, and no network.
     """
+
+    quick = True
 
     def __init__(self, folder: str | Path, *, precision: Choice = "auto", threads: int | None = None) -> None:
         """Load the export below the model folder.

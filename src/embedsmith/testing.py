@@ -47,6 +47,8 @@ NEAR_MISSES = (
 class FakeEncoder:
     """Hashed character trigrams as unit vectors: texts with common words are close, always the same."""
 
+    quick = True  # as that of an exported model
+
     def __init__(self, dimension: int = 256) -> None:
         self.dimension = dimension
 

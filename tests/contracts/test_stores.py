@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -189,7 +190,31 @@ def test_neighbours_are_those_of_numpy(place: Place, monkeypatch: pytest.MonkeyP
         assert recall(store, "small", vectors[:50], queries) >= 0.99
 
 
+def test_a_floor_leaves_out_nothing_above_it_and_never_the_closest(place: Place) -> None:
+    store, vectors = place.open(dimension=32), units(300, 32)
+    store.put([entry(f"{row:03}", vector) for row, vector in enumerate(vectors)])
+    for query in units(20, 32, seed=1):
+        whole = store.search("p", query, 10, 1.0)
+        for floor in (-1.0, whole[5].similarity, whole[0].similarity, 0.999):
+            above = [match for match in whole if match.similarity >= floor] or whole[:1]
+            kept = store.search("p", query, 10, 1.0, floor=floor)
+            assert ids(kept)[: len(above)] == ids(above)
+            assert ids(kept) == ids(whole)[: len(kept)]
+
+
+def test_of_equals_above_a_floor_all_are_found_in_order(store: Store) -> None:
+    store.put([entry(f"{number:02}") for number in range(40)] + [entry("far", (0, 1, 0, 0))])
+    found = ids(store.search("p", entry().vector, 25, 1.0, floor=0.9))
+    assert found == [f"{number:02}" for number in range(25)]
+
+
 # Time
+
+
+def test_the_closest_living_entry_is_found_below_a_floor(store: Store) -> None:
+    store.put([entry("old", expires=5.0), entry("alive", (0.6, 0.8, 0, 0)), entry("far", (0, 1, 0, 0))])
+    assert ids(store.search("p", entry().vector, 3, 4.0, floor=0.9))[0] == "old"
+    assert ids(store.search("p", entry().vector, 3, 6.0, floor=0.9))[0] == "alive"
 
 
 def test_expiry_is_decided_by_now(store: Store) -> None:
@@ -330,6 +355,20 @@ def test_a_use_in_the_past_counts_but_is_not_the_last(store: Store) -> None:
     store.touch("b", 5.0)
     assert store.evict(entries=1) == 1
     assert [one.id for one in store.scan()] == ["a"]
+
+
+def test_a_use_does_not_wait_for_another_process_that_writes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'cache.db'}"
+    with closing(open_store(url, dimension=4, model="m")) as store:
+        store.put([entry(f"{number:03}", created=1.0) for number in range(300)])
+        with closing(sqlite3.connect(tmp_path / "cache.db", isolation_level=None)) as other:
+            other.execute("begin immediate")
+            for number in range(299):
+                store.touch(f"{number:03}", 9.0)
+            other.execute("rollback")
+        store.touch("298", 9.0)  # and none was lost meanwhile
+        assert store.evict(entries=299) == 1
+        assert store.get("299", 1.0) is None
 
 
 @pytest.mark.parametrize("order", ["lru", "lfu", "size"])

@@ -70,7 +70,9 @@ class listen:  # noqa: N801  used as a function
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self._server = make_server(app, patience, graceful=1)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run, name="server", kwargs={"sockets": [self._socket]}, daemon=True
+        )
 
     def __enter__(self) -> str:
         self._thread.start()

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,8 @@ import openai
 import pytest
 
 from embedsmith.cache.stores import StoreError
+from embedsmith.encoder import Embeddings
+from embedsmith.testing import FakeEncoder
 
 from .conftest import Served
 
@@ -186,6 +189,47 @@ def test_in_shadow_everything_comes_from_the_upstream_and_hits_are_only_told(ser
     assert ask(served, "How do I unfreeze my card?")[1] == "guard: opposite (unfreez / freez)"
     assert served.calls == 4
     assert served.cache.store.count().entries == 2  # what would have been served is not stored a second time
+
+
+class Noting(FakeEncoder):
+    """Notes which thread encodes each text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[str, int] = {}
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        self.threads |= dict.fromkeys(texts, threading.get_ident())
+        return super().encode(texts)
+
+
+def test_a_lone_question_takes_no_thread_and_one_in_company_does(serve: Serve) -> None:
+    encoder = Noting()
+    served = serve(encoder=encoder, delay=0.3)
+    ask(served, "the first alone")
+    ask(served, "the second alone")
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ask, served, "one that waits for the upstream")
+        while served.calls < 3:
+            time.sleep(0.005)
+        ask(served, "one in company")
+        slow.result()
+    ask(served, "long and alone " * 40)
+    loop = encoder.threads["the first alone"]
+    assert encoder.threads["the second alone"] == loop
+    assert encoder.threads["one in company"] != loop
+    assert encoder.threads["long and alone " * 40] != loop
+
+
+def test_what_may_take_long_never_holds_the_event_loop(serve: Serve) -> None:
+    encoder = Noting()
+    encoder.quick = False  # as a hosted encoder, or one that nobody knows
+    served = serve(encoder=encoder)
+    for text in ("the first alone", "the second alone"):
+        ask(served, text)
+        assert encoder.threads[text] not in {
+            thread.ident for thread in threading.enumerate() if thread.name == "server"
+        }
 
 
 @pytest.mark.parametrize("stream", [False, True])

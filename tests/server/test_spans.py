@@ -137,7 +137,7 @@ def test_failures_are_marked_without_their_messages(serve: Serve, monkeypatch: p
     recorder = Recorder()
     served = serve(app=recorder.app, faults={"server_error": 1.0})
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError(f"the row {ASKED} is broken")
 
     monkeypatch.setattr(served.cache.store, "search", fail)

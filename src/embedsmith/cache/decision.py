@@ -50,6 +50,11 @@ class Policy:
         """How far from the threshold a candidate's cosine may be moved."""
         return self.adjustment.reach if self.verifier is not None and self.adjustment is not None else 0.0
 
+    @property
+    def floor(self) -> float:
+        """The cosine below which nothing is served, whatever the verifier says."""
+        return self.threshold - self.reach
+
     def doubts(self, similarity: float) -> bool:
         """Say whether the verifier could change what this cosine decides."""
         return self.reach > 0 and abs(similarity - self.threshold) <= self.reach
@@ -140,7 +145,7 @@ def decide(text: str, matches: Sequence[Match], policy: Policy) -> Decision:
     for match in matches:
         similarity = moved = match.similarity
         doubtful = policy.doubts(similarity)
-        if similarity < policy.threshold - policy.reach or (doubtful and asked == policy.verified):
+        if similarity < policy.floor or (doubtful and asked == policy.verified):
             break
         veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
         if veto is None:

@@ -46,13 +46,14 @@ class Facts:
     """A question as the guard sees it.
 
     Attributes:
-        words: stems in order, numbers among them, negations left out.
+        words: stems in order, numbers among them, negations left out. bag: how often each of them occurs.
         quantities: (kind, value) as written, with their counts. implied: those that "a week", "one day" may mean.
         negations: how many.
         content: stems that carry meaning, synonyms under one name.
     """
 
     words: tuple[str, ...]
+    bag: dict[str, int]
     quantities: Counter[Quantity]
     implied: Counter[Quantity]
     negations: int
@@ -79,10 +80,13 @@ def find_veto(query: str, candidate: str) -> Veto | None:
 def likeness(left: Facts, right: Facts) -> float:
     """Return the share of words, small ones too, that the longer question shares with the shorter, 0 to 1."""
     longer = max(len(left.words), len(right.words))
-    return sum((Counter(left.words) & Counter(right.words)).values()) / longer if longer else 1.0
+    common = sum(min(times, right.bag[word]) for word, times in left.bag.items() if word in right.bag)
+    return common / longer if longer else 1.0
 
 
 def _find_number(left: Facts, right: Facts, alike: float) -> Veto | None:
+    if not left.quantities and not right.quantities:
+        return None
     ours = left.quantities - right.quantities - right.implied
     theirs = right.quantities - left.quantities - left.implied
     same_kind = {kind for kind, _ in ours} & {kind for kind, _ in theirs}
@@ -92,17 +96,19 @@ def _find_number(left: Facts, right: Facts, alike: float) -> Veto | None:
 
 
 def _find_opposite(left: Facts, right: Facts) -> Veto | None:
-    ours, theirs = set(left.words) - set(right.words), set(right.words) - set(left.words)
+    ours, theirs = left.bag.keys() - right.bag.keys(), right.bag.keys() - left.bag.keys()
     for word in sorted(ours):
         against = load_lexicon().opposites.get(word, frozenset())
-        if against & theirs and not against & set(left.words):  # "pros and cons" takes no side
+        if against & theirs and not against & left.bag.keys():  # "pros and cons" takes no side
             return Veto("opposite", f"{word} / {min(against & theirs)}")
     return None
 
 
 def _find_order(left: Facts, right: Facts) -> Veto | None:
+    if left.words == right.words or left.bag != right.bag:
+        return None
     one, other = _sort_choices(left.words), _sort_choices(right.words)
-    if one != other and Counter(one) == Counter(other):
+    if one != other:
         place = next(at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
         return Veto("order", f"{one[place]} / {other[place]}")
     return None
@@ -155,4 +161,4 @@ def read_facts(text: str) -> Facts:
     content = frozenset(
         lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
     )
-    return Facts(tuple(words), found[True], found[False], negations, content)
+    return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content)

@@ -179,9 +179,9 @@ class SemanticCache:
                 started = time.perf_counter()
                 vector = self.encoder.encode([asked.text])[0]
                 encoding += time.perf_counter() - started
-            matches = self.store.search(asked.partition, vector, self.policy.candidates, now)
-            matches = [match for match in matches if reads_whole(self.encoder, match.entry.text)]
-            decision = decide(asked.text, matches, self.policy.within(asked.namespace))
+            policy = self.policy.within(asked.namespace)
+            matches = self._near(asked.partition, vector, policy, now)
+            decision = decide(asked.text, matches, policy)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
@@ -197,6 +197,16 @@ class SemanticCache:
             encoding=encoding,
             probability=self._probability(decision),
         )
+
+    def _near(self, partition: str, vector: Embeddings, policy: Policy, now: float) -> list[Match]:
+        """Return the closest entry and all others that could be served or sampled, closest first."""
+        floor = policy.floor - (self.samples.rule.margin if self.samples is not None else 0.0)
+        found = self.store.search(partition, vector, policy.candidates, now, floor=floor)
+        whole = [match for match in found if reads_whole(self.encoder, match.entry.text)]
+        if len(whole) < len(found):  # the closest of the others may lie below the floor
+            found = self.store.search(partition, vector, policy.candidates, now)
+            whole = [match for match in found if reads_whole(self.encoder, match.entry.text)]
+        return whole
 
     def _probability(self, decision: Decision) -> float | None:
         if self.calibration is None or decision.similarity is None or decision.tier == "exact":

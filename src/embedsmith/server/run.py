@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -89,6 +90,8 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         address = f"http://{service.host}:{service.port}"
         say(f"OpenAI clients    base_url={address}/v1")
         say(f"dashboard         {address}/dashboard#{token}")
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection need look through it while requests wait
         make_server(app).run(sockets=[listener])
 
 

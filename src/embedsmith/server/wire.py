@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from embedsmith.server.edge import LARGEST_HEAD
@@ -57,7 +58,10 @@ def make_server(app: Any, patience: Patience | None = None, *, graceful: int | N
         h11_max_incomplete_event_size=LARGEST_HEAD,
         timeout_graceful_shutdown=graceful,
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    if isinstance(app, Starlette):
+        app.state.count_requests = server.server_state.tasks.__len__  # those whose bytes have come, begun or not
+    return server
 
 
 class Protocol(H11Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -30,13 +31,14 @@ class MemoryStore:
         entry = self._entries.get(id)
         return entry if entry is not None and entry.alive(now) else None
 
-    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+    def search(self, partition: str, vector: Embeddings, k: int, now: float, *, floor: float = -1.0) -> list[Match]:
         vector = check_vector(vector, self.dimension)
         with self._lock:
-            return rank(vector, k, now, lambda count: self._near(partition, vector, count))
+            return rank(vector, k, now, partial(self._near, partition, vector), floor=floor)
 
-    def _near(self, partition: str, vector: Embeddings, count: int) -> list[Entry]:
-        return [self._entries[self._ids[int(key)]] for key in self._index.nearest(partition, vector, count)]
+    def _near(self, partition: str, vector: Embeddings, count: int, floor: float) -> list[Entry]:
+        keys = self._index.nearest(partition, vector, count, floor=floor)
+        return [self._entries[self._ids[key]] for key in keys]
 
     def put(self, entries: Sequence[Entry]) -> None:
         checked = [check_vector(entry.vector, self.dimension) for entry in entries]

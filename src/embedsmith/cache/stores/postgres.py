@@ -277,7 +277,15 @@ class PostgresStore:
         rows = self._run(lambda connection: self._fetch(connection, query, (id, now)))
         return _entry(rows[0]) if rows else None
 
-    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+    def search(
+        self,
+        partition: str,
+        vector: Embeddings,
+        k: int,
+        now: float,
+        *,
+        floor: float = -1.0,  # noqa: ARG002  the server sends what it finds in one answer
+    ) -> list[Match]:
         vector = check_vector(vector, self.dimension)
         if k < 1:
             return []
@@ -291,7 +299,7 @@ class PostgresStore:
         distance = self._sql("({exact}) + 0" if exact else "{approximate}")
         query = self._sql(NEAR, distance=distance, columns=sql.SQL(COLUMNS))
 
-        def near(count: int) -> list[Entry]:
+        def near(count: int, _: float) -> list[Entry]:
             return [_entry(row) for row in self._fetch(connection, query, (partition, now, vector, count))]
 
         return rank(vector, k, now, near)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedsmith.cache.stores import Entry, Match
 from embedsmith.encoder import Embeddings
@@ -14,16 +16,29 @@ MOST = 2048  # candidates at most: more entries that are equally close are not p
 ROUNDING = 1e-5  # whoever finds candidates may order closer similarities than this wrongly
 
 
-def rank(vector: Embeddings, k: int, now: float, near: Callable[[int], Sequence[Entry]]) -> list[Match]:
+def rank(
+    vector: Embeddings,
+    k: int,
+    now: float,
+    near: Callable[[int, float], Sequence[Entry]],
+    *,
+    floor: float = -1.0,
+) -> list[Match]:
     """Return the `k` closest living entries, closest first, ties by id, with cosines computed in float64.
 
     Args:
-        near: from a number to that many entries, the closest by the server's reckoning, or all there are.
+        near: from a number to that many entries, the closest by the server's reckoning, or all there are; it may
+            leave out those that are surely less similar than its second argument, but for the closest.
+        floor: similarity below which entries may be missing, but for the closest one.
     """
     wanted = k + SPARE
     while k > 0:
-        found = near(wanted)
-        matches = score(vector, [entry for entry in found if entry.alive(now)])
+        found = near(wanted, floor)
+        alive = [entry for entry in found if entry.alive(now)]
+        if floor > -1 and len(alive) < len(found):  # the closest living one may be among those left out
+            floor = -1.0
+            continue
+        matches = score(vector, alive)
         # What was not fetched cannot belong to the first k once the last one fetched is clearly farther.
         settled = len(matches) > k and matches[k - 1].similarity - matches[-1].similarity > ROUNDING
         if settled or len(found) < wanted or wanted >= MOST:
@@ -34,13 +49,20 @@ def rank(vector: Embeddings, k: int, now: float, near: Callable[[int], Sequence[
 
 def score(vector: Embeddings, entries: Sequence[Entry]) -> list[Match]:
     """Return a match for each entry, closest first, ties by id; vectors of length 0 match nothing (0.0)."""
-    if not entries:
-        return []
-    rows = np.stack([entry.vector for entry in entries]).astype(np.float64)
     query = vector.astype(np.float64)
-    # A sum per row, not a matrix product: BLAS may round equal rows differently, and ties would break.
-    products = (rows * query).sum(axis=1)
-    lengths = np.sqrt((rows * rows).sum(axis=1) * (query * query).sum())
-    cosines = np.clip(products / np.where(lengths == 0, 1, lengths), -1, 1)
-    matches = [Match(entry, float(cosine)) for entry, cosine in zip(entries, cosines, strict=True)]
-    return sorted(matches, key=lambda match: (-match.similarity, match.entry.id))
+    length = float(query.dot(query))
+    matches = [Match(entry, _cosine(query, length, entry.vector.astype(np.float64))) for entry in entries]
+    return sorted(matches, key=_order) if len(matches) > 1 else matches
+
+
+def _cosine(query: NDArray[np.float64], length: float, row: NDArray[np.float64]) -> float:
+    """Return the cosine of the query, of this squared length, with a vector.
+
+    A product per vector, not one of a matrix: BLAS may round equal rows of a matrix differently, and ties would break.
+    """
+    lengths = math.sqrt(length * float(row.dot(row)))
+    return min(max(float(query.dot(row)) / lengths, -1.0), 1.0) if lengths else 0.0
+
+
+def _order(match: Match) -> tuple[float, str]:
+    return -match.similarity, match.entry.id

@@ -234,7 +234,15 @@ class RedisStore:
                 self._follow()
         return entry if entry is not None and entry.alive(now) else None
 
-    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+    def search(
+        self,
+        partition: str,
+        vector: Embeddings,
+        k: int,
+        now: float,
+        *,
+        floor: float = -1.0,  # noqa: ARG002  the server sends what it finds in one answer
+    ) -> list[Match]:
         vector = check_vector(vector, self.dimension)
         if k < 1:
             return []
@@ -247,15 +255,19 @@ class RedisStore:
                 return []
             exact = members <= EXACT or members * RARE < all_entries
             how = "ADHOC_BF" if exact else f"BATCHES EF_RUNTIME {EFFORT_SEARCH}"
-            near = f"KNN $k @vector $vector HYBRID_POLICY {how} AS distance"
-            query = f"(@group:{{{group}}} @expires:[($now inf])=>[{near}]"
+            knn = f"KNN $k @vector $vector HYBRID_POLICY {how} AS distance"
+            query = f"(@group:{{{group}}} @expires:[($now inf])=>[{knn}]"
+
+            def near(count: int, _: float) -> list[Entry]:
+                return self._near(query, vector, count, now)
+
             try:
-                return rank(vector, k, now, lambda count: self._near(query, vector, count, now))
+                return rank(vector, k, now, near)
             except redis.ResponseError as error:
                 if not LOST_INDEX.search(str(error)):
                     raise
             self._open()  # the server was emptied, or restarted without its data
-            return rank(vector, k, now, lambda count: self._near(query, vector, count, now))
+            return rank(vector, k, now, near)
 
     def _near(self, query: str, vector: Embeddings, count: int, now: float) -> list[Entry]:
         values = ("now", repr(float(now)), "k", count, "vector", vector.astype("<f4").tobytes())

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ MIGRATION = 600.0  # seconds an opening waits for another process, which may be 
 TOUCHES = 256  # hits that are remembered before they are written
 BLOCK = 8192  # rows read at once when the index is built
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
+GET = f"select {COLUMNS} from {{rows}} where id = ?"
 PUT = """
 insert into entries (id, namespace, partition, text, answer, created, expires, tags, size, used)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -117,25 +119,24 @@ class SQLiteStore:
             return self._read().execute(query.format(rows=self._rows), values)
 
     def get(self, id: str, now: float) -> Entry | None:
-        row = self._fetch(f"select {COLUMNS} from {{rows}} where id = ?", (id,)).fetchone()
-        entry = self._entry(row) if row is not None else None
+        row = self._fetch(GET, (id,)).fetchone()
+        entry = _entry(row) if row is not None else None
         return entry if entry is not None and entry.alive(now) else None
 
-    def search(self, partition: str, vector: Embeddings, k: int, now: float) -> list[Match]:
+    def search(self, partition: str, vector: Embeddings, k: int, now: float, *, floor: float = -1.0) -> list[Match]:
         vector = check_vector(vector, self.dimension)
-        return rank(vector, k, now, lambda count: self._near(partition, vector, count))
+        return rank(vector, k, now, partial(self._near, partition, vector), floor=floor)
 
-    def _near(self, partition: str, vector: Embeddings, count: int) -> list[Entry]:
+    def _near(self, partition: str, vector: Embeddings, count: int, floor: float) -> list[Entry]:
         """Return the closest entries; rows that another process has removed are forgotten on the way."""
         while True:
             with self._lock:
                 self._catch_up()
-                numbers = self._index.nearest(partition, vector, count)
-            marks = ",".join("?" * len(numbers))
-            rows = self._fetch(f"select number, {COLUMNS} from {{rows}} where number in ({marks})", numbers).fetchall()
+                numbers = self._index.nearest(partition, vector, count, floor=floor)
+            rows = self._fetch(_select(len(numbers)), numbers).fetchall()
             if len(rows) == len(numbers):
-                return self._entries([row[1:] for row in rows])
-            self._forget({(partition, number) for number in numbers} - {(partition, row[0]) for row in rows})
+                return [_entry(row) for row in rows]
+            self._forget({(partition, number) for number in numbers} - {(partition, row[-1]) for row in rows})
 
     def _catch_up(self) -> None:
         """Take up what has been added since, by whatever process.
@@ -199,8 +200,20 @@ class SQLiteStore:
             self._touches[id] = (max(used, now), uses + 1)
             due = len(self._touches) >= TOUCHES
         if due:
-            with self._write() as writer:
-                self._write_touches(writer)
+            self._write_touches_if_free()
+
+    def _write_touches_if_free(self) -> None:
+        """Write the hits, unless another process is writing: no lookup waits for it, the next hit tries again."""
+        with self._lock:
+            self._writer.execute("pragma busy_timeout = 0")
+            try:
+                with self._write() as writer:
+                    self._write_touches(writer)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+            finally:
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
 
     def _write_touches(self, writer: sqlite3.Connection) -> None:
         rows = [(used, uses, id) for id, (used, uses) in self._touches.items()]
@@ -258,7 +271,7 @@ class SQLiteStore:
         for (number,) in numbers:
             row = self._fetch(f"select {COLUMNS} from {{rows}} where number = ?", (number,)).fetchone()
             if row is not None:
-                yield self._entry(row)
+                yield _entry(row)
 
     def close(self) -> None:
         with self._lock:
@@ -274,18 +287,18 @@ class SQLiteStore:
         rows = writer.execute(f"delete from entries where {where} returning partition, number", values)
         return {(partition, number) for partition, number in rows}
 
-    def _entry(self, row: tuple[Any, ...]) -> Entry:
-        return self._entries([row])[0]
 
-    def _entries(self, rows: Sequence[tuple[Any, ...]]) -> list[Entry]:
-        """Return entries from rows with `COLUMNS`; their vectors are rows of one matrix."""
-        matrix = np.frombuffer(b"".join(row[5] for row in rows), dtype="<f4").reshape(len(rows), self.dimension)
-        return [
-            Entry(id, namespace, partition, text, answer, vector, created, expires, _read_tags(tags))
-            for vector, (id, namespace, partition, text, answer, _, created, expires, tags) in zip(
-                matrix, rows, strict=True
-            )
-        ]
+@lru_cache(maxsize=64)
+def _select(count: int) -> str:
+    """Return the query for entries by their numbers."""
+    return f"select {COLUMNS}, number from {{rows}} where number in ({','.join('?' * count)})"
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    """Return the entry in a row that begins with `COLUMNS`."""
+    id, namespace, partition, text, answer, vector, created, expires, tags = row[:9]
+    numbers = np.frombuffer(vector, dtype="<f4")
+    return Entry(id, namespace, partition, text, answer, numbers, created, expires, _read_tags(tags))
 
 
 def _read_tags(written: str) -> tuple[str, ...]:
