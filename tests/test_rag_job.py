@@ -82,11 +82,11 @@ def test_a_resumed_run_that_has_everything_does_not_load_the_base(job: RagJob, m
 
 
 def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(job: RagJob, tmp_path: Path) -> None:
-    base = write_decoder(tmp_path / "decoder", length=256)
+    base = write_decoder(tmp_path / "decoder", length=512)
     prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
-    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=192)
+    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=400)
     said: list[str] = []
-    decoder = replace(job, base=str(base), tokens=150, preparation=lora, instruction="Find the passage")
+    decoder = replace(job, base=str(base), tokens=350, preparation=lora, instruction="Find the passage")
     result = run_rag(decoder, llm(), Watcher(say=said.append))
     tuned = load_encoder(result.model)
     assert isinstance(tuned, TorchEncoder)
