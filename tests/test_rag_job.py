@@ -109,7 +109,7 @@ def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_on
     assert tuned.network.prompts["query"] == "Instruct: Find the passage\nQuery: "
     queries, documents = sides_of(tuned)
     assert not np.allclose(queries.encode(["berth fee"]), documents.encode(["berth fee"]))
-    assert any("last token" in line for line in said)
+    assert any("is a decoder: pooling" in line for line in said)
     assert any("LoRA" in note for note in result.summary["training"]["notes"])
     assert result.summary["preparation"]["lora"]["rank"] == 2
     plain_base = open_base(str(base), own.reading)
@@ -118,9 +118,8 @@ def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_on
         load_encoder(base).encode(["Instruct: Find the passage\nQuery: berth fee"]),
         atol=1e-5,
     )
-    calls = llm()
-    run_rag(replace(own, preparation=replace(lora, lora=LoraConfig(rank=4))), calls)
-    assert not calls.calls  # only what depends on the adapters runs again
+    assert replace(own, preparation=replace(lora, lora=None)).origin == own.origin  # adapters change no stage before
+    assert replace(own, instruction="Another").origin != own.origin
 
 
 def test_what_a_base_cannot_have_is_refused_before_any_call(job: RagJob) -> None:
