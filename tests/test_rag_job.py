@@ -97,12 +97,23 @@ def decoder(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path / "decoder"
 
 
-def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(job: RagJob, decoder: Path) -> None:
+def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(
+    job: RagJob, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.retention.ROWS", 30)  # of each guard: this is not about them, and looks are many
     base = decoder
     prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
-    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts)
+    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=40)
     said: list[str] = []
-    own = replace(job, base=str(base), preparation=lora, instruction="Find the passage")
+    some = tuple(map(str, sorted(FILINGS.iterdir())[:5]))
+    own = replace(
+        job,
+        sources=some,
+        plan=replace(job.plan, quota=45),
+        base=str(base),
+        preparation=lora,
+        instruction="Find the passage",
+    )
     result = run_rag(own, llm(), Watcher(say=said.append))
     tuned = load_encoder(result.model)
     assert isinstance(tuned, TorchEncoder)
