@@ -37,8 +37,8 @@ from embedsmith.documents.sentences import split_sentences
 from embedsmith.documents.structure import split_paragraphs
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError
 from embedsmith.examples import Rejected
-from embedsmith.text import NearIndex
 from minimal_pdf import write_pdf
+from near_texts import compare_all
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "filings"
 
@@ -529,21 +529,19 @@ def test_near_duplicates_become_one_and_say_so() -> None:
     assert lost[1].file == "d4"
 
 
-def test_merging_finds_exactly_what_the_near_index_finds() -> None:
+def test_merging_finds_exactly_what_comparing_all_finds() -> None:
     drawn = random.Random(5)
     texts: list[str] = []
     while len(texts) < 400:
         fresh = prose(len(texts), drawn.choice([8, 12, 40])) + f" {drawn.randrange(3)}" * drawn.randrange(2)
         texts.append(fresh if not texts or drawn.random() < 0.4 else edit(drawn.choice(texts), drawn))
-    index, expected = NearIndex(like=texts), {}
-    kept: list[str] = []
+    kept, expected = dict[int, str](), {}
     for place, text in enumerate(texts):
-        near = index.find(text)
+        near = compare_all(list(kept.values()), text)
         if near is None:
-            index.add(text)
-            kept.append(str(place))
+            kept[place] = text
         else:
-            expected[str(place)] = kept[near[0]]
+            expected[str(place)] = str(list(kept)[near[0]])
     rows = merge_near(numbered(texts))
     found = {row.source: row.context["merged_into"] for row in rows if isinstance(row, Rejected)}
     assert found == expected

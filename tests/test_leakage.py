@@ -9,7 +9,7 @@ import pytest
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet
 from embedsmith.leakage import LeakIndex, find_shared
 from embedsmith.signatures import NearTexts
-from embedsmith.text import NearIndex
+from near_texts import compare_all
 
 ASKED = "How can I appeal against a fine for parking in the wrong bay?"
 
@@ -28,13 +28,13 @@ def vary(texts: list[str], count: int, longest: int) -> list[str]:
 
 
 @pytest.mark.parametrize("longest", [4, 20, 150, 700], ids="up to {} words".format)
-def test_near_texts_are_those_of_the_near_index(longest: int) -> None:
+def test_near_texts_are_those_that_comparing_all_finds(longest: int) -> None:
     texts = vary([], 160, longest)
     held, asked = texts[:100], texts[60:]
-    index, near = NearIndex(held), NearTexts(held.__getitem__)
+    near = NearTexts(held.__getitem__)
     for text in held:
         near.add(text)
-    expected = [None if found is None else (found[0], found[2]) for found in map(index.find, asked)]
+    expected = [compare_all(held, text) for text in asked]
     assert [near.find(text) for text in asked] == expected
     assert len({None if found is None else found[0] for found in expected[40:]}) > 5
 

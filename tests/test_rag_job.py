@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from embedsmith.adapters import LoraConfig
 from embedsmith.answers import write_rag_answer
@@ -24,7 +26,7 @@ from embedsmith.synthesis.rag import RagPlan
 from embedsmith.teacher import Teaching
 from embedsmith.testing import FakeLLM
 from embedsmith.training import TrainingConfig
-from tiny_decoders import write_decoder
+from tiny_decoders import SIZES
 
 FILINGS = Path(__file__).parents[1] / "examples" / "filings"
 TRAINING = TrainingConfig(losses={"distill_kl": 1.0}, batch=8, learning_rate=1e-5, precision="fp32")
@@ -81,30 +83,54 @@ def test_a_resumed_run_that_has_everything_does_not_load_the_base(job: RagJob, m
     assert not loaded
 
 
-def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(job: RagJob, tmp_path: Path) -> None:
-    base = write_decoder(tmp_path / "decoder", length=256)
+@pytest.fixture
+def decoder(tmp_path: Path, tiny_model: Path) -> Path:
+    """A plain decoder of two layers with random weights that reads words, not bytes: texts stay short."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token, tokenizer.bos_token = tokenizer.sep_token, tokenizer.cls_token
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
+    ids |= {"eos_token_id": tokenizer.sep_token_id, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, **ids, num_key_value_heads=2, max_position_embeddings=512)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    return tmp_path / "decoder"
+
+
+def test_a_decoder_is_trained_with_adapters_and_an_instruction_before_queries_only(
+    job: RagJob, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.retention.ROWS", 30)  # of each guard: this is not about them, and looks are many
+    base = decoder
     prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
-    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=192)
+    lora = Preparation(lora=LoraConfig(rank=2, alpha=4), prompts=prompts, max_length=40)
     said: list[str] = []
-    decoder = replace(job, base=str(base), tokens=150, preparation=lora, instruction="Find the passage")
-    result = run_rag(decoder, llm(), Watcher(say=said.append))
+    some = tuple(map(str, sorted(FILINGS.iterdir())[:5]))
+    own = replace(
+        job,
+        sources=some,
+        plan=replace(job.plan, quota=45),
+        base=str(base),
+        preparation=lora,
+        instruction="Find the passage",
+    )
+    result = run_rag(own, llm(), Watcher(say=said.append))
     tuned = load_encoder(result.model)
     assert isinstance(tuned, TorchEncoder)
     assert tuned.network.prompts["query"] == "Instruct: Find the passage\nQuery: "
     queries, documents = sides_of(tuned)
     assert not np.allclose(queries.encode(["berth fee"]), documents.encode(["berth fee"]))
-    assert any("last token" in line for line in said)
+    assert any("is a decoder: pooling" in line for line in said)
     assert any("LoRA" in note for note in result.summary["training"]["notes"])
     assert result.summary["preparation"]["lora"]["rank"] == 2
-    plain_base = open_base(str(base), decoder.reading)
+    plain_base = open_base(str(base), own.reading)
     assert np.allclose(  # the base is measured with the same prompt and pooling
         sides_of(plain_base)[0].encode(["berth fee"]),
         load_encoder(base).encode(["Instruct: Find the passage\nQuery: berth fee"]),
         atol=1e-5,
     )
-    calls = llm()
-    run_rag(replace(decoder, preparation=replace(lora, lora=LoraConfig(rank=4))), calls)
-    assert not calls.calls  # only what depends on the adapters runs again
+    assert replace(own, preparation=replace(lora, lora=None)).origin == own.origin  # adapters change no stage before
+    assert replace(own, instruction="Another").origin != own.origin
 
 
 def test_what_a_base_cannot_have_is_refused_before_any_call(job: RagJob) -> None:

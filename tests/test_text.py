@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedsmith.text import NearIndex, jaccard, normalize, same_facts, trigrams
+from embedsmith.signatures import NearTexts
+from embedsmith.text import jaccard, normalize, same_facts, trigrams
+from near_texts import compare_all
 
 QUESTIONS = st.text(alphabet="abc de", min_size=1, max_size=25)
 
@@ -44,10 +46,7 @@ def test_jaccard_is_symmetric_and_one_for_the_same(left: str, right: str) -> Non
 @settings(max_examples=150, deadline=None)
 @given(st.lists(QUESTIONS, max_size=12), QUESTIONS, st.sampled_from([0.5, 0.7, 0.9, 1.0]))
 def test_the_index_finds_what_comparing_all_pairs_finds(texts: list[str], text: str, threshold: float) -> None:
-    near = [
-        other for other in texts if jaccard(trigrams(text), trigrams(other)) >= threshold and same_facts(text, other)
-    ]
-    found = NearIndex(texts, threshold=threshold).find(text)
-    assert (found[1] if found else None) == (near[0] if near else None)
-    blind = NearIndex(texts, threshold=threshold, like=()).find(text)  # without counts: slower, the same
-    assert blind == found
+    index = NearTexts(texts.__getitem__, threshold=threshold)
+    for other in texts:
+        index.add(other)
+    assert index.find(text) == compare_all(texts, text, threshold)

@@ -9,8 +9,9 @@ from typing import Any
 
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_rows
-from embedsmith.text import NearIndex, normalize
+from embedsmith.text import normalize
 
 TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
 ID_COLUMNS = ("id", "query_id", "_id", "qid", "uid")
@@ -79,24 +80,24 @@ def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> 
     """Return the queries with exact and near repeats merged into the first of their kind.
 
     Near means a trigram Jaccard of at least `threshold` with the same numbers and negations; the
-    search is exact (prefix filtering), not sampled. Frequencies add up. Takes what `read_queries` yields.
+    search is exact (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
     """
     rows = list(rows)
     queries = [row for row in rows if isinstance(row, Query)]
     exact: dict[str, int] = {}
-    index = NearIndex(threshold=threshold, like=(query.text for query in queries))
     kept: list[Query] = []
+    index = NearTexts(lambda place: kept[place].text, threshold=threshold)
     repeats: list[list[Query]] = []
     merged: list[Rejected] = []
     for query in queries:
         key = normalize(query.text)
         place, detail = exact.get(key), "the same text"
         if place is None:
-            near = index.find(query.text)
+            near = index.find_or_add(query.text)
             if near is not None:
-                place, detail = near[0], f"Jaccard {near[2]:.2f}"
+                place, detail = near[0], f"Jaccard {near[1]:.2f}"
         if place is None:
-            exact[key] = index.add(query.text)
+            exact[key] = len(kept)
             kept.append(query)
             repeats.append([])
             continue

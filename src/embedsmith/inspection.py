@@ -22,9 +22,10 @@ from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet, read_examples, texts_of
 from embedsmith.hardness import Hardness, measure_hardness
 from embedsmith.leakage import LeakIndex
+from embedsmith.signatures import NearTexts
 from embedsmith.synthesis.labels import Judge, LabelVerdict, check_labels, list_pairs
 from embedsmith.tables import read_rows
-from embedsmith.text import NearIndex, jaccard, trigrams, words
+from embedsmith.text import jaccard, trigrams, words
 
 NEAR = 0.9
 SAMPLE = 1_000  # texts of the Vendi score: its cost is cubic, its figure settles long before
@@ -312,7 +313,7 @@ def measure_diversity(texts: Sequence[str], base: Encoder | None = None, *, seed
 
 
 def _count_near(texts: Sequence[str]) -> int:
-    index = NearIndex(threshold=NEAR, like=texts)
+    index = NearTexts(texts.__getitem__, threshold=NEAR)
     count = 0
     for text in texts:
         count += index.find(text) is not None

@@ -1,8 +1,7 @@
 """Near texts found exactly, among very many, in memory that does not grow with their length.
 
-Near means what it means everywhere here (`embedsmith.text.NearIndex`): trigram Jaccard ≥ 0.9, the same numbers, as many
-negations. `NearIndex` keeps the trigrams of all texts and is made for a log's questions. Here a text is 64 to 1,024
-bits, which say exactly for nearly all pairs that they are not near; what is left is compared itself.
+Near means: trigram Jaccard ≥ 0.9, the same numbers, as many negations. A text is 64 to 1,024 bits, which say exactly
+for nearly all pairs that they are not near; what is left is compared itself.
 """
 
 from __future__ import annotations

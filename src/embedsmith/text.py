@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -77,56 +75,3 @@ def _facts(text: str) -> tuple[list[str], int]:
     plain = normalize(text)
     found = WORD.findall(plain)
     return sorted(NUMBER.findall(plain)), sum(word in NEGATIONS or word.endswith("n't") for word in found)
-
-
-class NearIndex:
-    """Finds the texts whose trigram sets are near a given one, exactly, without comparing all pairs.
-
-    Two sets with Jaccard ≥ t share one of their first ⌊(1 − t)·size⌋ + 1 elements in any common order
-    (prefix filtering: Chaudhuri et al. 2006), and their sizes differ by at most the factor t, so only
-    the few sets that pass both are compared. With the order "rarest first" the shared elements are
-    rare ones, and lists stay short.
-
-    Args:
-        texts: made findable at once.
-        like: texts whose trigrams are counted to know the rare ones; default `texts`. Any choice gives
-            the same answers, a fitting one gives them fast.
-    """
-
-    def __init__(self, texts: Iterable[str] = (), *, threshold: float = 0.9, like: Iterable[str] | None = None) -> None:
-        self.threshold = threshold
-        texts = list(texts)
-        self._counts = Counter(gram for text in (texts if like is None else like) for gram in trigrams(text))
-        self._texts: list[tuple[str, frozenset[str]]] = []
-        self._places: dict[str, list[int]] = {}
-        for text in texts:
-            self.add(text)
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def add(self, text: str) -> int:
-        """Make `text` findable and return its place."""
-        grams = trigrams(text)
-        for gram in self._prefix(grams):
-            self._places.setdefault(gram, []).append(len(self._texts))
-        self._texts.append((text, grams))
-        return len(self._texts) - 1
-
-    def find(self, text: str) -> tuple[int, str, float] | None:
-        """Return (place, text, Jaccard) of the first added text that is near `text` and has its facts."""
-        grams = trigrams(text)
-        near = {place for gram in self._prefix(grams) for place in self._places.get(gram, ())}
-        for place in sorted(near):
-            other, other_grams = self._texts[place]
-            small, large = sorted((len(grams), len(other_grams)))
-            if small < self.threshold * large:
-                continue
-            closeness = jaccard(grams, other_grams)
-            if closeness >= self.threshold and same_facts(text, other):
-                return place, other, closeness
-        return None
-
-    def _prefix(self, grams: frozenset[str]) -> list[str]:
-        ordered = sorted(grams, key=lambda gram: (self._counts.get(gram, 0), gram))
-        return ordered[: int((1 - self.threshold) * len(grams) + 1e-9) + 1]

@@ -80,6 +80,7 @@ def test_attempts_that_fail_are_part_of_calls_and_time() -> None:
     assert found.seconds is not None
     assert found.calls.value == pytest.approx(whole.budget.spent.calls, rel=0.15)
     assert found.calls.value > 1.05 * whole.tally.calls
+    assert found.calls.low < whole.budget.spent.calls < found.calls.high
     quick, _ = foresee(questions(40), 15, delay=0.1)
     assert quick.seconds is not None
     assert found.seconds.value > 1.2 * quick.seconds.value  # a failed call waits before it goes out again
@@ -108,7 +109,8 @@ def test_a_pilot_from_the_journal_says_what_the_seconds_of_then_allow() -> None:
         assert len(server.calls) == asked
     assert first is not None
     assert again is not None
-    assert (first.at_once, again.at_once) == (8, None)
+    assert again.at_once is None
+    assert first.at_once is not None
     assert again.seconds is not None
     assert first.calls == again.calls
 

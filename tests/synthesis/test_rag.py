@@ -44,8 +44,8 @@ from embedsmith.synthesis.rag.checks import (
     measure_copy,
     sum_up,
 )
-from embedsmith.synthesis.rag.plan import choose_sets, spread
-from embedsmith.synthesis.rag.prompts import load_prompts, render_questions
+from embedsmith.synthesis.rag.plan import choose_sets, name_set, spread
+from embedsmith.synthesis.rag.prompts import load_prompts, render_multi, render_questions
 from embedsmith.testing import FakeEncoder, FakeLLM, FaultyServer
 
 GOODS = ("turbines", "umbrellas", "sweaters", "harpsichords", "tractors", "lanterns", "microscopes", "kayaks")
@@ -175,6 +175,25 @@ def test_multi_passage_sets_are_neighbours_of_one_document() -> None:
     for places in sets:
         assert len({passages[place].document for place in places}) == 1
         assert list(places) == list(range(places[0], places[0] + 3))
+
+
+def test_sets_across_documents_are_the_nearest_of_other_documents_and_name_no_single_place() -> None:
+    passages = [
+        *make_passages(4, 3),
+        Passage("fee", "The berth fee of Antwerp is nine marks.", document="fees.txt", headings=("Fees",)),
+        Passage("due", "A berth fee is due before noon in Antwerp.", document="rules.txt", headings=("Rules",)),
+    ]
+    plan = replace(SMALL, multi_passage=1.0, across=1.0)
+    sets = choose_sets(plan, passages, choose_passages(plan, passages))
+    assert all(passages[one].document != passages[other].document for one, other in sets)
+    assert len({frozenset(places) for places in sets}) == len(sets)
+    assert sum(set(places) == {12, 13} for places in sets) == 1
+    assert "Document:" not in render_multi(load_prompts(), [passages[12], passages[13]]).user
+    events = run(passages, obedient(), replace(plan, trip="off", further=False))
+    found = {evidence_of(pair).get("together") for pair in pairs_of(events)}
+    assert found == {None, "bm25"}
+    some = choose_sets(replace(plan, across=0.5), passages, choose_passages(plan, passages))
+    assert {name_set(passages, places) for places in some} == {"neighbours", "bm25"}
 
 
 # ── Prompts and answers

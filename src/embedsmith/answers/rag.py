@@ -31,6 +31,8 @@ def write_rag_answer(prompt: str) -> str:
 def _ask(passage: str, style: str, number: int) -> dict[str, str]:
     span = _span(passage, number)
     words = [word for word in _telling(passage) if word not in span]
+    if len(words) < 3:  # a short passage says little
+        words = (words or _telling(passage) or [span]) * 3
     chosen = [*words[:2], words[2 + number % max(len(words) - 2, 1)]]
     return {"style": style, "question": FORMS[style].format(*chosen), "answer": span}
 

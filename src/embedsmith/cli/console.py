@@ -50,6 +50,10 @@ Judge = Annotated[
         "--judge", help="The language model checks: do the passages answer (rag), is the label right (langcache)."
     ),
 ]
+Across = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="rag: share of the questions over several passages that span documents."),
+]
 Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Most calls in flight at once; fewer, as the server keeps up.")]
 MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls over all runs into this folder.")]

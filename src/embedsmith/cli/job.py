@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedsmith.cli.console import (
+    Across,
     Alpha,
     AsJson,
     Base,
@@ -101,6 +102,7 @@ def run(
     alpha: Alpha = 0.05,
     tokens: Annotated[int, typer.Option(help="rag: longest passage, in tokens of the base.")] = 256,
     quota: Annotated[int | None, typer.Option(help="rag: questions in all, spread evenly over the documents.")] = None,
+    across: Across = 0.0,
     edits: Edits = 0,
     judge: Judge = False,
     assign: Annotated[
@@ -142,7 +144,7 @@ def run(
             column=column,
             tokens=tokens,
             guards=tuple(guard or ()),
-            plan=RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed),
+            plan=RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed),
             sampling=sampling,
             limits=limits,
             training=chosen.configure(**own_values(epochs, batch, learning_rate, precision, losses, seed)),

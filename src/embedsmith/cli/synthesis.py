@@ -10,6 +10,7 @@ import typer
 
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.cli.console import (
+    Across,
     AsJson,
     BaseUrl,
     Column,
@@ -67,6 +68,7 @@ def synthesize(
     distinct: Distinct = 3,
     quota: Annotated[int | None, typer.Option(min=1, help="rag: questions in all, spread over the documents.")] = None,
     base: Annotated[str | None, typer.Option(help="rag: encoder of the round trip, beside BM25.")] = None,
+    across: Across = 0.0,
     edits: Edits = 0,
     judge: Judge = False,
     tasks: Annotated[int, typer.Option(min=1, help="e5: rows in all, one example each.")] = 500,
@@ -118,7 +120,7 @@ def synthesize(
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
         order = order_langcache(asked, _read_queries(Path((sources or [])[0]), column, out), evaluation=leaks)
     elif recipe == "rag" and sources:
-        plan = RagPlan(quota=quota, judge=judge, prompts=prompts, seed=seed)
+        plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
         order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources and not judge:

@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 from embedsmith.errors import InputError
 from embedsmith.llm.budget import Price, Usage
@@ -99,7 +100,8 @@ def estimate(
     paces: Sequence[Pace] = (),
     in_flight: int = 1,
     refused_at: float | None = None,
-    attempts: float = 1.0,
+    attempts: int = 0,
+    answers: int = 0,
 ) -> Estimate:
     """Return calls, tokens, time and money for all rows.
 
@@ -108,7 +110,8 @@ def estimate(
         sizes: of all rows, those of the pilot among them.
         paces: of each step in the pilot, as many as its rows have.
         in_flight: most calls at once in the whole run.
-        refused_at: calls at once that the server refused in the pilot. attempts: for each call that was answered.
+        refused_at: calls at once that the server refused in the pilot.
+        attempts, answers: of the calls that the pilot sent; 0 where it sent none.
 
     Raises:
         InputError: fewer than three rows, unless those are all rows.
@@ -121,21 +124,29 @@ def estimate(
     def total(measure: Callable[[PilotRow], float]) -> Interval:
         return estimate_total([row.size for row in pilot], [measure(row) for row in pilot], sizes)
 
+    failing = max(1 - answers / attempts, 0.0) if attempts and answers else 0.0
     counts = [total(lambda row, step=step: row.steps[step]) for step in range(len(paces))]  # type: ignore[misc]
     return Estimate(
         rows=len(sizes),
-        calls=total(lambda row: row.used.calls * attempts),
+        calls=_add_attempts(total(lambda row: row.used.calls), failing, attempts),
         prompt_tokens=total(lambda row: row.used.prompt_tokens),
         completion_tokens=total(lambda row: row.used.completion_tokens),
-        seconds=_foresee(counts, paces, (in_flight, refused_at), attempts) if counts else None,
+        seconds=_foresee(counts, paces, (in_flight, refused_at), failing) if counts else None,
         cost=total(lambda row: price.of(row.used)) if price is not None else None,
         unmetered=sum(not row.used.prompt_tokens and not row.used.completion_tokens for row in pilot),
         at_once=max((pace.most for pace in paces if pace.timed), default=None),
     )
 
 
+def _add_attempts(calls: Interval, failing: float, attempts: int) -> Interval:
+    """Return attempts for calls, where a share `failing` of the pilot's attempts failed (normal approximation)."""
+    margin = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.sqrt(failing * (1 - failing) / max(attempts, 1))
+    low, high = max(failing - margin, 0.0), min(failing + margin, 0.9)
+    return Interval(calls.value / (1 - failing), calls.low / (1 - low), calls.high / (1 - high))
+
+
 def _foresee(
-    counts: Sequence[Interval], paces: Sequence[Pace], limits: tuple[int, float | None], attempts: float
+    counts: Sequence[Interval], paces: Sequence[Pace], limits: tuple[int, float | None], failing: float
 ) -> Interval:
     """Return the time of all steps: if the server keeps up, at best (refusals were chance), and at worst."""
     steps = list(zip(counts, paces, strict=True))
@@ -144,7 +155,7 @@ def _foresee(
 
     def walk(calls: Callable[[Interval], float], bound: int, ceiling: int, sign: int) -> float:
         ahead = [
-            Ahead(round(calls(count)), pace, pace.slope[bound], 1 + sign * pace.error, failing=1 - 1 / attempts)
+            Ahead(round(calls(count)), pace, pace.slope[bound], 1 + sign * pace.error, failing=failing)
             for count, pace in steps
         ]
         return foresee_seconds(ahead, ceiling=ceiling)

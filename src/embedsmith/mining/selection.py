@@ -16,7 +16,7 @@ from embedsmith.mining.settings import MiningSettings
 from embedsmith.mining.store import Places
 from embedsmith.text import cut_trigrams, jaccard, normalize, same_facts
 
-NEAR = 0.9  # trigram Jaccard from which on two texts with the same facts are one, as in text.NearIndex
+NEAR = 0.9  # trigram Jaccard from which on two texts with the same facts are one, as in signatures.NearTexts
 # What becomes of a candidate: each that the search gave is counted under exactly one of these.
 REASONS = {
     "anchor": "the anchor itself",

@@ -161,11 +161,6 @@ class _Heard:
     def steps(self) -> list[int]:
         return sorted({step for step, _, _ in self.exchanges})
 
-    @property
-    def attempts_per_answer(self) -> float:
-        answered = sum(map(len, self.arrived.values()))
-        return max(self.attempts / answered, 1.0) if answered else 1.0
-
     def pace(self, step: int) -> Pace:
         seen = self.arrived.get(step, [])
         if seen and not self.alone:
@@ -190,5 +185,6 @@ def _estimate(first: Order, order: Order, heard: _Heard, price: Price | None, in
         paces=[heard.pace(step) for step in steps],
         in_flight=in_flight,
         refused_at=getattr(heard.calls.llm, "refused_at", None),
-        attempts=heard.attempts_per_answer,
+        attempts=heard.attempts,
+        answers=sum(map(len, heard.arrived.values())),
     )

@@ -52,7 +52,8 @@ def synthesize_rag(
     A question with several positives gives one pair for each, in a row, with the same anchor and group: batches join
     them into one row. The group is the id of the (first) source passage. What the filters found is in
     `provenance.checks`: after the names of the filters `style=…`, `passage=…` (id of the positive), `positive=source`
-    or why it is one, `span=…`, `rank.encoder=…`, `rank.bm25=…` (`read_evidence`).
+    or why it is one, `span=…`, `rank.encoder=…`, `rank.bm25=…` (`read_evidence`); of questions over several passages
+    also why these stand together: `together=neighbours`, or `together=bm25` across documents.
 
     Args:
         encoder: the base, for the round trip and for other passages that answer; None leaves it to BM25.

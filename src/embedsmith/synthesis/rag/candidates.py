@@ -12,6 +12,7 @@ from typing import Any
 
 from embedsmith.documents import Passage
 from embedsmith.examples import PositivePair, Provenance, Rejected
+from embedsmith.synthesis.rag.plan import name_set
 
 CHECKS = ("form", "reference", "span", "copy", "repeat", "leak")
 SHOWN = 300  # characters of a passage in the evidence of a rejection
@@ -69,9 +70,11 @@ def to_examples(candidate: Candidate, passages: Sequence[Passage], seed: int | N
     others = [(place, why, candidate.answers[0]) for place, why in candidate.positives]
     source = "+".join(passages[place].id for place in candidate.sources)
     trip = ("round-trip",) if candidate.evidence else ()
+    several = len(candidate.sources) > 1
+    together = (f"together={name_set(passages, candidate.sources)}",) if several else ()
     for place, why, span in [*sources, *others]:
         found = (f"style={candidate.style}", f"passage={passages[place].id}", f"positive={why}", f"span={span}")
-        checks = (*CHECKS, *trip, *found, *candidate.evidence)
+        checks = (*CHECKS, *trip, *found, *together, *candidate.evidence)
         origin = Provenance(source, candidate.prompt, candidate.model, seed, checks)
         yield PositivePair(candidate.question, passages[place].text, group, origin)
 

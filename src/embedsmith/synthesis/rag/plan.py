@@ -16,10 +16,13 @@ from typing import Literal
 from embedsmith.artifacts import fingerprint
 from embedsmith.documents import Passage
 from embedsmith.errors import ConfigurationError
+from embedsmith.lexical import LexicalIndex
+from embedsmith.metrics import top_places
 
 STYLES = ("keyword", "natural", "conversational")
 MULTI = "multi-passage"
 Trip = Literal["either", "both", "encoder", "lexical", "off"]
+RELATED = 50  # passages at the top of BM25, beside those of the same document, among which related ones are looked for
 TRIPS = ("either", "both", "encoder", "lexical", "off")
 
 
@@ -32,6 +35,8 @@ class RagPlan:
         multi_passage: share of the chosen passages about which, and the next ones of the document, one further
             call asks for a question that needs all of them; 0 to 1.
         passages_per_multi: passages of such a question, 2 or 3.
+        across: share of these questions for which, in the place of the next passages, those of other documents are
+            taken that BM25 finds nearest, one a document; 0 to 1.
         quota: questions of single passages to ask for in all; None asks about every passage.
         seed: of the order in which documents and passages are taken.
         trip: which search has to bring the passage back for its question (`round trip`): the base encoder or BM25
@@ -55,6 +60,7 @@ class RagPlan:
     conversational: int = 1
     multi_passage: float = 0.1
     passages_per_multi: int = 2
+    across: float = 0.0
     quota: int | None = None
     seed: int = 0
     trip: Trip = "either"
@@ -73,6 +79,7 @@ class RagPlan:
         _require(min(counts.values()) >= 0, f"{counts} questions a passage", "none below 0")
         _require(self.per_passage > 0, "no question for any passage", "at least one style with a question")
         _require(0 <= self.multi_passage <= 1, f"multi_passage = {self.multi_passage}", "a share from 0 to 1")
+        _require(0 <= self.across <= 1, f"across = {self.across}", "a share from 0 to 1")
         _require(self.passages_per_multi in (2, 3), f"passages_per_multi = {self.passages_per_multi}", "2 or 3")
         _require(self.quota is None or self.quota > 0, f"a quota of {self.quota} questions", "at least one, or none")
         _require(self.trip in TRIPS, f"trip = {self.trip!r}", f"one of: {', '.join(TRIPS)}")
@@ -163,30 +170,61 @@ def spread(count: int) -> Iterator[int]:
 
 
 def choose_sets(plan: RagPlan, passages: Sequence[Passage], chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the places of the passages of each multi-passage question: a chosen one and the next of its document.
+    """Return the places of the passages of each multi-passage question: a chosen one and those that go with it.
 
-    Whether a passage gets such a question is a draw from its id alone. At the end of a document the ones before
-    are taken; a document with too few passages has none. No set comes twice.
+    These are the next ones of its document (at its end, the ones before), or for a share `across` of the questions the
+    nearest of other documents by BM25. Whether a passage gets a question, and of which kind, are draws from its id
+    alone. A passage that nothing goes with has none. No set comes twice.
     """
-    size = plan.passages_per_multi
-    drawn = [place for place in chosen if _draw(plan.seed, passages[place].id) < plan.multi_passage]
+    drawn = [place for place in chosen if _draw(plan.seed, "multi", passages[place].id) < plan.multi_passage]
     if not drawn:
         return []
+    abroad = {place for place in drawn if _draw(plan.seed, "across", passages[place].id) < plan.across}
+    index = LexicalIndex([passage.text for passage in passages]) if abroad else None
+    size = plan.passages_per_multi
+    near = _take_neighbours(passages, drawn, size)
+    sets: dict[frozenset[int], tuple[int, ...]] = {}
+    for place in drawn:
+        places = near[place] if index is None or place not in abroad else _take_related(index, passages, place, size)
+        if places:
+            sets.setdefault(frozenset(places), places)
+    return list(sets.values())
+
+
+def _take_neighbours(passages: Sequence[Passage], drawn: Sequence[int], size: int) -> dict[int, tuple[int, ...]]:
+    """Return for each place its set within its document; () where the document has too few passages."""
     documents: dict[str, list[int]] = {}
     for place, passage in enumerate(passages):
         documents.setdefault(passage.document, []).append(place)
     turn = {place: number for own in documents.values() for number, place in enumerate(own)}
-    sets = []
+    sets: dict[int, tuple[int, ...]] = {}
     for place in drawn:
         own = documents[passages[place].document]
         start = min(turn[place], len(own) - size)
-        if start >= 0:
-            sets.append(tuple(own[start : start + size]))
-    return list(dict.fromkeys(sets))
+        sets[place] = tuple(own[start : start + size]) if start >= 0 else ()
+    return sets
 
 
-def _draw(seed: int, name: str) -> float:
-    return int(fingerprint([seed, "multi", name]), 16) / 16**16
+def _take_related(index: LexicalIndex, passages: Sequence[Passage], place: int, size: int) -> tuple[int, ...]:
+    """Return a place and the nearest ones of other documents, one each; () where too few share a word with it."""
+    scores = index.score(passages[place].text)
+    found, seen = [place], {passages[place].document}
+    for other in top_places(scores, RELATED + sum(passage.document in seen for passage in passages)).tolist():
+        if scores[other] > 0 and passages[other].document not in seen:
+            found.append(other)
+            seen.add(passages[other].document)
+        if len(found) == size:
+            return tuple(found)
+    return ()
+
+
+def name_set(passages: Sequence[Passage], places: Sequence[int]) -> str:
+    """Return why passages are asked about together: "neighbours" of one document, or "bm25" across documents."""
+    return "neighbours" if len({passages[place].document for place in places}) == 1 else "bm25"
+
+
+def _draw(seed: int, purpose: str, name: str) -> float:
+    return int(fingerprint([seed, purpose, name]), 16) / 16**16
 
 
 def count_documents(passages: Sequence[Passage], chosen: Sequence[int]) -> Mapping[str, int]:

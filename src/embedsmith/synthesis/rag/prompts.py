@@ -116,7 +116,9 @@ def render_questions(prompts: RagPrompts, plan: RagPlan, passage: Passage) -> Pr
 def render_multi(prompts: RagPrompts, passages: Sequence[Passage]) -> Prompt:
     """Return the call that asks for a question which needs all `passages`; its row is their ids, joined by "+"."""
     system, user = prompts.messages["multi"]
-    user = user.format(passages=number_passages(passages), place=describe_place(passages[0]), number=len(passages))
+    one = len({passage.document for passage in passages}) == 1
+    place = describe_place(passages[0]) if one else ""  # passages of several documents have no place in common
+    user = user.format(passages=number_passages(passages), place=place, number=len(passages))
     return Prompt(system, user, "+".join(passage.id for passage in passages), MULTI_QUESTIONS, SCHEMAS[MULTI_QUESTIONS])
 
 
