@@ -616,7 +616,7 @@ def keep_memory() -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks as well; M_MMAP_THRESHOLD takes no more than 32 MB
     except (OSError, AttributeError):
         return  # another libc has other habits; nothing is lost but speed
 

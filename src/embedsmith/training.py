@@ -48,6 +48,8 @@ from embedsmith.tokens import Tokens, read_tokens, write_tokens
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedsmith.packing import Packer
+
 __all__ = [
     "LOSSES",
     "Progress",
@@ -320,7 +322,8 @@ def _make_ready(
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
-    held, memory_note = choose_held(network, tokens, config, precision)
+    packer, packing_note = _find_packer(network, tokens, precision)
+    held, memory_note = choose_held(network, tokens, config, precision, packer)
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
@@ -334,10 +337,23 @@ def _make_ready(
         precision,
         guide=_guide(config, data.texts),
         devices=devices,
+        packer=packer,
     )
     pool = describe_pool(task, batches[0])
-    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *pool, *memory_note)
+    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *packing_note, *pool, *memory_note)
     return _Ready(prepared, build, prompts, task, config, key, notes, report)
+
+
+def _find_packer(
+    network: SentenceTransformer, tokens: Tokens, precision: Precision
+) -> tuple[Packer | None, tuple[str, ...]]:
+    """Return what runs the network packed where that was measured to be faster, which is on a CPU."""
+    if network.device.type != "cpu":
+        return None, ()
+    from embedsmith.packing import find_packer
+
+    packer, reason = find_packer(network, tokens, precision)
+    return packer, (reason,)
 
 
 def _make_whole(prepared: Prepared, build: Callable[[], Prepared], devices: Devices) -> Prepared:
