@@ -21,7 +21,7 @@ LAYERS = (
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding"),
-    ("synthesis", "losses", "hosted", "model", "packing", "testing", "cards", "batches", "checkpoints", "quantization"),
+    ("synthesis", "losses", "hosted", "model", "lean", "packing", "testing", "cards", "batches", "checkpoints", "quantization"),
     ("objectives", "preparation", "hardness", "inspection"),
     ("optimization",),
     ("checks",),

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedsmith.decoders import is_decoder
+from embedsmith.lean import draw_kept, find_last, find_parts, lean, working_kind
 from embedsmith.model import Precision, autocast, run_block
 from embedsmith.tokens import Index, Tokens, cut_microbatches
 
@@ -113,9 +114,7 @@ def attend_packed(
         raise Unpackable(f"{type(module).__name__} asks for an attention that is not offered packed")
     if window is not None and segments.longest > window:
         raise Unpackable(f"it looks {window} tokens far, and the longest text has {segments.longest}")
-    kind = query.dtype
-    if torch.is_autocast_enabled(query.device.type):
-        kind = torch.get_autocast_dtype(query.device.type)
+    kind = working_kind(query)
     rows = [part[0].transpose(0, 1).to(kind) for part in (query, key, value)]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     found: Tensor = _Attention.apply(*rows, segments, scale, dropout if module.training else 0.0)
@@ -137,13 +136,13 @@ class _Attention(torch.autograd.Function):
         saved: list[Tensor | None] = []
         for bucket in segments.buckets:
             q, k, v = (_pad(rows, bucket, groups) for rows in (query, key, value))
-            scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(scale)
+            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
             _hide(scores, bucket, groups, causal=segments.causal)
-            chances = torch.softmax(scores, dim=-1)
-            kept = _draw_kept(chances, dropout)
-            seen = (chances * kept if kept is not None else chances).to(q.dtype)
+            chances = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            kept, more = draw_kept(chances, dropout, q.dtype) if dropout else (None, 1.0)
+            seen = chances if kept is None else kept.mul_(more) * chances
             _unpad(torch.bmm(seen, v), bucket, out)
-            saved += [q, k, v, chances.to(q.dtype), kept]
+            saved += [q, k, v, chances, kept]
         ctx.save_for_backward(*saved)
         ctx.segments, ctx.scale, ctx.shapes = segments, scale, (query.shape, key.shape)
         return out
@@ -155,10 +154,10 @@ class _Attention(torch.autograd.Function):
         for place, bucket in enumerate(ctx.segments.buckets):
             q, k, v, chances, kept = ctx.saved_tensors[5 * place : 5 * place + 5]
             out = _pad(gradient, bucket, of_keys[1])
-            seen = chances if kept is None else (chances * kept).to(q.dtype)
+            seen = chances if kept is None else chances * kept
             pull = torch.bmm(out, v.transpose(1, 2)).float()
             if kept is not None:
-                pull *= kept
+                pull.mul_(kept)
             slope = torch._softmax_backward_data(pull, chances.float(), -1, torch.float32).mul_(ctx.scale).to(q.dtype)
             parts = (torch.bmm(slope, k), torch.bmm(slope.transpose(1, 2), q), torch.bmm(seen.transpose(1, 2), out))
             for part, rows in zip(parts, found, strict=True):
@@ -199,16 +198,14 @@ def _hide(scores: Tensor, bucket: Bucket, groups: int, *, causal: bool) -> None:
         shaped.masked_fill_(bucket.hidden.to(scores.device), float("-inf"))
 
 
-def _draw_kept(chances: Tensor, dropout: float) -> Tensor | None:
-    """Return 1 / (1 − dropout) where a probability stays and 0 where it falls, None without dropout."""
-    return torch.empty_like(chances).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-
-
 class Packer:
     """Runs a sentence-transformers network on packed texts; made by `find_packer`."""
 
     def __init__(self, network: Any, *, causal: bool, first: int) -> None:
         self.network, self.causal, self.first = network, causal, first
+        model = network[0].auto_model
+        self.parts = find_parts(model)
+        self.last = find_last(model) if network[1].pooling_mode == "lasttoken" else None
 
     def run(self, tokens: Tokens, rows: Index) -> Tensor:
         """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on."""
@@ -223,7 +220,8 @@ class Packer:
         numbers |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
         features: dict[str, Any] = {name: torch.from_numpy(value).to(device) for name, value in numbers.items()}
         features |= dict.fromkeys(("max_length_q", "max_length_k"), segments.longest)
-        with _attention(self.network[0].auto_model), _within(segments):
+        pooled = torch.from_numpy(ends[1:].astype(np.int64) - 1).to(device)
+        with _attention(self.network[0].auto_model), _within(segments), lean(self.parts, self.last, pooled):
             found: Tensor = self.network(features)["sentence_embedding"]
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
