@@ -25,7 +25,8 @@ def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
     if torch.is_autocast_enabled(tensor.device.type):
         return torch.get_autocast_dtype(tensor.device.type)
-    return tensor.dtype
+    kind: torch.dtype = tensor.dtype
+    return kind
 
 
 def draw_kept(like: Tensor, rate: float, kind: torch.dtype) -> tuple[Tensor, float]:
@@ -54,7 +55,7 @@ class _RootMeanSquare(torch.autograd.Function):
         return (hidden * rate).mul_(weight).to(kind)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, rate = ctx.saved_tensors
         unit = hidden * rate
         gradient = gradient.float()
@@ -67,7 +68,8 @@ class _RootMeanSquare(torch.autograd.Function):
 
 
 def _normalize(module: Any, hidden: Tensor) -> Tensor:
-    found: Tensor = _RootMeanSquare.apply(hidden, module.weight, module.variance_epsilon, working_kind(hidden))
+    given = (hidden, module.weight, module.variance_epsilon, working_kind(hidden))
+    found: Tensor = _RootMeanSquare.apply(*given)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -104,7 +106,7 @@ class _Adapted(torch.autograd.Function):
         return torch.nn.functional.linear(rows, frozen, bias).addmm_(narrow, up.T, alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, frozen, down, up, kept, narrow = ctx.saved_tensors
         pull = (gradient @ up).mul_(ctx.scale)
         of_up = (gradient.T @ narrow).mul_(ctx.scale)
@@ -125,7 +127,8 @@ def _adapt(layer: Any, name: str, rows: Tensor) -> Tensor:
     base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
     bias = None if base.bias is None else base.bias.to(kind)
     scale = layer.scaling[name] * more
-    found: Tensor = _Adapted.apply(flat, base.weight.to(kind), bias, down.to(kind), up.to(kind), kept, scale)
+    given = (flat, base.weight.to(kind), bias, down.to(kind), up.to(kind), kept, scale)
+    found: Tensor = _Adapted.apply(*given)  # type: ignore[no-untyped-call]
     return found.view(*rows.shape[:-1], -1)
 
 

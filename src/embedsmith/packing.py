@@ -117,7 +117,8 @@ def attend_packed(
     kind = working_kind(query)
     rows = [part[0].transpose(0, 1).to(kind) for part in (query, key, value)]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found: Tensor = _Attention.apply(*rows, segments, scale, dropout if module.training else 0.0)
+    given = (*rows, segments, scale, dropout if module.training else 0.0)
+    found: Tensor = _Attention.apply(*given)  # type: ignore[no-untyped-call]
     return found[None], None
 
 
@@ -148,7 +149,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_query, of_keys = ctx.shapes
         found = [gradient.new_empty(shape) for shape in (of_query, of_keys, of_keys)]
         for place, bucket in enumerate(ctx.segments.buckets):
@@ -201,11 +202,11 @@ def _hide(scores: Tensor, bucket: Bucket, groups: int, *, causal: bool) -> None:
 class Packer:
     """Runs a sentence-transformers network on packed texts; made by `find_packer`."""
 
-    def __init__(self, network: Any, *, causal: bool, first: int) -> None:
+    def __init__(self, network: Any, *, causal: bool, first: int, leaner: bool = True) -> None:
         self.network, self.causal, self.first = network, causal, first
         model = network[0].auto_model
-        self.parts = find_parts(model)
-        self.last = find_last(model) if network[1].pooling_mode == "lasttoken" else None
+        self.parts = find_parts(model) if leaner else []
+        self.last = find_last(model) if leaner and network[1].pooling_mode == "lasttoken" else None
 
     def run(self, tokens: Tokens, rows: Index) -> Tensor:
         """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on."""
@@ -257,26 +258,37 @@ def _within(segments: Segments) -> Iterator[None]:
         _segments.reset(token)
 
 
-def find_packer(network: Any, tokens: Tokens, precision: Precision) -> tuple[Packer | None, str]:
+def find_packer(
+    network: Any, tokens: Tokens, precision: Precision, *, compiled: bool = False
+) -> tuple[Packer | None, str]:
     """Return what runs `network` packed, or None, and the reason.
 
     It is tried on a few of the texts, the longest among them, beside the padded way; the network stays as it was.
+
+    Args:
+        compiled: its layers will be compiled: a compiler finds by itself what `lean` does, and attention is kept from
+            it, since the texts of each block are others.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend_packed)
+    attention = _keep_whole(attend_packed) if compiled else attend_packed
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
     try:
         model = _require_plain(network)
         rows = _choose_probe(tokens.lengths)
         causal = is_decoder(model.config)
         given = getattr(model.config, "pad_token_id", None) or 0
         for first in (0, given + 1):  # RoBERTa's family counts from behind the pad token
-            packer = Packer(network, causal=causal, first=first)
+            packer = Packer(network, causal=causal, first=first, leaner=not compiled)
             if _difference(packer, tokens, rows, precision) <= NEAR[precision]:
                 return packer, f"texts are packed without padding: the same vectors as padded ones ({len(rows)} tried)"
     except (Unpackable, TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         return None, f"texts are padded: this network cannot be packed ({error})"
     return None, "texts are padded: packed they have other vectors in this network"
+
+
+def _keep_whole(function: Any) -> Any:
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
 def _require_plain(network: Any) -> Any:
