@@ -23,9 +23,8 @@ LEVELS = 2**16  # dropout rates are multiples of 1 / LEVELS
 
 def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.get_autocast_dtype(tensor.device.type)
-    kind: torch.dtype = tensor.dtype
+    device = tensor.device.type
+    kind: torch.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
     return kind
 
 
