@@ -24,7 +24,9 @@ LEVELS = 2**16  # dropout rates are multiples of 1 / LEVELS
 def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
     device = tensor.device.type
-    kind: torch.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    if not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    kind: torch.dtype = torch.get_autocast_dtype(device)
     return kind
 
 
