@@ -10,9 +10,9 @@ as it is by default; on short pairs also with the base's own dropout, as the pee
 second (padding does not count; all texts of a row count, repeated ones too) after warm-up steps, the median over
 `--rounds` rounds in which all take turns; a ratio is taken within a round. Tokens a core-second count the processor's
 time instead of the clock's: with `--threads 1` they tell the work of a step on a machine that others use as well (more
-threads wait for each other at work). Each scenario keeps what it was measured with. Beside it: the loss of the last steps, the
-average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of the measured
-bf16 peak of a large matrix product (model FLOPs utilisation).
+threads wait for each other at work). Each scenario keeps what it was measured with. Beside it: the loss of the last
+steps, the average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of
+the measured bf16 peak of a large matrix product (model FLOPs utilisation).
 Where there is a GPU, everything runs on it.
 """
 

@@ -24,10 +24,7 @@ LEVELS = 2**16  # dropout rates are multiples of 1 / LEVELS
 def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
     device = tensor.device.type
-    if not torch.is_autocast_enabled(device):
-        return tensor.dtype
-    kind: torch.dtype = torch.get_autocast_dtype(device)
-    return kind
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def draw_kept(like: Tensor, rate: float, kind: torch.dtype) -> tuple[Tensor, float]:
@@ -51,7 +48,7 @@ class _RootMeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float, kind: torch.dtype) -> Tensor:
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        rate = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        rate: Tensor = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(hidden, weight, rate)
         return (hidden * rate).mul_(weight).to(kind)
 
@@ -68,8 +65,10 @@ class _RootMeanSquare(torch.autograd.Function):
         return pull.sub_(unit.mul_(along)).mul_(rate), of_weight, None, None
 
 
-def _normalize(module: Any, hidden: Tensor) -> Tensor:
-    given = (hidden, module.weight, module.variance_epsilon, working_kind(hidden))
+def _normalize(module: Any, feeds: bool, hidden: Tensor) -> Tensor:
+    if hidden.dtype != torch.float32:
+        return _own(module)(hidden)
+    given = (hidden, module.weight, module.variance_epsilon, working_kind(hidden) if feeds else hidden.dtype)
     found: Tensor = _RootMeanSquare.apply(*given)  # type: ignore[no-untyped-call]
     return found
 
@@ -83,7 +82,7 @@ def _is_plain_norm(module: Any) -> bool:
         return False
     probe = torch.linspace(-2, 3, 2 * len(weight)).view(2, -1)
     with torch.no_grad():
-        return torch.allclose(_normalize(module, probe), module(probe), atol=1e-5)
+        return torch.allclose(_normalize(module, False, probe), module(probe), atol=1e-5)
 
 
 class _Adapted(torch.autograd.Function):
@@ -159,15 +158,26 @@ def _only(module: Any, rows: Tensor, hidden: Tensor) -> Tensor:
 
 def find_parts(model: Any) -> list[tuple[Any, Callable[..., Tensor]]]:
     """Return the modules of `model` that can be run leaner, each with its lean forward pass."""
-    from peft.tuners.lora import Linear
-
     found: list[tuple[Any, Callable[..., Tensor]]] = []
+    feeding = {id(norm) for layer in layers_of(model) for norm in _find_feeding(layer)}
     for module in model.modules():
         if _is_plain_norm(module):
-            found.append((module, partial(_normalize, module)))
-        elif isinstance(module, Linear) and (name := _plain_adapter(module)) is not None:
+            found.append((module, partial(_normalize, module, id(module) in feeding)))
+        elif hasattr(module, "lora_A") and (name := _plain_adapter(module)) is not None:
             found.append((module, partial(_adapt, module, name)))
     return found
+
+
+def _find_feeding(layer: Any) -> list[Any]:
+    """Return the norms of a layer that only matrix products read, which would round what they get: Llama's two."""
+    norms = {name: module for name, module in layer.named_children() if type(module).__name__.endswith("RMSNorm")}
+    return list(norms.values()) if norms.keys() == {"input_layernorm", "post_attention_layernorm"} else []
+
+
+def _own(module: Any) -> Callable[..., Tensor]:
+    """Return the forward pass that the module's class has."""
+    forward: Callable[..., Tensor] = type(module).forward.__get__(module)
+    return forward
 
 
 def find_last(model: Any) -> Any | None:
@@ -183,7 +193,7 @@ def lean(
     """Run `parts` leaner as long as the context lasts, and `last` for `rows` only; outside of it nothing is changed."""
     changed = list(parts)
     if last is not None and rows is not None:
-        changed.append((last, partial(_only, type(last).forward.__get__(last), rows)))
+        changed.append((last, partial(_only, _own(last), rows)))
     for module, forward in changed:
         module.forward = forward
     try:
