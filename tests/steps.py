@@ -24,6 +24,7 @@ from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePai
 from embedsmith.model import Precision, load_network, tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
+from embedsmith.packing import find_packer
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import gather_whole, shard
 from embedsmith.step import EmbeddingTask
@@ -54,7 +55,13 @@ def make_examples(loss: str, count: int = 12) -> list[Example]:
 
 
 def make_task(
-    model: str, loss: str, config: TrainingConfig, *, devices: Devices | None = None, precision: Precision = "fp32"
+    model: str,
+    loss: str,
+    config: TrainingConfig,
+    *,
+    devices: Devices | None = None,
+    precision: Precision = "fp32",
+    packed: bool = True,
 ) -> EmbeddingTask:
     """Return the training task of all examples of a loss; one step takes them all."""
     network = load_network(model)
@@ -65,10 +72,13 @@ def make_task(
     data = collect(sources)
     tokens = tokenize_for(network, data.texts)
     losses: Sequence[Mapping[str, float]] = [source.losses for source in sources]
+    packer, reason = find_packer(network, tokens, precision) if packed else (None, "")
+    assert packed == (packer is not None), reason
     network.train()
     if devices is not None and devices.sharded:
         shard(network, size=devices.size)
-    return EmbeddingTask(network, data, tokens, losses, Plan(len(data.rows)), config, precision, devices=devices)
+    plan = Plan(len(data.rows))
+    return EmbeddingTask(network, data, tokens, losses, plan, config, precision, devices=devices, packer=packer)
 
 
 def step(task: EmbeddingTask) -> tuple[float, dict[str, torch.Tensor]]:

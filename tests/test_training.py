@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 
 from embedsmith.batches import Prompts, Source
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.compilation import require_compiler
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
 from embedsmith.model import load_encoder
 from embedsmith.preparation import Preparation
@@ -252,3 +253,38 @@ def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(
     monkeypatch.setattr("embedsmith.training.tokenize_for", None)  # nobody tokenises again
     train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG)
     assert not (tmp_path / "model.tokens").exists()
+
+
+def has_compiler() -> bool:
+    try:
+        require_compiler()
+    except MissingPartError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler, and there is none")
+def test_compiled_layers_are_trained_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    for name, on in (("plain", False), ("compiled", True)):
+        config = replace(CONFIG, compile=on, steps=4)
+        result = train(make_examples(), base=tiny_model, out=tmp_path / name, config=config)
+        assert any("compiled with" in note for note in result.notes) == on
+    plain, compiled, base = (weights(folder) for folder in (tmp_path / "plain", tmp_path / "compiled", tiny_model))
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight, atol=1e-4, rtol=1e-3)
+    assert any(not torch.allclose(base[name], weight, atol=5e-4) for name, weight in plain.items())
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(MissingPartError, match="C\\+\\+ compiler") as refused:
+        train(make_examples(), base=tmp_path / "no-model", out=tmp_path / "m", config=replace(CONFIG, compile=True))
+    assert "leave compile out" in refused.value.action
+    with pytest.raises(ConfigurationError, match="sharded"):
+        TrainingConfig(compile=True, sharded=True)

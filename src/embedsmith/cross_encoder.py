@@ -117,6 +117,8 @@ def train_verifier(
         InputError: no labelled pair, or only one label. ModelError: the base cannot be loaded.
     """
     config = config or TrainingConfig()
+    if config.compile:
+        raise ConfigurationError("compile for a verifier is not offered", action="leave compile out")
     config = replace(config, batch=config.batch or BATCH)
     _require_pairs(examples)
     data = collect_rows(examples)

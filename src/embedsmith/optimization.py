@@ -64,13 +64,16 @@ class TrainingConfig:
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
         runs: how many runs with other orders of the rows have their weights averaged (a model soup,
             Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
-        token_budget: padded tokens a micro-batch; changes memory and speed, not the result.
+        token_budget: tokens a micro-batch, with its padding; changes memory and speed, not the result.
         held_tokens: padded tokens of a batch whose activations are kept for the backward pass; the rest is encoded
             a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
             changes memory and speed, not the result.
         sharded: each process of the run holds its share of the weights, their moments and averages, and the whole of a
             layer only while it works, for more exchange between them. It does not change the result. The memory in use
             between steps is divided by the processes; on a CPU, little of what is freed goes back to the system.
+        compile: each layer becomes a program of its own (torch.compile), which takes a C++ compiler and about a minute
+            before the first step. On the CPU it was measured to gain nothing or to lose (docs/log.md). The weights are
+            the same but for rounding, so a run that is killed and goes on may differ in the last digits.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
         checkpoint_seconds: at least this long between checkpoints.
     """
@@ -99,9 +102,10 @@ class TrainingConfig:
     base_weight: float | None = None
     average: float = 0.0
     runs: int = 1
-    token_budget: int = 1024
+    token_budget: int = 2048
     held_tokens: int = 0
     sharded: bool = False
+    compile: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_seconds: float = 30.0
@@ -116,6 +120,8 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=f"one of {', '.join(choices)}")
+        if self.compile and self.sharded:
+            raise ConfigurationError("compile with sharded weights is not offered", expected="one of them")
 
 
 _SCALE = "a scale of {:g} in other libraries is a temperature of {:g} here"
@@ -616,7 +622,7 @@ def keep_memory() -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks as well; M_MMAP_THRESHOLD takes no more than 32 MB
     except (OSError, AttributeError):
         return  # another libc has other habits; nothing is lost but speed
 

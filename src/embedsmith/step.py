@@ -23,11 +23,13 @@ from embedsmith.devices import Alone, Devices, deal
 from embedsmith.model import Precision, autocast, invert, run_block
 from embedsmith.objectives import parts_of
 from embedsmith.optimization import TrainingConfig, Work
-from embedsmith.tokens import Tokens, cut_microbatches
+from embedsmith.tokens import Tokens, cut_microbatches, cut_packed
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+
+    from embedsmith.packing import Packer
 
 SAMPLE = 1024  # texts of which the longest show what activations take
 MEMORY_SHARE = 4  # activations may take a quarter of the memory
@@ -48,8 +50,10 @@ class EmbeddingTask:
         *,
         guide: Numbers | None = None,
         devices: Devices | None = None,
+        packer: Packer | None = None,
     ) -> None:
         self.network, self.data, self.tokens, self.losses = network, data, tokens, losses
+        self.packer = packer
         self.plan, self.config, self.precision = plan, config, precision
         self.guide, self.devices = guide, devices or Alone()
         self.watch = Watch()
@@ -81,6 +85,21 @@ class EmbeddingTask:
         self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
         return float(value), pool.work
 
+    def cut(self, texts: Index) -> tuple[list[Index], Index]:
+        """Return the blocks that texts are encoded in, as positions in `texts`, and the tokens of each with padding."""
+        lengths = self.tokens.lengths[texts]
+        if self.packer is not None:
+            blocks = cut_packed(lengths, self.config.token_budget)
+            return blocks, np.array([int(lengths[block].sum()) for block in blocks])
+        blocks = cut_microbatches(lengths, self.config.token_budget)
+        return blocks, np.array([int(lengths[block].max()) * len(block) for block in blocks])
+
+    def encode(self, texts: Index) -> torch.Tensor:
+        """Return the embeddings of a block of texts (n, d) as the network gives them."""
+        if self.packer is not None:
+            return self.packer.run(self.tokens, texts)
+        return run_block(self.network, self.tokens, texts, "sentence_embedding")
+
     def recall(self) -> str:
         return json.dumps(self.watch.recall())
 
@@ -98,10 +117,8 @@ class _Pool:
 
     def __init__(self, task: EmbeddingTask, texts: Index, seed: int) -> None:
         self.task, self.texts, self.seed = task, texts, seed
-        lengths = task.tokens.lengths[texts]
-        self.blocks = cut_microbatches(lengths, task.config.token_budget)
-        padded = np.array([int(lengths[block].max()) * len(block) for block in self.blocks])
-        self.work = Work(int(lengths.sum()), int(padded.sum()))
+        self.blocks, padded = task.cut(texts)
+        self.work = Work(int(task.tokens.lengths[texts].sum()), int(padded.sum()))
         self.hands = deal(padded, task.devices.size)
         turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
         self.held, self.again = turns[:kept], turns[kept:]
@@ -148,7 +165,7 @@ class _Pool:
         task = self.task
         torch.manual_seed(self.seed + (block or 0))
         rows = self.texts[:1] if block is None else self.texts[self.blocks[block]]
-        vectors = run_block(task.network, task.tokens, rows, "sentence_embedding")
+        vectors = task.encode(rows)
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -189,7 +206,11 @@ def describe_pool(task: EmbeddingTask, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def choose_held(
-    network: SentenceTransformer, tokens: Tokens, config: TrainingConfig, precision: Precision
+    network: SentenceTransformer,
+    tokens: Tokens,
+    config: TrainingConfig,
+    precision: Precision,
+    packer: Packer | None = None,
 ) -> tuple[int, tuple[str, ...]]:
     """Return how many padded tokens keep their activations, and the reason; measured on one micro-batch.
 
@@ -197,14 +218,16 @@ def choose_held(
     """
     if config.held_tokens:
         return config.held_tokens, (f"activations of {config.held_tokens:,} padded tokens are kept, as asked",)
-    size = measure_activations(network, tokens, config.token_budget, precision)
+    size = measure_activations(network, tokens, config.token_budget, precision, packer)
     memory = _memory(network.device) // MEMORY_SHARE
     held = max(int(memory // max(size, 1)), config.token_budget)
     note = f"activations take {size / 1024:,.0f} KB a token: {memory / 2**30:.1f} GB hold {held:,} padded tokens"
     return held, (note,)
 
 
-def measure_activations(network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision) -> float:
+def measure_activations(
+    network: SentenceTransformer, tokens: Tokens, budget: int, precision: Precision, packer: Packer | None = None
+) -> float:
     """Return the bytes that a padded token leaves for the backward pass, measured on a micro-batch of long texts."""
     import torch
 
@@ -220,7 +243,10 @@ def measure_activations(network: SentenceTransformer, tokens: Tokens, budget: in
 
     network.train()
     with autocast(network, precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = run_block(network, tokens, block, "sentence_embedding")
+        if packer is not None:
+            kept = packer.run(tokens, block)
+        else:
+            kept = run_block(network, tokens, block, "sentence_embedding")
     del kept
     return sum(sizes.values()) / (len(block) * int(tokens.lengths[block].max()))
 

@@ -153,6 +153,19 @@ def cut_microbatches(lengths: Index, budget: int) -> list[Index]:
     return [order[start:end] for start, end in pairwise([*starts, len(order)])]
 
 
+def cut_packed(lengths: Index, budget: int) -> list[Index]:
+    """Return positions into `lengths`, longest texts first, in blocks of about equal size and about `budget` tokens.
+
+    There is no padding to save, so a text belongs where its middle lies when all stand in a row: lengths (90, 30, 80,
+    20) with budget 180 give [[0], [2, 1, 3]], 90 and 130 tokens; with 220 one block.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    count = max(-(-int(ends[-1]) // budget), 1) if len(order) else 0
+    block = np.minimum((ends - lengths[order] / 2) * count // max(int(ends[-1]) if len(order) else 1, 1), count - 1)
+    return [order[block == number] for number in range(count) if (block == number).any()]
+
+
 def _cut_greedily(widths: Index, budget: int) -> list[int]:
     starts = []
     start = 0

@@ -19,6 +19,7 @@ from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_ba
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.checks import BATCHES, Finding, Report, check_leaks, check_movement, report_of, stop_on_errors
+from embedsmith.compilation import compile_layers, require_compiler
 from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
@@ -47,6 +48,8 @@ from embedsmith.tokens import Tokens, read_tokens, write_tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from embedsmith.packing import Packer
 
 __all__ = [
     "LOSSES",
@@ -293,6 +296,8 @@ def _make_ready(
 ) -> _Ready:
     """Return the run, checked; what is cheap to check comes before what is dear to load."""
     config, preparation = config or TrainingConfig(), preparation or Preparation()
+    if config.compile:
+        require_compiler()
     devices = open_devices(sharded=config.sharded)
     given = _sources_of(examples)
     if not any(source.examples for source in given):
@@ -320,7 +325,9 @@ def _make_ready(
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
-    held, memory_note = choose_held(network, tokens, config, precision)
+    packer, packing_note = _find_packer(network, tokens, config, precision)
+    held, memory_note = choose_held(network, tokens, config, precision, packer)
+    compile_note = (compile_layers(network),) if config.compile else ()
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
@@ -334,10 +341,33 @@ def _make_ready(
         precision,
         guide=_guide(config, data.texts),
         devices=devices,
+        packer=packer,
     )
     pool = describe_pool(task, batches[0])
-    notes = (*prepared.notes, *prompt_notes, *loss_notes, batch_reason, reason, *pool, *memory_note)
+    notes = (
+        *prepared.notes,
+        *prompt_notes,
+        *loss_notes,
+        batch_reason,
+        reason,
+        *packing_note,
+        *pool,
+        *memory_note,
+        *compile_note,
+    )
     return _Ready(prepared, build, prompts, task, config, key, notes, report)
+
+
+def _find_packer(
+    network: SentenceTransformer, tokens: Tokens, config: TrainingConfig, precision: Precision
+) -> tuple[Packer | None, tuple[str, ...]]:
+    """Return what runs the network packed where that was measured to be faster, which is on a CPU."""
+    if network.device.type != "cpu":
+        return None, ()
+    from embedsmith.packing import find_packer
+
+    packer, reason = find_packer(network, tokens, precision, compiled=config.compile)
+    return packer, (reason,)
 
 
 def _make_whole(prepared: Prepared, build: Callable[[], Prepared], devices: Devices) -> Prepared:

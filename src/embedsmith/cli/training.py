@@ -61,6 +61,12 @@ def train(
     learning_rate: LearningRate = None,
     precision: Precision = None,
     losses: Losses = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile: takes a C++ compiler and a minute first; on a CPU it gained nothing."
+        ),
+    ] = False,
     verifier: Annotated[
         bool, typer.Option("--verifier", help="Train the cache's second look: a cross-encoder, exported to ONNX.")
     ] = False,
@@ -91,7 +97,7 @@ def train(
         raise ConfigurationError(
             "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
         )
-    own = own_values(epochs, batch, learning_rate, precision, losses, seed)
+    own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
     sources = _read_sources(examples, apart=mix)
