@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from embedsmith.decoders import append_eos, checkpoint_gradients, choose_pad, frame_of, set_padding
+from embedsmith.decoders import (
+    append_eos,
+    build_network,
+    checkpoint_gradients,
+    choose_pad,
+    frame_of,
+    plan_base,
+    set_padding,
+)
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.model import (
     TorchEncoder,
@@ -359,3 +369,20 @@ def test_attention_in_both_directions_survives_saving(tmp_path: Path, family: st
     save_network(network, tmp_path / "saved", card="")
     np.testing.assert_allclose(load_encoder(tmp_path / "saved").encode(TEXTS), both, atol=1e-5)
     np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "saved")).encode(TEXTS), both, atol=1e-5)
+
+
+def test_an_output_layer_that_is_not_used_is_not_reported_and_missing_weights_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_decoder(tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    logging.getLogger("transformers").propagate = True
+    try:
+        build_network(str(folder), plan_base(str(folder)))
+        assert "LOAD REPORT" not in caplog.text
+        lost = {name: value for name, value in weights.items() if "layers.1.mlp" not in name}
+        save_file(lost, folder / "model.safetensors", metadata={"format": "pt"})
+        build_network(str(folder), plan_base(str(folder)))
+        assert "MISSING" in caplog.text
+    finally:
+        logging.getLogger("transformers").propagate = False

@@ -7,7 +7,9 @@ all seen the text, and their mean is the vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -230,16 +232,17 @@ def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> 
     from sentence_transformers.models import Pooling as PoolingModule
 
     pad = {} if plan.pad is None else {"pad_token_id": plan.pad}
-    body: Any = Transformer(
-        path,
-        model_kwargs={"dtype": torch.float32, "trust_remote_code": False}
-        | ({"attn_implementation": plan.attention} if plan.attention else {}),
-        processor_kwargs={"trust_remote_code": False},
-        config_kwargs={"trust_remote_code": False, **pad, **(_declared_switch(path) if bidirectional else {})},
-        max_seq_length=plan.max_length,
-        modality_config=TEXT_ONLY,
-        module_output_name="token_embeddings",
-    )
+    with quiet_transformers():
+        body: Any = Transformer(
+            path,
+            model_kwargs={"dtype": torch.float32, "trust_remote_code": False}
+            | ({"attn_implementation": plan.attention} if plan.attention else {}),
+            processor_kwargs={"trust_remote_code": False},
+            config_kwargs={"trust_remote_code": False, **pad, **(_declared_switch(path) if bidirectional else {})},
+            max_seq_length=plan.max_length,
+            modality_config=TEXT_ONLY,
+            module_output_name="token_embeddings",
+        )
     if plan.decoder:
         append_eos(body.tokenizer)
         body.tokenizer.pad_token = body.tokenizer.convert_ids_to_tokens(plan.pad)
@@ -464,3 +467,29 @@ def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> No
         getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})
     else:
         getattr(model, f"{kind}_disable")()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars out of our own display, and its report of weights that are there and not used.
+
+    Those are a decoder's output layer, as a rule. A report of weights that are missing is shown.
+    """
+    from transformers.utils import logging as of_transformers
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    was = of_transformers.is_progress_bar_enabled()
+    of_transformers.disable_progress_bar()
+    logger.addFilter(_tells_more)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_tells_more)
+        if was:
+            of_transformers.enable_progress_bar()
+
+
+def _tells_more(record: logging.LogRecord) -> bool:
+    """Say whether a record tells of more than unused weights."""
+    told = record.getMessage()
+    return "LOAD REPORT" not in told or any(word in told for word in ("MISSING", "MISMATCH", "CONVERSION"))

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from embedsmith.decoders import (
     adapter_base,
     build_network,
     plan_base,
+    quiet_transformers,
     require_adapter_parts,
     set_padding,
 )
@@ -516,17 +517,3 @@ def autocast(
     import torch
 
     return torch.autocast(network.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cache)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' loading bars out of our own progress display."""
-    from transformers.utils import logging
-
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            logging.enable_progress_bar()
