@@ -38,6 +38,7 @@ def answer_with(paraphrases: list[str], distinct: list[str]) -> FakeLLM:
         ("Do not answer the question, and do not add facts that are not in it.", "prompt-echo"),
         ("1. Change the wording as much as they can: other words, other structures", "prompt-echo"),
         ("idOfQuestion", "malformed"),
+        ("freeze it and freeze it and freeze it and freeze it and freeze it", "repeats-itself"),
         ("freeze card?", None),
         ("lock my card for a month, please", "evaluation-leak"),
         ("temporarily block the card, thirty days", None),

@@ -36,6 +36,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(normalize(text))
 
 
+def runs_of(text: str) -> list[str]:
+    """Return the runs of three words, in order; none of a text of two.
+
+    >>> runs_of("How do I pay?")
+    ['how do i', 'do i pay']
+    """
+    found = words(text)
+    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
+
+
 def trigrams(text: str) -> frozenset[str]:
     """Return the character trigrams of the words, with one space at both ends; never empty.
 

@@ -383,6 +383,7 @@ REJECTIONS = [
     ("sts", {"S1": SENTENCE, "S2": "string", "S3": THIRD}, "placeholder"),
     ("sts", {"S1": SENTENCE, "S2": "[insert a paraphrase here]", "S3": THIRD}, "placeholder"),
     ("sts", {"S1": SENTENCE, "S2": "12:30 — 14:45", "S3": THIRD}, "malformed"),
+    ("sts", {"S1": SENTENCE, "S2": "the whole and " * 9, "S3": THIRD}, "repeats-itself"),
     (
         "sts",
         {"S1": SENTENCE, "S2": "S2 says what S1 says in another way: another structure", "S3": THIRD},

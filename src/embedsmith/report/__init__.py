@@ -27,6 +27,7 @@ REASONS = {
     "no-text-column": "a row without the text column",
     "malformed": "no question (empty, no letters, too long)",
     "refusal": "a refusal of the model",
+    "repeats-itself": "the same words over and over",
     "prompt-echo": "a piece of the prompt",
     "copy-of-query": "a copy of the query",
     "label-conflict": "among paraphrases and distinct questions both",

@@ -16,12 +16,13 @@ from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
 from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.facts import find_changes, says_the_same
-from embedsmith.text import jaccard, normalize, same_facts, trigrams, words
+from embedsmith.text import jaccard, normalize, runs_of, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
+RUNS_TO_REPEAT, NEW = 10, 0.6  # from so many runs of three words on, so many are new; in 1 real text of 2,000 fewer
 REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 FRAME = re.compile(r"^\W*(?:\d{1,2}[.)]\s+)?(?:(?:question|query|title|q|paraphrase)(?: \d+)?\s*:)?", re.I)
 COURTESY = frozenset({"hi", "hello", "hey", "dear", "please", "thanks", "thank", "regards"})
@@ -54,7 +55,7 @@ Filter = Callable[[str, Context], Verdict]
 
 
 def check_form(text: str, context: Context) -> Verdict:
-    """Reject what is no question: empty, without letters, far too long, one word for a whole question."""
+    """Reject what is no question: empty, no letters, far too long, one word for a whole question, one phrase repeated."""
     if not text.strip():
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
@@ -64,6 +65,14 @@ def check_form(text: str, context: Context) -> Verdict:
     asked = len(words(context.query.text))  # 1 in languages without spaces
     if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1:
         return "malformed", f"one word for a question of {asked}"
+    return find_repetition(text)
+
+
+def find_repetition(text: str) -> Verdict:
+    """Reject a text that says the same words over and over, as weak models do when they lose the thread."""
+    runs = runs_of(text)
+    if len(runs) >= RUNS_TO_REPEAT and len(set(runs)) < NEW * len(runs):
+        return "repeats-itself", f"{len(set(runs))} of {len(runs)} runs of three words are new"
     return None
 
 
@@ -77,7 +86,7 @@ def check_refusal(text: str, context: Context) -> Verdict:
 
 def check_echo(text: str, context: Context) -> Verdict:
     """Reject pieces of the prompt: its sentences, placeholders, the names of JSON keys."""
-    runs = _runs(text)
+    runs = runs_of(text)
     shared = sum(run in context.asked for run in runs)
     if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
         return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
@@ -181,12 +190,7 @@ def judge(text: str, context: Context) -> Rejected | None:
 
 def index_prompt(prompt: str, query: str) -> frozenset[str]:
     """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
-    return frozenset(_runs(prompt.replace(query, " ")))
-
-
-def _runs(text: str) -> list[str]:
-    found = words(text)
-    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
+    return frozenset(runs_of(prompt.replace(query, " ")))
 
 
 def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:

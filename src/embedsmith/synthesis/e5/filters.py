@@ -11,9 +11,9 @@ from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.e5.answers import find_refusal
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.prompting import KEYS, Request, Template, Templates
-from embedsmith.synthesis.filters import NEAR
+from embedsmith.synthesis.filters import NEAR, find_repetition
 from embedsmith.synthesis.languages import Identifier, Language, check_language
-from embedsmith.text import jaccard, normalize, same_facts, words
+from embedsmith.text import jaccard, normalize, runs_of, same_facts, words
 
 Verdict = tuple[str, str] | None  # (reason, detail)
 ECHOED = 0.5  # share of a text's runs of three words that the template has as well
@@ -59,7 +59,7 @@ class Case:
 
 
 def check_form(case: Case) -> Verdict:
-    """Reject texts without letters, pieces of the form, and labels that are no labels."""
+    """Reject texts without letters, pieces of the form, labels that are no labels, one phrase repeated."""
     for key, text in case.named.items():
         letters = sum(character.isalpha() for character in text[:100])
         if letters < 2 and key in case.bodies:
@@ -71,6 +71,9 @@ def check_form(case: Case) -> Verdict:
             "label 2",
         }:
             return "placeholder", f"{key}: “{found.group(0) if found else text}”"
+        repeated = find_repetition(text)
+        if repeated:
+            return repeated[0], f"{key}: {repeated[1]}"
     return None
 
 
@@ -258,12 +261,6 @@ def build_checks(
 def name_checks(checks: Iterable[Check]) -> tuple[str, ...]:
     """Return the names of the filters, for provenance."""
     return tuple(str(getattr(check, "__name__", check)).removeprefix("check_") for check in checks)
-
-
-def runs_of(text: str) -> list[str]:
-    """Return the runs of three words."""
-    found = words(text)
-    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
 
 
 def template_runs(template: Template) -> frozenset[str]:
