@@ -55,7 +55,7 @@ Filter = Callable[[str, Context], Verdict]
 
 
 def check_form(text: str, context: Context) -> Verdict:
-    """Reject what is no question: empty, no letters, far too long, one word for a whole question, one phrase repeated."""
+    """Reject what is no question: empty, no letters, far too long, one word for a question, one phrase repeated."""
     if not text.strip():
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
