@@ -370,29 +370,6 @@ def test_one_file_of_all_groups_reads_back_as_triplets(tmp_path: Path) -> None:
 SENTENCE = "The harbour master keeps the keys of the northern gate in a small wooden box near the door."
 OTHER = "Visitors who arrive after dark are asked to ring twice and to wait in front of the office."
 THIRD = "Nobody has seen the ferry since the storm tore down both of the old landing stages."
-NAMES = [
-    "the",
-    "old",
-    "harbour",
-    "by",
-    "which",
-    "a",
-    "small",
-    "ferry",
-    "leaves",
-    "at",
-    "noon",
-    "for",
-    "every",
-    "other",
-    "town",
-    "and",
-    "its",
-    "market",
-    "of",
-    "fish",
-]
-LONG = " ".join(random.Random(0).choices(NAMES, k=220))
 REJECTIONS = [
     ("sts", "", "empty"),
     ("sts", '{"S1": "The harbour is cl', "truncated"),
@@ -419,7 +396,7 @@ REJECTIONS = [
              "S2": OTHER, "S3": THIRD}, "wrong-language"),
     ("sts", {"S1": SENTENCE, "S2": "港の管理人は鍵を箱に入れています", "S3": THIRD}, "wrong-language"),
     ("sts", {"S1": SENTENCE, "S2": "Ring.", "S3": THIRD}, "too-short"),
-    ("sts", {"S1": SENTENCE, "S2": f"{OTHER} {LONG}", "S3": THIRD}, "too-long"),
+    ("sts", {"S1": SENTENCE, "S2": " ".join([OTHER] * 12), "S3": THIRD}, "too-long"),
     ("long-short", {"input_text": f"{SENTENCE} {OTHER} {THIRD} {SENTENCE} {OTHER} {THIRD}", "label": "Harbour master",
                     "misleading_label": "Ferry"}, "label-in-text"),
     ("long-short", {"input_text": f"{SENTENCE} {OTHER} {THIRD} {SENTENCE} {OTHER} {THIRD}", "label": "Praise",

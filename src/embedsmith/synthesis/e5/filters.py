@@ -59,7 +59,7 @@ class Case:
 
 
 def check_form(case: Case) -> Verdict:
-    """Reject texts without letters, pieces of the form, labels that are no labels, one phrase repeated."""
+    """Reject texts without letters, pieces of the form, and labels that are no labels."""
     for key, text in case.named.items():
         letters = sum(character.isalpha() for character in text[:100])
         if letters < 2 and key in case.bodies:
@@ -71,9 +71,6 @@ def check_form(case: Case) -> Verdict:
             "label 2",
         }:
             return "placeholder", f"{key}: “{found.group(0) if found else text}”"
-        repeated = find_repetition(text)
-        if repeated:
-            return repeated[0], f"{key}: {repeated[1]}"
     return None
 
 
@@ -121,6 +118,15 @@ def check_sides(case: Case) -> Verdict:
         for other in (1, 2):
             if " ".join(words(texts[0])) in " ".join(words(texts[other])):
                 return "copy", f"{KEYS[case.group][other]} has the query word for word"
+    return None
+
+
+def check_repetition(case: Case) -> Verdict:
+    """Reject texts that say the same words over and over."""
+    for key, text in case.bodies.items():
+        found = find_repetition(text)
+        if found:
+            return found[0], f"{key}: {found[1]}"
     return None
 
 
@@ -253,6 +259,7 @@ def build_checks(
         LanguageCheck(identifier),
         check_labels,
         check_length,
+        check_repetition,
         LeakCheck(evaluation),
         RepeatCheck(rows),
     )
