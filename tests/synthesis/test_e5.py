@@ -382,6 +382,8 @@ REJECTIONS = [
     ("sts", {"S1": SENTENCE, "S2": "{language}", "S3": THIRD}, "placeholder"),
     ("sts", {"S1": SENTENCE, "S2": "string", "S3": THIRD}, "placeholder"),
     ("sts", {"S1": SENTENCE, "S2": "[insert a paraphrase here]", "S3": THIRD}, "placeholder"),
+    ("sts", {"S1": "S1: the harbour is open, S2: it is closed.", "S2": OTHER, "S3": THIRD}, "placeholder"),
+    ("short-short", {"input": "ring twice", "positive_document": "The positive_document says: ring."}, "placeholder"),
     ("sts", {"S1": SENTENCE, "S2": "12:30 — 14:45", "S3": THIRD}, "malformed"),
     ("sts", {"S1": SENTENCE, "S2": "the whole and " * 9, "S3": THIRD}, "repeats-itself"),
     (

@@ -20,6 +20,9 @@ ECHOED = 0.5  # share of a text's runs of three words that the template has as w
 RUNS_TO_JUDGE = 4
 VERBATIM = 6  # words of a query; the same run in the document is copied, not met by chance
 # Our own placeholders, and what lazy writers leave for others to fill in; not the braces and tags of programs.
+KEY = re.compile(  # the form's names within a text
+    r"\b(?:S[123]\s*(?::|(?:and|or) S[123]\b)|(?:hard_negative|positive)_document\b|(?:user_query|input_text|misleading_label)\b)"
+)
 PLACEHOLDER = re.compile(
     r"\{(?:task|topic|reader|angle|language|source|target|query_type|query_length|clarity|num_words|difficulty|unit)\}|"
     r"[\[<](?:insert|your|placeholder|full name|name of|company name|name\]|date\])[^\]>]{0,60}[\]>]?|lorem ipsum|"
@@ -64,7 +67,7 @@ def check_form(case: Case) -> Verdict:
         letters = sum(character.isalpha() for character in text[:100])
         if letters < 2 and key in case.bodies:
             return "malformed", f"{key} has {letters} letters"
-        found = PLACEHOLDER.search(text)
+        found = PLACEHOLDER.search(text) or KEY.search(text)
         if (found and key in case.bodies) or text.strip().lower().strip("\"'") in {
             *KEYS[case.group],
             "label 1",
