@@ -21,7 +21,8 @@ RUNS_TO_JUDGE = 4
 VERBATIM = 6  # words of a query; the same run in the document is copied, not met by chance
 # Our own placeholders, and what lazy writers leave for others to fill in; not the braces and tags of programs.
 KEY = re.compile(  # the form's names within a text
-    r"\b(?:S[123]\s*(?::|(?:and|or) S[123]\b)|(?:hard_negative|positive)_document\b|(?:user_query|input_text|misleading_label)\b)"
+    r"\b(?:S[123]\s*(?::|(?:and|or) S[123]\b)|"
+    r"(?:hard_negative_document|positive_document|user_query|input_text|misleading_label)\b)"
 )
 PLACEHOLDER = re.compile(
     r"\{(?:task|topic|reader|angle|language|source|target|query_type|query_length|clarity|num_words|difficulty|unit)\}|"
