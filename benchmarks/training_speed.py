@@ -152,7 +152,13 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
         stamps.append((time.perf_counter(), time.process_time()))
 
     scenario = SCENARIOS[name]
-    config = TrainingConfig(losses={scenario.loss: 1.0}, batch=scenario.batch, dropout=dropout, checkpoint_seconds=1e9)
+    config = TrainingConfig(
+        losses={scenario.loss: 1.0},
+        batch=scenario.batch,
+        dropout=dropout,
+        warmup=0.0,  # as the Trainer
+        checkpoint_seconds=1e9,
+    )
     if torch.cuda.is_available():
         config = replace(config, token_budget=65536)
     preparation = Preparation(max_length=256, lora=LoraConfig() if scenario.lora else None)
