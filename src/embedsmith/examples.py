@@ -252,7 +252,7 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
             raise ValueError(f"{layout.columns[part][0]} has no text")
         return value
 
-    shared: dict[str, Any] = {"group": _group(row, layout), "provenance": _provenance(row.get("provenance"))}
+    shared: dict[str, Any] = {"group": _group(row, layout), "provenance": provenance_from(row.get("provenance"))}
     if layout.kind in (PositivePair, Triplet):
         shared["instruction"] = row.get(layout.columns["instruction"][0]) if "instruction" in layout.columns else None
     if layout.kind is PositivePair:
@@ -295,7 +295,8 @@ def _group(row: Mapping[str, Any], layout: Format) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _provenance(value: Any) -> Provenance | None:
+def provenance_from(value: Any) -> Provenance | None:
+    """Return the provenance that was written as JSON; None for anything else."""
     if not isinstance(value, Mapping):
         return None
     return Provenance(**{**value, "checks": tuple(value.get("checks", ()))})

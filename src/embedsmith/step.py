@@ -96,15 +96,20 @@ class EmbeddingTask:
 
     def encode(self, texts: Index) -> torch.Tensor:
         """Return the embeddings of a block of texts (n, d) as the network gives them."""
-        if self.packer is not None:
-            return self.packer.run(self.tokens, texts)
-        return run_block(self.network, self.tokens, texts, "sentence_embedding")
+        return encode_block(self.network, self.tokens, texts, self.packer)
 
     def recall(self) -> str:
         return json.dumps(self.watch.recall())
 
     def remember(self, memory: str) -> None:
         self.watch.remember(json.loads(memory))
+
+
+def encode_block(network: SentenceTransformer, tokens: Tokens, texts: Index, packer: Packer | None) -> torch.Tensor:
+    """Return the embeddings (n, d) of a block of texts as the network gives them: packed where it can be."""
+    if packer is not None:
+        return packer.run(tokens, texts)
+    return run_block(network, tokens, texts, "sentence_embedding")
 
 
 class _Pool:
@@ -243,10 +248,7 @@ def measure_activations(
 
     network.train()
     with autocast(network, precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        if packer is not None:
-            kept = packer.run(tokens, block)
-        else:
-            kept = run_block(network, tokens, block, "sentence_embedding")
+        kept = encode_block(network, tokens, block, packer)
     del kept
     return sum(sizes.values()) / (len(block) * int(tokens.lengths[block].max()))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from rich.console import Console
 from rich.progress import Progress, Task, TaskID
 
 EVERY = 30.0  # seconds between two lines of one task
@@ -18,8 +19,8 @@ class Lines(Progress):
     What takes less than that prints nothing: a log is no place for bars of a second.
     """
 
-    def __init__(self, *columns: Any, every: float = EVERY, clock: Callable[[], float] = time.monotonic, **given: Any):
-        super().__init__(*columns, get_time=clock, **given)
+    def __init__(self, *, console: Console, every: float = EVERY, clock: Callable[[], float] = time.monotonic):
+        super().__init__(console=console, get_time=clock)
         self._every, self._clock = every, clock
         self._said: dict[TaskID, float] = {}
 

@@ -116,15 +116,15 @@ def open_bars(*, note: bool = False) -> Progress:
 
     Where the output is no terminal, they are lines now and then.
     """
+    if not console.is_terminal:
+        from embedsmith.cli.bars import Lines
+
+        return Lines(console=console)
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     notes = (TextColumn("{task.fields[note]}"),) if note else ()
-    if not console.is_terminal:
-        from embedsmith.cli.bars import Lines
-
-        return Lines(console=console)
     return Bars(*columns, TimeRemainingColumn(), *notes, console=console)
 
 

@@ -15,11 +15,10 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
 from embedsmith.errors import ConfigurationError
-from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.examples import LabelledPair, Rejected, provenance_from
 from embedsmith.llm import Completion, Prompt, name_failure, object_schema
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_object
@@ -79,9 +78,7 @@ def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Itera
 
 def _read(path: Path) -> Iterator[LabelledPair]:
     for _, row in read_jsonl(path):
-        origin: dict[str, Any] | None = row.pop("provenance")
-        known = Provenance(**{**origin, "checks": tuple(origin["checks"])}) if origin is not None else None
-        yield LabelledPair(**row, provenance=known)
+        yield LabelledPair(**{**row, "provenance": provenance_from(row["provenance"])})
 
 
 def _ask_about(pair: LabelledPair) -> Prompt:
