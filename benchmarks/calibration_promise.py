@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import data_folder, describe_machine, write_result
 from embedsmith.cache.rules import choose_from_scores
 from embedsmith.errors import CalibrationRefused
-from embedsmith.evaluation import labels_of, similarities_of, units_of
-from embedsmith.examples import LabelledPair, connect, read_examples
+from embedsmith.evaluation import labels_of, similarities_of
+from embedsmith.examples import LabelledPair, connect, read_examples, units_of
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, adjust, pairs_of
 

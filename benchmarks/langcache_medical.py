@@ -28,8 +28,9 @@ from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain
 from embedsmith.corpus import Query, read_queries
 from embedsmith.encoder import Encoder
-from embedsmith.evaluation import halve, labels_of, read_guards, similarities_of
+from embedsmith.evaluation import halve, labels_of, similarities_of
 from embedsmith.examples import LabelledPair, read_examples, texts_of
+from embedsmith.guards import read_guards
 from embedsmith.llm import open_llm
 from embedsmith.metrics import Ranking, bootstrap, paired_bootstrap, resample_weights, spearman
 from embedsmith.model import DEMO_MODEL, load_encoder

@@ -24,8 +24,8 @@ import numpy as np
 from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain
 from embedsmith.cache.rules import part_units
-from embedsmith.evaluation import labels_of, similarities_of, units_of
-from embedsmith.examples import LabelledPair, read_examples
+from embedsmith.evaluation import labels_of, similarities_of
+from embedsmith.examples import LabelledPair, read_examples, units_of
 from embedsmith.metrics import Ranking, paired_bootstrap, resample_weights
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.verifier import OnnxVerifier, adjust, fit_adjustment, measure_gain, pairs_of

@@ -21,6 +21,7 @@ from embedsmith.batches import (
     localize,
     order_batches,
     pair_up,
+    prompt_alone,
     saved_prompts,
     triple_up,
 )
@@ -149,3 +150,10 @@ def test_the_most_frequent_instruction_is_saved_and_none_at_all_is_a_mistake() -
     assert saved_prompts([Source(tuple(CARD))], Prompts("ask: ")) == (Prompts("ask: "), ())
     with pytest.raises(InputError, match="no example has one"):
         saved_prompts([Source(tuple(CARD))], prompts)
+
+
+def test_a_text_by_itself_is_read_as_rows_with_equal_sides_were() -> None:
+    prompts, asked = Prompts("query: ", "passage: "), PositivePair("rates", "Rates rose.")
+    assert prompt_alone([Source((asked,))], prompts) == ""
+    assert prompt_alone([Source((asked,)), Source(tuple(CARD))], prompts) == "query: "
+    assert prompt_alone([Source((asked,), symmetric=True)], prompts) == "query: "

@@ -21,10 +21,9 @@ from embedsmith.evaluation import (
     halve,
     labels_of,
     measure_latency,
-    read_guards,
     similarities_of,
 )
-from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, read_examples
+from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet, read_examples
 from embedsmith.metrics import Ranking
 from embedsmith.testing import FakeEncoder
 
@@ -248,16 +247,40 @@ def test_the_shipped_guards_measure_general_ability() -> None:
     assert all(score.estimate.low <= score.estimate.value <= score.estimate.high for score in found.values())
 
 
-def test_own_guards_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n')
+def test_guards_of_every_kind_are_measured_as_training_measures_them() -> None:
+    triplets = [Triplet(f"anchor {row}", f"right {row}", (f"wrong {row}",)) for row in range(12)]
+    classes = [LabelledText(f"text {row}", f"label {row % 2}") for row in range(12)]
+    found = evaluate_general(FakeEncoder(), {"triplets": triplets, "classes": classes}, resamples=30)
 
-    assert set(read_guards([path])) == {"general_pairs", "general_sts", "mine"}
+    assert [score.metric for score in found] == ["triplet accuracy", "nearest-neighbour accuracy"]
+    assert all(0 <= score.estimate.value <= 1 for score in found)
 
 
-def test_a_guard_of_classes_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match="classes"):
-        evaluate_general(FakeEncoder(), {"classes": [LabelledText("text", "label")]})
+class Sided:
+    """An encoder whose documents are the negatives of its queries."""
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return FakeEncoder().encode(texts)
+
+    def sides(self) -> tuple[Encoder, Encoder]:
+        negative = Scaled(-1.0)
+        return self, negative
+
+
+class Scaled:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return np.asarray(self.factor * FakeEncoder().encode(texts), dtype=np.float32)
+
+
+def test_queries_and_documents_of_a_guard_are_read_by_their_own_sides() -> None:
+    """Each positive is its own anchor, word for word: nearest to it by one encoder, farthest by one of two sides."""
+    triplets = [Triplet(f"question {row}", f"question {row}", ("something else",)) for row in range(12)]
+    alike, opposite = (evaluate_general(one, {"t": triplets}, resamples=30)[0] for one in (FakeEncoder(), Sided()))
+
+    assert (alike.estimate.value, opposite.estimate.value) == (1.0, 0.0)
 
 
 class Counting:

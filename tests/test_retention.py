@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from embedsmith.adapters import LoraConfig
 from embedsmith.artifacts import read_json, read_jsonl
+from embedsmith.batches import Prompts
 from embedsmith.cards import CardFacts
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
@@ -21,7 +22,7 @@ from embedsmith.model import load_encoder, load_network
 from embedsmith.optimization import Ends, visited_steps
 from embedsmith.preparation import Preparation
 from embedsmith.report.pareto import write_pareto
-from embedsmith.retention import Candidate, Estimate, Figure, Retention, describe_choice, pick, shares
+from embedsmith.retention import Candidate, Estimate, Figure, Retention, _Texts, describe_choice, pick, shares
 from embedsmith.training import Progress, TrainingConfig, train
 
 THINGS = ["card", "pin", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account", "address"]
@@ -368,6 +369,32 @@ def test_validation_rows_among_the_examples_are_an_error_that_counts_them(tmp_pa
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(held))
     with pytest.raises(InputError, match=r"1 of 1 \(100.0%\) mine rows"):
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(guards={"mine": (shouted,)}))
+
+
+def test_validation_rows_among_the_held_out_ones_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="they choose the weights too"):
+        train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(HELD), held_out=HELD[:6])
+
+
+def test_sharded_weights_can_be_held_against_nothing(tmp_path: Path) -> None:
+    sharded = replace(CONFIG, sharded=True)
+    for retention in (Retention(HELD), Retention(guards=SMALL)):
+        with pytest.raises(ConfigurationError, match="no process has the whole model"):
+            train(TRAINED, base="not needed", out=tmp_path / "model", config=sharded, retention=retention)
+
+
+def test_texts_are_looked_at_as_the_saved_model_reads_them() -> None:
+    """A query has its own instruction or the saved one; a text by itself has what training put before such texts."""
+    asked = Prompts("Instruct: {instruction}\nQuery: ", "passage: ")
+    texts = _Texts(asked, replace(asked, query="Instruct: find it\nQuery: "), alone="")
+    for row in (Triplet("a", "b", instruction="its own"), Triplet("c", "d"), LabelledPair("e", "f", 1)):
+        texts.place(row)
+
+    assert list(texts.places) == [
+        *("Instruct: its own\nQuery: a", "passage: b"),
+        *("Instruct: find it\nQuery: c", "passage: d"),
+        *("e", "f"),
+    ]
 
 
 def test_a_validation_row_that_is_nearly_a_training_row_is_a_warning_and_texts_may_be_shared(

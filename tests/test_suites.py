@@ -21,8 +21,7 @@ from scipy.stats import spearmanr
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.encoder import Embeddings, pair_similarities
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
-from embedsmith.evaluation import units_of
-from embedsmith.examples import ScoredPair
+from embedsmith.examples import ScoredPair, units_of
 from embedsmith.metrics import resample_weights
 from embedsmith.model import DEMO_MODEL
 from embedsmith.suites import (

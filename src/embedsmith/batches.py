@@ -191,6 +191,17 @@ def saved_prompts(sources: Sequence[Source], prompts: Prompts) -> tuple[Prompts,
     return replace(prompts, query=query), (f"prompt for queries saved with the instruction {most!r}{more}",)
 
 
+def prompt_alone(sources: Sequence[Source], prompts: Prompts) -> str:
+    """Return what goes before a text that stands by itself: what most rows with equal sides were read with, else ""."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        for example in source.examples:
+            query, _ = prompts_of(example, prompts, symmetric=source.symmetric)
+            alike = not isinstance(example, (PositivePair, Triplet)) if source.symmetric is None else source.symmetric
+            found[query] += alike
+    return found.most_common(1)[0][0] if found.total() else ""
+
+
 # ── The order of the rows
 
 

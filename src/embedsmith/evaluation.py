@@ -10,15 +10,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Encoder, pair_similarities
+from embedsmith.encoder import Embeddings, Encoder, pair_similarities, sides_of
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import Example, LabelledPair, ScoredPair, connect, read_examples, split
+from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
+from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
 from embedsmith.metrics import (
     Difference,
     Estimate,
@@ -110,7 +109,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class GeneralScore:
-    """One figure of general ability: average precision of labelled pairs or Spearman of scored ones."""
+    """One figure of general ability, of the kind that the guard's rows give."""
 
     data: str
     metric: str
@@ -185,15 +184,6 @@ def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[Labelle
     """Return (validation, reported): two halves that share no group and no text."""
     parts = split(pairs, {"validation": 0.5, "reported": 0.5}, seed=seed)
     return _only_pairs(parts["validation"]), _only_pairs(parts["reported"])
-
-
-def units_of(examples: Sequence[Example]) -> list[str]:
-    """Return the unit of each example, (n,): rows that share a group or a text are resampled together."""
-    names = [""] * len(examples)
-    for name, places in connect(examples).items():
-        for place in places:
-            names[place] = name
-    return names
 
 
 def _only_pairs(examples: Sequence[Example]) -> list[LabelledPair]:
@@ -302,42 +292,33 @@ def evaluate_general(
     seed: int = 0,
     resamples: int = 500,
 ) -> tuple[GeneralScore, ...]:
-    """Return general ability: average precision on labelled pairs, Spearman on scored ones.
+    """Return general ability: for each guard the figure of its kind of rows (`guards.make_measure`).
 
     Args:
-        guards: examples by name; default is the small set that ships with the package (everyday
+        guards: examples by name, each of one kind; default is the small set that ships with the package (everyday
             questions and sentences, written for this project).
     """
     guards = guards if guards is not None else shipped_guards()
-    return tuple(_guard(encoder, name, rows, seed, resamples) for name, rows in guards.items())
+    return tuple(_measure_guard(encoder, name, rows, seed, resamples) for name, rows in guards.items())
 
 
-def _guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
-    pairs = _only_pairs(rows)
-    if pairs:
-        ranking = Ranking(labels_of(pairs), similarities_of(encoder, pairs))
-        weights = resample_weights(len(pairs), groups=units_of(pairs), resamples=resamples, seed=seed)
-        return GeneralScore(name, "average precision", len(pairs), bootstrap(ranking.average_precision, weights))
-    scored = [row for row in rows if isinstance(row, ScoredPair)]
-    if not scored:
-        raise InputError(f"the guard {name} has neither labelled nor scored pairs", expected="one of them")
-    return GeneralScore(name, "Spearman", len(scored), evaluate_scored(encoder, scored, seed=seed, resamples=resamples))
+def _measure_guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
+    texts = Numbering()
+    measure = make_measure(name, rows, texts.place, most=MOST, resamples=resamples, seed=seed)
+    found = measure.read(_encode(encoder, list(texts.places)))
+    return GeneralScore(name, measure.metric, measure.rows, estimate(found.value, found.draws))
 
 
-def shipped_guards() -> dict[str, tuple[Example, ...]]:
-    """Return the general pairs that ship with the package, by name."""
-    folder = resources.files("embedsmith") / "data"
-    found = {}
-    for name in ("general_pairs", "general_sts"):
-        with resources.as_file(folder / f"{name}.jsonl") as path:
-            found[name] = read_examples(path).examples
-    return found
-
-
-def read_guards(paths: Sequence[Path | str]) -> dict[str, tuple[Example, ...]]:
-    """Return the user's own guard files by file name (without endings), besides the shipped ones."""
-    own = {Path(path).name.split(".")[0]: read_examples(path).examples for path in paths}
-    return shipped_guards() | own
+def _encode(encoder: Encoder, texts: Sequence[tuple[str, str]]) -> Embeddings:
+    """Return the embeddings of texts that say on which side they stand, in their order."""
+    query, document = sides_of(encoder)
+    readers = {"": encoder, "query": query, "document": document}
+    parts: dict[str, list[int]] = {}
+    for place, (side, _) in enumerate(texts):
+        parts.setdefault(side, []).append(place)
+    encoded = [readers[side].encode([texts[place][1] for place in places]) for side, places in parts.items()]
+    order = np.argsort([place for places in parts.values() for place in places])
+    return np.asarray(np.concatenate(encoded)[order], dtype=np.float32)
 
 
 def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 100) -> Latency:

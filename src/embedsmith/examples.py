@@ -387,3 +387,12 @@ def connect(examples: Sequence[Example]) -> dict[str, list[int]]:
     for place, key in enumerate(keys):
         units[find(key)].append(place)
     return dict(units)
+
+
+def units_of(examples: Sequence[Example]) -> list[str]:
+    """Return the unit of each example, (n,): rows that share a group or a text are resampled together."""
+    names = [""] * len(examples)
+    for name, places in connect(examples).items():
+        for place in places:
+            names[place] = name
+    return names

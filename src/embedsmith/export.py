@@ -24,8 +24,8 @@ from embedsmith import __version__
 from embedsmith.artifacts import sync_folder, write_json
 from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
-from embedsmith.evaluation import shipped_guards
 from embedsmith.examples import LabelledPair
+from embedsmith.guards import shipped_guards
 from embedsmith.metrics import Ranking
 from embedsmith.model import TorchEncoder, default_prompt, fingerprint_model, load_network, resolve_model
 from embedsmith.quantization import quantize

@@ -7,33 +7,20 @@ are set against the base on the same rows, with the intervals of a paired bootst
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedsmith.artifacts import fingerprint, read_jsonl, write_json, write_jsonl
 from embedsmith.batches import Prompts, prompts_of
 from embedsmith.encoder import normalize as to_unit_rows
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
-from embedsmith.evaluation import shipped_guards, units_of
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet, texts_of
-from embedsmith.metrics import (
-    Difference,
-    Estimate,
-    RankCorrelation,
-    Ranking,
-    Scores,
-    Weights,
-    difference,
-    estimate,
-    resample_weights,
-)
+from embedsmith.examples import Example, texts_of
+from embedsmith.guards import VALIDATION, Measured, is_asymmetric, make_measure, shipped_guards
+from embedsmith.metrics import Difference, Estimate, difference, estimate
 from embedsmith.model import ENCODING_BUDGET, Precision, autocast, embed, tokenize_for
 from embedsmith.optimization import Ends
 
@@ -45,10 +32,6 @@ RESAMPLES = 500
 LOWEST, FINE, COARSE = 0.2, 0.1, 0.2  # shares that are tried: from the lowest in fine steps, coarse with several ends
 NORMAL_95 = 1.96  # half the width of a 95% interval in standard errors
 REFINEMENTS = 3  # further shares around the best of them
-VALIDATION = "validation"
-
-Vectors = NDArray[np.float32]
-Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,184 +126,33 @@ class Choice:
 # ── What is measured
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A figure, and what it is in each resample, (resamples,)."""
-
-    value: float
-    draws: Scores
-
-
-_Measure: TypeAlias = Callable[[Vectors], _Measured]
-
-
-@dataclass(frozen=True, slots=True)
-class _Test:
-    """A set of rows whose figure follows from the vectors of all texts."""
-
-    data: str
-    metric: str
-    rows: int
-    measure: _Measure
-
-
 class _Texts:
-    """Distinct texts with their prompts, numbered as they come."""
+    """Distinct texts as the saved model will read them, numbered as they come.
 
-    def __init__(self, prompts: Prompts) -> None:
-        self.prompts = prompts
+    A text that stands by itself has the prompt `alone`; a query without an instruction of its own has that which is
+    saved with the model.
+    """
+
+    def __init__(self, prompts: Prompts, saved: Prompts, alone: str) -> None:
+        self.prompts, self.saved, self.alone = prompts, saved, alone
         self.places: dict[str, int] = {}
 
     def place(self, example: Example) -> tuple[int, ...]:
         """Return the numbers of the example's texts: the anchor, then what it is compared to."""
-        query, document = prompts_of(example, self.prompts)
+        query, document = self.alone, self.alone
+        if is_asymmetric(example):
+            own = getattr(example, "instruction", None)
+            query = prompts_of(example, self.prompts)[0] if own else self.saved.query
+            document = self.saved.document
         first, *others = texts_of(example)
-        return self._number(_with(query, document, first, others))
+        return (self._number(query + first), *(self._number(document + text) for text in others))
 
     def place_documents(self, documents: Sequence[str]) -> tuple[int, ...]:
         """Return the numbers of texts that stand beside positives, with the prompt of documents."""
-        return self._number(self.prompts.document + text for text in documents)
+        return tuple(self._number(self.saved.document + text) for text in documents)
 
-    def _number(self, texts: Iterable[str]) -> tuple[int, ...]:
-        return tuple(self.places.setdefault(text, len(self.places)) for text in texts)
-
-
-def _with(query: str, document: str, first: str, others: Sequence[str]) -> Iterator[str]:
-    yield query + first
-    yield from (document + text for text in others)
-
-
-def _make_test(name: str, rows: Sequence[Example], texts: _Texts, seed: int, distractors: Sequence[str] = ()) -> _Test:
-    """Return the test of a set, on at most `ROWS` of its rows; positive pairs are ranked among `distractors`, too.
-
-    Raises:
-        InputError: no rows, rows of several kinds, or of one label or score only.
-    """
-    kinds = {type(row) for row in rows}
-    if len(kinds) != 1:
-        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
-        raise InputError(f"the {name} rows are of the kinds: {found}", expected="rows of one kind")
-    if len(rows) > ROWS:
-        drawn = np.random.default_rng(seed).choice(len(rows), ROWS, replace=False)
-        rows = [rows[place] for place in sorted(drawn.tolist())]
-    weights = resample_weights(len(rows), groups=units_of(rows), resamples=RESAMPLES, seed=seed)
-    placed = [texts.place(row) for row in rows]
-    others = texts.place_documents(distractors)
-    measures: Mapping[type[Any], _Maker] = {**_MEASURES, PositivePair: partial(_of_positives, others=others)}
-    metric, measure = measures[kinds.pop()](name, rows, placed, weights)
-    return _Test(name, metric, len(rows), measure)
-
-
-_Placed: TypeAlias = Sequence[tuple[int, ...]]
-_Maker: TypeAlias = Callable[[str, Sequence[Any], _Placed, Weights], tuple[str, _Measure]]
-
-
-def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
-    labels = np.array([row.label for row in rows], dtype=np.int64)
-    if len(set(labels.tolist())) != 2:
-        raise InputError(f"the {name} pairs have the label {labels[0]} only", expected="both 0 and 1")
-
-    def measure(vectors: Vectors) -> _Measured:
-        ranking = Ranking(labels, _cosines(vectors, placed))
-        draws = np.array([ranking.average_precision(row) for row in weights])
-        return _Measured(ranking.average_precision(), draws)
-
-    return "average precision", measure
-
-
-def _of_scored(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
-    scores = np.array([row.score for row in rows], dtype=np.float64)
-    if not np.ptp(scores) > 0:
-        raise InputError(f"the {name} pairs have one score only", expected="scores that differ")
-
-    def measure(vectors: Vectors) -> _Measured:
-        correlation = RankCorrelation(_cosines(vectors, placed), scores)
-        value, draws = correlation(), correlation.draws(weights)
-        return _Measured(value if math.isfinite(value) else 0.0, draws)  # equal cosines tell nothing
-
-    return "Spearman", measure
-
-
-def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:  # noqa: ARG001
-    """A row counts by the share of its negatives that are farther than its positive; ties half."""
-
-    def measure(vectors: Vectors) -> _Measured:
-        values = np.empty(len(placed))
-        for row, (anchor, positive, *negatives) in enumerate(placed):
-            gaps = (vectors[positive] - vectors[negatives]) @ vectors[anchor] if negatives else np.ones(1)
-            values[row] = np.mean((gaps > 0) + (gaps == 0) / 2)
-        return _mean(values, weights)
-
-    return "triplet accuracy", measure
-
-
-def _of_positives(
-    name: str, rows: Sequence[Any], placed: _Placed, weights: Weights, others: Sequence[int] = ()
-) -> tuple[str, _Measure]:
-    """Mean reciprocal rank of the positive among `others` and the positives that are wrong for the anchor."""
-    anchors, positives = (np.array(column, dtype=np.int64) for column in zip(*placed, strict=True))
-    candidates, found = np.unique(np.concatenate([positives, np.array(others, dtype=np.int64)]), return_inverse=True)
-    own = found[: len(positives)]
-    if len(candidates) < 2:
-        raise InputError(f"the {name} pairs have one positive only", expected="at least two to choose from")
-    right = _right_answers(rows, anchors, own, len(candidates))
-
-    def measure(vectors: Vectors) -> _Measured:
-        cosines = vectors[anchors] @ vectors[candidates].T
-        mine = cosines[np.arange(len(own)), own][:, None]
-        above = np.where(right, False, cosines >= mine)
-        return _mean(1 / (1 + above.sum(axis=1)), weights)
-
-    return f"MRR among {len(candidates)}", measure
-
-
-def _right_answers(rows: Sequence[Any], anchors: Places, own: Places, candidates: int) -> NDArray[np.bool_]:
-    """Return (rows, candidates): the positives of the row's anchor and of its group."""
-    known: dict[object, set[int]] = {}
-    keys = [
-        (("anchor", int(anchor)), ("group", row.group if row.group is not None else f"row {place}"))
-        for place, (row, anchor) in enumerate(zip(rows, anchors, strict=True))
-    ]
-    for both, candidate in zip(keys, own.tolist(), strict=True):
-        for key in both:
-            known.setdefault(key, set()).add(candidate)
-    right = np.zeros((len(rows), candidates), dtype=np.bool_)
-    for row, both in enumerate(keys):
-        right[row, sorted(known[both[0]] | known[both[1]])] = True
-    return right
-
-
-def _of_classes(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Measure]:
-    """Share of the texts whose nearest other text has the same class."""
-    places = np.array([place for (place,) in placed], dtype=np.int64)
-    labels = np.array([row.label for row in rows])
-    if len(set(labels.tolist())) < 2:
-        raise InputError(f"the {name} texts have one class only", expected="at least two classes")
-    same_text = places[:, None] == places[None, :]
-
-    def measure(vectors: Vectors) -> _Measured:
-        cosines = np.where(same_text, -np.inf, vectors[places] @ vectors[places].T)
-        return _mean((labels[cosines.argmax(axis=1)] == labels).astype(np.float64), weights)
-
-    return "nearest-neighbour accuracy", measure
-
-
-_MEASURES: Mapping[type[Any], _Maker] = {
-    LabelledPair: _of_labelled,
-    ScoredPair: _of_scored,
-    Triplet: _of_triplets,
-    PositivePair: _of_positives,
-    LabelledText: _of_classes,
-}
-
-
-def _cosines(vectors: Vectors, placed: _Placed) -> Scores:
-    left, right = np.array(placed, dtype=np.int64).T
-    return np.asarray(np.einsum("nd,nd->n", vectors[left], vectors[right], dtype=np.float64))
-
-
-def _mean(values: NDArray[np.floating], weights: Weights) -> _Measured:
-    return _Measured(float(values.mean()), np.asarray(weights @ values / weights.sum(axis=1)))
+    def _number(self, text: str) -> int:
+        return self.places.setdefault(text, len(self.places))
 
 
 # ── On the way, and at the end
@@ -342,6 +174,8 @@ class Keeper:
         retention: Retention,
         *,
         prompts: Prompts,
+        saved: Prompts,
+        alone: str,
         precision: Precision,
         base_weight: float | None,
         out: Path,
@@ -353,9 +187,17 @@ class Keeper:
         self.log, self.record = out.parent / "watch.jsonl", out.parent / "retention.json"
         guards = shipped_guards() if retention.guards is None else retention.guards
         sets = {**({VALIDATION: retention.validation} if retention.validation else {}), **guards}
-        texts = _Texts(prompts)
-        self.tests = [
-            _make_test(name, rows, texts, seed, retention.distractors if name == VALIDATION else ())
+        texts = _Texts(prompts, saved, alone)
+        self.measures = [
+            make_measure(
+                name,
+                rows,
+                texts.place,
+                most=ROWS,
+                resamples=RESAMPLES,
+                seed=seed,
+                others=texts.place_documents(retention.distractors if name == VALIDATION else ()),
+            )
             for name, rows in sets.items()
         ]
         self.tokens = tokenize_for(network, tuple(texts.places))
@@ -443,23 +285,23 @@ class Keeper:
         ends.put(end, share)
         return self._candidate(end, share)
 
-    def _candidate(self, end: str, share: float, measured: Sequence[_Measured] | None = None) -> Candidate:
+    def _candidate(self, end: str, share: float, measured: Sequence[Measured] | None = None) -> Candidate:
         measured = self._measure() if measured is None else measured
         figures = [
             Figure(
-                test.data,
-                test.metric,
-                test.rows,
+                measure.data,
+                measure.metric,
+                measure.rows,
                 estimate(now.value, now.draws),
                 difference(now.value - was.value, now.draws - was.draws),
             )
-            for test, now, was in zip(self.tests, measured, self.before, strict=True)
+            for measure, now, was in zip(self.measures, measured, self.before, strict=True)
         ]
         validation = figures.pop(0) if self.retention.validation else None
         fall = max((-figure.change.value for figure in figures), default=0.0)
         return Candidate(end, share, validation, tuple(figures), fall)
 
-    def _measure(self) -> list[_Measured]:
+    def _measure(self) -> list[Measured]:
         import torch
 
         self.network.eval()
@@ -468,7 +310,7 @@ class Keeper:
         rows = to_unit_rows(vectors.float().cpu().numpy())
         if not np.isfinite(rows).all():
             raise InputError("the network's vectors are not finite", action="lower --learning-rate")
-        return [test.measure(rows) for test in self.tests]
+        return [measure.read(rows) for measure in self.measures]
 
     def _fell(self, figure: Figure) -> bool:
         return figure.change.value < -self.retention.tolerance

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
-from embedsmith.evaluation import RESAMPLES, units_of
-from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format
+from embedsmith.evaluation import RESAMPLES
+from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
 from embedsmith.metrics import Difference, Estimate, RankCorrelation, difference, estimate, resample_weights
 from embedsmith.tables import KINDS, detect_kind, read_rows
 

@@ -15,14 +15,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, saved_prompts
+from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, prompt_alone, saved_prompts
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.checks import BATCHES, Finding, Report, check_leaks, check_movement, report_of, stop_on_errors
+from embedsmith.checks import (
+    BATCHES,
+    Finding,
+    Report,
+    check_choosing,
+    check_leaks,
+    check_movement,
+    report_of,
+    stop_on_errors,
+)
 from embedsmith.compilation import compile_layers, require_compiler
 from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
+from embedsmith.guards import VALIDATION
 from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import (
@@ -41,7 +51,7 @@ from embedsmith.optimization import (
 from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import write_recipe
-from embedsmith.retention import VALIDATION, Choice, Keeper, Retention, card_figures, describe_choice
+from embedsmith.retention import Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
 from embedsmith.step import EmbeddingTask, choose_held, describe_pool
 from embedsmith.tokens import Tokens, read_tokens, write_tokens
@@ -154,7 +164,7 @@ def train(
         ModelRefused: the model is below its base on the validation rows; nothing is written.
         EmbedsmithError: the loss is not finite.
     """
-    apart = Report() if retention is None else _check_retention(retention, examples, config)
+    apart = Report() if retention is None else _check_retention(retention, examples, config, held_out)
     ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
     ready = replace(ready, report=apart + ready.report)
     devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
@@ -192,20 +202,24 @@ def train(
 
 
 def _check_retention(
-    retention: Retention, examples: Sequence[Example] | Sequence[Source], config: TrainingConfig | None
+    retention: Retention,
+    examples: Sequence[Example] | Sequence[Source],
+    config: TrainingConfig | None,
+    held_out: Sequence[Example],
 ) -> Report:
-    """Return what the rows share with the examples that the model is held against on its way."""
-    if config is not None and config.sharded and retention.validation:
+    """Return what the examples share with rows that the model is held against, and these with the held-out ones."""
+    if config is not None and config.sharded and (retention.validation or retention.guards):
         raise ConfigurationError(
-            "validation rows with sharded weights: no process has the whole model to score on the way",
+            "validation rows or guards with sharded weights: no process has the whole model to score",
             expected="one of them",
-            action="train without --validation, then compare the saved model with its base",
+            action="train without --validation and --guard, then compare the saved model with its base",
         )
     trained = [example for source in _sources_of(examples) for example in source.examples]
     sets = {VALIDATION: retention.validation, **(retention.guards or {})}
     report = report_of(
         outcome for name, rows in sets.items() for outcome in check_leaks(trained, rows, name=name, choosing=True)
     )
+    report += report_of(check_choosing(retention.validation, held_out))
     stop_on_errors(report.findings)
     return report
 
@@ -213,11 +227,14 @@ def _check_retention(
 def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | None:
     """Return what looks at the run on its way; nobody can where no process has the whole model."""
     if ready.task.devices.sharded:
+        retention.say("general ability is not scored: the weights are sharded, and no process has the whole model")
         return None
     return Keeper(
         ready.prepared.network,
         retention,
         prompts=ready.prepared.preparation.prompts,
+        saved=ready.prompts,
+        alone=ready.alone,
         precision=ready.task.precision,
         base_weight=ready.config.base_weight,
         out=out,
@@ -279,6 +296,7 @@ class _Ready:
     prepared: Prepared
     build: Callable[[], Prepared]
     prompts: Prompts
+    alone: str
     task: EmbeddingTask
     config: TrainingConfig
     key: str
@@ -355,7 +373,8 @@ def _make_ready(
         *memory_note,
         *compile_note,
     )
-    return _Ready(prepared, build, prompts, task, config, key, notes, report)
+    alone = prompt_alone(sources, preparation.prompts)
+    return _Ready(prepared, build, prompts, alone, task, config, key, notes, report)
 
 
 def _find_packer(

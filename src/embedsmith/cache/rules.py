@@ -19,8 +19,8 @@ from embedsmith.cache.guard import find_veto
 from embedsmith.calibration import Calibration, calibrate
 from embedsmith.encoder import Encoder
 from embedsmith.errors import CalibrationRefused
-from embedsmith.evaluation import labels_of, similarities_of, units_of
-from embedsmith.examples import LabelledPair
+from embedsmith.evaluation import labels_of, similarities_of
+from embedsmith.examples import LabelledPair, units_of
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
 
 WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it

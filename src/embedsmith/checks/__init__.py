@@ -17,7 +17,7 @@ from embedsmith.checks.findings import (
     stop_on_errors,
 )
 from embedsmith.checks.labels import check_scores
-from embedsmith.checks.leaks import check_leaks
+from embedsmith.checks.leaks import check_choosing, check_leaks
 from embedsmith.checks.lengths import check_tokens
 from embedsmith.checks.movement import Watch, check_movement, mean_cosine
 from embedsmith.checks.order import (
@@ -43,6 +43,7 @@ __all__ = [
     "Unchecked",
     "Values",
     "Watch",
+    "check_choosing",
     "check_default_prompt",
     "check_known_pooling",
     "check_leaks",

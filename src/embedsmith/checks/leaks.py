@@ -45,3 +45,18 @@ def check_leaks(
             f"{name} texts that the model has not seen",
             "part the set by texts and groups (examples.split) unless only the pairs have to be new",
         )
+
+
+def check_choosing(validation: Sequence[Example], held_out: Sequence[Example]) -> Iterator[Outcome]:
+    """Yield rows that choose the weights among those that judge the model: figures on them would be optimistic."""
+    if not validation or not held_out:
+        return
+    shared = find_shared(validation, held_out)
+    if shared.same:
+        yield Finding(
+            "judged-by-choosing-rows",
+            "error",
+            f"{share_of(len(shared.same), shared.rows)} held-out rows are validation rows: they choose the weights too",
+            "validation rows that are not held out",
+            "part your labelled rows in two (examples.split): one part chooses, the other judges",
+        )

@@ -153,7 +153,8 @@ def _evaluate_pairs(
     model: str, pairs: Path, validation: Path | None, guard: list[Path] | None, base_url: str | None, seed: int
 ) -> dict[str, Any]:
     from embedsmith.evaluation import evaluate as evaluate_model
-    from embedsmith.evaluation import evaluate_general, measure_latency, read_guards
+    from embedsmith.evaluation import evaluate_general, measure_latency
+    from embedsmith.guards import read_guards
     from embedsmith.model import load_encoder
 
     rows, chosen = read_pairs(pairs), read_pairs(validation) if validation else None
@@ -225,7 +226,12 @@ def _evaluate_suite(
 
 
 def _print_suite(name: str, report: Mapping[str, Any]) -> None:
-    """Print what was measured and on what, and a table for each model against the baseline."""
+    """Print what was measured and on what, and a table for each model against the baseline.
+
+    The mean is one test by itself; the sets are many, and their p-values are adjusted for it.
+    """
+    from embedsmith.metrics import adjust_holm
+
     for item in report["sets"]:
         lost = "".join(f"; {count} rows not used: {why}" for why, count in item["rejected"].items())
         notes = "".join(f"; {note}" for note in item["notes"])
@@ -242,20 +248,22 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
         rows.append([mean, "", spread(report["means"][base])])
         print_table(f"{title}\n{base}", ["set", "pairs", "Spearman"], rows)
     for other in others:
+        holm = adjust_holm([item["differences"][other]["p_value"] for item in report["sets"]])
         rows = [
-            [item["name"], f"{item['rows']:,}", *_before_after(item["estimates"], item["differences"], base, other)]
-            for item in report["sets"]
+            [item["name"], f"{item['rows']:,}", *_before_after(item["estimates"], item["differences"], base, other, p)]
+            for item, p in zip(report["sets"], holm, strict=True)
         ]
-        rows.append([mean, "", *_before_after(report["means"], report["mean_differences"], base, other)])
-        headers = ["set", "pairs", "before", "after", "difference", "p"]
+        whole = report["mean_differences"]
+        rows.append([mean, "", *_before_after(report["means"], whole, base, other, whole[other]["p_value"])])
+        headers = ["set", "pairs", "before", "after", "difference", "p (Holm over sets)"]
         print_table(f"{title}\nbefore  {base}\nafter   {other}", headers, rows)
 
 
 def _before_after(
-    estimates: Mapping[str, Any], differences: Mapping[str, Any], base: str, other: str
+    estimates: Mapping[str, Any], differences: Mapping[str, Any], base: str, other: str, p_value: float
 ) -> tuple[str, str, str, str]:
     before, after = (f"{estimates[name]['value']:.3f}" for name in (base, other))
-    return before, after, change(differences[other]), sure(differences[other]["p_value"])
+    return before, after, change(differences[other]), sure(p_value)
 
 
 @app.command()

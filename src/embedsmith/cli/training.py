@@ -188,8 +188,8 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
 def _retention(
     validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
 ) -> Retention:
-    from embedsmith.evaluation import read_guards
     from embedsmith.examples import read_examples
+    from embedsmith.guards import read_guards
     from embedsmith.report.pareto import write_pareto
     from embedsmith.retention import Retention
 

@@ -36,7 +36,6 @@ from embedsmith.evaluation import (
     halve,
     labels_of,
     measure_latency,
-    read_guards,
 )
 from embedsmith.examples import (
     Example,
@@ -45,6 +44,7 @@ from embedsmith.examples import (
     split,
     texts_of,
 )
+from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
@@ -121,6 +121,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     check_model(job.base)  # before the first call that costs money
+    read_guards(job.guards)
     queries = _corpus(job, folder, watch)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
     _hardness(job, examples, folder, watch)

@@ -31,8 +31,8 @@ from embedsmith.documents import Passage, read_passages, read_passages_file, wri
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import ModelRefused
-from embedsmith.evaluation import read_guards
 from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, write_examples
+from embedsmith.guards import read_guards
 from embedsmith.lexical import LexicalIndex
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
@@ -152,6 +152,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     check_model(job.base)  # before the first call that costs money
+    read_guards(job.guards)
     for note in _describe(job):
         watch.say(f"base: {note}")
     task = read_beir(job.evaluation) if job.evaluation is not None else None
