@@ -387,7 +387,7 @@ def test_texts_are_looked_at_as_the_saved_model_reads_them() -> None:
     """A query has its own instruction or the saved one; a text by itself has what training put before such texts."""
     asked = Prompts("Instruct: {instruction}\nQuery: ", "passage: ")
     texts = _Texts(asked, replace(asked, query="Instruct: find it\nQuery: "), alone="")
-    for row in (Triplet("a", "b", instruction="its own"), Triplet("c", "d"), LabelledPair("e", "f", 1)):
+    for row in (Triplet("a", "b", (), instruction="its own"), Triplet("c", "d", ()), LabelledPair("e", "f", 1)):
         texts.place(row)
 
     assert list(texts.places) == [
