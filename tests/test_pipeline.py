@@ -131,6 +131,15 @@ def test_a_base_that_is_no_model_is_found_before_the_first_call(job: Job, tmp_pa
     assert llm.calls == []
 
 
+def test_a_guard_that_gives_no_figure_is_found_before_the_first_call(job: Job, tmp_path: Path) -> None:
+    guard = tmp_path / "mine.jsonl"
+    guard.write_text('{"text": "one", "label": "x"}\n{"text": "two", "label": "x"}\n')
+    llm = FakeLLM()
+    with pytest.raises(InputError, match="one class only"):
+        run(replace(job, guards=(guard,)), llm)
+    assert not llm.calls
+
+
 def test_a_missing_log_is_an_error_with_its_name(job: Job, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none\\.txt does not exist"):
         run(replace(job, log=tmp_path / "none.txt"), FakeLLM())
