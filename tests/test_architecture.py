@@ -16,7 +16,7 @@ SOURCE = Path(embedsmith.__file__).parent
 LAYERS = (
     ("__init__",),
     ("errors",),
-    ("artifacts",),
+    ("artifacts", "machine"),
     ("text", "tables", "lexicon", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "lexical", "llm", "tokens"),

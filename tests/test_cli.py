@@ -142,6 +142,17 @@ def test_train_refuses_a_model_below_its_base_until_it_is_forced(tmp_path: Path,
     assert "| weights | base → " in (tmp_path / "r" / "model" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [("rag", ["--delta", "0.1"]), ("rag", ["--compare", "x"]), ("langcache", ["--tokens", "64"])],
+)
+def test_an_option_of_another_recipe_is_refused(log: Path, tmp_path: Path, recipe: str, options: list[str]) -> None:
+    chosen = ["--llm", "recorded:none", "--base", "none", "--out", tmp_path / "run", "--recipe", recipe]
+    found = embedsmith("run", log, *chosen, *options)
+    assert found.returncode == 2
+    assert f"{options[0]} with --recipe {recipe}" in found.stderr + found.stdout
+
+
 def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:
     ended = embedsmith(
         "synthesize", log, "--llm", "openai:any", "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "o"

@@ -226,6 +226,16 @@ def test_an_unknown_baseline_is_named() -> None:
         compare({"base": WEAK}, PAIRS, baseline="nobody", resamples=10)
 
 
+def test_p_values_stand_beside_those_for_all_models_and_metrics_at_once() -> None:
+    found = compare({"base": WEAK, "one": STRONG, "two": WEAK}, PAIRS, baseline="base", resamples=100)
+    smallest = min(change.p_value for changes in found.differences.values() for change in changes.values())
+    tests = sum(map(len, found.differences.values()))
+
+    assert min(value for changes in found.holm.values() for value in changes.values()) == pytest.approx(
+        min(1.0, tests * smallest)
+    )
+
+
 # --- graded pairs, general ability, latency -------------------------------------------------------
 
 

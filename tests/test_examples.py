@@ -54,6 +54,25 @@ def test_names_decide_and_their_order_does_not(columns: str, kind: type[Example]
     assert detect_format(reversed(names)).kind is kind
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "kind"),
+    [
+        ("query,passage,label", "rates,Rates rose.,0", LabelledPair),
+        ("question,answer,score", "rates,Rates rose.,2.5", ScoredPair),
+        ("query,passage", "rates,Rates rose.", PositivePair),
+    ],
+)
+def test_a_passage_with_a_label_or_a_score_is_not_taken_for_a_right_one(
+    tmp_path: Path, header: str, row: str, kind: type[Example]
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{header}\n{row}\n")
+    found = read_examples(path)
+    assert found.kind is kind
+    assert getattr(found.examples[0], "label", 0) == 0
+    assert found.lines == (2,)
+
+
 @pytest.mark.parametrize("columns", ["a b", "foo bar", "", "sentence1 sentence2 label score"])
 def test_what_fits_no_layout_is_refused_with_the_layouts(columns: str) -> None:
     with pytest.raises(InputError):

@@ -49,6 +49,25 @@ def test_labelled_pairs_get_all_figures(pairs: Path) -> None:
     assert [row["row"] for row in found.rows_to_read] == [1, 2, 3, 4]
 
 
+def test_rows_are_named_by_their_lines_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad row before them, and all but one group left out: the doubted label is still found where it stands."""
+    other = [
+        {"sentence1": f"way {row}", "sentence2": f"where {row}", "label": 1, "group": f"g{row}"} for row in range(30)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", [{"sentence1": "", "sentence2": "b", "label": 1}, *other, *PAIRS])
+    monkeypatch.setattr("embedsmith.inspection.SCORED", len(PAIRS))
+    monkeypatch.setattr("embedsmith.inspection._draw", lambda name, seed=0: float(name.startswith("g")))
+    found = inspect(tmp_path / "rows.jsonl", base=FakeEncoder())
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+
+    assert found.labels
+    for verdict, line in zip(found.labels, found.label_lines, strict=True):
+        row = json.loads(lines[line - 1])
+        assert (row["sentence1"], row["sentence2"]) == (verdict.pair.left, verdict.pair.right)
+    for shown in found.rows_to_read:
+        assert json.loads(lines[int(str(shown["row"])) - 1])["sentence1"] in shown.values()
+
+
 @pytest.mark.parametrize(
     ("rows", "kind"),
     [

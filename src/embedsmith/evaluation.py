@@ -6,7 +6,6 @@ the published protocol (best threshold on the same rows), named as such, for com
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from embedsmith.encoder import Embeddings, Encoder, pair_similarities, sides_of
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
 from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
+from embedsmith.machine import count_cores
 from embedsmith.metrics import (
     Difference,
     Estimate,
@@ -25,6 +25,7 @@ from embedsmith.metrics import (
     RankCorrelation,
     Ranking,
     Weights,
+    adjust_holm,
     bootstrap,
     estimate,
     paired_bootstrap,
@@ -89,11 +90,13 @@ class Comparison:
     Attributes:
         baseline: name of the encoder the others are compared with.
         differences: by encoder and metric: encoder − baseline, with interval and p-value.
+        holm: by encoder and metric: the p-value for all encoders and metrics at once (`metrics.adjust_holm`).
     """
 
     baseline: str
     reports: Mapping[str, PairReport]
     differences: Mapping[str, Mapping[str, Difference]]
+    holm: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,16 @@ def compare(
         for name, item in scored.items()
         if name != base
     }
-    return Comparison(base, reports, differences)
+    return Comparison(base, reports, differences, _adjust(differences))
+
+
+def _adjust(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, float]]:
+    tests = [(name, metric) for name, found in differences.items() for metric in found]
+    adjusted = adjust_holm([differences[name][metric].p_value for name, metric in tests])
+    return {
+        name: {metric: value for (own, metric), value in zip(tests, adjusted, strict=True) if own == name}
+        for name in differences
+    }
 
 
 def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[LabelledPair], list[LabelledPair]]:
@@ -342,4 +354,4 @@ def _threads() -> int:
     import sys
 
     torch = sys.modules.get("torch")  # only if someone else loaded it
-    return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))
+    return int(torch.get_num_threads()) if torch is not None else count_cores()

@@ -125,7 +125,7 @@ TEACHERS = ("scores", "teacher_scores")
 INSTRUCTIONS = ("instruction", "task")
 LAYOUTS = (
     "anchor + positive; anchor + positive + negative (also negative_1, negative_2, … or a list); "
-    "sentence1 + sentence2 + label (0 or 1); sentence1 + sentence2 + score; text + label (a class)"
+    "sentence1 + sentence2 (or anchor + positive) + label (0 or 1) or score; text + label (a class)"
 )
 
 
@@ -139,11 +139,12 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """The examples of a file, and its rows that are none."""
+    """The examples of a file with the line of each, and its rows that are none."""
 
     kind: type[Example]
     examples: tuple[Example, ...]
     rejected: tuple[Rejected, ...]
+    lines: tuple[int, ...]
 
 
 def detect_format(columns: Iterable[str]) -> Format:
@@ -162,23 +163,30 @@ def detect_format(columns: Iterable[str]) -> Format:
         names[name] for name in sorted(names) if name in NEGATIVES or name.startswith(("negative_", "neg_"))
     )
     anchor, positive, text = first(ANCHORS), first(POSITIVES), first(("text",))
+    label, score = first(LABELS), first(SCORES)
+    if anchor and positive and not negatives and (label or score):  # what is judged need not be right
+        return _of_pair((anchor[0], positive[0]), label, score, group)
     if anchor and positive:
         kind: type[Example] = Triplet if negatives else PositivePair
         found = {"anchor": anchor, "positive": positive, "instruction": first(INSTRUCTIONS)}
         found |= {"negatives": negatives, "scores": first(TEACHERS) if negatives else ()}
         return Format(kind, {part: columns for part, columns in found.items() if columns} | group)
     pair = next((both for both in PAIR_NAMES if both[0] in names and both[1] in names), None)
-    label, score = first(LABELS), first(SCORES)
-    if pair and label and score:
-        raise InputError(f"a pair with both {label[0]} and {score[0]}", expected="one of them", action="drop one")
     if pair and (label or score):
-        sides = {"sentence1": (names[pair[0]],), "sentence2": (names[pair[1]],)}
-        if score:
-            return Format(ScoredPair, sides | {"score": score} | group)
-        return Format(LabelledPair, sides | {"label": label} | group)
+        return _of_pair((names[pair[0]], names[pair[1]]), label, score, group)
     if text and first(CLASSES):
         return Format(LabelledText, {"text": text, "label": first(CLASSES)} | group)
     raise InputError(f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS)
+
+
+def _of_pair(
+    sides: tuple[str, str], label: tuple[str, ...], score: tuple[str, ...], group: Mapping[str, tuple[str, ...]]
+) -> Format:
+    """Return the format of two texts with a label or a score."""
+    if label and score:
+        raise InputError(f"a pair with both {label[0]} and {score[0]}", expected="one of them", action="drop one")
+    columns = {"sentence1": (sides[0],), "sentence2": (sides[1],), **group}
+    return Format(ScoredPair, columns | {"score": score}) if score else Format(LabelledPair, columns | {"label": label})
 
 
 def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> ExampleSet:
@@ -194,6 +202,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
         InputError: the file cannot be read, its columns fit no layout, or not one row is usable.
     """
     examples: list[Example] = []
+    lines: list[int] = []
     rejected: list[Rejected] = []
     layouts: dict[tuple[str, ...], Format] = {}
     for line, row in read_rows(path):
@@ -202,6 +211,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
             layouts[columns] = _choose_layout(row, next(iter(layouts.values()), None), path)
         try:
             examples.append(_parse(row, layouts[columns]))
+            lines.append(line)
         except (KeyError, ValueError, TypeError) as error:
             detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
             rejected.append(Rejected("bad-row", detail, file=str(path), line=line))
@@ -213,7 +223,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
     found = type(examples[0])
     if kind is not None and found is not kind:
         raise InputError(f"{path} has {found.__name__} rows", expected=f"{kind.__name__} rows")
-    return ExampleSet(found, tuple(examples), tuple(rejected))
+    return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines))
 
 
 def as_triplet(example: Example) -> Example:

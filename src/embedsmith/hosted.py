@@ -37,8 +37,12 @@ class HostedEncoder:
         Raises:
             LanguageModelError: the endpoint cannot be reached or refuses.
         """
-        blocks = [self._request(list(texts[start : start + BATCH])) for start in range(0, len(texts), BATCH)]
-        return normalize(np.concatenate(blocks)) if blocks else np.zeros((0, 0), dtype=np.float32)
+        distinct = list(dict.fromkeys(texts))
+        blocks = [self._request(distinct[start : start + BATCH]) for start in range(0, len(distinct), BATCH)]
+        if not blocks:
+            return np.zeros((0, 0), dtype=np.float32)
+        place = {text: row for row, text in enumerate(distinct)}
+        return normalize(np.concatenate(blocks)[[place[text] for text in texts]])
 
     def _request(self, texts: list[str]) -> Embeddings:
         from openai import APIError

@@ -43,6 +43,7 @@ class Source:
         kind: "LabelledPair" and so on, or "text".
         examples: () for plain texts. texts: all texts in order. sources: the row or document that each text or
             example comes from, where the file tells.
+        lines: of the file, of each example or, without examples, text.
         rejected: rows that could not be read, by reason.
     """
 
@@ -51,6 +52,7 @@ class Source:
     examples: tuple[Example, ...]
     texts: tuple[str, ...]
     sources: tuple[str, ...]
+    lines: tuple[int, ...]
     rejected: Mapping[str, int]
 
 
@@ -125,7 +127,7 @@ class Leakage:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """All figures of a set. `notes` say what was sampled or left out, and why."""
+    """All figures of a set. `label_lines` are the lines of `labels`; `notes` say what was left out, and why."""
 
     file: str
     kind: str
@@ -139,6 +141,7 @@ class Inspection:
     leakage: tuple[Leakage, ...]
     hardness: Hardness | None
     labels: tuple[LabelVerdict, ...]
+    label_lines: tuple[int, ...]
     label_reasons: Mapping[str, int]
     rows_to_read: tuple[Mapping[str, object], ...]
     notes: tuple[str, ...]
@@ -172,7 +175,8 @@ def inspect(
     on_progress("diversity")
     diversity = measure_diversity(source.texts, base, seed=seed)
     on_progress("labels")
-    examples = _cap(source.examples, notes)
+    places = _cap(source.examples, notes)
+    examples = [source.examples[place] for place in places]
     verdicts = check_labels(examples, base, judge) if examples else []
     hardness = _measure_hardness(examples, base, verdicts, seed, notes)
     leaks = []
@@ -192,6 +196,7 @@ def inspect(
         leakage=tuple(leaks),
         hardness=hardness,
         labels=tuple(verdicts[:SHOWN]),
+        label_lines=tuple(source.lines[places[verdict.pair.place]] for verdict in verdicts[:SHOWN]),
         label_reasons=dict(Counter(verdict.reason for verdict in verdicts).most_common()),
         rows_to_read=choose_rows(source, seed=seed),
         notes=tuple(dict.fromkeys(notes)),
@@ -214,18 +219,20 @@ def read_source(path: Path | str) -> Source:
     texts = tuple(text for example in found.examples for text in texts_of(example))
     sources = tuple(_source_of(example) for example in found.examples)
     reasons = Counter(item.reason for item in found.rejected)
-    return Source(str(path), found.kind.__name__, found.examples, texts, sources if any(sources) else (), reasons)
+    known = sources if any(sources) else ()
+    return Source(str(path), found.kind.__name__, found.examples, texts, known, found.lines, reasons)
 
 
 def _read_texts(path: Path | str, problem: InputError) -> Source:
-    texts, sources = [], []
+    texts, sources, lines = [], [], []
     unread = 0
-    for _, row in read_rows(path):
+    for line, row in read_rows(path):
         name = next((name for name in COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
         if name is None:
             unread += 1
             continue
         texts.append(row[name])
+        lines.append(line)
         sources.append(str(row.get("document") or row.get("source") or row.get("group") or ""))
     if not texts:
         raise InputError(
@@ -233,7 +240,7 @@ def _read_texts(path: Path | str, problem: InputError) -> Source:
             expected=f"examples, or texts in a column {', '.join(COLUMNS)}",
         )
     reasons = {"no-text": unread} if unread else {}
-    return Source(str(path), "text", (), tuple(texts), tuple(sources) if any(sources) else (), reasons)
+    return Source(str(path), "text", (), tuple(texts), tuple(sources) if any(sources) else (), tuple(lines), reasons)
 
 
 def _source_of(example: Example) -> str:
@@ -265,13 +272,13 @@ def _count_reasons(path: Path | str) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _cap(examples: tuple[Example, ...], notes: list[str]) -> list[Example]:
-    """Return whole groups of examples, at most about `SCORED`, chosen by a hash of their group."""
+def _cap(examples: tuple[Example, ...], notes: list[str]) -> list[int]:
+    """Return the places of whole groups of examples, at most about `SCORED`, chosen by a hash of their group."""
     if len(examples) <= SCORED:
-        return list(examples)
+        return list(range(len(examples)))
     notes.append(f"labels and hardness: {SCORED:,} of {len(examples):,} examples, drawn by a hash of their group")
     limit = SCORED / len(examples)
-    chosen = [example for example in examples if _draw(example.group or texts_of(example)[0]) < limit]
+    chosen = [place for place, example in enumerate(examples) if _draw(example.group or texts_of(example)[0]) < limit]
     return chosen[:SCORED]
 
 
@@ -516,10 +523,13 @@ def _nearest(
 
 
 def choose_rows(source: Source, *, seed: int = 0, rows: int = ROWS) -> tuple[Mapping[str, object], ...]:
-    """Return rows to read: as many of each label as there are labels for, drawn by a hash, in the order of the file."""
+    """Return rows to read: as many of each label as there are labels for, drawn by a hash, in the order of the file.
+
+    "row" is the line of the file.
+    """
     if not source.examples:
         places = sorted(range(len(source.texts)), key=lambda place: _draw(source.texts[place], seed))[:rows]
-        return tuple({"row": place + 1, "text": source.texts[place]} for place in sorted(places))
+        return tuple({"row": source.lines[place], "text": source.texts[place]} for place in sorted(places))
     strata: dict[str, list[int]] = defaultdict(list)
     for place, example in enumerate(source.examples):
         strata[str(getattr(example, "label", ""))].append(place)
@@ -530,11 +540,11 @@ def choose_rows(source: Source, *, seed: int = 0, rows: int = ROWS) -> tuple[Map
         for name in sorted(strata):
             if strata[name] and len(chosen) < rows:
                 chosen.append(strata[name].pop(0))
-    return tuple(_show(place, source.examples[place]) for place in sorted(chosen))
+    return tuple(_show(source.lines[place], source.examples[place]) for place in sorted(chosen))
 
 
-def _show(place: int, example: Example) -> dict[str, object]:
-    shown: dict[str, object] = {"row": place + 1}
+def _show(line: int, example: Example) -> dict[str, object]:
+    shown: dict[str, object] = {"row": line}
     names: Counter[str] = Counter()
     for name, text in _parts(example):
         names[name] += 1

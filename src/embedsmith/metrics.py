@@ -337,6 +337,11 @@ def randomization_p(changes: Scores, *, rounds: int = 10_000, seed: int = 0) -> 
     return (1 + reached) / (1 + rounds)
 
 
+def percent(share: float) -> str:
+    """Return a share as people write it, exactly: .05 → "5%", .005 → "0.5%", .999 → "99.9%"."""
+    return f"{100 * share:.6g}%"
+
+
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values of tests made at once, such that "any of them ≤ α" has probability ≤ α by chance (Holm 1979).
 

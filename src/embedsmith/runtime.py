@@ -7,7 +7,6 @@ out from the folder (maximum length, prompt, padding) and the fingerprint of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json
 from embedsmith.encoder import Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.machine import count_cores
 from embedsmith.model import check_model, fingerprint_model, resolve_model
 from embedsmith.tokens import cut_microbatches
 
@@ -260,7 +260,7 @@ def choose_threads(asked: int | None, precision: Precision) -> tuple[int, str]:
         if asked < 1:
             raise ConfigurationError(f"threads is {asked}", expected="at least 1")
         return asked, ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     threads = min(cores, MOST_THREADS)
     found = f"threads {threads}: this process may use {cores} cores"
     if precision == "int8":

@@ -93,7 +93,6 @@ def print_json(value: object) -> None:
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the figures of one model with intervals, or of several with the intervals of their differences."""
-    from embedsmith.metrics import adjust_holm
     from embedsmith.report import METRICS
 
     reports, differences = comparison["reports"], comparison["differences"]
@@ -102,16 +101,12 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     headers = ["metric", *reports]
     for name in differences:
         headers += [f"{name} − {comparison['baseline']}", "p (Holm)"]
-    adjusted = {
-        name: dict(zip(changes, adjust_holm([changes[key]["p_value"] for key in changes]), strict=True))
-        for name, changes in differences.items()
-    }
     rows = []
     for key, label in METRICS.items():
         found = [report["metrics"][key] for report in reports.values()]
         row = [label, *(f"{item['value']:.3f}" if differences else spread(item) for item in found)]
         for name, changes in differences.items():
-            row += [change(changes[key]), sure(adjusted[name][key])]
+            row += [change(changes[key]), sure(comparison["holm"][name][key])]
         rows.append(row)
     print_table(title, headers, rows)
 

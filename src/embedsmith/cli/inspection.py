@@ -64,15 +64,15 @@ def _print_inspection(found: Texts) -> None:
     for warning in (found["hardness"] or {}).get("warnings", ()):
         line = f"{warning['name']}: {warning['text']}\n  to do: {warning['action']}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for verdict in found["labels"]:
+    for verdict, number in zip(found["labels"], found["label_lines"], strict=True):
         pair = verdict["pair"]
         line = (
-            f"row {pair['place'] + 1}, label {pair['label']}, {verdict['reason']} ({verdict['confidence']:.2f}): "
+            f"line {number}, label {pair['label']}, {verdict['reason']} ({verdict['confidence']:.2f}): "
             f"{verdict['detail']}\n  {pair['left']}\n  {pair['right']}"
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     shown = [[row["row"], _join(row)] for row in found["rows_to_read"]]
-    print_table(f"{len(shown)} rows to read", ["row", "text"], shown, texts=True)
+    print_table(f"{len(shown)} rows to read", ["line", "text"], shown, texts=True)
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 

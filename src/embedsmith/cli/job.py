@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from click.core import ParameterSource
 
 from embedsmith.cli.console import (
     Across,
@@ -57,6 +59,12 @@ if TYPE_CHECKING:
     from embedsmith.training import TrainingConfig
 
 
+OPTIONS = {  # that one recipe has and others do not
+    "langcache": {name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha")},
+    "rag": {"assign": "--set"}
+    | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
+}
+ELSEWHERE = "for a cache, write pairs with `embedsmith synthesize`; `embedsmith train` takes all options of training"
 DEMO_DELTA = 0.1  # 400 pairs full of near misses carry no promise of 5%
 DEMO_QUESTIONS = (
     "when does my fixed rate tariff finish",
@@ -129,6 +137,7 @@ def run(
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
+    _refuse_options_of_others(recipe)
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
@@ -156,12 +165,6 @@ def run(
         )
         _run_rag(rag, language_model(), as_json=as_json)
         return
-    if (assign, training, instruction) != (None, None, None):
-        raise ConfigurationError(
-            f"--set, --training or --instruction with --recipe {recipe}",
-            expected="--recipe rag",
-            action="for a cache, write pairs with `embedsmith synthesize`, then train on them with `embedsmith train`",
-        )
     if recipe != "langcache" or len(sources) != 1:
         raise ConfigurationError(
             f"--recipe {recipe} with {len(sources)} sources",
@@ -198,6 +201,23 @@ def run(
     print_comparison(result.summary["comparison"])
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
     console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
+
+
+def _refuse_options_of_others(recipe: str) -> None:
+    """Raise where the user gave an option that only another recipe has: nothing is ignored silently."""
+    context = click.get_current_context(silent=True)
+    for owner, options in OPTIONS.items():
+        given = [
+            option
+            for name, option in options.items()
+            if context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+        if owner != recipe and given:
+            raise ConfigurationError(
+                f"{', '.join(given)} with --recipe {recipe}",
+                expected=f"--recipe {owner}",
+                action=ELSEWHERE if recipe == "langcache" else "leave it out",
+            )
 
 
 def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingRecipe:
@@ -266,7 +286,7 @@ def _ask_cache(run_folder: Path, answers: Path) -> None:
 def _example_folder() -> Path:
     from embedsmith.errors import InputError
 
-    for folder in (Path("examples/home_energy"), Path(__file__).resolve().parents[2] / "examples" / "home_energy"):
+    for folder in (Path("examples/home_energy"), Path(__file__).resolve().parents[3] / "examples" / "home_energy"):
         if (folder / "queries.jsonl").is_file():
             return folder
     raise InputError(

@@ -316,6 +316,7 @@ def calibrate(
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
     from embedsmith.evaluation import labels_of, similarities_of
+    from embedsmith.metrics import percent
     from embedsmith.model import fingerprint_model, load_encoder
     from embedsmith.verifier import OnnxVerifier
 
@@ -336,7 +337,7 @@ def calibrate(
     if rules.verifier:
         console.print(rules.verifier, markup=False, highlight=False)
     console.print(
-        f"threshold {found.threshold:.4f}: at most {delta:.0%} of the answers served are wrong, with confidence "
-        f"{1 - alpha:.0%}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
+        f"threshold {found.threshold:.4f}: at most {percent(delta)} of the answers served are wrong, with confidence "
+        f"{percent(1 - alpha)}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
     )

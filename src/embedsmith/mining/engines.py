@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from embedsmith import errors
 from embedsmith.errors import ConfigurationError, EmbedsmithError, MissingPartError
+from embedsmith.machine import count_cores
 
 Work = Callable[[int], None]
 
@@ -78,7 +79,7 @@ class RayEngine:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             self._folder = tempfile.mkdtemp(prefix="ray-")  # logs and sockets; paths of sockets have to be short
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            cpus = (workers or _cpus()) * threads
+            cpus = (workers or count_cores()) * threads
             alone = {"include_dashboard": False, "num_cpus": cpus, "_temp_dir": self._folder}
             ray.init(address=address or "local", **quiet, **({} if address else alone))
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -156,7 +157,3 @@ def _read_failure(text: str) -> EmbedsmithError:
     name, found, expected, action = json.loads(text)
     kind = getattr(errors, name, EmbedsmithError)
     return cast(EmbedsmithError, kind(found, expected=expected, action=action))
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

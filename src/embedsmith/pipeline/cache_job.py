@@ -48,6 +48,7 @@ from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
+from embedsmith.metrics import percent
 from embedsmith.model import check_model, fingerprint_model, load_encoder
 from embedsmith.pipeline.common import (
     RunResult,
@@ -305,8 +306,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
             watch.say(
-                f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%}; of the "
-                f"pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
+                f"threshold: {found.threshold:.3f} (false hits ≤ {percent(job.delta)} with {percent(1 - job.alpha)}; "
+                f"of the pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
             )
         except CalibrationRefused as refusal:
             check["refused"] = str(refusal)

@@ -60,6 +60,7 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
         summary=summary,
         reports=reports,
         differences=comparison["differences"],
+        holm=comparison["holm"],
         metrics=METRICS,
         reasons=REASONS,
         verdict=judge(summary),

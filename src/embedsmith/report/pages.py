@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from embedsmith.metrics import percent
+
 
 def render(template: str, **values: Any) -> str:
     """Return the page that `template` (a file of this package) becomes with `values`."""
@@ -21,7 +23,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "change": _change, "seconds": _seconds}
+    environment.filters |= {"figure": _figure, "change": _change, "seconds": _seconds, "percent": percent}
     return environment
 
 

@@ -49,8 +49,8 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[s
     left, right = figure.subplots(1, 2, sharey=True)
     for (name, report), colour in zip(reports.items(), _cycle(len(reports)), strict=True):
         curve = report["curve"]
-        left.step(curve["recall"], curve["precision"], where="post", color=colour, label=name)
-        right.step(curve["hit_rate"], curve["precision"], where="post", color=colour, label=name)
+        left.step(curve["recall"], curve["precision"], where="pre", color=colour, label=name)
+        right.step(curve["hit_rate"], curve["precision"], where="pre", color=colour, label=name)
     if calibration:
         right.axhline(1 - calibration["delta"], color="#111827", linewidth=1, linestyle=":", label="promise (1 − δ)")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(_floor(reports), 1.01))

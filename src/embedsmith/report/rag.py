@@ -37,7 +37,7 @@ def judge_retrieval(summary: Mapping[str, Any]) -> dict[str, str]:
         f"{report['primary']} {before:.3f} → {before + change['value']:.3f} "
         f"({change['value']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f})"
     )
-    if change["low"] > 0 and change["p_value"] < SURE:
+    if change["low"] > 0 and report["holm"]["tuned"][report["primary"]] < SURE:
         return {"tone": "better", "text": f"The tuned model finds more: {figures}."}
     if change["value"] < 0:
         return {"tone": "worse", "text": f"The tuned model finds less than its base: {figures}. Do not deploy it."}
