@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
-from click.core import ParameterSource
 
 from embedsmith.cli.console import (
     Across,
@@ -75,6 +73,7 @@ DEMO_QUESTIONS = (
 
 @app.command()
 def run(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(help="An unlabelled log of queries; for the recipe rag files, folders and globs of documents."),
@@ -137,7 +136,7 @@ def run(
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
-    _refuse_options_of_others(recipe)
+    _refuse_options_of_others(recipe, context)
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
@@ -203,15 +202,11 @@ def run(
     console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
 
 
-def _refuse_options_of_others(recipe: str) -> None:
+def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
     """Raise where the user gave an option that only another recipe has: nothing is ignored silently."""
-    context = click.get_current_context(silent=True)
     for owner, options in OPTIONS.items():
-        given = [
-            option
-            for name, option in options.items()
-            if context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        ]
+        sources = {option: context.get_parameter_source(name) for name, option in options.items()}
+        given = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
         if owner != recipe and given:
             raise ConfigurationError(
                 f"{', '.join(given)} with --recipe {recipe}",
@@ -244,12 +239,13 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
+def demo(context: typer.Context, out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
     """Run the main job on the example that ships with the project (a home-energy help desk)."""
     from embedsmith.model import DEMO_MODEL
 
     here = _example_folder()
     run(
+        context,
         sources=[str(here / "queries.jsonl")],
         llm=f"recorded:{here / 'completions.jsonl'}",
         base=DEMO_MODEL,
