@@ -19,15 +19,21 @@ class Landing(Enum):
 
     STORED = "the answer is stored: look again"
     EMPTY = "an answer for nobody else (cut, a call of a tool), or not stored: everyone asks for an own one"
-    REFUSED = "the upstream refused: one of them tries again, the rest wait on"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The upstream is gone or silent: those who waited as long as the first get its error."""
+    """The upstream failed.
+
+    Attributes:
+        response: what the one who asked was told. reason: the same for the log; "" for an error of the upstream's own.
+        final: it was gone or silent, and those who waited as long get this error; else one of them tries again,
+            the rest wait on, and this is for who has no time left.
+    """
 
     response: Response
-    reason: str
+    reason: str = ""
+    final: bool = False
 
 
 class Flight:

@@ -37,6 +37,7 @@ from embedsmith.server.watch import Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
+GRACE = 1.0  # seconds
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 LOCAL = ("memory:", "sqlite:")  # stores that no network lies before
@@ -153,17 +154,20 @@ class Proxy:
     async def _share(self, ask: Ask, found: Lookup) -> Response:
         """Answer a miss in company: of equal and nearly equal questions one asks the upstream, the rest wait for it.
 
-        Nobody waits longer than the upstream may take.
+        Nobody waits longer than the upstream may take, and a moment for the one who asked to say so.
         """
         now = asyncio.get_running_loop().time
-        end = now() + self.upstream.timeout
+        end = now() + self.upstream.timeout + GRACE
+        failure: Failure | None = None
         while True:
             flight, leads = self.flights.board(found)
             if leads:
                 return await self._lead(ask, found, flight)
             landing = await flight.wait(end - now())
             if isinstance(landing, Failure):
-                return self._fail_too(ask, found, landing)
+                failure = landing
+            if failure is not None and (failure.final or landing is None):
+                return self._fail_too(ask, found, failure)
             if landing is Landing.STORED:
                 try:
                     found, answer = await self._look_again(ask, found)
@@ -171,7 +175,8 @@ class Proxy:
                     return await self._go_around(ask, error)
                 if answer is not None:
                     return self._serve(ask, found, answer)
-            if landing is not Landing.REFUSED and found.decision.reason not in UNFIT:
+            unfit = landing is Landing.STORED and found.decision.reason in UNFIT
+            if not unfit and not isinstance(landing, Failure):
                 return await self._fetch(ask, found)
 
     async def _lead(self, ask: Ask, found: Lookup, flight: Flight) -> Response:
@@ -199,7 +204,8 @@ class Proxy:
         self._note(ask, found)
         ask.trail.failure = failure.reason
         error = failure.response
-        return Response(error.body, error.status_code, ask.told(found), error.media_type)
+        kept = {name: error.headers[name] for name in ("content-type", "retry-after") if name in error.headers}
+        return Response(error.body, error.status_code, kept | ask.told(found))
 
     async def _go_around(self, ask: Ask, error: Exception) -> Response:
         LOG.warning("the cache failed, the upstream answers: %s", describe_failure(error))
@@ -257,17 +263,19 @@ class Proxy:
         try:
             call = await self.upstream.send(ask.request, ask.raw)
             if isinstance(call, Response):
-                landing = Failure(call, ask.trail.failure)
+                landing = Failure(call, ask.trail.failure, final=True)
                 return call
             if ask.question.stream and call.status_code == 200:
                 landing = None  # whoever reads the stream lands it
                 return self._relay(ask, call, found, flight)
             content = await call.read(ask.told(found))
             if isinstance(content, Response):
-                landing = Failure(content, ask.trail.failure)
+                landing = Failure(content, ask.trail.failure, final=content.status_code == 504)
                 return content
-            landing = Landing.REFUSED if call.status_code >= 400 else await self._keep(ask, call, found, content)
-            return call.response(content, ask.told(found))
+            kept = await self._keep(ask, call, found, content)
+            response = call.response(content, ask.told(found))
+            landing = Failure(response, ask.trail.failure) if call.status_code >= 400 else kept
+            return response
         finally:
             if flight is not None and landing is not None:
                 flight.land(landing)
@@ -296,10 +304,12 @@ class Proxy:
     async def _read_stream(
         self, ask: Ask, found: Lookup, relay: Relay, reader: StreamReader, flight: Flight | None
     ) -> None:
-        landing = Landing.REFUSED  # a stream that is cut: the next one may be whole
+        landing: Landing | Failure = Landing.EMPTY
         try:
-            if await relay.read():
-                landing = Landing.EMPTY
+            if not await relay.read():
+                reason = "the upstream broke off its answer"
+                landing = Failure(refuse(502, reason), reason)
+            else:
                 landing = await self._store(ask, found, reader.answer())
         finally:
             if flight is not None:

@@ -61,9 +61,10 @@ class Relay:
         if not self._gone:
             self._queue.put_nowait(data)
         if self._reader.full:
-            self._given_up()
-            self._kept = False
-            self._set_clock()
+            if self._kept:
+                self._kept = False
+                self._given_up()
+                self._set_clock()
             await self._queue.join()  # it is kept nowhere now: no more of it than the client takes
 
     async def parts(self) -> AsyncIterator[bytes]:
