@@ -192,7 +192,9 @@ def test_an_upstream_that_never_tells_usage_is_not_asked_for_it_again(scripted: 
     assert len(calls) == 1
 
 
-PROBS = [{"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("hi ", "there")]
+PROBS: list[dict[str, Any]] = [
+    {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("hi ", "there")
+]
 
 
 @pytest.mark.parametrize(("first", "second"), [("plain", "usage"), ("usage", "plain")])
