@@ -170,6 +170,7 @@ def test_a_stream_without_an_end_holds_nobody_up_once_its_client_has_gone(before
     assert send(served).json() == completion()
     assert time.monotonic() - began < 5
     assert handler.ended.wait(5)  # nor does it take the upstream's time for ever
+    assert "a stream that nobody took any more did not end" in httpx.get(f"{served.url}/metrics").text
 
 
 def test_those_who_wait_for_a_stream_without_an_end_ask_for_themselves(before: Start) -> None:

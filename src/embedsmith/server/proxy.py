@@ -289,13 +289,14 @@ class Proxy:
     def _relay(self, ask: Ask, call: Call, found: Lookup, flight: Flight | None) -> Response:
         """Return a stream as it comes, read by a task of its own."""
         reader = StreamReader(ask.question.usage)
-        relay = Relay(
-            call.stream(reader),
-            reader,
-            patience=self.upstream.timeout,
-            kept=ask.control.write,
-            given_up=flight.land if flight is not None else lambda: None,
-        )
+
+        def give_up() -> None:
+            self.watch.failed("a stream is too long to be stored")
+            if flight is not None:
+                flight.land()
+
+        patience, kept = self.upstream.timeout, ask.control.write
+        relay = Relay(call.stream(reader), reader, patience=patience, kept=kept, given_up=give_up)
         task = asyncio.create_task(self._read_stream(ask, found, relay, reader, flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -308,6 +309,8 @@ class Proxy:
         try:
             if not await relay.read():
                 reason = "the upstream broke off its answer"
+                if relay.abandoned:
+                    self.watch.failed("a stream that nobody took any more did not end")
                 landing = Failure(refuse(502, reason), reason)
             else:
                 landing = await self._store(ask, found, reader.answer())

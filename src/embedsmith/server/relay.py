@@ -18,6 +18,9 @@ LINGER = 1.0  # seconds for the end of a stream that nobody needs, so that its c
 class Relay:
     """One stream.
 
+    Attributes:
+        abandoned: it could have been stored, but did not end in time after its client had gone.
+
     Args:
         source: its bytes as they come. reader: sees them as they pass.
         patience: seconds that are read on without a client.
@@ -39,6 +42,7 @@ class Relay:
         self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
         self._clock: asyncio.Timeout | None = None  # while it is read
         self._gone = False
+        self.abandoned = False
 
     async def read(self) -> bool:
         """Read the stream, hand it to the client and end the client's part; say whether it came to its end."""
@@ -48,6 +52,7 @@ class Relay:
                 async for data in source:
                     await self._hand_on(data)
         except TimeoutError:  # nobody takes it, and it does not end
+            self.abandoned = self._kept
             return False
         except Exception as error:  # noqa: BLE001  the client must see a broken stream, not a whole one
             self._queue.put_nowait(error)
