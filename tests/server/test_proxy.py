@@ -54,8 +54,8 @@ def test_a_repeat_is_served_and_a_near_miss_is_not(serve: Serve) -> None:
     assert served.calls == 2
 
 
-@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
-def test_a_stream_and_a_plain_request_serve_each_other(serve: Serve, first: bool, second: bool) -> None:
+@pytest.mark.parametrize(("first", "second"), [(True, True), (False, True)])  # more in test_answers.py
+def test_a_stream_can_be_made_from_either_form(serve: Serve, first: bool, second: bool) -> None:
     served = serve()
     said = [ask(served, stream=stream)[2] for stream in (first, second)]
     assert said == [f"the answer to {ASKED}"] * 2
@@ -144,6 +144,77 @@ def test_a_client_can_ask_for_no_reading_no_storing_or_nothing_else(serve: Serve
     assert served.calls == 3
     with pytest.raises(openai.BadRequestError, match="none of"):
         ask(served, cache="no-cash")
+
+
+def chat(served: Served, headers: list[tuple[str, str]], **fields: Any) -> httpx.Response:
+    body = {"model": "m", "messages": [{"role": "user", "content": ASKED}]} | fields
+    return httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
+
+
+ONLY = [("x-embedsmith-cache", "only-if-cached")]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1.9}, {"tools": [{"type": "function"}]}, {"n": 2}, {"stream": True}, {"messages": 3}]
+)
+def test_only_if_cached_never_reaches_the_upstream(serve: Serve, fields: dict[str, Any]) -> None:
+    served = serve()
+    answer = chat(served, ONLY, **fields)
+    assert answer.status_code == 504
+    assert "only-if-cached was asked for" in answer.text
+    assert answer.headers["x-embedsmith-cache"] in ("pass", "miss")
+    assert served.upstream.calls == []
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "completions"), ("POST", "embeddings"), ("GET", "models")])
+def test_only_if_cached_holds_for_every_path(serve: Serve, method: str, path: str) -> None:
+    served = serve()
+    answer = httpx.request(method, f"{served.url}/v1/{path}", headers=ONLY, json={"model": "m"})
+    assert (answer.status_code, served.upstream.calls) == (504, [])
+    wrong = httpx.request(
+        method, f"{served.url}/v1/{path}", headers={"x-embedsmith-cache": "no-cash"}, json={"model": "m"}
+    )
+    assert (wrong.status_code, served.upstream.calls) == (400, [])
+
+
+def test_only_if_cached_holds_when_the_cache_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+
+    def fail(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(served.cache.store, "get", fail)
+    answer = chat(served, ONLY)
+    assert (answer.status_code, answer.headers["x-embedsmith-reason"]) == (504, "the cache failed")
+    assert served.upstream.calls == []
+
+
+def test_only_if_cached_holds_in_shadow(serve: Serve) -> None:
+    served = serve(app={"shadow": True})
+    ask(served)
+    answer = chat(served, [*ONLY, ("authorization", "Bearer sk-a")])
+    assert (answer.status_code, answer.headers["x-embedsmith-reason"]) == (504, "shadow: same text")
+    assert served.calls == 1
+
+
+def test_wishes_may_come_in_several_headers(serve: Serve) -> None:
+    served = serve()
+    name = "x-embedsmith-cache"
+    chat(served, [(name, "ttl=60"), (name, "no-store")])
+    assert served.cache.store.count().entries == 0
+    chat(served, [(name, "ttl=60"), (name, "ttl=6")])
+    (entry,) = served.cache.store.scan()
+    assert entry.expires is not None
+    assert entry.expires - entry.created == pytest.approx(6)
+
+
+@pytest.mark.parametrize(("wish", "life"), [("", 60), ("ttl=3600", 60), ("ttl=5", 5)])
+def test_a_client_can_shorten_the_life_of_an_answer_and_not_lengthen_it(serve: Serve, wish: str, life: float) -> None:
+    served = serve(cache={"ttl": 60})
+    ask(served, cache=wish)
+    (entry,) = served.cache.store.scan()
+    assert entry.expires is not None
+    assert entry.expires - entry.created == pytest.approx(life)
 
 
 def test_an_answer_lives_as_long_as_it_was_given(serve: Serve) -> None:
@@ -261,6 +332,7 @@ def test_an_upstream_that_hangs_is_a_timeout_and_holds_nobody_up(serve: Serve) -
         errors = list(pool.map(lambda _: _status_of(served), range(4)))
     assert errors == [504] * 4
     assert time.monotonic() - began < 2
+    assert served.calls == 1
     served.upstream.faults.clear()
     assert ask(served)[0] == "miss"
 
@@ -285,7 +357,7 @@ def test_a_client_that_goes_away_leaves_the_answer_to_the_others(serve: Serve) -
         "POST", f"{served.url}/v1/chat/completions", json=body, headers={"authorization": "Bearer sk-a"}
     ) as answer:
         next(answer.iter_bytes())
-    assert ask(served)[2] == f"the answer to {ASKED}"
+    assert ask(served, stream=True)[2] == f"the answer to {ASKED}"
     assert served.calls == 1
 
 

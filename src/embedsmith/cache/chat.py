@@ -24,12 +24,15 @@ class Question:
     Attributes:
         text: the last message of the user, which is compared by meaning.
         scope: everything else that decides the answer, which must be equal.
-        stream: whether the answer is wanted as a stream (any stored answer can be given either way).
+        stream: whether the answer is wanted as a stream. usage: with its usage in a chunk of its own.
+        logprobs: with those of its tokens.
     """
 
     text: str
     scope: Mapping[str, Any]
     stream: bool = False
+    usage: bool = False
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,11 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     about = {name: value for name, value in messages[-1].items() if name not in {"role", "content"}}
     if about:  # who asks ("name"), and fields that nobody has heard of
         scope["about"] = about
-    return Question(text, scope, bool(body.get("stream")))
+    if any(beside := _beside(messages[-1].get("content"))):
+        scope["parts"] = beside
+    stream, options = bool(body.get("stream")), body.get("stream_options")
+    usage = stream and isinstance(options, dict) and bool(options.get("include_usage"))
+    return Question(text, scope, stream, usage, bool(body.get("logprobs")))
 
 
 def _is_storable(body: Mapping[str, Any]) -> bool:
@@ -115,6 +122,14 @@ def _is_text(part: object) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
+def _beside(content: object) -> list[dict[str, Any]]:
+    """Return what each part of a text has beside its text: fields that nobody has heard of."""
+    parts = content if isinstance(content, list) else []
+    return [{name: value for name, value in part.items() if name not in {"type", "text"}} for part in parts]
+
+
 def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
     text = _text_of(message.get("content"))
+    if text is not None and any(_beside(message.get("content"))):
+        return dict(message)
     return {**message, "content": text if text is not None else message.get("content")}

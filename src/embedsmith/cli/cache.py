@@ -178,6 +178,10 @@ def serve(
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
+    ignore_header: Annotated[
+        list[str] | None,
+        typer.Option(help="A request header that changes no answer; else unknown ones must be equal. Repeatable."),
+    ] = None,
     prompt_price: Annotated[float, typer.Option(min=0, help="Of a million tokens upstream: money saved.")] = 0.0,
     completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
@@ -218,6 +222,7 @@ def serve(
         *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
         prompt_price=prompt_price,
         completion_price=completion_price,
+        ignored_headers=tuple(ignore_header or ()),
     )
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 

@@ -2,8 +2,9 @@
 
 An answer that came as a stream is kept with the upstream's own chunks and replayed from them; one that
 came whole is kept whole. Each form can be made from the other, so a stream can hit what a plain request
-stored and the reverse. Anything but one finished text (cut at the length limit, filtered, a refusal, a
-call of a tool, an error) is never stored.
+stored and the reverse, but only where nothing that was asked for is missing (`Answer.lacks`). Anything but
+one finished text (cut at the length limit, filtered, a refusal, a call of a tool, an error), and anything
+that could not be written out again (NaN, half characters), is never stored.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedsmith.cache.chat import Question
+from embedsmith.text import is_storable
+
 DONE = "[DONE]"
+LARGEST = 8 << 20  # bytes of a stream that is kept
+OWN = frozenset({"object", "choices", "usage", "obfuscation"})  # of a chunk, or of an answer: not the same in the other
+MOST_TOKENS = 1 << 53
+STREAMED, NO_USAGE, NO_LOGPROBS = "stored as a stream only", "stored without usage", "stored without logprobs"
+UNREADABLE = "stored, but no answer of an upstream"
+UNFIT = frozenset({STREAMED, NO_USAGE, NO_LOGPROBS, UNREADABLE})  # why what is stored is a miss all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +33,66 @@ class Answer:
     Attributes:
         body: the `chat.completion` object. chunks: the data of each event of the stream, without the last
             "[DONE]"; empty for an answer that came whole.
+        asked: it came as a stream whose usage was asked for (so an upstream that gave none has none to give).
+        partial: the chunks hold more than the body could take over, so it is given as a stream only.
     """
 
     body: Mapping[str, Any]
     chunks: tuple[str, ...] = ()
+    asked: bool = False
+    partial: bool = False
 
     def dump(self) -> str:
         """Return the form that a store keeps."""
-        return json.dumps({"body": self.body, "chunks": self.chunks}, ensure_ascii=False, separators=(",", ":"))
+        told = {"body": self.body, "chunks": self.chunks, "asked": self.asked, "partial": self.partial}
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+
+    def lacks(self, question: Question) -> str:
+        """Return what `question` asks for that this answer cannot give in its form; "" when nothing is missing."""
+        if not self.chunks and not question.stream:
+            return ""
+        if self.chunks and question.stream:
+            return NO_USAGE if question.usage and not self.asked and not self.body.get("usage") else ""
+        if self.partial:
+            return STREAMED
+        if (question.usage or not question.stream) and not self.body.get("usage"):
+            return NO_USAGE
+        return NO_LOGPROBS if question.logprobs and not self.body["choices"][0].get("logprobs") else ""
 
 
 def load_answer(text: str) -> Answer:
-    """Return the answer that `dump` wrote."""
-    stored = json.loads(text)
-    return Answer(stored["body"], tuple(stored["chunks"]))
+    """Return the answer that `dump` wrote.
+
+    Raises:
+        ValueError: it is something else, or an answer that `read_body` would refuse.
+    """
+    stored = parse(text)
+    try:
+        answer = Answer(stored["body"], tuple(stored["chunks"]), *map(bool, map(stored.get, ("asked", "partial"))))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError("no answer of an upstream") from error
+    if read_body(answer.body) is None or not all(isinstance(chunk, str) for chunk in answer.chunks):
+        raise ValueError("an answer that cannot be given again")
+    return answer
+
+
+def parse(content: bytes | str) -> Any:
+    """Return the JSON value of `content`, None when it is none; NaN and Infinity are no JSON."""
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_body(body: object) -> Answer | None:
     """Return a plain answer, or None when it must not be stored."""
     if not isinstance(body, dict) or body.get("error") or not _is_one_text(body.get("choices")):
         return None
-    return Answer(body)
+    return Answer(body) if _is_usage(body.get("usage")) and _is_writable(body) else None
 
 
 def _is_one_text(choices: object) -> bool:
@@ -59,16 +108,52 @@ def _is_one_text(choices: object) -> bool:
     )
 
 
+def _is_usage(usage: object) -> bool:
+    """Say whether this is how usage is told: nothing, or counts of tokens (more fields do no harm)."""
+    if usage is None:
+        return True
+    return isinstance(usage, dict) and all(
+        count is None or (isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MOST_TOKENS)
+        for count in (usage.get(f"{part}_tokens") for part in ("prompt", "completion", "total"))
+    )
+
+
+def _is_writable(body: Mapping[str, Any]) -> bool:
+    """Say whether the body can be sent and stored again: a number may be infinite (1e999), a text half a character."""
+    try:
+        return is_storable(json.dumps(body, ensure_ascii=False, allow_nan=False))
+    except (ValueError, RecursionError):
+        return False
+
+
 @dataclass(slots=True)
 class StreamReader:
-    """Collects the events of a stream as its bytes pass by."""
+    """Collects the events of a stream as its bytes pass by.
 
+    Attributes:
+        asked: whether the stream was asked to tell its usage.
+        largest: bytes of a stream that is kept; of a longer one nothing is.
+    """
+
+    asked: bool = False
+    largest: int = LARGEST
     chunks: list[str] = field(default_factory=list)
     finished: bool = False
+    _read: int = 0
     _rest: bytes = b""
+
+    @property
+    def full(self) -> bool:
+        """Say whether the stream is too long to be kept."""
+        return self._read > self.largest
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, cut anywhere."""
+        self._read += len(data)
+        if self.full:
+            self.chunks.clear()
+            self._rest = b""
+            return
         *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -79,63 +164,112 @@ class StreamReader:
                     self.chunks.append(text)
 
     def answer(self) -> Answer | None:
-        """Return the whole answer; None when the stream was cut or must not be stored."""
-        if not self.finished:
+        """Return the whole answer; None when the stream was cut, is of no known form or must not be stored."""
+        if not self.finished or self.full:
             return None
-        try:
-            chunks = [json.loads(chunk) for chunk in self.chunks]
-        except ValueError:
+        joined = _Joined()
+        if not all(joined.add(parse(chunk)) for chunk in self.chunks):
             return None
-        whole = read_body(_join(chunks))
-        return Answer(whole.body, tuple(self.chunks)) if whole is not None else None
+        whole = read_body(joined.body())
+        return Answer(whole.body, tuple(self.chunks), self.asked, joined.partial) if whole is not None else None
 
 
-def _join(chunks: Sequence[Any]) -> dict[str, Any] | None:
-    """Return the completion that the chunks spell out; None when they hold more than one plain text."""
-    content, finish, head, usage = "", None, None, None
-    for chunk in chunks:
+@dataclass(slots=True)
+class _Joined:
+    """The completion that the chunks of a stream spell out, as the same upstream would have given it whole.
+
+    Texts that come in pieces (the answer, its reasoning) are joined and so are lists of logprobs; of what
+    stands beside them the last word counts.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": ""})
+    choice: dict[str, Any] = field(default_factory=dict)
+    usage: Any = None
+    partial: bool = False
+
+    def add(self, chunk: object) -> bool:
+        """Take the next chunk; False when it is not a part of one plain text."""
         if not isinstance(chunk, dict) or chunk.get("error"):
-            return None
-        head = head or chunk
-        usage = chunk.get("usage") or usage
-        for choice in chunk.get("choices") or []:
-            delta = choice.get("delta") or {}
-            if (
-                choice.get("index", 0) != 0
-                or delta.get("tool_calls")
-                or delta.get("function_call")
-                or delta.get("refusal")
-            ):
-                return None
-            content += delta.get("content") or ""
-            finish = choice.get("finish_reason") or finish
-    if head is None:
-        return None
-    message = {"role": "assistant", "content": content}
-    about = {name: head[name] for name in ("id", "created", "model", "system_fingerprint") if name in head}
-    choices = [{"index": 0, "message": message, "finish_reason": finish}]
-    return {**about, "object": "chat.completion", "choices": choices, **({"usage": usage} if usage else {})}
+            return False
+        self.usage = chunk.get("usage") or self.usage
+        self.about |= {name: value for name, value in chunk.items() if name not in OWN and value not in (None, "")}
+        choices = chunk.get("choices") or []
+        return isinstance(choices, list) and all(map(self._add_choice, choices))
+
+    def _add_choice(self, choice: object) -> bool:
+        if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+            return False
+        delta = choice.get("delta") or {}
+        if not isinstance(delta, dict) or not isinstance(delta.get("content") or "", str):
+            return False
+        if delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal"):
+            return False
+        for name, value in delta.items():
+            self._add_field(name, value)
+        for name, value in choice.items():
+            if name == "logprobs" and value is not None:
+                self._add_logprobs(value)
+            elif name not in ("index", "delta", "message") and value is not None:
+                self.choice[name] = value
+        return True
+
+    def _add_field(self, name: str, value: object) -> None:
+        before = self.message.get(name, "")
+        if name == "role" and isinstance(value, str):
+            self.message["role"] = value or "assistant"
+        elif isinstance(value, str) and isinstance(before, str):
+            if value:
+                self.message[name] = before + value
+        elif value:  # how its pieces make a whole is the upstream's secret
+            self.partial = True
+
+    def _add_logprobs(self, value: object) -> None:
+        known = self.choice.setdefault("logprobs", {})
+        if not isinstance(value, dict) or not all(isinstance(part, list | None) for part in value.values()):
+            self.partial = True
+            return
+        for name, part in value.items():
+            known[name] = part if known.get(name) is None else [*known[name], *(part or ())]
+
+    def body(self) -> dict[str, Any]:
+        """Return the `chat.completion` object."""
+        choice = {"index": 0, "message": self.message, "finish_reason": None} | self.choice
+        told = {**self.about, "object": "chat.completion", "choices": [choice]}
+        return told | ({"usage": self.usage} if self.usage else {})
 
 
-def stream_events(answer: Answer) -> Iterator[bytes]:
-    """Yield the server-sent events of an answer: the upstream's own chunks, or two made from a plain answer."""
-    for chunk in answer.chunks or _split(answer.body):
-        yield f"data: {chunk}\n\n".encode()
+def stream_events(answer: Answer, *, usage: bool) -> Iterator[bytes]:
+    """Yield the server-sent events of an answer: the upstream's own chunks, or those made from a plain answer.
+
+    Args:
+        usage: whether it was asked for; else the chunk that holds nothing but usage, which clients that did not
+            ask do not expect, is left out.
+    """
+    for chunk in answer.chunks or _split(answer.body, usage=usage):
+        if usage or not _is_usage_alone(chunk):
+            yield f"data: {chunk}\n\n".encode()
     yield f"data: {DONE}\n\n".encode()
 
 
-def _split(body: Mapping[str, Any]) -> list[str]:
-    about = {name: body[name] for name in ("id", "created", "model", "system_fingerprint") if name in body}
-    message = body["choices"][0]["message"]
-    deltas = [({"role": "assistant", "content": message["content"]}, None), ({}, "stop")]
-    return [
-        json.dumps(
-            {
-                **about,
-                "object": "chat.completion.chunk",
-                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
-            },
-            ensure_ascii=False,
-        )
-        for delta, finish in deltas
+def _is_usage_alone(chunk: str) -> bool:
+    if '"usage"' not in chunk:
+        return False
+    read = parse(chunk)
+    return isinstance(read, dict) and bool(read.get("usage")) and not read.get("choices")
+
+
+def _split(body: Mapping[str, Any], *, usage: bool) -> Sequence[str]:
+    about = {name: value for name, value in body.items() if name not in OWN} | {"object": "chat.completion.chunk"}
+    beside = {"usage": None} if usage else {}
+    choice = dict(body["choices"][0])
+    delta = {name: value for name, value in choice.pop("message").items() if value is not None}
+    logprobs = choice.pop("logprobs", None)
+    parts: list[dict[str, Any]] = [
+        {"index": 0, "delta": {"role": "assistant"} | delta, "logprobs": logprobs, "finish_reason": None},
+        {**choice, "index": 0, "delta": {}},
     ]
+    chunks = [{**about, "choices": [part], **beside} for part in parts]
+    if usage and body.get("usage"):
+        chunks.append({**about, "choices": [], "usage": body["usage"]})
+    return [json.dumps(chunk, ensure_ascii=False) for chunk in chunks]

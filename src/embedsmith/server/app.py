@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +23,7 @@ from embedsmith.server.batching import ROOM
 from embedsmith.server.dashboard import page, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
+from embedsmith.server.headers import read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import LARGEST, Proxy
@@ -51,6 +52,7 @@ def create_app(
     prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
+    ignored_headers: Iterable[str] = (),
     log: RequestLog | None = None,
     spans: Spans | None = None,
 ) -> Starlette:
@@ -65,11 +67,13 @@ def create_app(
         largest: bytes of a request. body_seconds: within which it must have come.
         timeout: seconds that the upstream may take.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
+        ignored_headers: of requests, beyond those known (`headers`), that change no answer.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
     watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
-    proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow)
+    ignored = read_ignored(ignored_headers)
+    proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow, ignored)
     admin = Admin(cache, watch, admin_token)
     embeddings = Embedder(cache.encoder, proxy, served_model, room=room)
     description = describe_api(served_model=served_model, largest=largest)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from embedsmith.cache.semantic import Lookup
-
-ASKED = (
-    "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
-)
-IDENTITY = (  # headers that say who asks
-    *("authorization", "api-key", "x-api-key", "x-goog-api-key"),
-    *("openai-organization", "openai-project", "anthropic-version", "cookie"),
-)
-TENANT_DIGITS = 32
+from embedsmith.server.headers import ASKED, MOST_TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +24,19 @@ class Control:
     ttl: float | None = None
     namespace: str = ""
 
+    def life(self, most: float | None) -> float | None:
+        """Return the seconds that an answer may live, where the server lets it live `most`; None for ever."""
+        return min((life for life in (self.ttl, most) if life is not None), default=None)
 
-def read_control(headers: Mapping[str, str]) -> Control:
-    """Return the wishes in the request's headers.
+
+def read_control(headers: Iterable[str]) -> Control:
+    """Return the wishes in the values of the request's X-Embedsmith-Cache headers; of two lives the shorter.
 
     Raises:
         ValueError: a word that is none of them, or a ttl that is no positive number.
     """
     read, write, only, ttl, namespace = True, True, False, None, ""
-    for wish in filter(None, (part.strip() for part in headers.get(ASKED, "").split(","))):
+    for wish in filter(None, (part.strip() for value in headers for part in value.split(","))):
         name, _, value = wish.partition("=")
         match name.strip().lower(), value.strip():
             case "no-store", "":
@@ -52,9 +46,10 @@ def read_control(headers: Mapping[str, str]) -> Control:
             case "only-if-cached", "":
                 only = True
             case "ttl", seconds if seconds:
-                ttl = float(seconds)
-                if not 0 < ttl < float("inf"):
+                life = float(seconds)
+                if not 0 < life < float("inf"):
                     raise ValueError(f"{ASKED}: ttl {seconds} is not a positive number of seconds")
+                ttl = life if ttl is None else min(ttl, life)
             case "namespace", text if text:
                 namespace = text
             case _:
@@ -62,25 +57,20 @@ def read_control(headers: Mapping[str, str]) -> Control:
     return Control(read, write, only, ttl, namespace)
 
 
-def tenant_of(headers: Mapping[str, str], query: str, secret: bytes, namespace: str = "") -> str:
-    """Return the namespace of whoever sends these headers: a keyed hash of all that says who it is.
+def describe(found: Lookup | None, reason: str = "", narrowed: Sequence[str] = ()) -> dict[str, str]:
+    """Return the headers that say what the cache did, and why.
 
-    Neither keys nor names are kept. The query string counts too: some providers put a version or a key there.
+    Args:
+        narrowed: names of the request's headers that had to be equal, so that who never gets a hit can see why.
     """
-    who = [headers.get(name, "") for name in IDENTITY] + [query]
-    told = "\0".join(who).encode("utf-8", "surrogateescape")
-    tenant = hmac.new(secret, told, hashlib.sha256).hexdigest()[:TENANT_DIGITS]
-    return f"{tenant}/{namespace}" if namespace else tenant
-
-
-def describe(found: Lookup | None, reason: str = "") -> dict[str, str]:
-    """Return the headers that say what the cache did, and why."""
     if found is None:
         return {ASKED: "pass", "x-embedsmith-reason": _ascii(reason)}
     decision = found.decision
     told = {ASKED: "hit" if found.hit else "miss", "x-embedsmith-reason": _ascii(decision.told)}
     if decision.similarity is not None:
         told["x-embedsmith-similarity"] = f"{decision.similarity:.4f}"
+    if narrowed:
+        told["x-embedsmith-narrowed"] = _ascii(", ".join(narrowed[:MOST_TOLD]))
     if found.probability is not None:
         told["x-embedsmith-probability"] = f"{found.probability:.3f}"
     if decision.entry is not None and found.age is not None:

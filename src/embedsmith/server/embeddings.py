@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from embedsmith.encoder import Embeddings, Encoder, normalize
 from embedsmith.errors import describe_failure
+from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
 from embedsmith.server.edge import refuse, require_json
-from embedsmith.server.proxy import Proxy, parse
+from embedsmith.server.proxy import Proxy, bar
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
@@ -104,6 +105,9 @@ class Embedder:
 
     async def models(self, request: Request) -> Response:
         """Answer GET /v1/models: the upstream's list with the served model in it; a failure goes through as it is."""
+        barred = bar(request)
+        if barred is not None:
+            return barred
         call = await self._proxy.upstream.send(request, await self._proxy.read(request))
         if isinstance(call, Response):
             return call

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from enum import Enum
+
+from starlette.responses import Response
 
 from embedsmith.cache.decision import Policy, decide
 from embedsmith.cache.semantic import Lookup
 from embedsmith.cache.stores import Entry
 from embedsmith.cache.stores.ranking import score
+
+
+class Landing(Enum):
+    """How a flight ended, and so what those who waited do next."""
+
+    STORED = "the answer is stored: look again"
+    EMPTY = "an answer for nobody else (cut, a call of a tool), or not stored: everyone asks for an own one"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The upstream failed.
+
+    Attributes:
+        response: what the one who asked was told. reason: the same for the log; "" for an error of the upstream's own.
+        final: it was gone or silent, and those who waited as long get this error; else one of them tries again,
+            the rest wait on, and this is for who has no time left.
+    """
+
+    response: Response
+    reason: str = ""
+    final: bool = False
 
 
 class Flight:
@@ -16,14 +42,21 @@ class Flight:
     def __init__(self, found: Lookup, flights: Flights) -> None:
         self.found = found
         self._flights, self._landed = flights, asyncio.Event()
+        self._landing: Landing | Failure = Landing.EMPTY
 
-    async def wait(self) -> None:
-        """Return when the flight has landed: its answer is stored, unless it failed or may not be stored."""
-        await self._landed.wait()
+    async def wait(self, seconds: float) -> Landing | Failure | None:
+        """Return how the flight has landed; None when it has not within so many seconds."""
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                await self._landed.wait()
+        except TimeoutError:
+            return None
+        return self._landing
 
-    def land(self) -> None:
+    def land(self, landing: Landing | Failure = Landing.EMPTY) -> None:
         """Let all who wait go on; a second call does nothing."""
         if not self._landed.is_set():
+            self._landing = landing
             self._landed.set()
             self._flights.remove(self)
 

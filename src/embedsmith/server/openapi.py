@@ -42,6 +42,16 @@ CACHE_HEADERS: Json = {
         "description": "Cosine between the question and the nearest stored one; absent where there is none.",
         "schema": {"type": "string", "pattern": r"^-?[01]\.[0-9]{4}$"},
     },
+    "X-Embedsmith-Probability": {
+        "description": "That one answer serves both questions, as the calibration learnt it; absent without one, "
+        "for the same text, and where the guard said no.",
+        "schema": {"type": "string", "pattern": r"^[01]\.[0-9]{3}$"},
+    },
+    "X-Embedsmith-Narrowed": {
+        "description": "Names of the request's headers whose values must be equal for a stored answer to serve, "
+        "besides those that say who asks; absent where there are none.",
+        "schema": TEXT,
+    },
     "X-Embedsmith-Entry": {"description": "Id of the entry that was served.", "schema": TEXT},
     "X-Embedsmith-Age": {
         "description": "Seconds since the entry was stored.",

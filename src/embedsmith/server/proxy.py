@@ -5,29 +5,62 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.cache.stores import Entry
 from embedsmith.errors import describe_failure
-from embedsmith.server.answers import Answer, StreamReader, load_answer, read_body, stream_events
-from embedsmith.server.control import Control, describe, read_control, tenant_of
+from embedsmith.server.answers import (
+    UNFIT,
+    UNREADABLE,
+    Answer,
+    StreamReader,
+    load_answer,
+    parse,
+    read_body,
+    stream_events,
+)
+from embedsmith.server.control import Control, describe, read_control
 from embedsmith.server.edge import BODY_SECONDS, read_limited, refuse, require_json
-from embedsmith.server.flights import Flight, Flights
+from embedsmith.server.flights import Failure, Flight, Flights, Landing
+from embedsmith.server.headers import ASKED, Asker, read_asker
+from embedsmith.server.relay import Relay
 from embedsmith.server.trail import Trail, trail_of
 from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
+GRACE = 1.0  # seconds
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
+NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 LOCAL = ("memory:", "sqlite:")  # stores that no network lies before
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A chat request that the cache may answer."""
+
+    request: Request
+    raw: bytes
+    question: Question
+    control: Control
+    asker: Asker
+
+    @property
+    def trail(self) -> Trail:
+        """The request's trail."""
+        return trail_of(self.request)
+
+    def told(self, found: Lookup) -> dict[str, str]:
+        """Return the headers of the answer that speak of the cache."""
+        return describe(found, narrowed=self.asker.narrowed)
 
 
 @dataclass(slots=True)
@@ -37,6 +70,7 @@ class Proxy:
     Attributes:
         secret: key of the hash that makes tenants of API keys.
         shadow: answer everything from the upstream, and only say what would have been served.
+        ignored: headers (in lower case) that the operator has declared harmless (`headers`).
     """
 
     cache: SemanticCache
@@ -47,6 +81,7 @@ class Proxy:
     largest: int = LARGEST
     body_seconds: float = BODY_SECONDS
     shadow: bool = False
+    ignored: Collection[str] = ()
     flights: Flights = field(init=False)
     _quick: bool = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -64,7 +99,7 @@ class Proxy:
         require_json(request)
         raw = await self.read(request)
         try:
-            control = read_control(request.headers)
+            control = read_control(request.headers.getlist(ASKED))
             body = json.loads(raw)
             if not isinstance(body, dict):
                 raise ValueError("the body must be an object")
@@ -78,54 +113,112 @@ class Proxy:
             self.watch.passed(question.reason)
             trail_of(request).passed(question.reason)
             return await self.forward(request, raw, describe(None, question.reason))
-        return await self._answer(request, raw, question, control)
+        asker = read_asker(request.headers.raw, request.url.query, self.secret, control.namespace, self.ignored)
+        if asker.scope:
+            question = replace(question, scope={**question.scope, "headers": asker.scope})
+        return await self._answer(Ask(request, raw, question, control, asker))
 
-    async def _answer(self, request: Request, raw: bytes, question: Question, control: Control) -> Response:
+    async def _answer(self, ask: Ask) -> Response:
+        control = ask.control
         try:
-            found = await self._look_up(request, question, control)
+            found, answer = self._open(ask, await self._look_up(ask))
         except Exception as error:  # noqa: BLE001  a cache that fails must not take the LLM away
-            return await self._go_around(request, raw, error)
-        if found.answer is not None and control.read and self.shadow:
-            seen = missed(found, f"shadow: {found.decision.told}")
-            return await self._fetch(request, raw, question, replace(control, write=False), seen)
-        if found.answer is not None and control.read:
-            return self._serve(request, question, found)
-        if control.only_cached:
-            self._note(request, found)
-            return refuse(504, "the answer is not in the cache, and only-if-cached was asked for", describe(found))
+            return await self._go_around(ask, error)
+        entry = found.decision.entry
         if not control.read:
-            return await self._fetch(request, raw, question, control, missed(found, "no-cache was asked for"))
-        if self.shadow:  # every caller gets an answer of its own
-            return await self._fetch(request, raw, question, control, found)
-        flight, leads = self.flights.board(found)
-        if not leads:
-            await flight.wait()
-        try:
-            found = await asyncio.to_thread(self.cache.look_again, found)  # another may have landed since
-        except BaseException as error:
-            if leads:
-                flight.land()
-            if not isinstance(error, Exception):
-                raise
-            return await self._go_around(request, raw, error)
-        if found.answer is None:
-            return await self._fetch(request, raw, question, control, found, flight if leads else None)
-        if leads:
-            flight.land()
-        return self._serve(request, question, found)
+            found = missed(found, "no-cache was asked for")
+        elif answer is not None and self.shadow:
+            found = missed(found, f"shadow: {found.decision.told}")
+            ask = replace(ask, control=replace(control, write=False))
+        elif answer is not None:
+            return self._serve(ask, found, answer)
+        if control.only_cached:
+            self._note(ask, found, served=entry)
+            return refuse(504, NOT_CACHED, ask.told(found))
+        if self.shadow or not control.read or not control.write:  # an own answer, for which nobody else can wait
+            return await self._fetch(ask, found, served=entry)
+        return await self._share(ask, found)
 
-    async def _go_around(self, request: Request, raw: bytes, error: Exception) -> Response:
+    def _open(self, ask: Ask, found: Lookup) -> tuple[Lookup, Answer | None]:
+        """Return the stored answer, or the lookup as a miss where it is none for this request."""
+        if found.answer is None:
+            return found, None
+        try:
+            answer = load_answer(found.answer)
+        except ValueError:  # of another program, or of a version that took what this one refuses
+            self.watch.failed("a stored answer cannot be read")
+            return missed(found, UNREADABLE), None
+        lacking = answer.lacks(ask.question)
+        return (missed(found, lacking), None) if lacking else (found, answer)
+
+    async def _share(self, ask: Ask, found: Lookup) -> Response:
+        """Answer a miss in company: of equal and nearly equal questions one asks the upstream, the rest wait for it.
+
+        Nobody waits longer than the upstream may take, and a moment for the one who asked to say so.
+        """
+        now = asyncio.get_running_loop().time
+        end = now() + self.upstream.timeout + GRACE
+        failure: Failure | None = None
+        while True:
+            flight, leads = self.flights.board(found)
+            if leads:
+                return await self._lead(ask, found, flight)
+            landing = await flight.wait(end - now())
+            if isinstance(landing, Failure):
+                failure = landing
+            if failure is not None and (failure.final or landing is None):
+                return self._fail_too(ask, found, failure)
+            if landing is Landing.STORED:
+                try:
+                    found, answer = await self._look_again(ask, found)
+                except Exception as error:  # noqa: BLE001  as in `_answer`
+                    return await self._go_around(ask, error)
+                if answer is not None:
+                    return self._serve(ask, found, answer)
+            unfit = landing is Landing.STORED and found.decision.reason in UNFIT
+            if not unfit and not isinstance(landing, Failure):
+                return await self._fetch(ask, found)
+
+    async def _lead(self, ask: Ask, found: Lookup, flight: Flight) -> Response:
+        """Ask the upstream for all who wait, unless another has landed since the lookup."""
+        answer = None
+        try:
+            if found.decision.reason not in UNFIT:
+                found, answer = await self._look_again(ask, found)
+        except Exception as error:  # noqa: BLE001  as in `_answer`
+            flight.land()
+            return await self._go_around(ask, error)
+        except BaseException:
+            flight.land()
+            raise
+        if answer is None:
+            return await self._fetch(ask, found, flight)
+        flight.land(Landing.STORED)
+        return self._serve(ask, found, answer)
+
+    async def _look_again(self, ask: Ask, found: Lookup) -> tuple[Lookup, Answer | None]:
+        return self._open(ask, await asyncio.to_thread(self.cache.look_again, found))
+
+    def _fail_too(self, ask: Ask, found: Lookup, failure: Failure) -> Response:
+        """Return the error of the one who asked for all: whoever asks now would wait as long, for the same."""
+        self._note(ask, found)
+        ask.trail.failure = failure.reason
+        error = failure.response
+        kept = {name: error.headers[name] for name in ("content-type", "retry-after") if name in error.headers}
+        return Response(error.body, error.status_code, kept | ask.told(found))
+
+    async def _go_around(self, ask: Ask, error: Exception) -> Response:
         LOG.warning("the cache failed, the upstream answers: %s", describe_failure(error))
         self.watch.failed("the cache failed")
-        trail_of(request).passed("the cache failed")
-        return await self.forward(request, raw, describe(None, "the cache failed"))
+        ask.trail.passed("the cache failed")
+        return await self.forward(ask.request, ask.raw, describe(None, "the cache failed"))
 
-    async def _look_up(self, request: Request, question: Question, control: Control) -> Lookup:
-        tenant = tenant_of(request.headers, request.url.query, self.secret, control.namespace)
-        span = trail_of(request).span.child("embedsmith.lookup")
+    async def _look_up(self, ask: Ask) -> Lookup:
+        span = ask.trail.span.child("embedsmith.lookup")
+        text = ask.question.text
         try:
-            look_up = partial(self.cache.lookup, question.text, namespace=tenant, scope=question.scope)
-            inline = self._quick and len(question.text) <= SHORT and self._is_alone(request)
+            look_up = partial(self.cache.lookup, text, namespace=ask.asker.tenant, scope=ask.question.scope)
+            inline = self._quick and len(text) <= SHORT and self._is_alone(ask.request)
             found = look_up() if inline else await asyncio.to_thread(look_up)
             span.note(
                 {
@@ -149,95 +242,98 @@ class Proxy:
         count = getattr(request.app.state, "count_requests", None)
         return count is not None and count() == 1 and not self._tasks
 
-    def _note(self, request: Request, found: Lookup, answer: Answer | None = None) -> None:
-        self.watch.looked_up(found, answer)
-        trail_of(request).looked_up(found)
+    def _note(self, ask: Ask, found: Lookup, answer: Answer | None = None, served: Entry | None = None) -> None:
+        """Take note of a lookup; `served` is the entry that was served, or would have been."""
+        self.watch.looked_up(found, answer, served=served)
+        ask.trail.looked_up(found)
 
-    def _serve(self, request: Request, question: Question, found: Lookup) -> Response:
-        assert found.answer is not None
-        answer = load_answer(found.answer)
-        self._note(request, found, answer)
-        if question.stream:
-            return StreamingResponse(stream_events(answer), headers=describe(found), media_type="text/event-stream")
-        return JSONResponse(answer.body, headers=describe(found))
+    def _serve(self, ask: Ask, found: Lookup, answer: Answer) -> Response:
+        self._note(ask, found, answer, found.decision.entry)
+        if not ask.question.stream:
+            return JSONResponse(answer.body, headers=ask.told(found))
+        events = stream_events(answer, usage=ask.question.usage)
+        return StreamingResponse(events, headers=ask.told(found), media_type="text/event-stream")
 
     async def _fetch(
-        self,
-        request: Request,
-        raw: bytes,
-        question: Question,
-        control: Control,
-        found: Lookup,
-        flight: Flight | None = None,
+        self, ask: Ask, found: Lookup, flight: Flight | None = None, *, served: Entry | None = None
     ) -> Response:
         """Return the upstream's answer and store it if it may be stored; lands the flight when that is done."""
-        self._note(request, found)
-        handed_on = False
+        self._note(ask, found, served=served)
+        landing: Landing | Failure | None = Landing.EMPTY
         try:
-            call = await self.upstream.send(request, raw)
+            call = await self.upstream.send(ask.request, ask.raw)
             if isinstance(call, Response):
+                landing = Failure(call, ask.trail.failure, final=True)
                 return call
-            if question.stream and call.status_code == 200:
-                handed_on = True
-                return call.response(self._relay(call, control, found, flight), describe(found))
-            content = await call.read(describe(found))
+            if ask.question.stream and call.status_code == 200:
+                landing = None  # whoever reads the stream lands it
+                return self._relay(ask, call, found, flight)
+            content = await call.read(ask.told(found))
             if isinstance(content, Response):
+                landing = Failure(content, ask.trail.failure, final=content.status_code == 504)
                 return content
-            if call.status_code == 200:
-                answer = read_body(parse(content))
-                call.answered(answer)
-                await self._store(found, control, answer, call.trail)
-            return call.response(content, describe(found))
+            kept = await self._keep(ask, call, found, content)
+            response = call.response(content, ask.told(found))
+            landing = Failure(response, ask.trail.failure) if call.status_code >= 400 else kept
+            return response
         finally:
-            if flight is not None and not handed_on:
-                flight.land()
+            if flight is not None and landing is not None:
+                flight.land(landing)
 
-    def _relay(self, call: Call, control: Control, found: Lookup, flight: Flight | None) -> AsyncIterator[bytes]:
-        """Return the bytes of a stream as they come.
+    async def _keep(self, ask: Ask, call: Call, found: Lookup, content: bytes) -> Landing:
+        """Store a plain answer, if it may be stored."""
+        answer = read_body(parse(content)) if call.status_code == 200 else None
+        call.answered(answer)
+        return await self._store(ask, found, answer)
 
-        A task of its own reads the upstream to the end, so that a client that goes away costs the others
-        who wait for this answer nothing.
-        """
-        queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-        task = asyncio.create_task(self._read_stream(call, control, found, flight, queue))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return _drain(queue)
+    def _relay(self, ask: Ask, call: Call, found: Lookup, flight: Flight | None) -> Response:
+        """Return a stream as it comes, read by a task of its own."""
+        reader = StreamReader(ask.question.usage)
 
-    async def _read_stream(
-        self,
-        call: Call,
-        control: Control,
-        found: Lookup,
-        flight: Flight | None,
-        queue: asyncio.Queue[bytes | Exception | None],
-    ) -> None:
-        reader = StreamReader()
-        try:
-            async for data in call.stream(reader):
-                queue.put_nowait(data)
-            await self._store(found, control, reader.answer(), call.trail)
-            queue.put_nowait(None)
-        except Exception as error:  # noqa: BLE001  the client must see a broken stream, not a whole one
-            queue.put_nowait(error)
-        finally:
+        def give_up() -> None:
+            self.watch.failed("a stream is too long to be stored")
             if flight is not None:
                 flight.land()
 
-    async def _store(self, found: Lookup, control: Control, answer: Answer | None, trail: Trail) -> None:
-        if answer is None or not control.write:
-            return
-        span = trail.span.child("embedsmith.store")
+        patience, kept = self.upstream.timeout, ask.control.write
+        relay = Relay(call.stream(reader), reader, patience=patience, kept=kept, given_up=give_up)
+        task = asyncio.create_task(self._read_stream(ask, found, relay, reader, flight))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return call.response(relay.parts(), ask.told(found), over=relay.leave)
+
+    async def _read_stream(
+        self, ask: Ask, found: Lookup, relay: Relay, reader: StreamReader, flight: Flight | None
+    ) -> None:
+        landing: Landing | Failure = Landing.EMPTY
         try:
-            await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=control.ttl)
+            if not await relay.read():
+                reason = "the upstream broke off its answer"
+                if relay.abandoned:
+                    self.watch.failed("a stream that nobody took any more did not end")
+                landing = Failure(refuse(502, reason), reason)
+            else:
+                landing = await self._store(ask, found, reader.answer())
+        finally:
+            if flight is not None:
+                flight.land(landing)
+
+    async def _store(self, ask: Ask, found: Lookup, answer: Answer | None) -> Landing:
+        if answer is None or not ask.control.write:
+            return Landing.EMPTY
+        span = ask.trail.span.child("embedsmith.store")
+        life = ask.control.life(self.cache.ttl)
+        try:
+            await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=life)
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
             LOG.warning("an answer could not be stored: %s", describe_failure(error))
             self.watch.failed("an answer could not be stored")
             span.fail(type(error).__name__)
-        else:
-            self.watch.stored(trail.upstream)
+            return Landing.EMPTY
         finally:
             span.end()
+        self.watch.stored(ask.trail.upstream)
+        return Landing.STORED
 
     async def pass_on(self, request: Request) -> Response:
         """Answer a path that is none of ours: from the upstream, untouched."""
@@ -247,6 +343,9 @@ class Proxy:
         self, request: Request, raw: bytes | None = None, told: Mapping[str, str] | None = None
     ) -> Response:
         """Pass a request on as it is, and its answer back as it comes."""
+        barred = bar(request, told)
+        if barred is not None:
+            return barred
         content = raw if raw is not None else await self.read(request)
         call = await self.upstream.send(request, content)
         return call if isinstance(call, Response) else call.response(call.stream(), told)
@@ -258,19 +357,13 @@ def is_quick(cache: SemanticCache) -> bool:
     return bool(encoder) and cache.store.url.startswith(LOCAL)
 
 
-async def _drain(queue: asyncio.Queue[bytes | Exception | None]) -> AsyncIterator[bytes]:
-    while (data := await queue.get()) is not None:
-        if isinstance(data, Exception):
-            raise data
-        yield data
-
-
-def parse(content: bytes) -> Any:
-    """Return the JSON value of `content`, None when it is none."""
+def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:
+    """Return the refusal of a request that must not reach the upstream, as its client said, None for all others."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+        control = read_control(request.headers.getlist(ASKED))
+    except ValueError as error:
+        return refuse(400, str(error))
+    return refuse(504, NOT_CACHED, told) if control.only_cached else None
 
 
 def missed(found: Lookup, reason: str) -> Lookup:

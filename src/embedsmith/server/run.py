@@ -30,6 +30,7 @@ class Service:
 
     Attributes:
         log: "text", "json" or "off"; see `logs`.
+        ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
     """
 
@@ -42,6 +43,7 @@ class Service:
     log: str = "text"
     prompt_price: float = 0.0
     completion_price: float = 0.0
+    ignored_headers: tuple[str, ...] = ()
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
@@ -83,6 +85,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
             shadow=service.shadow,
+            ignored_headers=service.ignored_headers,
             prices=Prices(service.prompt_price, service.completion_price),
             log=log,
             spans=spans,

@@ -6,9 +6,10 @@ default headers, no redirects followed. A path cannot lead out of the upstream's
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import quote, unquote_to_bytes
@@ -16,21 +17,18 @@ from urllib.parse import quote, unquote_to_bytes
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from embedsmith.server.answers import Answer, StreamReader
-from embedsmith.server.control import ASKED
 from embedsmith.server.edge import refuse
+from embedsmith.server.headers import ASKED, HOPS
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
 from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
 from embedsmith.server.watch import Watch
 
-HOPS = frozenset(  # headers that belong to one connection only
-    {
-        *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
-        *("transfer-encoding", "upgrade", "host", "content-length", "expect"),
-    }
-)
 OWN = "x-embedsmith-"
+# As many connections as there are requests: httpx would let the 101st wait for another to end, however long it takes.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -39,14 +37,15 @@ class Upstream:
 
     Args:
         address: its base URL, with its /v1. key: API key for it, for clients that bring none.
-        timeout: seconds it may take for an answer, and between two parts of one.
+        timeout: seconds it may take for the head of an answer, for a whole one, and between two parts of a stream.
     """
 
     def __init__(self, address: str, *, key: str | None, timeout: float, watch: Watch) -> None:
         self._base = httpx.URL(address.rstrip("/"))
         self._key, self._watch = key, watch
-        self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
-        self._client = httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+        self.timeout = timeout
+        self._waits = httpx.Timeout(timeout, connect=min(timeout, 10.0)).as_dict()
+        self._client = httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])), limits=LIMITS)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -62,14 +61,16 @@ class Upstream:
             url = None
         if below is None or url is None:
             return refuse(400, "this path cannot be passed on")
-        call = Call(trail, self._open_span(trail, request.method, below, raw), self._watch, time.perf_counter())
+        span = self._open_span(trail, request.method, below, raw)
+        call = Call(trail, span, self._watch, time.perf_counter(), self.timeout)
         headers = self._headers(request, trail, call.span)
         sent = httpx.Request(
-            request.method, url, headers=headers, content=raw or None, extensions={"timeout": self._timeout.as_dict()}
+            request.method, url, headers=headers, content=raw or None, extensions={"timeout": self._waits}
         )
         try:
-            call.take(await self._client.send(sent, stream=True))
-        except httpx.TimeoutException:
+            async with asyncio.timeout(self.timeout):  # httpx counts from one piece of the head to the next
+                call.take(await self._client.send(sent, stream=True))
+        except (httpx.TimeoutException, TimeoutError):
             return call.missing(504, "the upstream did not answer in time")
         except httpx.HTTPError as error:
             return call.missing(502, "the upstream cannot be reached", type(error).__name__)
@@ -104,14 +105,32 @@ class Upstream:
         return span
 
 
+class WatchedStream(StreamingResponse):
+    """A stream that says when it is over, however it ends."""
+
+    over: Callable[[], None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.over()
+
+
 @dataclass(slots=True)
 class Call:
-    """One request to the upstream, from its start to the end of the answer."""
+    """One request to the upstream, from its start to the end of the answer.
+
+    Attributes:
+        began: of the monotonic clock. patience: seconds that a whole answer may take.
+    """
 
     trail: Trail
     span: Span
     watch: Watch
     began: float
+    patience: float
     _answer: httpx.Response | None = None
 
     def take(self, answer: httpx.Response) -> None:
@@ -152,14 +171,17 @@ class Call:
 
     async def read(self, told: Mapping[str, str] | None = None) -> bytes | Response:
         """Return the whole body as it was sent, or the response that says that it broke off."""
+        left = self.patience - (time.perf_counter() - self.began)
         try:
-            return b"".join([part async for part in self.answer.aiter_raw()])
-        except httpx.TimeoutException:
+            async with asyncio.timeout(max(left, 0.0)):  # blank lines keep a connection alive, and tell nothing
+                return b"".join([part async for part in self.answer.aiter_raw()])
+        except (httpx.TimeoutException, TimeoutError):
+            await self.answer.aclose()
             return self.missing(504, "the upstream did not end its answer in time", told=told)
         except httpx.HTTPError as error:
             return self.missing(502, "the upstream broke off its answer", type(error).__name__, told)
 
-    async def stream(self, reader: StreamReader | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, reader: StreamReader | None = None) -> AsyncGenerator[bytes]:
         """Yield the bytes of the answer as they come, let `reader` see them, and end the call."""
         try:
             async for data in self.answer.aiter_raw():
@@ -177,14 +199,25 @@ class Call:
             await self.answer.aclose()
             self._end()
 
-    def response(self, content: bytes | AsyncIterator[bytes], told: Mapping[str, str] | None = None) -> Response:
-        """Return the answer with its status and headers, and what the cache has to say."""
+    def response(
+        self,
+        content: bytes | AsyncIterator[bytes],
+        told: Mapping[str, str] | None = None,
+        *,
+        over: Callable[[], None] = lambda: None,
+    ) -> Response:
+        """Return the answer with its status and headers, and what the cache has to say.
+
+        Args:
+            over: called when a stream was sent, or its client has gone.
+        """
         made: Response
         if isinstance(content, bytes):
             made = Response(content, self.status_code)
             self._end()
         else:
-            made = StreamingResponse(content, self.status_code)
+            made = WatchedStream(content, self.status_code)
+            made.over = over
         made.raw_headers += kept_headers(self.answer.headers.raw)
         made.raw_headers += [(name.encode(), value.encode("latin-1")) for name, value in (told or {}).items()]
         return made

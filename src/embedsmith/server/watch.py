@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.cache.stores import Entry
 from embedsmith.server.answers import Answer
 from embedsmith.server.oversight import Oversight
 
@@ -120,8 +121,8 @@ class Watch:
     def _count(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"embedsmith_{name}", text, tuple(labels), registry=self.registry)
 
-    def looked_up(self, found: Lookup, answer: Answer | None = None) -> None:
-        """Count a lookup whose answer is on its way."""
+    def looked_up(self, found: Lookup, answer: Answer | None = None, *, served: Entry | None = None) -> None:
+        """Count a lookup whose answer is on its way; `served` is the entry that was served, or would have been."""
         decision = found.decision
         outcome = "hit" if found.hit else "miss"
         self.lookups += 1
@@ -133,7 +134,7 @@ class Watch:
         self.oversight.looked_up(found)
         if answer is not None:
             self._saved.inc(self.savings.served(answer, found.seconds))
-        nearest = decision.nearest
+        nearest = served if served is not None else decision.nearest
         self.latest.append(
             Seen(
                 number=next(self._numbers),
