@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -132,6 +133,23 @@ def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp
     assert result.resumed_from > 0
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("numbers", [torch.float16, torch.bfloat16])
+def test_a_base_in_half_precision_is_trained_and_saved_in_float32(
+    tiny_model: Path, tmp_path: Path, numbers: torch.dtype, precision: Literal["fp32", "bf16"]
+) -> None:
+    """Trained as it is, bfloat16 loses nine updates of ten to rounding, and autocast refuses float16."""
+    SentenceTransformer(str(tiny_model)).to(numbers).save_pretrained(str(tmp_path / "half"), create_model_card=False)
+    config = replace(CONFIG, precision=precision, learning_rate=1e-5)
+    result = train(make_examples(), base=tmp_path / "half", out=tmp_path / "model", config=config)
+    before, after = weights(tmp_path / "half"), weights(tmp_path / "model")
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    dense = [name for name in before if name.endswith("dense.weight") and "encoder" in name]
+    moved = [float((before[name].float() != after[name]).float().mean()) for name in dense]
+    assert min(moved) > 0.9
+    assert any(f"saved in {str(numbers)[6:]}" in note for note in result.notes)
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
