@@ -22,9 +22,10 @@ from sentence_transformers import SentenceTransformer
 from embedsmith.batches import Prompts, Source
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
 from embedsmith.model import load_encoder
+from embedsmith.optimization import optimize
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import read_recipe
 from embedsmith.training import (
@@ -35,6 +36,7 @@ from embedsmith.training import (
     learning_rate_at,
     train,
 )
+from steps import make_task
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 CONFIG = TrainingConfig(batch=4, runs=1, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
@@ -103,6 +105,23 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
     assert result.resumed_from == 10
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("where", ["a weight", "an embedding"])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The loss may be finite all the same: the slope of a root at 0, a product that overflows on its way back."""
+    config = replace(CONFIG, losses={"logistic": 1.0}, batch=len(WORDS), steps=3, epochs=3)
+    task = make_task(str(tiny_model), "logistic", config)
+    before = {name: weight.detach().clone() for name, weight in task.network.named_parameters()}
+    if where == "a weight":
+        next(task.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    else:
+        monkeypatch.setattr("embedsmith.step.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
+    with pytest.raises(EmbedsmithError, match="gradient of step 0 is nan"):
+        optimize(task, config, store=tmp_path / "store", key="")
+    assert all(torch.equal(before[name], weight) for name, weight in task.network.named_parameters())
 
 
 KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))  # `make kills` raises it

@@ -264,7 +264,7 @@ def optimize(
             a checkpoint of the whole run is kept: the next call trains nothing again.
 
     Raises:
-        EmbedsmithError: the loss is not finite. ModelRefused: from `choose`.
+        EmbedsmithError: the loss or a gradient is not finite. ModelRefused: from `choose`.
         ConfigurationError: the configuration is that of sharded weights, and this task has them whole.
     """
     devices = devices or Alone()
@@ -403,11 +403,18 @@ class _State:
                 weight.grad = torch.zeros_like(weight)
         devices.sum(weight.grad for weight in summed if weight.grad is not None)
 
-    def update(self, step: int) -> None:
-        """Apply the gradients of step `step` of the run: clip, step, average."""
+    def clip(self) -> float:
+        """Cap the gradients and return the norm that they had."""
         import torch
 
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
+        # of weights that are shared out, each process has its part of the sum only
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def update(self, step: int) -> None:
+        """Apply the capped gradients of step `step` of the run: step, average."""
+        import torch
+
         rate = learning_rate_at(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -558,14 +565,10 @@ class _Run:
     def _step(self, step: int, rows: Sequence[int]) -> float:
         # What is random within a step depends on the step, not on the past.
         value, work = self.task.accumulate(rows, _seed(self.config.seed, 0, step))
-        if not math.isfinite(value):
-            raise EmbedsmithError(
-                f"the loss of step {step} is {value}",
-                expected="a finite loss",
-                action="lower --learning-rate, or train with --precision fp32",
-            )
+        _require_finite("loss", step, value)
         if self.devices.size > 1 and not self.devices.sharded:  # shares are summed on their way back
             self.state.sum_gradients(self.devices)
+        _require_finite("gradient", step, self.state.clip())  # before a weight is changed
         self.state.update(step % self.state.steps)
         self.work += work
         return value
@@ -576,6 +579,15 @@ class _Run:
         left = (every - step - 1) * self.seconds / (step + 1 - start)
         rate = self.work.tokens / max(self.seconds, 1e-9)
         self.on_progress(Progress(step + 1, every, loss, rate, left))
+
+
+def _require_finite(what: str, step: int, value: float) -> None:
+    if not math.isfinite(value):
+        raise EmbedsmithError(
+            f"the {what} of step {step} is {value}",
+            expected=f"a finite {what}",
+            action="lower --learning-rate, or train with --precision fp32",
+        )
 
 
 def _seed(*parts: int) -> int:

@@ -78,8 +78,7 @@ class EmbeddingTask:
                 loss.backward()  # type: ignore[no-untyped-call]
         gradient = embeddings.grad if embeddings.grad is not None else embeddings.detach() * 0
         self.devices.sum([gradient, value])
-        if bool(gradient.isfinite().all()):
-            pool.backward(gradient)
+        pool.backward(gradient)  # what is not finite in it is found in the weights' gradients, and ends the run
         total = float(embeddings.detach().sum(dim=0).square().sum())
         sources = tuple(sorted({row.source for row in local}))
         self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)

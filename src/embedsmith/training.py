@@ -152,7 +152,7 @@ def train(
         InputError: no usable example, a validation row among them, or a finding that leaves nothing to train on.
         ModelError: the base cannot be loaded. ConfigurationError: a setting that cannot work, or the run diverges.
         ModelRefused: the model is below its base on the validation rows; nothing is written.
-        EmbedsmithError: the loss is not finite.
+        EmbedsmithError: the loss or a gradient is not finite.
     """
     apart = Report() if retention is None else _check_retention(retention, examples, config)
     ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
