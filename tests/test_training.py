@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,17 +24,19 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from embedsmith.batches import Prompts, Source
+from embedsmith.cards import CardFacts
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
-from embedsmith.model import load_encoder
+from embedsmith.model import load_encoder, load_network
 from embedsmith.optimization import optimize
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import read_recipe
 from embedsmith.training import (
     Progress,
     TrainingConfig,
+    TrainingResult,
     choose_batch,
     config_from,
     learning_rate_at,
@@ -82,16 +88,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
     config = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0, average=0.9)
     train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def kill_at(step: int) -> object:
-        def check(progress: Progress) -> None:
-            if progress.step == step:
-                raise Killed
-
-        return check
-
     for step in (3, 6, 7, 10):
         with pytest.raises(Killed):
             train(
@@ -122,6 +118,58 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
     with pytest.raises(EmbedsmithError, match="gradient of step 0 is nan"):
         optimize(task, config, store=tmp_path / "store", key="")
     assert all(torch.equal(before[name], weight) for name, weight in task.network.named_parameters())
+
+
+class Killed(Exception):
+    """What stops a run in these tests."""
+
+
+def kill_at(step: int) -> Callable[[Progress], None]:
+    def check(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return check
+
+
+def test_a_mixture_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", row / 12) for row, word in enumerate(WORDS))
+    pairs = Source(tuple(make_examples()), "pairs", {"infonce": 1.0}, 3.0)
+
+    def run(weight: float, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
+        sources = [pairs, Source(graded, "graded", {"cosent": 1.0}, weight)]
+        return train(sources, base=tiny_model, out=tmp_path / "m", config=CONFIG, on_progress=on_progress)
+
+    with pytest.raises(Killed):
+        run(1.0, kill_at(5))
+    with pytest.raises(Killed):
+        run(1.0, kill_at(6))  # the same weights go on
+    result = run(9.0)
+    assert result.resumed_from == 0
+    (told,) = [finding for finding in result.findings if finding.name == "checkpoint-of-another-run"]
+    assert "at step 6" in told.found
+
+
+def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
+    guide = tmp_path / "guide"
+    shutil.copytree(tiny_model, guide)
+    rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+    config = replace(CONFIG, guide=str(guide), losses={"infonce": 1.0})
+    with pytest.raises(Killed):
+        train(rows, base=tiny_model, out=tmp_path / "m", config=config, on_progress=kill_at(2))
+    network = load_network(guide)
+    torch.nn.init.zeros_(next(network.parameters()))
+    network.save_pretrained(str(guide), create_model_card=False)
+    assert train(rows, base=tiny_model, out=tmp_path / "m", config=config).resumed_from == 0
+
+
+def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Path, tmp_path: Path) -> None:
+    half = tmp_path / ".model.new"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / ".model.checkpoint.tmp").write_bytes(b"torn")
+    train(make_examples(8), base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4, precision="fp32"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))  # `make kills` raises it
@@ -265,6 +313,43 @@ def test_steps_end_the_run_and_the_recipe_lies_in_the_folder(tiny_model: Path, t
     assert SentenceTransformer(str(tmp_path / "model")).prompts["query"] == "ask: "
 
 
+def test_the_folder_records_each_source_with_its_loss_and_weight(tiny_model: Path, tmp_path: Path) -> None:
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", row / 12) for row, word in enumerate(WORDS))
+    sources = [Source(tuple(make_examples(8)), "pairs", {"infonce": 1.0}, 1.0), Source(graded, "graded", {}, 3.0)]
+    facts = CardFacts("a-base", 28, "two files.")
+    train(sources, base=tiny_model, out=tmp_path / "model", config=CONFIG, card=facts)
+    stored = tomllib.loads(read_recipe(tmp_path / "model" / "recipe.toml").text)["sources"]
+    assert stored == [
+        {"name": "pairs", "examples": 16, "losses": {"infonce": 1.0}, "weight": 1.0},
+        {"name": "graded", "examples": 12, "losses": {"cosent": 1.0}, "weight": 3.0},
+    ]
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert json.loads(card.partition("```json\n")[2].partition("```")[0])["sources"] == stored
+
+
+@pytest.mark.parametrize("name", ["search", "query"])
+def test_a_default_prompt_of_the_base_gives_way_to_the_prompts_of_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    base = SentenceTransformer(str(tiny_model), prompts={name: "search: "}, default_prompt_name=name)
+    base.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    monkeypatch.setattr("embedsmith.training.MAPPED", 1)
+    preparation = Preparation(prompts=Prompts("query: ", "passage: "))
+    given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": CONFIG, "preparation": preparation}
+    rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+    with pytest.raises(Killed):
+        train(rows, **given, on_progress=kill_at(1))
+    seen = np.load(tmp_path / "model.tokens" / "ids.npy")
+    tokenizer = base.tokenizer
+    assert tokenizer.decode(seen[: len(tokenizer("query: card one")["input_ids"])]) == "[CLS] query : card one [SEP]"
+    result = train(rows, **given)
+    assert "the base's default prompt 'search: ' is left out: the run has prompts of its own" in result.notes
+    again = SentenceTransformer(str(tmp_path / "model"))
+    assert again.prompts == {"query": "query: ", "document": "passage: "}
+    theirs = again.encode_query(["one"], normalize_embeddings=True)
+    np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(["query: one"]), theirs, atol=1e-5)
+
+
 def test_a_guide_model_masks_what_it_takes_for_answers(tiny_model: Path, tmp_path: Path) -> None:
     rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
     plain = train(rows, base=tiny_model, out=tmp_path / "plain", config=replace(CONFIG, steps=1))
@@ -278,14 +363,8 @@ def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(
 ) -> None:
     monkeypatch.setattr("embedsmith.training.MAPPED", 1)
 
-    class Killed(Exception):
-        pass
-
-    def kill(progress: Progress) -> None:
-        raise Killed
-
     with pytest.raises(Killed):
-        train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill)
+        train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill_at(1))
     assert (tmp_path / "model.tokens" / "ids.npy").is_file()
     monkeypatch.setattr("embedsmith.training.tokenize_for", None)  # nobody tokenises again
     train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -442,14 +441,19 @@ def save_network(
 
     Args:
         prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
-            `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them.
+            `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them, and a
+            default prompt only where it is one of them.
         files: further texts for the folder, by file name.
     """
     if prompts is not None:
         network.prompts = dict(prompts)
+        if network.default_prompt_name not in prompts:  # sentence-transformers would not load the folder
+            network.default_prompt_name = None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = path.with_name(f".{path.name}.new")  # always the same, so what a kill leaves goes with the next one
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         with quiet_transformers():
             network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
@@ -457,7 +461,6 @@ def save_network(
             complete_adapter(network, temporary)
         for name, text in {"README.md": card, **(files or {})}.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -520,7 +523,7 @@ def run_microbatches(
     """
     import torch
 
-    blocks = cut_microbatches(tokens.lengths[rows], budget)
+    blocks = cut_microbatches(tokens.lengths_of(rows), budget)
     parts = [run_block(network, tokens, rows[block], output, extra=extra) for block in blocks]
     return torch.cat(parts)[torch.from_numpy(invert(blocks)).to(network.device)]
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEPT = "own"  # how a file says that the base's own value stays
 Schedule = Literal["linear", "cosine", "constant"]
 VISITS = 10  # times that a run is looked at on its way
+SAVING = 20  # a checkpoint's seconds are paid for by so many seconds of training
 REFUSED = 1  # what the first process tells the others when there will be no model
 
 
@@ -75,7 +76,8 @@ class TrainingConfig:
             before the first step. On the CPU it was measured to gain nothing or to lose (docs/log.md). The weights are
             the same but for rounding, so a run that is killed and goes on may differ in the last digits.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
-        checkpoint_seconds: at least this long between checkpoints.
+        checkpoint_seconds: at least this long between checkpoints, and at least 20 times what the last one took, so that
+            they cost a twentieth of the run at most; 0 writes one after every step, whatever it takes.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -114,6 +116,8 @@ class TrainingConfig:
         check_losses(self.losses)
         for name, low, high in _RANGES:
             value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float)):
+                raise ConfigurationError(f"{name} is {value!r}", expected=f"a number, {low} to {high}")
             if value is not None and not low <= value <= high:
                 action = _SCALE.format(value, 1 / value) if name == "temperature" and value > high else ""
                 raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}", action=action)
@@ -147,6 +151,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("runs", 1, 100),
     ("token_budget", 1, 10_000_000),
     ("held_tokens", 0, math.inf),
+    ("logistic_scale", 1e-3, 1000.0),
+    ("logistic_bias", -1.0, 1.0),
+    ("dropout", 0.0, 0.99),
+    ("seed", 0, 2**63 - 1),
+    ("checkpoint_seconds", 0.0, math.inf),
 )
 
 
@@ -299,6 +308,14 @@ def count_steps(task: Task, config: TrainingConfig) -> int:
 def checkpoint_beside(out: Path | str) -> Path:
     """Return where the checkpoint of a run into `out` lies until the run is done."""
     return Path(out).with_name(f"{Path(out).name}.checkpoint")
+
+
+def pause_after(took: float, asked: float) -> float:
+    """Return the seconds until the next checkpoint when the last one took `took` and the user asked for `asked`.
+
+    A checkpoint of 2 billion fully trained weights has 24 GB: at 500 MB/s that is 48 s, so 960 s, not 30.
+    """
+    return max(asked, SAVING * took) if asked else 0.0
 
 
 def visited_steps(steps: int) -> frozenset[int]:
@@ -512,6 +529,7 @@ class _Run:
         """Run steps `start` and later, over all runs; return (step, loss)."""
         history: list[tuple[int, float]] = []
         self.began = saved = time.monotonic()
+        pause = self.config.checkpoint_seconds
         every = self.state.steps * self.config.runs
         for step, rows in self._steps():
             if step < start:
@@ -524,15 +542,16 @@ class _Run:
             self._visit(step + 1)  # before the checkpoint, or a kill between them would lose it
             now = time.monotonic()
             self.seconds = now - self.began
-            if step + 1 < every and self._is_due(now - saved):
+            if step + 1 < every and self._is_due(now - saved, pause):
                 self._save(step + 1)
                 saved = time.monotonic()
+                pause = pause_after(saved - now, self.config.checkpoint_seconds)
             self._report(step, start, loss, every)
         return history
 
-    def _is_due(self, seconds: float) -> bool:
+    def _is_due(self, seconds: float, pause: float) -> bool:
         """Say whether this process has to take part in a checkpoint; the first one's clock counts."""
-        due = seconds >= self.config.checkpoint_seconds
+        due = seconds >= pause
         if self.devices.sharded:
             return bool(self.devices.agree(int(due)))
         return due and self.devices.rank == 0
@@ -613,9 +632,9 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
         return "bf16", "bf16 as asked"
     if wanted == "fp32":
         return "fp32", "fp32 as asked"
-    if device == "cuda" and torch.cuda.is_bf16_supported():
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "bf16: this GPU multiplies it natively"
-    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+    if device == "cpu" and _has_bf16_instructions():
         return "bf16", "bf16: this processor has AMX or AVX512-BF16 instructions"
     return "fp32", f"fp32: no native bf16 on this {device}"
 
@@ -623,6 +642,8 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 def _has_bf16_instructions() -> bool:
     import torch
 
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # a build without oneDNN has not even the question
     capabilities = torch.backends.cpu.get_cpu_capability()
     cpu = torch.cpu
     native = (cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported())

@@ -86,7 +86,7 @@ class EmbeddingTask:
 
     def cut(self, texts: Index) -> tuple[list[Index], Index]:
         """Return the blocks that texts are encoded in, as positions in `texts`, and the tokens of each with padding."""
-        lengths = self.tokens.lengths[texts]
+        lengths = self.tokens.lengths_of(texts)
         if self.packer is not None:
             blocks = cut_packed(lengths, self.config.token_budget)
             return blocks, np.array([int(lengths[block].sum()) for block in blocks])
@@ -122,7 +122,7 @@ class _Pool:
     def __init__(self, task: EmbeddingTask, texts: Index, seed: int) -> None:
         self.task, self.texts, self.seed = task, texts, seed
         self.blocks, padded = task.cut(texts)
-        self.work = Work(int(task.tokens.lengths[texts].sum()), int(padded.sum()))
+        self.work = Work(int(task.tokens.lengths_of(texts).sum()), int(padded.sum()))
         self.hands = deal(padded, task.devices.size)
         turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
         self.held, self.again = turns[:kept], turns[kept:]
