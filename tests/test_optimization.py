@@ -38,7 +38,7 @@ def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch: pytest.Monkey
     """torch counts emulation as support unless it is told not to: a T4 would be slower, and the reason untrue."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choose_precision("auto", "cuda") == ("fp32", "fp32: no native bf16 on this cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)  # noqa: ARG005
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert choose_precision("auto", "cuda")[0] == "bf16"
 
 
@@ -61,7 +61,7 @@ def test_the_dearer_a_checkpoint_the_rarer() -> None:
 def test_checkpoints_cost_a_twentieth_of_the_run_at_most(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saves: list[int]
 ) -> None:
-    """A clock of our own: a step takes .25 s, a checkpoint .125 s, so 2.5 s lie between them where .5 were asked for."""
+    """By a clock of our own a step takes .25 s and a checkpoint .125 s: 2.5 s lie between them, not .5 as asked."""
     told = {"now": 0.0}
     monkeypatch.setattr(time, "monotonic", lambda: told["now"])
     seen: list[int] = []

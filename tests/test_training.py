@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Prompts, Source
 from embedsmith.cards import CardFacts
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
@@ -43,6 +44,7 @@ from embedsmith.training import (
     train,
 )
 from steps import make_task
+from tiny_decoders import write_decoder
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 CONFIG = TrainingConfig(batch=4, runs=1, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
@@ -173,33 +175,64 @@ def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Pa
 
 
 KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))  # `make kills` raises it
-KILLED_RUN = """
+KILLED = TrainingConfig(batch=4, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0)
+KILLED_RUNS = {
+    "two runs": replace(KILLED, runs=2),
+    "average": replace(KILLED, average=0.9),
+    "gradient caching": replace(KILLED, token_budget=40, held_tokens=60),
+    "mixture": replace(KILLED, losses={}),
+    "adapters": replace(KILLED, losses={"infonce": 1.0}),
+}
+KILLED_PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_training import KILLED, make_examples
-from embedsmith.training import train
-train(make_examples(400), base={base!r}, out={out!r}, config=KILLED,
-      on_progress=lambda progress: print(progress.step, flush=True))
+from test_training import run_killed
+run_killed({name!r}, {base!r}, {out!r}, on_progress=lambda progress: print(progress.step, flush=True))
 """
-KILLED = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0)
+
+
+def run_killed(name: str, base: str, out: str, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
+    """Train in one of the ways that are killed."""
+    rows, preparation = tuple(make_examples(60 if name == "two runs" else 120)), Preparation()
+    sources = [Source(rows, "pairs", {}, 0.0)]
+    if name == "mixture":
+        graded = tuple(ScoredPair(f"{w} {row}", f"price of the {w}", row / 48) for row, w in enumerate(WORDS * 4))
+        sources = [Source(rows, "pairs", {"infonce": 1.0}, 3.0), Source(graded, "graded", {"cosent": 1.0}, 1.0)]
+    if name == "adapters":
+        preparation = Preparation(lora=LoraConfig(targets="all-linear"))
+    config = KILLED_RUNS[name]
+    return train(sources, base=base, out=out, config=config, preparation=preparation, on_progress=on_progress)
 
 
 def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
-    """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint."""
-    whole = train(make_examples(400), base=tiny_model, out=tmp_path / "whole", config=KILLED)
-    script = KILLED_RUN.format(tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed"))
+    """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint.
+
+    They are dealt out to the ways of training; with fewer kills than ways, to as many of these.
+    """
     chance = random.Random(KILLS)
-    for _ in range(KILLS):
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    ways = chance.sample(sorted(KILLED_RUNS), k=len(KILLED_RUNS))
+    for place, name in enumerate(ways[:KILLS]):
+        base = tiny_model if name != "adapters" else write_decoder(tmp_path / "decoder")
+        kill_often(name, base, tmp_path / name, len(range(place, KILLS, len(ways))), chance)
+
+
+def kill_often(name: str, base: Path, folder: Path, kills: int, chance: random.Random) -> None:
+    """Kill a run so many times; what it ends in has to be what an undisturbed one ends in, and nothing besides."""
+    whole = run_killed(name, str(base), str(folder / "whole"))
+    values = {"tests": str(Path(__file__).parent), "name": name, "base": str(base), "out": str(folder / "resumed")}
+    for _ in range(kills):
+        program = [sys.executable, "-c", KILLED_PROGRAM.format(**values)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(chance.randint(1, max(whole.steps // (KILLS + 1), 2))):
+            for _ in range(chance.randint(1, max(whole.steps // (kills + 1), 2))):
                 process.stdout.readline()
             time.sleep(chance.random() * 0.05)
             os.kill(process.pid, signal.SIGKILL)
-    result = train(make_examples(400), base=tiny_model, out=tmp_path / "resumed", config=KILLED)
+    result = run_killed(name, str(base), str(folder / "resumed"))
     assert result.resumed_from > 0
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    first, second = weights(folder / "whole"), weights(folder / "resumed")
+    assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert sorted(path.name for path in folder.iterdir()) == ["resumed", "whole"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -45,6 +45,7 @@ SIDES = ("query", "document")  # names of prompts
 NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
 HALVES = ("float16", "bfloat16")
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
+GPU_ENCODING_BUDGET = 16384  # fewer leave a large GPU waiting for the next launch
 
 
 class TorchEncoder:
@@ -94,8 +95,9 @@ class TorchEncoder:
             return np.zeros((0, dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
+        budget = encoding_budget(self.network.device.type)
         with torch.inference_mode(), autocast(self.network, self.precision):
-            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
+            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=budget)
         return normalize(vectors.float().cpu().numpy())
 
     def reads_whole(self, text: str) -> bool:
@@ -495,6 +497,11 @@ def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: 
         texts = [prompt + text for text in texts]
     limit = network.max_seq_length
     return tokenize(network.tokenizer, texts, max_length=None if limit is None else int(limit))
+
+
+def encoding_budget(device: str) -> int:
+    """Return the padded tokens of a forward pass without gradients on a device: "cpu", "cuda", …"""
+    return GPU_ENCODING_BUDGET if device == "cuda" else ENCODING_BUDGET
 
 
 def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: int) -> torch.Tensor:

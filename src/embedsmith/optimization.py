@@ -19,7 +19,7 @@ import numpy as np
 
 from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from embedsmith.devices import Alone, Devices, require_shared
+from embedsmith.devices import Alone, Devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused
 from embedsmith.model import Precision
 from embedsmith.objectives import Mining, check_losses
@@ -65,7 +65,8 @@ class TrainingConfig:
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
         runs: how many runs with other orders of the rows have their weights averaged (a model soup,
             Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
-        token_budget: tokens a micro-batch, with its padding; changes memory and speed, not the result.
+        token_budget: tokens a micro-batch, with its padding; 0 leaves it to the device (`step.choose_budget`). It
+            changes memory and speed, not the result.
         held_tokens: padded tokens of a batch whose activations are kept for the backward pass; the rest is encoded
             a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
             changes memory and speed, not the result.
@@ -76,8 +77,8 @@ class TrainingConfig:
             before the first step. On the CPU it was measured to gain nothing or to lose (docs/log.md). The weights are
             the same but for rounding, so a run that is killed and goes on may differ in the last digits.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
-        checkpoint_seconds: at least this long between checkpoints, and at least 20 times what the last one took, so that
-            they cost a twentieth of the run at most; 0 writes one after every step, whatever it takes.
+        checkpoint_seconds: at least this long between checkpoints, and at least 20 times what the last one took: they
+            cost a twentieth of the run at most. 0 writes one after every step, whatever it takes.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class TrainingConfig:
     base_weight: float | None = None
     average: float = 0.0
     runs: int = 1
-    token_budget: int = 2048
+    token_budget: int = 0
     held_tokens: int = 0
     sharded: bool = False
     compile: bool = False
@@ -149,7 +150,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("base_weight", 0.0, 1.0),
     ("average", 0.0, 0.9999),
     ("runs", 1, 100),
-    ("token_budget", 1, 10_000_000),
+    ("token_budget", 0, 10_000_000),
     ("held_tokens", 0, math.inf),
     ("logistic_scale", 1e-3, 1000.0),
     ("logistic_bias", -1.0, 1.0),
@@ -285,7 +286,8 @@ def optimize(
     if found is not None:
         task.remember(found.memory)
     run = _Run(task, config, state, store, key, on_progress, devices, visit)
-    losses = run.go(start)
+    with repeatable(next(task.network.parameters()).device.type):
+        losses = run.go(start)
     ends = state.ends()
     try:
         (choose if choose is not None and devices.rank == 0 else partial(_settle, config))(ends)
@@ -642,8 +644,9 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 def _has_bf16_instructions() -> bool:
     import torch
 
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False  # a build without oneDNN has not even the question
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_onednn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a build without it lacks the question
+        return False
     capabilities = torch.backends.cpu.get_cpu_capability()
     cpu = torch.cpu
     native = (cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported())

@@ -43,7 +43,7 @@ from embedsmith.probes import Movement, examine_batches, examine_examples, exami
 from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import VALIDATION, Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.step import EmbeddingTask, choose_held, describe_pool
+from embedsmith.step import EmbeddingTask, choose_budget, choose_held, describe_pool
 from embedsmith.tokens import Tokens, read_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -346,13 +346,14 @@ def _make_ready(
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
+    budget, budget_note = choose_budget(config.token_budget, device, held)
     task = EmbeddingTask(
         network,
         data,
         tokens,
         losses,
         plan,
-        replace(config, held_tokens=held),
+        replace(config, held_tokens=held, token_budget=budget),
         precision,
         guide=_guide(config, data.texts),
         devices=devices,
@@ -368,6 +369,7 @@ def _make_ready(
         *packing_note,
         *pool,
         *memory_note,
+        budget_note,
         *compile_note,
     )
     return _Ready(prepared, build, prompts, task, config, key, notes, report, tuple(sources))

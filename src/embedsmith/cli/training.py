@@ -42,8 +42,11 @@ if TYPE_CHECKING:
 
 
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
-    "epochs steps batch learning_rate warmup schedule weight_decay gradient_norm dropout base_weight average runs "
-    "token_budget sharded compile precision seed checkpoint_seconds".split()
+    {
+        *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
+        *("dropout", "base_weight", "average", "runs", "token_budget", "sharded", "compile", "precision", "seed"),
+        "checkpoint_seconds",
+    }
 )
 
 
