@@ -187,20 +187,22 @@ KILLED_PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_training import run_killed
-run_killed({name!r}, {base!r}, {out!r}, on_progress=lambda progress: print(progress.step, flush=True))
+run_killed({name!r}, {steps}, {base!r}, {out!r}, on_progress=lambda progress: print(progress.step, flush=True))
 """
 
 
-def run_killed(name: str, base: str, out: str, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
-    """Train in one of the ways that are killed."""
-    rows, preparation = tuple(make_examples(60 if name == "two runs" else 120)), Preparation()
+def run_killed(
+    name: str, steps: int, base: str, out: str, on_progress: Callable[[Progress], None] | None = None
+) -> TrainingResult:
+    """Train in one of the ways that are killed, for about so many steps."""
+    config, preparation = KILLED_RUNS[name], Preparation()
+    rows = tuple(make_examples(steps * config.batch // config.runs))
     sources = [Source(rows, "pairs", {}, 0.0)]
     if name == "mixture":
         graded = tuple(ScoredPair(f"{w} {row}", f"price of the {w}", row / 48) for row, w in enumerate(WORDS * 4))
         sources = [Source(rows, "pairs", {"infonce": 1.0}, 3.0), Source(graded, "graded", {"cosent": 1.0}, 1.0)]
     if name == "adapters":
         preparation = Preparation(lora=LoraConfig(targets="all-linear"))
-    config = KILLED_RUNS[name]
     return train(sources, base=base, out=out, config=config, preparation=preparation, on_progress=on_progress)
 
 
@@ -218,17 +220,18 @@ def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp
 
 def kill_often(name: str, base: Path, folder: Path, kills: int, chance: random.Random) -> None:
     """Kill a run so many times; what it ends in has to be what an undisturbed one ends in, and nothing besides."""
-    whole = run_killed(name, str(base), str(folder / "whole"))
-    values = {"tests": str(Path(__file__).parent), "name": name, "base": str(base), "out": str(folder / "resumed")}
+    steps = 30 + 10 * kills
+    run_killed(name, steps, str(base), str(folder / "whole"))
+    values = {"name": name, "steps": steps, "base": str(base), "out": str(folder / "resumed")}
+    program = [sys.executable, "-c", KILLED_PROGRAM.format(tests=str(Path(__file__).parent), **values)]
     for _ in range(kills):
-        program = [sys.executable, "-c", KILLED_PROGRAM.format(**values)]
         with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(chance.randint(1, max(whole.steps // (kills + 1), 2))):
+            for _ in range(chance.randint(1, max(steps // (kills + 1), 2))):
                 process.stdout.readline()
             time.sleep(chance.random() * 0.05)
             os.kill(process.pid, signal.SIGKILL)
-    result = run_killed(name, str(base), str(folder / "resumed"))
+    result = run_killed(name, steps, str(base), str(folder / "resumed"))
     assert result.resumed_from > 0
     first, second = weights(folder / "whole"), weights(folder / "resumed")
     assert all(torch.equal(first[key], second[key]) for key in first), name
