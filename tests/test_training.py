@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -206,20 +208,15 @@ def run_killed(
     return train(sources, base=base, out=out, config=config, preparation=preparation, on_progress=on_progress)
 
 
-def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
-    """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint.
-
-    They are dealt out to the ways of training; with fewer kills than ways, to as many of these.
-    """
-    chance = random.Random(KILLS)
-    ways = chance.sample(sorted(KILLED_RUNS), k=len(KILLED_RUNS))
-    for place, name in enumerate(ways[:KILLS]):
-        base = tiny_model if name != "adapters" else write_decoder(tmp_path / "decoder")
-        kill_often(name, base, tmp_path / name, len(range(place, KILLS, len(ways))), chance)
+WAYS = random.Random(KILLS).sample(sorted(KILLED_RUNS), k=len(KILLED_RUNS))
+DEALT = Counter(name for name, _ in zip(cycle(WAYS), range(KILLS), strict=False))  # fewer kills than ways: fewer ways
 
 
-def kill_often(name: str, base: Path, folder: Path, kills: int, chance: random.Random) -> None:
-    """Kill a run so many times; what it ends in has to be what an undisturbed one ends in, and nothing besides."""
+@pytest.mark.parametrize("name", DEALT)
+def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint."""
+    base = tiny_model if name != "adapters" else write_decoder(tmp_path / "decoder")
+    folder, kills, chance = tmp_path / "runs", DEALT[name], random.Random(f"{KILLS} {name}")
     steps = 30 + 10 * kills
     run_killed(name, steps, str(base), str(folder / "whole"))
     values = {"name": name, "steps": steps, "base": str(base), "out": str(folder / "resumed")}
@@ -234,7 +231,7 @@ def kill_often(name: str, base: Path, folder: Path, kills: int, chance: random.R
     result = run_killed(name, steps, str(base), str(folder / "resumed"))
     assert result.resumed_from > 0
     first, second = weights(folder / "whole"), weights(folder / "resumed")
-    assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert all(torch.equal(first[key], second[key]) for key in first)
     assert sorted(path.name for path in folder.iterdir()) == ["resumed", "whole"]
 
 
