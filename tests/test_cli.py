@@ -46,6 +46,13 @@ def test_explain_prints_the_prompts_without_calling_anyone(log: Path) -> None:
     assert "Question: where is my pin" in row["prompts"][0]["user"]
 
 
+@pytest.mark.parametrize("value", ["lora.rank=8", "pooling=mean", "prompts.query=q: ", "temperature=.1", "guide=self"])
+def test_a_value_that_a_verifier_does_not_read_is_refused(log: Path, value: str) -> None:
+    refused = embedsmith("train", log, "--base", "none", "--out", "none", "--verifier", "--set", value)
+    assert refused.returncode == 2
+    assert f"{value.partition('=')[0].partition('.')[0]} with --verifier" in refused.stderr
+
+
 def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_path: Path, tiny_model: Path) -> None:
     with FaultyServer(faults={"thinking": 0.3}) as server:
         made = embedsmith(

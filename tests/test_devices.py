@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from embedsmith.batches import Source, localize
-from embedsmith.devices import Alone, deal, open_devices, require_shared
+from embedsmith.devices import WORKSPACE, Alone, deal, open_devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.examples import PositivePair
-from embedsmith.model import load_encoder, load_network
+from embedsmith.model import encoding_budget, load_encoder, load_network
 from embedsmith.objectives import parts_of
-from embedsmith.optimization import TrainingConfig, checkpoint_beside, optimize
+from embedsmith.optimization import TrainingConfig, Work, checkpoint_beside, optimize
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import layers_of
-from embedsmith.step import share_turns
+from embedsmith.step import choose_budget, share_turns
 from embedsmith.training import train
 from steps import CONFIGS, EVERYTHING, KILLED, KILLED_RUN, LORA, PAIRS, RUN, SHARDED, VARIANTS, WORDS, make_task, step
 
@@ -208,3 +208,82 @@ def test_torchrun_trains_the_model_that_one_process_trains(tiny_model: Path, tmp
     one, two, base = (load_encoder(spec).encode(texts) for spec in (tmp_path / "one", tmp_path / "two", tiny_model))
     np.testing.assert_allclose(one, two, atol=1e-5)
     assert np.abs(one - base).max() > 1e-4
+
+
+def settings() -> tuple[bool, bool, str | None]:
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), lenient, os.environ.get(WORKSPACE)
+
+
+def test_on_a_gpu_training_takes_deterministic_kernels_and_puts_back_what_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The switches only: no GPU was there when this was written."""
+    monkeypatch.delenv(WORKSPACE, raising=False)
+    within: list[object] = []
+
+    def fail() -> None:
+        with repeatable("cuda"):
+            within.append(settings())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert within == [(True, True, ":4096:8")]
+    assert settings() == (False, False, None)
+    with repeatable("cpu"):
+        assert settings() == (False, False, None)
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with repeatable("cuda"):
+            assert settings() == (True, False, ":16:8")  # errors stay errors
+        assert settings() == (True, False, ":16:8")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_is_repeatable_on_the_device_of_its_network(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(str(tiny_model), "logistic", replace(TrainingConfig(), steps=1))
+    asked: list[str] = []
+    monkeypatch.setattr("embedsmith.optimization.repeatable", lambda device: repeatable(asked.append(device) or "cuda"))
+    accumulate, seen = task.accumulate, []
+
+    def look(rows: Sequence[int], seed: int) -> tuple[float, Work]:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return accumulate(rows, seed)
+
+    monkeypatch.setattr(task, "accumulate", look)
+    optimize(task, TrainingConfig(steps=1), store=tmp_path / "store", key="")
+    assert (asked, seen, torch.are_deterministic_algorithms_enabled()) == (["cpu"], [True], False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "held", "budget", "why"),
+    [
+        (700, "cuda", 10**6, 700, "as asked"),
+        (0, "cpu", 10**6, 2048, "more do not pay on this cpu"),
+        (0, "mps", 10**6, 2048, "more do not pay on this mps"),
+        (0, "cuda", 10**6, 16384, "launched"),
+        (0, "cuda", 9000, 9000, "memory holds no more"),
+        (0, "cuda", 100, 2048, "memory holds no more"),
+    ],
+)
+def test_micro_batches_are_as_large_as_the_device_wants(
+    asked: int, device: str, held: int, budget: int, why: str
+) -> None:
+    found, reason = choose_budget(asked, device, held)
+    assert found == budget
+    assert f"{budget:,} padded tokens" in reason
+    assert why in reason
+
+
+def test_encoding_takes_larger_blocks_on_a_gpu() -> None:
+    assert encoding_budget("cuda") > encoding_budget("cpu") == 4096
+
+
+def test_the_size_of_micro_batches_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    result = train(PAIRS, base=tiny_model, out=tmp_path / "one", config=replace(RUN, token_budget=0, steps=1))
+    assert any(note.startswith("micro-batches of 2,048 padded tokens") for note in result.notes)

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from embedsmith.encoder import Encoder, encode_unique, pair_similarities
 from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
-from embedsmith.model import DEMO_MODEL, fingerprint_model, load_encoder, resolve_model
+from embedsmith.model import (
+    DEMO_MODEL,
+    describe_base,
+    fingerprint_model,
+    load_encoder,
+    load_network,
+    load_pair_network,
+    resolve_model,
+)
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 TEXTS = ["How do I freeze my card?", "", "word " * 400, "short", "How do I freeze my card?"]
@@ -26,11 +35,8 @@ def test_our_vectors_are_those_of_sentence_transformers() -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_modernbert_with_either_pooling_encodes_as_sentence_transformers_does(tmp_path: Path, pooling: str) -> None:
-    import torch
     from sentence_transformers.models import Pooling, Transformer
     from transformers import ModernBertConfig, ModernBertModel
-
-    from embedsmith.model import load_network
 
     torch.manual_seed(0)
     config = ModernBertConfig(
@@ -99,3 +105,31 @@ def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, 
     content[-1] ^= 1
     weights.write_bytes(content)
     assert fingerprint_model(copy) != fingerprint_model(tiny_model)
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def half(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> tuple[Path, str]:
+    """The tiny model as a folder in half precision, and how its numbers are called."""
+    network = SentenceTransformer(str(tiny_model)).to(getattr(torch, request.param))
+    network.save_pretrained(str(tmp_path / "half"), create_model_card=False)
+    return tmp_path / "half", request.param
+
+
+def test_a_folder_in_half_precision_is_read_in_float32_and_that_is_said(half: tuple[Path, str]) -> None:
+    folder, numbers = half
+    assert {weight.dtype for weight in load_network(folder).parameters()} == {torch.float32}
+    wide = SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32})
+    np.testing.assert_allclose(load_encoder(folder).encode(TEXTS), wide.encode(TEXTS), atol=1e-5)
+    assert load_encoder(folder, precision="bf16").encode(TEXTS).dtype == np.float32
+    (note,) = describe_base(folder)
+    assert numbers in note
+    assert "saved in float32" in note
+
+
+def test_a_folder_in_float32_leaves_nothing_to_say(tiny_model: Path) -> None:
+    assert describe_base(tiny_model) == ()
+
+
+def test_a_pair_network_is_read_in_float32(half: tuple[Path, str]) -> None:
+    network = load_pair_network(half[0], seed=0)
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from embedsmith.adapters import LoraConfig
-from embedsmith.batches import Prompts
+from embedsmith.batches import Prompts, Source
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
+from embedsmith.examples import PositivePair
 from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import PLAIN, change, read_recipe, recipe_names, write_recipe
@@ -30,6 +32,7 @@ def test_the_published_values_of_the_small_language_models() -> None:
     assert (config.temperature, config.learning_rate, config.schedule) == (0.05, 5e-5, "cosine")
     assert (config.steps, config.weight_decay, recipe.preparation.max_length) == (1000, 1e-4, 150)
     assert round(config.steps * config.warmup) == 100
+    assert config.dropout is None  # the trainer leaves Phi-2 its own
 
 
 def test_the_published_values_of_e5_mistral() -> None:
@@ -59,8 +62,17 @@ def test_values_are_set_by_name_whichever_table_they_are_in() -> None:
     config, preparation = changed.configure(), changed.preparation
     assert (config.temperature, config.dimensions, config.guide) == (0.02, (64, 32), "self")
     assert preparation.lora == LoraConfig(rank=4)
-    assert (preparation.pooling, preparation.prompts.query) == ("mean", "ask:")
+    assert (preparation.pooling, preparation.prompts.query) == ("mean", "ask: ")
     assert config.margin == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [("query: ", "query: "), (" query: ", " query: "), ('"query: "', "query: "), ('"a\\nb" ', "a\nb"), ("7", "7")],
+)
+def test_a_prompt_keeps_its_spaces(given: str, prompt: str) -> None:
+    """E5's input is "query: how …", and "query:how …" is another one."""
+    assert change(PLAIN, [f"prompts.query={given}"]).preparation.prompts.query == prompt
 
 
 @pytest.mark.parametrize(
@@ -71,6 +83,7 @@ def test_values_are_set_by_name_whichever_table_they_are_in() -> None:
         ("lora.rnk=1", "rnk"),
         ("gradient_accumulation_steps=16", "gradient_accumulation_steps"),
         ("warmup=100", "warmup is 100"),
+        ("epochs=many", "epochs is 'many'"),
     ],
 )
 def test_what_is_wrong_is_named(assignment: str, found: str) -> None:
@@ -85,6 +98,28 @@ def test_a_run_is_written_so_that_it_can_be_repeated(tmp_path: Path) -> None:
     again = read_recipe(tmp_path / "recipe.toml")
     assert again.preparation == preparation
     assert again.configure() == config
+
+
+def test_what_was_trained_on_is_recorded_and_a_recipe_with_it_can_be_read(tmp_path: Path) -> None:
+    rows = (PositivePair("a", "b"), PositivePair("c", "d"))
+    sources = [
+        Source(rows, "x/pairs.jsonl", {"infonce": 1.0}, 3.0),
+        Source(rows[:1], 'the "graded"', {"cosent": 0.5}, 1.0, Prompts("q: "), symmetric=True),
+    ]
+    (tmp_path / "recipe.toml").write_text(write_recipe(TrainingConfig(), Preparation(), sources), encoding="utf-8")
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert tomllib.loads(recipe.text)["sources"] == [
+        {"name": "x/pairs.jsonl", "examples": 2, "losses": {"infonce": 1.0}, "weight": 3.0},
+        {
+            "name": 'the "graded"',
+            "examples": 1,
+            "losses": {"cosent": 0.5},
+            "weight": 1.0,
+            "prompts": {"query": "q: ", "document": ""},
+            "symmetric": True,
+        },
+    ]
+    assert recipe.configure() == TrainingConfig()
 
 
 @pytest.mark.parametrize(

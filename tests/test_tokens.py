@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedsmith.model import DEMO_MODEL, load_network
-from embedsmith.tokens import BLOCK_PRICE, cut_microbatches, tokenize
+from embedsmith.tokens import BLOCK_PRICE, Tokens, cut_microbatches, tokenize
 
 
 def test_texts_of_like_length_share_a_microbatch() -> None:
@@ -56,6 +56,17 @@ def test_padded_ids_are_those_of_the_tokenizer(left: bool) -> None:
     assert (ids == reference["input_ids"]).all()
     assert (mask == reference["attention_mask"]).all()
     assert tokens.truncated.tolist() == [False, False, False, True]
+
+
+def test_a_block_reads_the_offsets_of_its_own_texts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step cuts and pads some texts of millions: what it does may not grow with all of them."""
+    tokens = Tokens(np.arange(9, dtype=np.int32), np.array([0, 2, 2, 6, 9]), np.zeros(4, dtype=np.bool_))
+    assert tokens.lengths.tolist() == [2, 0, 4, 3]
+    monkeypatch.setattr(Tokens, "lengths", property(lambda _: pytest.fail("all lengths were made")))
+    assert tokens.lengths_of(np.array([3, 0, 1])).tolist() == [3, 2, 0]
+    ids, mask = tokens.padded(np.array([3, 0]), fill=-1)
+    assert ids.tolist() == [[6, 7, 8], [0, 1, -1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_a_text_that_just_fits_is_not_called_truncated() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,22 +25,28 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Prompts, Source
+from embedsmith.cards import CardFacts
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
-from embedsmith.model import load_encoder
+from embedsmith.model import load_encoder, load_network
+from embedsmith.optimization import optimize
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import read_recipe
 from embedsmith.training import (
     Progress,
     TrainingConfig,
+    TrainingResult,
     choose_batch,
     config_from,
     learning_rate_at,
     train,
 )
+from steps import make_task
+from tiny_decoders import write_decoder
 
 WORDS = ["card", "pin", "bank", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account"]
 CONFIG = TrainingConfig(batch=4, runs=1, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
@@ -79,16 +92,6 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
     config = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0, average=0.9)
     train(make_examples(), base=tiny_model, out=tmp_path / "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def kill_at(step: int) -> object:
-        def check(progress: Progress) -> None:
-            if progress.step == step:
-                raise Killed
-
-        return check
-
     for step in (3, 6, 7, 10):
         with pytest.raises(Killed):
             train(
@@ -104,34 +107,149 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tiny_model: Path, tmp
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.parametrize("where", ["a weight", "an embedding"])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The loss may be finite all the same: the slope of a root at 0, a product that overflows on its way back."""
+    config = replace(CONFIG, losses={"logistic": 1.0}, batch=len(WORDS), steps=3, epochs=3)
+    task = make_task(str(tiny_model), "logistic", config)
+    before = {name: weight.detach().clone() for name, weight in task.network.named_parameters()}
+    if where == "a weight":
+        next(task.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    else:
+        monkeypatch.setattr("embedsmith.step.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
+    with pytest.raises(EmbedsmithError, match="gradient of step 0 is nan"):
+        optimize(task, config, store=tmp_path / "store", key="")
+    assert all(torch.equal(before[name], weight) for name, weight in task.network.named_parameters())
+
+
+class Killed(Exception):
+    """What stops a run in these tests."""
+
+
+def kill_at(step: int) -> Callable[[Progress], None]:
+    def check(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return check
+
+
+def test_a_mixture_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", row / 12) for row, word in enumerate(WORDS))
+    pairs = Source(tuple(make_examples()), "pairs", {"infonce": 1.0}, 3.0)
+
+    def run(weight: float, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
+        sources = [pairs, Source(graded, "graded", {"cosent": 1.0}, weight)]
+        return train(sources, base=tiny_model, out=tmp_path / "m", config=CONFIG, on_progress=on_progress)
+
+    with pytest.raises(Killed):
+        run(1.0, kill_at(5))
+    with pytest.raises(Killed):
+        run(1.0, kill_at(6))  # the same weights go on
+    result = run(9.0)
+    assert result.resumed_from == 0
+    (told,) = [finding for finding in result.findings if finding.name == "checkpoint-of-another-run"]
+    assert "at step 6" in told.found
+
+
+def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
+    guide = tmp_path / "guide"
+    shutil.copytree(tiny_model, guide)
+    rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+    config = replace(CONFIG, guide=str(guide), losses={"infonce": 1.0})
+    with pytest.raises(Killed):
+        train(rows, base=tiny_model, out=tmp_path / "m", config=config, on_progress=kill_at(2))
+    network = load_network(guide)
+    torch.nn.init.zeros_(next(network.parameters()))
+    network.save_pretrained(str(guide), create_model_card=False)
+    assert train(rows, base=tiny_model, out=tmp_path / "m", config=config).resumed_from == 0
+
+
+def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Path, tmp_path: Path) -> None:
+    half = tmp_path / ".model.new"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / ".model.checkpoint.tmp").write_bytes(b"torn")
+    train(make_examples(8), base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4, precision="fp32"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))  # `make kills` raises it
-KILLED_RUN = """
+KILLED = TrainingConfig(batch=4, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0)
+KILLED_RUNS = {
+    "two runs": replace(KILLED, runs=2),
+    "average": replace(KILLED, average=0.9),
+    "gradient caching": replace(KILLED, token_budget=40, held_tokens=60),
+    "mixture": replace(KILLED, losses={}),
+    "adapters": replace(KILLED, losses={"infonce": 1.0}),
+}
+KILLED_PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_training import KILLED, make_examples
-from embedsmith.training import train
-train(make_examples(400), base={base!r}, out={out!r}, config=KILLED,
-      on_progress=lambda progress: print(progress.step, flush=True))
+from test_training import run_killed
+run_killed({name!r}, {steps}, {base!r}, {out!r}, on_progress=lambda progress: print(progress.step, flush=True))
 """
-KILLED = TrainingConfig(batch=4, runs=2, dropout=0.1, learning_rate=1e-3, checkpoint_seconds=0.0)
 
 
-def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+def run_killed(
+    name: str, steps: int, base: str, out: str, on_progress: Callable[[Progress], None] | None = None
+) -> TrainingResult:
+    """Train in one of the ways that are killed, for about so many steps."""
+    config, preparation = KILLED_RUNS[name], Preparation()
+    rows = tuple(make_examples(steps * config.batch // config.runs))
+    sources = [Source(rows, "pairs", {}, 0.0)]
+    if name == "mixture":
+        graded = tuple(ScoredPair(f"{w} {row}", f"price of the {w}", row / 48) for row, w in enumerate(WORDS * 4))
+        sources = [Source(rows, "pairs", {"infonce": 1.0}, 3.0), Source(graded, "graded", {"cosent": 1.0}, 1.0)]
+    if name == "adapters":
+        preparation = Preparation(lora=LoraConfig(targets="all-linear"))
+    return train(sources, base=base, out=out, config=config, preparation=preparation, on_progress=on_progress)
+
+
+WAYS = random.Random(KILLS).sample(sorted(KILLED_RUNS), k=len(KILLED_RUNS))
+DEALT = Counter(name for name, _ in zip(cycle(WAYS), range(KILLS), strict=False))  # fewer kills than ways: fewer ways
+
+
+@pytest.mark.parametrize("name", DEALT)
+def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """Kills fall a random number of steps and a random time after the start: in a step or in a checkpoint."""
-    whole = train(make_examples(400), base=tiny_model, out=tmp_path / "whole", config=KILLED)
-    script = KILLED_RUN.format(tests=str(Path(__file__).parent), base=str(tiny_model), out=str(tmp_path / "resumed"))
-    chance = random.Random(KILLS)
-    for _ in range(KILLS):
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    base = tiny_model if name != "adapters" else write_decoder(tmp_path / "decoder")
+    folder, kills, chance = tmp_path / "runs", DEALT[name], random.Random(f"{KILLS} {name}")
+    steps = 30 + 10 * kills
+    run_killed(name, steps, str(base), str(folder / "whole"))
+    values = {"name": name, "steps": steps, "base": str(base), "out": str(folder / "resumed")}
+    program = [sys.executable, "-c", KILLED_PROGRAM.format(tests=str(Path(__file__).parent), **values)]
+    for _ in range(kills):
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(chance.randint(1, max(whole.steps // (KILLS + 1), 2))):
+            for _ in range(chance.randint(1, max(steps // (kills + 1), 2))):
                 process.stdout.readline()
             time.sleep(chance.random() * 0.05)
             os.kill(process.pid, signal.SIGKILL)
-    result = train(make_examples(400), base=tiny_model, out=tmp_path / "resumed", config=KILLED)
+    result = run_killed(name, steps, str(base), str(folder / "resumed"))
     assert result.resumed_from > 0
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    first, second = weights(folder / "whole"), weights(folder / "resumed")
     assert all(torch.equal(first[key], second[key]) for key in first)
+    assert sorted(path.name for path in folder.iterdir()) == ["resumed", "whole"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("numbers", [torch.float16, torch.bfloat16])
+def test_a_base_in_half_precision_is_trained_and_saved_in_float32(
+    tiny_model: Path, tmp_path: Path, numbers: torch.dtype, precision: Literal["fp32", "bf16"]
+) -> None:
+    """Trained as it is, bfloat16 loses nine updates of ten to rounding, and autocast refuses float16."""
+    SentenceTransformer(str(tiny_model)).to(numbers).save_pretrained(str(tmp_path / "half"), create_model_card=False)
+    config = replace(CONFIG, precision=precision, learning_rate=1e-5)
+    result = train(make_examples(), base=tmp_path / "half", out=tmp_path / "model", config=config)
+    before, after = weights(tmp_path / "half"), weights(tmp_path / "model")
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    dense = [name for name in before if name.endswith("dense.weight") and "encoder" in name]
+    moved = [float((before[name].float() != after[name]).float().mean()) for name in dense]
+    assert min(moved) > 0.9
+    assert any(f"saved in {str(numbers)[6:]}" in note for note in result.notes)
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
@@ -228,6 +346,58 @@ def test_steps_end_the_run_and_the_recipe_lies_in_the_folder(tiny_model: Path, t
     assert SentenceTransformer(str(tmp_path / "model")).prompts["query"] == "ask: "
 
 
+def test_the_folder_records_each_source_with_its_loss_and_weight(tiny_model: Path, tmp_path: Path) -> None:
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", row / 12) for row, word in enumerate(WORDS))
+    sources = [Source(tuple(make_examples(8)), "pairs", {"infonce": 1.0}, 1.0), Source(graded, "graded", {}, 3.0)]
+    facts = CardFacts("a-base", 28, "two files.")
+    train(sources, base=tiny_model, out=tmp_path / "model", config=CONFIG, card=facts)
+    stored = tomllib.loads(read_recipe(tmp_path / "model" / "recipe.toml").text)["sources"]
+    assert stored == [
+        {"name": "pairs", "examples": 16, "losses": {"infonce": 1.0}, "weight": 1.0},
+        {"name": "graded", "examples": 12, "losses": {"cosent": 1.0}, "weight": 3.0},
+    ]
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert json.loads(card.partition("```json\n")[2].partition("```")[0])["sources"] == stored
+
+
+@pytest.mark.parametrize("name", ["search", "query"])
+def test_a_default_prompt_of_the_base_gives_way_to_the_prompts_of_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    base = SentenceTransformer(str(tiny_model), prompts={name: "search: "}, default_prompt_name=name)
+    base.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    monkeypatch.setattr("embedsmith.training.MAPPED", 1)
+    preparation = Preparation(prompts=Prompts("query: ", "passage: "))
+    given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": CONFIG, "preparation": preparation}
+    rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+    with pytest.raises(Killed):
+        train(rows, **given, on_progress=kill_at(1))
+    seen = np.load(tmp_path / "model.tokens" / "ids.npy")
+    tokenizer = base.tokenizer
+    assert tokenizer.decode(seen[: len(tokenizer("query: card one")["input_ids"])]) == "[CLS] query : card one [SEP]"
+    result = train(rows, **given)
+    assert "the base's default prompt 'search: ' is left out: the run has prompts of its own" in result.notes
+    again = SentenceTransformer(str(tmp_path / "model"))
+    assert again.prompts == {"query": "query: ", "document": "passage: "}
+    theirs = again.encode_query(["one"], normalize_embeddings=True)
+    np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(["query: one"]), theirs, atol=1e-5)
+
+
+def test_what_is_trained_with_a_prompt_on_both_sides_is_read_with_it_ever_after(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Labelled pairs have the query's prompt on both sides; who encodes without a word of prompts gets it as well."""
+    preparation = Preparation(prompts=Prompts("query: ", "passage: "))
+    rows = [LabelledPair(f"{word} one", f"{word} two", place % 2) for place, word in enumerate(WORDS)]
+    train(rows, base=tiny_model, out=tmp_path / "model", config=CONFIG, preparation=preparation)
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.default_prompt_name, saved.prompts) == ("query", {"query": "query: ", "document": "passage: "})
+    encoder = load_encoder(tmp_path / "model")
+    assert isinstance(encoder, TorchEncoder)
+    plain = TorchEncoder(encoder.network, prompt="")
+    np.testing.assert_allclose(encoder.encode(["card one"]), plain.encode(["query: card one"]), atol=1e-5)
+
+
 def test_a_guide_model_masks_what_it_takes_for_answers(tiny_model: Path, tmp_path: Path) -> None:
     rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
     plain = train(rows, base=tiny_model, out=tmp_path / "plain", config=replace(CONFIG, steps=1))
@@ -241,14 +411,8 @@ def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(
 ) -> None:
     monkeypatch.setattr("embedsmith.training.MAPPED", 1)
 
-    class Killed(Exception):
-        pass
-
-    def kill(progress: Progress) -> None:
-        raise Killed
-
     with pytest.raises(Killed):
-        train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill)
+        train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill_at(1))
     assert (tmp_path / "model.tokens" / "ids.npy").is_file()
     monkeypatch.setattr("embedsmith.training.tokenize_for", None)  # nobody tokenises again
     train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG)

@@ -196,7 +196,7 @@ def prompt_alone(sources: Sequence[Source], prompts: Prompts) -> str:
     found: Counter[str] = Counter()
     for source in sources:
         for example in source.examples:
-            query, _ = prompts_of(example, prompts, symmetric=source.symmetric)
+            query, _ = prompts_of(example, source.prompts or prompts, symmetric=source.symmetric)
             alike = not isinstance(example, (PositivePair, Triplet)) if source.symmetric is None else source.symmetric
             found[query] += alike
     return found.most_common(1)[0][0] if found.total() else ""

@@ -23,12 +23,20 @@ class Checkpoint:
     memory: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whose checkpoint a file is, and after how many steps it was written."""
+
+    key: str
+    step: int
+
+
 def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     """Write a checkpoint that is whole or absent; `key` names the run it belongs to."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _unfinished(path)
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory}
     save_file(tensors, str(temporary), metadata=about)
@@ -58,6 +66,25 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
         return None
 
 
+def read_about(path: Path) -> About | None:
+    """Return whose checkpoint lies at `path`, or None when there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="np") as file:
+            about = file.metadata() or {}
+    except SafetensorError:
+        return None
+    return About(about.get("key", ""), int(about.get("step", "0")))
+
+
 def remove_checkpoint(path: Path) -> None:
-    """Delete the checkpoint of a finished run."""
+    """Delete the checkpoint of a finished run, and what a kill left of one that was being written."""
     path.unlink(missing_ok=True)
+    _unfinished(path).unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")

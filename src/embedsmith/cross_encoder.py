@@ -50,6 +50,7 @@ from embedsmith.optimization import (
 from embedsmith.quantization import quantize
 from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
+from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, tokenize_pairs
 from embedsmith.training import TrainingResult, describe_truncation, make_result
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport
@@ -119,7 +120,7 @@ def train_verifier(
     config = config or TrainingConfig()
     if config.compile:
         raise ConfigurationError("compile for a verifier is not offered", action="leave compile out")
-    config = replace(config, batch=config.batch or BATCH)
+    config = replace(config, batch=config.batch or BATCH, token_budget=config.token_budget or BUDGET)
     _require_pairs(examples)
     data = collect_rows(examples)
     pairs = [pair for row in data.rows for pair in pairs_of(row)]

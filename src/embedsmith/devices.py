@@ -7,8 +7,9 @@ and their devices through accelerate; one alone needs neither. Each holds all we
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from embedsmith.tokens import Index
 if TYPE_CHECKING:
     import torch
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 BUCKET = 2**23  # numbers that are summed across processes at once: 32 MB in float32
 
 
@@ -125,6 +127,30 @@ def open_devices(*, sharded: bool = False) -> Devices:
             action="torchrun --nproc-per-node 2 -m embedsmith train …, or leave sharded out",
         )
     return Alone()
+
+
+@contextlib.contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """Have torch take the kernels that give the same bits each time, and what was set before afterwards.
+
+    A CPU's do that by themselves with the same number of threads. On a GPU ("cuda") what has no such kernel warns and
+    runs all the same. The workspace is what NVIDIA asks for where streams share a cuBLAS handle.
+    """
+    if device != "cuda":
+        yield
+        return
+    import torch
+
+    was, lenient = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(WORKSPACE)
+    os.environ.setdefault(WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=lenient or not was)  # who asked for errors gets errors
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=lenient)
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
 
 
 def deal(weights: Index, size: int) -> list[list[int]]:

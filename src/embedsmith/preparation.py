@@ -14,10 +14,12 @@ from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts
 from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
 from embedsmith.errors import ConfigurationError
-from embedsmith.model import SIDES, Precision, describe_base, load_network, save_network
+from embedsmith.model import SIDES, Precision, default_prompt, describe_base, load_network, save_network
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+ALONE = "alone"  # the prompt of a text that is neither query nor document, where it is not the query's
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,19 @@ def _known(kind: type[Any], values: Mapping[str, Any], what: str) -> Mapping[str
 
 
 def prepare(
-    base: str | Path, preparation: Preparation, *, precision: Precision, seed: int, attention: str | None = None
+    base: str | Path,
+    preparation: Preparation,
+    *,
+    precision: Precision,
+    seed: int,
+    attention: str | None = None,
+    own_prompts: bool = False,
 ) -> Prepared:
-    """Return the network at `base`, prepared; adapters are drawn from `seed`."""
+    """Return the network at `base`, prepared; adapters are drawn from `seed`.
+
+    Args:
+        own_prompts: the texts come with prompts, so the base's default prompt is not put before them as well.
+    """
     choices: dict[str, Any] = {
         "attention": attention,
         "pooling": preparation.pooling,
@@ -84,6 +96,11 @@ def prepare(
     }
     notes = list(describe_base(base, **choices, max_length=preparation.max_length))
     network = load_network(base, **choices)
+    default = default_prompt(network)
+    if own_prompts:
+        network.default_prompt_name = None
+    if own_prompts and default:
+        notes.append(f"the base's default prompt {default!r} is left out: the run has prompts of its own")
     if preparation.max_length:
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
         network.max_seq_length = preparation.max_length
@@ -100,11 +117,26 @@ def prepare(
 
 
 def save_prepared(
-    prepared: Prepared, out: Path | str, *, prompts: Prompts, card: str, files: Mapping[str, str] | None = None
+    prepared: Prepared,
+    out: Path | str,
+    *,
+    prompts: Prompts,
+    card: str,
+    alone: str = "",
+    files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the trained network as a sentence-transformers folder with its prompts, and `files` by name."""
+    """Write the trained network as a sentence-transformers folder with its prompts, and `files` by name.
+
+    Args:
+        alone: what goes before a text that is neither query nor document; the folder's default prompt.
+    """
     network, preparation = prepared.network, prepared.preparation
     if preparation.lora is not None and preparation.merge:
         network = merge_lora(network)
     named = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
-    return save_network(network, out, card=card, prompts=named if any(named.values()) else None, files=files)
+    default = None
+    if alone:
+        default = SIDES[0] if alone == prompts.query else ALONE
+        named[default] = alone
+    given = named if any(named.values()) else None
+    return save_network(network, out, card=card, prompts=given, default=default, files=files)

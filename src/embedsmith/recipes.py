@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import plain
+from embedsmith.batches import Source
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.optimization import KEPT, TrainingConfig, config_from
 from embedsmith.preparation import Preparation, preparation_from
 
-TABLES = ("about", "training", "preparation", "small")
+TABLES = ("about", "training", "preparation", "small", "sources")
 PREPARING = frozenset(item.name for item in fields(Preparation))
 
 
@@ -62,7 +63,7 @@ def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe
         if not separator:
             raise ConfigurationError(f"--set {assignment}", expected="key=value, as in temperature=0.02")
         table, _, name = key.strip().removeprefix("preparation.").rpartition(".")
-        value = _read_value(text.strip())
+        value = _read_text(text) if table == "prompts" else _read_value(text.strip())
         if table in {"lora", "prompts"}:
             preparing[table] = {**preparing.get(table, {}), name: value}
         elif key.strip().startswith("preparation.") or name in PREPARING:
@@ -75,6 +76,12 @@ def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe
     return changed
 
 
+def _read_text(text: str) -> str:
+    """Return a prompt as it was given, spaces included ("query: " and "query:" are different inputs), or unquoted."""
+    value = _read_value(text.strip())
+    return value if isinstance(value, str) and value != text.strip() else text
+
+
 def _read_value(text: str) -> Any:
     """Return what TOML makes of `text`, or the text itself where it is no TOML value: .02, [64, 32], mean."""
     number = f"0{text}" if text.startswith(".") else text
@@ -84,8 +91,12 @@ def _read_value(text: str) -> Any:
         return text
 
 
-def write_recipe(config: TrainingConfig, preparation: Preparation) -> str:
-    """Return the TOML of a run: `read_recipe` gives back the same configuration and preparation."""
+def write_recipe(config: TrainingConfig, preparation: Preparation, sources: Sequence[Source] = ()) -> str:
+    """Return the TOML of a run: `read_recipe` gives back the same configuration and preparation.
+
+    Args:
+        sources: what was trained on, with the losses that were chosen; a record, since a recipe names no files.
+    """
     training = {name: KEPT if value is None else value for name, value in plain(config).items()}
     lines = ['about = "what this model was trained with"', *_table("training", training)]
     values = plain(preparation)
@@ -93,7 +104,18 @@ def write_recipe(config: TrainingConfig, preparation: Preparation) -> str:
     lines += _table("preparation", values)
     for name, table in nested.items():
         lines += _table(f"preparation.{name}", table) if table else []
+    if sources:
+        lines += ["", "# What it was trained on. This is not read again: name the files anew, FILE:LOSS:WEIGHT each."]
+    for source in sources:
+        lines += _table("[sources]", describe_source(source))
     return "\n".join(lines) + "\n"
+
+
+def describe_source(source: Source) -> dict[str, Any]:
+    """Return what a run took of a source: its losses and their weights, its share, its prompts."""
+    own = {"prompts": plain(source.prompts), "symmetric": source.symmetric}
+    found = {"name": source.name, "examples": len(source.examples), "losses": dict(source.losses)}
+    return found | {"weight": source.weight} | {name: value for name, value in own.items() if value is not None}
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:

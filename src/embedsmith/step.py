@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from embedsmith.packing import Packer
 
+BUDGET = 2048  # padded tokens a micro-batch; on a CPU more do not pay (docs/log.md)
+GPU_BUDGET = 16384  # fewer leave a large GPU waiting for the next launch
 SAMPLE = 1024  # texts of which the longest show what activations take
 MEMORY_SHARE = 4  # activations may take a quarter of the memory
 
@@ -56,6 +58,7 @@ class EmbeddingTask:
         self.packer = packer
         self.plan, self.config, self.precision = plan, config, precision
         self.guide, self.devices = guide, devices or Alone()
+        self.budget = config.token_budget or BUDGET
         self.watch = Watch()
 
     def count(self) -> int:
@@ -78,8 +81,7 @@ class EmbeddingTask:
                 loss.backward()  # type: ignore[no-untyped-call]
         gradient = embeddings.grad if embeddings.grad is not None else embeddings.detach() * 0
         self.devices.sum([gradient, value])
-        if bool(gradient.isfinite().all()):
-            pool.backward(gradient)
+        pool.backward(gradient)  # what is not finite in it is found in the weights' gradients, and ends the run
         total = float(embeddings.detach().sum(dim=0).square().sum())
         sources = tuple(sorted({row.source for row in local}))
         self.watch.see(float(value), mean_cosine(total, len(embeddings)), sources)
@@ -87,11 +89,11 @@ class EmbeddingTask:
 
     def cut(self, texts: Index) -> tuple[list[Index], Index]:
         """Return the blocks that texts are encoded in, as positions in `texts`, and the tokens of each with padding."""
-        lengths = self.tokens.lengths[texts]
+        lengths = self.tokens.lengths_of(texts)
         if self.packer is not None:
-            blocks = cut_packed(lengths, self.config.token_budget)
+            blocks = cut_packed(lengths, self.budget)
             return blocks, np.array([int(lengths[block].sum()) for block in blocks])
-        blocks = cut_microbatches(lengths, self.config.token_budget)
+        blocks = cut_microbatches(lengths, self.budget)
         return blocks, np.array([int(lengths[block].max()) * len(block) for block in blocks])
 
     def encode(self, texts: Index) -> torch.Tensor:
@@ -123,7 +125,7 @@ class _Pool:
     def __init__(self, task: EmbeddingTask, texts: Index, seed: int) -> None:
         self.task, self.texts, self.seed = task, texts, seed
         self.blocks, padded = task.cut(texts)
-        self.work = Work(int(task.tokens.lengths[texts].sum()), int(padded.sum()))
+        self.work = Work(int(task.tokens.lengths_of(texts).sum()), int(padded.sum()))
         self.hands = deal(padded, task.devices.size)
         turns, kept = share_turns(self.hands, padded, task.config.held_tokens, task.devices)
         self.held, self.again = turns[:kept], turns[kept:]
@@ -223,11 +225,29 @@ def choose_held(
     """
     if config.held_tokens:
         return config.held_tokens, (f"activations of {config.held_tokens:,} padded tokens are kept, as asked",)
-    size = measure_activations(network, tokens, config.token_budget, precision, packer)
+    budget = config.token_budget or BUDGET
+    size = measure_activations(network, tokens, budget, precision, packer)
     memory = _memory(network.device) // MEMORY_SHARE
-    held = max(int(memory // max(size, 1)), config.token_budget)
+    held = max(int(memory // max(size, 1)), budget)
     note = f"activations take {size / 1024:,.0f} KB a token: {memory / 2**30:.1f} GB hold {held:,} padded tokens"
     return held, (note,)
+
+
+def choose_budget(asked: int, device: str, held: int) -> tuple[int, str]:
+    """Return the padded tokens of a micro-batch and the reason.
+
+    Args:
+        asked: what the user asked for, 0 where nothing.
+        device: "cpu", "cuda", …
+        held: padded tokens whose activations fit into memory: a micro-batch on its way back has to.
+    """
+    if asked:
+        return asked, f"micro-batches of {asked:,} padded tokens, as asked"
+    if device != "cuda":
+        return BUDGET, f"micro-batches of {BUDGET:,} padded tokens: more do not pay on this {device}"
+    budget = max(min(held, GPU_BUDGET), BUDGET)
+    why = "fewer are done before the next are launched" if budget == GPU_BUDGET else "its memory holds no more"
+    return budget, f"micro-batches of {budget:,} padded tokens: {why}"
 
 
 def measure_activations(

@@ -41,9 +41,13 @@ class Tokens:
         """Tokens per text, (n,) int64."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: Index) -> Index:
+        """Return the tokens of texts `rows`; reads their offsets only, where `lengths` reads all of them."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def padded(self, rows: Index, *, fill: int, left: bool = False) -> tuple[Index, Index]:
         """Return (ids, mask) of texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         width = int(lengths.max())
         columns = np.arange(width)
         starts = self.offsets[rows][:, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from embedsmith.artifacts import fingerprint
 from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, prompt_alone, saved_prompts
 from embedsmith.cards import CardFacts, write_card
-from embedsmith.checkpoints import remove_checkpoint
+from embedsmith.checkpoints import read_about, remove_checkpoint
 from embedsmith.checks import (
     BATCHES,
     Finding,
@@ -50,10 +50,10 @@ from embedsmith.optimization import (
 )
 from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
-from embedsmith.recipes import write_recipe
+from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.step import EmbeddingTask, choose_held, describe_pool
+from embedsmith.step import EmbeddingTask, choose_budget, choose_held, describe_pool
 from embedsmith.tokens import Tokens, read_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ __all__ = [
 ]
 MAPPED = 2**20  # token ids that are worth a file
 IN_BATCH = 8  # rows a batch at least where its rows are each other's negatives; one row alone has none
+NO_MODEL = frozenset({"", "self"})  # guides that are no other model
 LARGEST_BATCH, FEWEST_STEPS = 16, 45  # what the automatic batch size keeps to (docs/log.md)
 
 
@@ -162,7 +163,7 @@ def train(
         InputError: no usable example, a validation row among them, or a finding that leaves nothing to train on.
         ModelError: the base cannot be loaded. ConfigurationError: a setting that cannot work, or the run diverges.
         ModelRefused: the model is below its base on the validation rows; nothing is written.
-        EmbedsmithError: the loss is not finite.
+        EmbedsmithError: the loss or a gradient is not finite.
     """
     apart = Report() if retention is None else _check_retention(retention, examples, config, held_out)
     ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
@@ -187,8 +188,9 @@ def train(
     prepared = _make_whole(ready.prepared, ready.build, devices)
     choice = keeper.choice if keeper is not None else None
     if devices.rank == 0:
-        files = {"recipe.toml": write_recipe(ready.config, prepared.preparation)}
-        save_prepared(prepared, out, prompts=ready.prompts, card=_write_card(card, choice), files=files)
+        files = {"recipe.toml": write_recipe(ready.config, prepared.preparation, ready.sources)}
+        told = _write_card(card, choice, ready.sources)
+        save_prepared(prepared, out, prompts=ready.prompts, alone=ready.alone, card=told, files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
@@ -243,11 +245,12 @@ def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | Non
     )
 
 
-def _write_card(card: str | CardFacts | None, choice: Choice | None) -> str:
+def _write_card(card: str | CardFacts | None, choice: Choice | None, sources: Sequence[Source]) -> str:
     if not isinstance(card, CardFacts):
         return card or ""
     figures = card_figures(choice) if choice is not None else {}
-    return write_card(replace(card, figures={**card.figures, **figures}))
+    configuration = {**card.configuration, "sources": [describe_source(source) for source in sources]}
+    return write_card(replace(card, configuration=configuration, figures={**card.figures, **figures}))
 
 
 def rehearse(
@@ -302,6 +305,7 @@ class _Ready:
     key: str
     notes: tuple[str, ...]
     report: Report
+    sources: tuple[Source, ...]  # with their losses settled
 
 
 def _make_ready(
@@ -331,15 +335,26 @@ def _make_ready(
     keep_memory()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
-    build = partial(prepare, base, preparation, precision=precision, seed=config.seed, attention=best_attention())
+    build = partial(
+        prepare,
+        base,
+        preparation,
+        precision=precision,
+        seed=config.seed,
+        attention=best_attention(),
+        own_prompts=_have_prompts(sources, preparation.prompts),
+    )
     prepared = build()
     network = prepared.network
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
     stop_on_errors(report.findings)
     settings = replace(config, sharded=False)  # a checkpoint holds whole weights either way
-    key = fingerprint([data, losses, fingerprint_model(base), settings, preparation, precision])
+    weights = tuple(source.weight for source in sources)
+    guide = "" if config.guide in NO_MODEL else fingerprint_model(config.guide)
+    key = fingerprint([data, losses, weights, fingerprint_model(base), guide, settings, preparation, precision])
+    report += report_of(check_checkpoint(checkpoint_beside(out), key))
     tokens = _tokenize_once(network, data.texts, out, key, devices)
-    plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
+    plan = Plan(config.batch, weights, config.mixing)
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
@@ -349,13 +364,14 @@ def _make_ready(
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
+    budget, budget_note = choose_budget(config.token_budget, device, held)
     task = EmbeddingTask(
         network,
         data,
         tokens,
         losses,
         plan,
-        replace(config, held_tokens=held),
+        replace(config, held_tokens=held, token_budget=budget),
         precision,
         guide=_guide(config, data.texts),
         devices=devices,
@@ -371,10 +387,16 @@ def _make_ready(
         *packing_note,
         *pool,
         *memory_note,
+        budget_note,
         *compile_note,
     )
     alone = prompt_alone(sources, preparation.prompts)
-    return _Ready(prepared, build, prompts, alone, task, config, key, notes, report)
+    return _Ready(prepared, build, prompts, alone, task, config, key, notes, report, tuple(sources))
+
+
+def _have_prompts(sources: Sequence[Source], prompts: Prompts) -> bool:
+    """Say whether any text comes with a prompt of the run or of its source."""
+    return any(own.query or own.document for own in (prompts, *(source.prompts or Prompts() for source in sources)))
 
 
 def _find_packer(
@@ -438,9 +460,23 @@ def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path
     return found
 
 
+def check_checkpoint(store: Path, key: str) -> Iterator[Finding]:
+    """Yield a checkpoint that this run will not go on from, since it is that of a run with other values."""
+    found = read_about(store)
+    if found is not None and found.key != key:
+        yield Finding(
+            "checkpoint-of-another-run",
+            "warning",
+            f"{store} is the checkpoint of another run, at step {found.step}: this one starts anew and replaces it",
+            "the same examples, base and settings as in the run that was stopped",
+            "stop now and start with the values of that run, or move the file away",
+            "configuration",
+        )
+
+
 def _guide(config: TrainingConfig, texts: Sequence[str]) -> Numbers | None:
     """Return the guide model's embeddings of all texts, (n, g), or None where there is none."""
-    if config.guide in {"", "self"}:
+    if config.guide in NO_MODEL:
         return None
     return load_encoder(config.guide).encode(texts)
 

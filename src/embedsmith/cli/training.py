@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,8 +35,19 @@ if TYPE_CHECKING:
     from embedsmith.batches import Source
     from embedsmith.checks import Finding
     from embedsmith.examples import Example
+    from embedsmith.optimization import TrainingConfig
     from embedsmith.pipeline import Watcher
+    from embedsmith.preparation import Preparation
     from embedsmith.retention import Retention
+
+
+VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
+    {
+        *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
+        *("dropout", "base_weight", "average", "runs", "token_budget", "sharded", "compile", "precision", "seed"),
+        "checkpoint_seconds",
+    }
+)
 
 
 @app.command()
@@ -100,6 +112,8 @@ def train(
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
+    if verifier:
+        _require_read(config, preparation)
     sources = _read_sources(examples, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
@@ -137,6 +151,22 @@ def train(
             console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
     console.print(f"{result.model.name}  {result.model}")
+
+
+def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
+    """Raise if a value was set that the training of a verifier does not read."""
+    from embedsmith.optimization import TrainingConfig
+    from embedsmith.preparation import Preparation
+
+    pairs: tuple[tuple[Any, Any], ...] = ((config, TrainingConfig()), (preparation, Preparation()))
+    names = ((item.name, given, default) for given, default in pairs for item in fields(given))
+    changed = [name for name, given, default in names if getattr(given, name) != getattr(default, name)]
+    unread = [name for name in changed if name not in VERIFIER]
+    if unread:
+        raise ConfigurationError(
+            f"{', '.join(unread)} with --verifier: a cross-encoder has no use for it",
+            expected=f"any of {', '.join(sorted(VERIFIER))}",
+        )
 
 
 def _read_held_out(path: Path | None) -> tuple[Example, ...]:
