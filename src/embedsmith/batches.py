@@ -23,6 +23,7 @@ from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePai
 Index = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 Mixing = Literal["apart", "mixed"]
+PAIRS = 2**16  # pairs of a row that all count; it takes some 400 texts with one anchor to have more
 PER_CLASS = 4  # texts of a class that go into a batch together: a triplet needs two of one and one of another
 
 
@@ -113,7 +114,7 @@ def collect(sources: Sequence[Source], prompts: Prompts | None = None) -> Traini
 
 
 def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterator[Row]:
-    joined: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
+    joined: dict[tuple[int, str], tuple[dict[int, None], dict[int, None]]] = {}
     classes: dict[str, int] = {}
 
     def place(text: str) -> int:
@@ -135,9 +136,9 @@ def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterat
             case _:
                 text, positives, negatives_ = _roles(example)
                 anchor = place(query + text)
-                known = joined.setdefault((anchor, _group(example, anchor)), ([], []))
+                known = joined.setdefault((anchor, _group(example, anchor)), ({}, {}))
                 for target, texts in zip(known, (positives, negatives_), strict=True):
-                    target.extend(new for new in (place(document + text) for text in texts) if new not in target)
+                    target.update(dict.fromkeys(place(document + text) for text in texts))
     for (anchor, group), (same, other_answers) in joined.items():
         yield Row(anchor, tuple(same), tuple(other_answers), group)
 
@@ -309,7 +310,7 @@ def _deal_classes(classes: Sequence[Sequence[int]], steps: int, generator: np.ra
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs with what is known of them: 1 or 0, or a score; each array (P,)."""
+    """Pairs with what is known of them: 1 or 0, or a grade; each array (P,)."""
 
     left: Index
     right: Index
@@ -378,23 +379,65 @@ def localize(rows: Sequence[Row]) -> tuple[Index, list[Row]]:
 
 
 def pairs_of(row: Row) -> list[tuple[int, int, float]]:
-    """Return (left, right, label or score) of every pair of a row that is known; left and right are places of texts.
+    """Return (left, right, label) of every pair of a row whose label follows; left and right are places of texts.
 
-    Without scores: the anchor and its positives are alike (1), each of them and each negative are not (0).
+    The anchor and its positives are alike (1), each of them and each negative are not (0), whatever scores the row has.
     """
-    if row.scores:
-        others = (*row.positives, *row.negatives)
-        return [(row.anchor, other, score) for other, score in zip(others, row.scores, strict=True)]
     same = (row.anchor, *row.positives)
     alike = [(left, right, 1.0) for left, right in combinations(same, 2)]
     return alike + [(left, right, 0.0) for left, right in product(same, row.negatives)]
 
 
-def pair_up(rows: Sequence[Row]) -> Pairs:
-    """Return every pair of the rows that is known."""
-    pairs = [pair for row in rows for pair in pairs_of(row)]
-    labels = np.fromiter((label for _, _, label in pairs), dtype=np.float32)
-    return Pairs(_index(left for left, _, _ in pairs), _index(right for _, right, _ in pairs), labels)
+def count_pairs(row: Row) -> int:
+    """Return how many pairs of a row have a label: 3 positives and 2 negatives make 6 + 8."""
+    same = len(row.positives) + 1
+    return same * (same - 1) // 2 + same * len(row.negatives)
+
+
+def pair_up(rows: Sequence[Row], *, graded: bool = False) -> Pairs:
+    """Return the pairs of the rows with their labels; of a row with more than `PAIRS`, the anchor's and a drawn part.
+
+    Args:
+        graded: a row with scores gives its anchor's pairs with these instead.
+    """
+    found = [_graded_pairs(row) if graded and row.scores else _labelled_pairs(row) for row in rows]
+    if not found:
+        return Pairs(_index(()), _index(()), np.zeros(0, dtype=np.float32))
+    left, right, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Pairs(left, right, labels.astype(np.float32))
+
+
+_Columns = tuple[Index, Index, NDArray[np.float64]]
+
+
+def _graded_pairs(row: Row) -> _Columns:
+    others = _index((*row.positives, *row.negatives))
+    return np.full(len(others), row.anchor, dtype=np.int64), others, np.array(row.scores, dtype=np.float64)
+
+
+def _labelled_pairs(row: Row) -> _Columns:
+    if row.positives and count_pairs(row) > PAIRS:
+        return _drawn_pairs(row)
+    same, other = _index((row.anchor, *row.positives)), _index(row.negatives)
+    first, second = np.triu_indices(len(same), 1)
+    left = np.concatenate([same[first], np.repeat(same, len(other))])
+    right = np.concatenate([same[second], np.tile(other, len(same))])
+    return left, right, np.repeat([1.0, 0.0], [len(first), len(same) * len(other)])
+
+
+def _drawn_pairs(row: Row) -> _Columns:
+    """Return all pairs of the anchor, and of those without it each with the same chance, about `PAIRS` or fewer.
+
+    The sizes of the row alone decide, so every epoch, process and resumed run has the same pairs.
+    """
+    alike, others = _index(row.positives), _index((*row.positives, *row.negatives))
+    chance = np.random.default_rng([len(alike), len(others)])
+    drawn = np.unique(chance.integers(len(alike) * len(others), size=PAIRS))
+    first, second = np.divmod(drawn, len(others))
+    fresh = first < second  # two positives make one pair, none is one with itself
+    places = np.concatenate([np.arange(len(others)), second[fresh]])
+    left = np.concatenate([np.full(len(others), row.anchor, dtype=np.int64), alike[first[fresh]]])
+    return left, others[places], (places < len(alike)).astype(np.float64)
 
 
 def contrast(rows: Sequence[Row]) -> Contrasts:
@@ -420,16 +463,23 @@ def contrast(rows: Sequence[Row]) -> Contrasts:
 
 
 def triple_up(rows: Sequence[Row]) -> Triples:
-    """Return every (anchor, positive, negative) of the rows."""
-    found = [(row.anchor, *two) for row in rows for two in product(row.positives, row.negatives)]
-    graded = [row for row in rows if row.scores]
-    margins = [
-        same - other
-        for row in graded
-        for same, other in product(row.scores[: len(row.positives)], row.scores[len(row.positives) :])
-    ]
-    columns = np.array(found, dtype=np.int64).reshape(-1, 3)
-    return Triples(columns[:, 0], columns[:, 1], columns[:, 2], np.array(margins, dtype=np.float32))
+    """Return every (anchor, positive, negative) of the rows; of a row with more than `PAIRS`, a drawn part."""
+    found = [_triples_of(row) for row in rows if row.positives and row.negatives]
+    if not found:
+        return Triples(_index(()), _index(()), _index(()), np.zeros(0, dtype=np.float32))
+    anchors, positives, negatives, margins = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Triples(anchors, positives, negatives, margins.astype(np.float32))
+
+
+def _triples_of(row: Row) -> tuple[Index, Index, Index, NDArray[np.float64]]:
+    alike, others = _index(row.positives), _index(row.negatives)
+    count = len(alike) * len(others)
+    chance = np.random.default_rng([len(alike), len(others)])
+    places = np.arange(count) if count <= PAIRS else np.unique(chance.integers(count, size=PAIRS))
+    first, second = np.divmod(places, len(others))
+    scores = np.array(row.scores, dtype=np.float64)
+    margins = scores[first] - scores[len(alike) + second] if row.scores else scores
+    return np.full(len(places), row.anchor, dtype=np.int64), alike[first], others[second], margins
 
 
 def list_up(rows: Sequence[Row]) -> Lists:
