@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from embedsmith import batches
 from embedsmith.batches import (
+    Mixing,
     Plan,
     Prompts,
     Row,
@@ -20,6 +21,7 @@ from embedsmith.batches import (
     contrast,
     count_batches,
     count_pairs,
+    find_crowds,
     list_up,
     localize,
     order_batches,
@@ -170,6 +172,47 @@ def test_weighted_sources_take_their_share_and_go_on_where_they_stopped(
     assert share == pytest.approx(weights[1] / sum(weights), abs=0.02)
     counts = [seen.count(row) for row in range(30, 40)]
     assert max(counts) - min(counts) <= 1
+
+
+CROWDED = [Row(place, (), (), "one" if place < 40 else str(place)) for place in range(100)]
+
+
+def test_groups_are_kept_apart_only_where_rows_are_each_others_negatives() -> None:
+    apart = order_batches(CROWDED, Plan(50), seed=0, epoch=0)
+    assert [len({CROWDED[row].group for row in batch}) for batch in apart] == [len(batch) for batch in apart]
+    assert len(apart) == 40
+    free = Plan(50, free=frozenset({0}))
+    together = order_batches(CROWDED, free, seed=0, epoch=0)
+    assert [len(batch) for batch in together] == [50, 50]
+    assert count_batches(CROWDED, free) == 2
+    assert [sum(CROWDED[row].group == "one" for row in batch) for batch in together] == [20, 20]  # evenly, all the same
+    assert sorted(row for batch in together for row in batch) == list(range(100))
+
+
+@pytest.mark.parametrize("mixing", ["apart", "mixed"])
+def test_a_free_source_that_repeats_has_no_row_twice_in_a_batch(mixing: Mixing) -> None:
+    rows = [*mixture(200), *(Row(place, (), (), "one", source=1) for place in range(20))]
+    plan = Plan(40, weights=(1.0, 1.0), mixing=mixing, free=frozenset({1}))
+    dealt = order_batches(rows, plan, seed=0, epoch=0)
+    assert len(dealt) == count_batches(rows, plan) == {"apart": 3 + 7, "mixed": 7}[mixing]  # a row comes up to 7 times
+    assert all(len(set(batch)) == len(batch) for batch in dealt)
+    assert sum(row >= 200 for batch in dealt for row in batch) == 110
+
+
+def test_a_group_that_shrinks_the_batches_below_half_is_found() -> None:
+    (crowd,) = find_crowds(CROWDED, Plan(50))
+    assert (crowd.rows, crowd.most, crowd.size, crowd.planned) == (100, 40, 2.5, 50)
+    assert find_crowds(CROWDED, Plan(50, free=frozenset({0}))) == []
+    assert find_crowds(CROWDED, Plan(2)) == []
+    both = [*CROWDED, *(replace(row, source=1, group=f"x{row.anchor}") for row in CROWDED)]
+    (mixed,) = find_crowds(both, Plan(100, mixing="mixed"))
+    assert (mixed.source, mixed.rows, mixed.size, mixed.planned) == (0, 200, 5.0, 100)
+    assert [crowd.source for crowd in find_crowds(both, Plan(100))] == [0]
+
+
+@given(rows=st.integers(1, 60), size=st.integers(1, 70))
+def test_batches_of_rows_with_groups_of_their_own_are_never_below_half(rows: int, size: int) -> None:
+    assert find_crowds(mixture(rows), Plan(size)) == []
 
 
 def test_texts_of_a_class_come_together() -> None:

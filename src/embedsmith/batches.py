@@ -1,9 +1,9 @@
 """Examples as batches: what the training step sees, in an order that only the seed decides.
 
 A *row* is an anchor with all it is compared to: texts with the same answer and texts with another
-one, or graded ones, or its class. Rows of one batch never share a group, so that no text of one row is a
-false negative of another because both come from the same source. A *source* is a set of examples with its
-own losses, prompts and share in a mixture.
+one, or graded ones, or its class. Rows of one batch never share a group where each takes the others' texts as
+negatives, so that none is a false one because both come from the same question or text. A *source* is a set of
+examples with its own losses, prompts and share in a mixture.
 """
 
 from __future__ import annotations
@@ -203,11 +203,13 @@ class Plan:
         size: rows a batch.
         weights: share of each source; 0 for all of them takes every row once an epoch.
         mixing: "apart" gives each batch rows of one source, "mixed" rows of all.
+        free: sources whose rows are not each other's negatives, so that a group may be in a batch as often as it falls.
     """
 
     size: int
     weights: tuple[float, ...] = (0.0,)
     mixing: Mixing = "apart"
+    free: frozenset[int] = frozenset()
 
 
 def count_batches(rows: Sequence[Row], plan: Plan) -> int:
@@ -220,7 +222,7 @@ def count_batches(rows: Sequence[Row], plan: Plan) -> int:
 
 
 def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
-    """Return the rows of each batch of one epoch: no group twice in a batch.
+    """Return the rows of each batch of one epoch: no row twice in a batch, nor a group of a source that is not free.
 
     There are `count_batches` of them, of nearly equal size. Without weights every row comes once; with them a
     source goes on in its own order where it stopped in the epoch before. The order depends on (seed, epoch)
@@ -240,8 +242,41 @@ def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Crowd:
+    """A source that makes batches less than half as large as planned, since what comes `most` times comes once in each.
+
+    Attributes:
+        rows: of an epoch. size: of the batches. planned: what the size would be without.
+    """
+
+    source: int
+    rows: int
+    most: int
+    size: float
+    planned: int
+
+
+def find_crowds(rows: Sequence[Row], plan: Plan) -> list[Crowd]:
+    """Return the sources whose most frequent group (or row, if repeated often) shrinks the batches below half.
+
+    With a group of 1,000 among 5,000 rows and a size of 4,096 there are 1,000 batches of 5.
+    """
+    shares = _shares(rows, plan)
+    if plan.mixing == "mixed":
+        whole = sum(share.wanted for share in shares)
+        counted = [(max(shares, key=lambda share: share.most), whole, count_batches(rows, plan), len(rows))]
+    else:
+        counted = [(share, share.wanted, share.batches(plan.size), len(share.places)) for share in shares]
+    found = [
+        Crowd(share.number, whole, share.most, whole / count, min(plan.size, whole, distinct))
+        for share, whole, count, distinct in counted
+    ]
+    return [crowd for crowd in found if crowd.size < crowd.planned / 2]
+
+
+@dataclass(frozen=True, slots=True)
 class _Share:
-    """The rows of a source, how many of them an epoch takes, and how often its most frequent group comes."""
+    """The rows of a source, how many of them an epoch takes, and how often comes what no batch has twice."""
 
     number: int
     places: tuple[int, ...]
@@ -263,7 +298,7 @@ def _shares(rows: Sequence[Row], plan: Plan) -> list[_Share]:
     shares = []
     for source, places in sorted(members.items()):
         wanted = max(round(len(rows) * plan.weights[source] / total), 1) if total else len(places)
-        most = max(Counter(rows[place].group for place in places).values())
+        most = 1 if source in plan.free else max(Counter(rows[place].group for place in places).values())
         # Where an epoch stops within a pass, it may have a row once more than it has whole passes.
         passes = 1 if wanted == len(places) else 1 - (1 - wanted) // len(places)
         shares.append(_Share(source, tuple(places), wanted, most * passes))
@@ -277,13 +312,18 @@ def _deal(rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int)
     members: dict[str, list[int]] = defaultdict(list)
     for row in drawn.tolist():
         members[_together(rows[row])].append(row)
-    dealt = [row for group in members.values() for row in group]
+    dealt = [row for group in members.values() for row in _join_repeats(group, steps)]
     if rows[share.places[0]].label >= 0:
         return _deal_classes(list(members.values()), steps, generator)
     batches: list[list[int]] = [[] for _ in range(steps)]
     for place, row in enumerate(dealt):
         batches[place % steps].append(row)
     return [batches[place] for place in generator.permutation(steps).tolist()]
+
+
+def _join_repeats(group: Sequence[int], steps: int) -> Sequence[int]:
+    """Return a group that is larger than there are batches with its repeats side by side: no batch has a row twice."""
+    return group if len(group) <= steps else list(Counter(group).elements())
 
 
 def _together(row: Row) -> str:

@@ -18,13 +18,22 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, saved_prompts
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import remove_checkpoint
-from embedsmith.checks import BATCHES, Finding, Report, check_leaks, check_movement, report_of, stop_on_errors
+from embedsmith.checks import (
+    BATCHES,
+    Finding,
+    Report,
+    check_crowds,
+    check_leaks,
+    check_movement,
+    report_of,
+    stop_on_errors,
+)
 from embedsmith.compilation import compile_layers, require_compiler
 from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
-from embedsmith.objectives import LOSSES, settle_losses
+from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
     Progress,
@@ -302,9 +311,9 @@ def _make_ready(
     given = _sources_of(examples)
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
-    sources, loss_notes = settle_losses(given, config.losses)
+    sources, loss_notes = settle_losses(given, config.losses, temperature=config.temperature)
     data = collect(sources, preparation.prompts)
-    losses, asked = [source.losses for source in sources], config.batch
+    losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
     report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
@@ -321,8 +330,9 @@ def _make_ready(
     settings = replace(config, sharded=False)  # a checkpoint holds whole weights either way
     key = fingerprint([data, losses, fingerprint_model(base), settings, preparation, precision])
     tokens = _tokenize_once(network, data.texts, out, key, devices)
-    plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing)
+    plan = Plan(config.batch, tuple(source.weight for source in sources), config.mixing, free_sources(losses))
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
+    report += report_of(check_crowds(data.rows, plan, names))
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
     packer, packing_note = _find_packer(network, tokens, config, precision)
@@ -343,7 +353,7 @@ def _make_ready(
         devices=devices,
         packer=packer,
     )
-    pool = describe_pool(task, batches[0])
+    pool = (*describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
     notes = (
         *prepared.notes,
         *prompt_notes,
