@@ -334,7 +334,8 @@ def distill_kl(scores: Tensor, teacher: Tensor, lists: Tensor, *, temperature: f
 
     Args:
         scores: (Q, K) the student's score of each candidate; a place outside `lists` may hold anything.
-        teacher: (Q, K) the teacher's, any scale (logits); no gradient flows through them.
+        teacher: (Q, K) the teacher's, on the scale of `scores`; no gradient flows through them. Logits of another
+            temperature T′ (a cross-encoder's: 1) are multiplied by T / T′ before, which `objectives` does.
         lists: (Q, K) bool; the candidates each query has. A query without any does not count.
         temperature: T > 0; both are divided by it.
     """
