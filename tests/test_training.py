@@ -181,7 +181,7 @@ def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_p
     with pytest.raises(InputError, match="no example"):
         train([], base=tiny_model, out=tmp_path / "model")
     config = TrainingConfig(losses={"infonce": 1.0})
-    with pytest.raises(InputError, match=r"infonce cannot use examples: it has classes"):
+    with pytest.raises(InputError, match=r"infonce cannot use examples: its rows are 1 texts with classes"):
         train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model", config=config)
     with pytest.raises(ConfigurationError, match="gradient_accumulation_steps") as told:
         config_from({"gradient_accumulation_steps": 16})
