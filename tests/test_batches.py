@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedsmith import batches
 from embedsmith.batches import (
+    Mixing,
     Plan,
     Prompts,
     Row,
@@ -17,10 +20,13 @@ from embedsmith.batches import (
     collect_rows,
     contrast,
     count_batches,
+    count_pairs,
+    find_crowds,
     list_up,
     localize,
     order_batches,
     pair_up,
+    pairs_of,
     prompt_alone,
     saved_prompts,
     triple_up,
@@ -88,16 +94,54 @@ def test_a_contrast_never_has_another_positive_of_its_anchor_among_the_negatives
     assert len(both) == 7
 
 
+def test_labels_follow_from_the_roles_and_grades_from_a_teacher() -> None:
+    (row,) = collect_rows([Triplet("a", "b", ("c",), scores=(0.3, 0.2))]).rows
+    assert [label for _, _, label in pairs_of(row)] == [1, 0, 0]
+    assert pair_up([row]).labels.tolist() == [1, 0, 0]
+    assert pair_up([row], graded=True).labels.tolist() == pytest.approx([0.3, 0.2])
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=4))
+def test_pairs_in_arrays_are_those_of_the_list(rows: list[tuple[int, int]]) -> None:
+    made = [Row(0, tuple(range(1, m + 1)), tuple(range(10, 10 + n)), "") for m, n in rows]
+    found = pair_up(made)
+    listed = [pair for row in made for pair in pairs_of(row)]
+    assert list(zip(found.left.tolist(), found.right.tolist(), found.labels.tolist(), strict=True)) == listed
+    assert len(listed) == sum(count_pairs(row) for row in made)
+    triples = triple_up(made)
+    assert len(triples.anchors) == sum(m * n for m, n in rows)
+
+
+def test_of_a_row_with_too_many_pairs_the_anchors_own_count_and_a_drawn_part_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = Row(0, tuple(range(1, 101)), tuple(range(101, 301)), "")  # 5,050 + 20,200 pairs
+    assert len(pair_up([row]).labels) == count_pairs(row) == 25_250
+    monkeypatch.setattr(batches, "PAIRS", 5000)
+    found = pair_up([row])
+    pairs = list(zip(found.left.tolist(), found.right.tolist(), found.labels.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs) <= 5300
+    assert set(pairs) <= set(pairs_of(row))
+    assert {right for left, right, _ in pairs if left == 0} == set(range(1, 301))
+    drawn = [label for left, _, label in pairs if left]
+    assert len(drawn) > 3000
+    assert sum(drawn) / len(drawn) == pytest.approx(4950 / (4950 + 20_000), abs=0.02)  # positives keep their share
+    assert np.array_equal(pair_up([row]).right, found.right)
+    triples = triple_up([row])
+    assert 4000 < len(triples.anchors) <= 5000
+    assert set(triples.positives.tolist()) == set(row.positives)
+
+
 @given(groups=st.lists(st.integers(0, 6), min_size=1, max_size=40), size=st.integers(1, 8), seed=st.integers(0, 5))
 def test_an_epoch_has_every_row_once_and_no_group_twice_in_a_batch(groups: list[int], size: int, seed: int) -> None:
     rows = [Row(index, (), (), str(group)) for index, group in enumerate(groups)]
-    batches = order_batches(rows, Plan(size), seed=seed, epoch=0)
-    assert sorted(row for batch in batches for row in batch) == list(range(len(rows)))
-    assert len(batches) == count_batches(rows, Plan(size))
-    for batch in batches:
+    dealt = order_batches(rows, Plan(size), seed=seed, epoch=0)
+    assert sorted(row for batch in dealt for row in batch) == list(range(len(rows)))
+    assert len(dealt) == count_batches(rows, Plan(size))
+    for batch in dealt:
         assert len(batch) <= size
         assert len({rows[row].group for row in batch}) == len(batch)
-    assert batches == order_batches(rows, Plan(size), seed=seed, epoch=0)
+    assert dealt == order_batches(rows, Plan(size), seed=seed, epoch=0)
 
 
 def mixture(*counts: int) -> list[Row]:
@@ -121,21 +165,62 @@ def test_weighted_sources_take_their_share_and_go_on_where_they_stopped(
     plan = Plan(8, weights=weights, mixing="mixed" if mixed else "apart")
     seen: list[int] = []
     for epoch in range(4):
-        batches = order_batches(rows, plan, seed=seed, epoch=epoch)
-        assert len(batches) == count_batches(rows, plan)
-        assert all(len(set(batch)) == len(batch) for batch in batches)
-        seen += [row for batch in batches for row in batch if row >= 30]
+        dealt = order_batches(rows, plan, seed=seed, epoch=epoch)
+        assert len(dealt) == count_batches(rows, plan)
+        assert all(len(set(batch)) == len(batch) for batch in dealt)
+        seen += [row for batch in dealt for row in batch if row >= 30]
     share = len(seen) / (4 * 40)
     assert share == pytest.approx(weights[1] / sum(weights), abs=0.02)
     counts = [seen.count(row) for row in range(30, 40)]
     assert max(counts) - min(counts) <= 1
 
 
+CROWDED = [Row(place, (), (), "one" if place < 40 else str(place)) for place in range(100)]
+
+
+def test_groups_are_kept_apart_only_where_rows_are_each_others_negatives() -> None:
+    apart = order_batches(CROWDED, Plan(50), seed=0, epoch=0)
+    assert [len({CROWDED[row].group for row in batch}) for batch in apart] == [len(batch) for batch in apart]
+    assert len(apart) == 40
+    free = Plan(50, free=frozenset({0}))
+    together = order_batches(CROWDED, free, seed=0, epoch=0)
+    assert [len(batch) for batch in together] == [50, 50]
+    assert count_batches(CROWDED, free) == 2
+    assert [sum(CROWDED[row].group == "one" for row in batch) for batch in together] == [20, 20]  # evenly, all the same
+    assert sorted(row for batch in together for row in batch) == list(range(100))
+
+
+@pytest.mark.parametrize("mixing", ["apart", "mixed"])
+def test_a_free_source_that_repeats_has_no_row_twice_in_a_batch(mixing: Mixing) -> None:
+    rows = [*mixture(200), *(Row(place, (), (), "one", source=1) for place in range(20))]
+    plan = Plan(40, weights=(1.0, 1.0), mixing=mixing, free=frozenset({1}))
+    dealt = order_batches(rows, plan, seed=0, epoch=0)
+    assert len(dealt) == count_batches(rows, plan) == {"apart": 3 + 7, "mixed": 7}[mixing]  # a row comes up to 7 times
+    assert all(len(set(batch)) == len(batch) for batch in dealt)
+    assert sum(row >= 200 for batch in dealt for row in batch) == 110
+
+
+def test_a_group_that_shrinks_the_batches_below_half_is_found() -> None:
+    (crowd,) = find_crowds(CROWDED, Plan(50))
+    assert (crowd.rows, crowd.most, crowd.size, crowd.planned) == (100, 40, 2.5, 50)
+    assert find_crowds(CROWDED, Plan(50, free=frozenset({0}))) == []
+    assert find_crowds(CROWDED, Plan(2)) == []
+    both = [*CROWDED, *(replace(row, source=1, group=f"x{row.anchor}") for row in CROWDED)]
+    (mixed,) = find_crowds(both, Plan(100, mixing="mixed"))
+    assert (mixed.source, mixed.rows, mixed.size, mixed.planned) == (0, 200, 5.0, 100)
+    assert [crowd.source for crowd in find_crowds(both, Plan(100))] == [0]
+
+
+@given(rows=st.integers(1, 60), size=st.integers(1, 70))
+def test_batches_of_rows_with_groups_of_their_own_are_never_below_half(rows: int, size: int) -> None:
+    assert find_crowds(mixture(rows), Plan(size)) == []
+
+
 def test_texts_of_a_class_come_together() -> None:
     rows = [Row(place, (), (), str(place), label=place % 7) for place in range(70)]
-    batches = order_batches(rows, Plan(16), seed=0, epoch=0)
-    assert sorted(row for batch in batches for row in batch) == list(range(70))
-    for batch in batches:
+    dealt = order_batches(rows, Plan(16), seed=0, epoch=0)
+    assert sorted(row for batch in dealt for row in batch) == list(range(70))
+    for batch in dealt:
         labels = [rows[row].label for row in batch]
         assert any(labels.count(label) > 1 for label in labels)
         assert len(set(labels)) > 1

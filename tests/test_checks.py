@@ -185,6 +185,10 @@ PLANTED: list[tuple[str, Callable[[], Sequence[Any]], dict[str, Any], bool]] = [
     ("max-length-beyond-positions", pairs, {"preparation": Preparation(max_length=4096)}, True),
     ("truncated-texts", pairs, {"preparation": Preparation(max_length=8)}, False),
     ("truncated-texts", pairs, {"preparation": Preparation(max_length=4)}, True),
+    ("temperature", lambda: [replace(item, scores=(0.9, 0.1)) for item in triplets()],
+     {"values": {"temperature": 2.0, "losses": {"distill_kl": 1.0}}}, False),
+    ("crowded-group", lambda: [replace(item, group="one" if row % 2 else None) for row, item in enumerate(pairs())],
+     {"values": {"batch": 12}}, False),
     ("repeated-source",
      lambda: [Source(tuple(pairs()), weight=0.3), Source(tuple(triplets()[:1]), "one row", {}, 0.7)],
      {"values": {"epochs": 6, "steps": 0}}, False),
@@ -219,6 +223,12 @@ def test_a_planted_mistake_is_found(
 )
 def test_sane_settings_raise_nothing(options: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     assert found_by(pairs(), tiny_model, tmp_path, **options) - ORDER == set()
+
+
+def test_a_group_binds_no_batch_of_a_loss_without_negatives_from_it(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [replace(item, group="one") for item in triplets()]
+    options = {"values": {"batch": 12, "losses": {"triplet": 1.0}}}
+    assert "crowded-group" not in found_by(rows, tiny_model, tmp_path, **options)
 
 
 # ── What an untrained encoder says of the data

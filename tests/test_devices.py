@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from embedsmith import objectives
 from embedsmith.batches import Source, localize
 from embedsmith.devices import WORKSPACE, Alone, deal, open_devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
@@ -65,6 +66,18 @@ def test_cut_and_cached_steps_have_the_gradients_of_one_padded_batch(tiny_model:
         ours, found = step(make_task(str(tiny_model), loss, replace(config, **options)))  # type: ignore[arg-type]
         assert ours == pytest.approx(value, abs=1e-5)
         assert_same(gradients, found)
+
+
+@pytest.mark.parametrize("loss", ["cosent", "angle", "margin_mse"])
+@pytest.mark.parametrize("how", CONFIGS)
+def test_pairs_compared_in_slices_leave_the_gradients_of_all_at_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, loss: str, how: str
+) -> None:
+    value, gradients = reference(tiny_model, loss)
+    monkeypatch.setattr(objectives, "CHUNK", 7 * 32)  # seven pairs
+    ours, found = step(make_task(str(tiny_model), loss, replace(CONFIGS[how], dropout=0.0)))
+    assert ours == pytest.approx(value, abs=1e-5)
+    assert_same(gradients, found)
 
 
 @pytest.fixture(scope="module")

@@ -280,6 +280,42 @@ def test_cosent_equals_sentence_transformers(seed: int, scores: list[float]) -> 
     assert_equal(cosent(cosines(left, right), target, temperature=1 / 20), reference, left, right)
 
 
+def plain_cosent(similarities: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    """The formula as it is written, over all P² pairs of rows."""
+    differences = (similarities[:, None] - similarities[None, :]) / temperature
+    wrong = differences[scores[:, None] < scores[None, :]]
+    return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), dim=0)
+
+
+@pytest.mark.parametrize("grades", [2, 7, 3000])
+def test_cosent_of_thousands_of_pairs_is_the_plain_formula(grades: int) -> None:
+    generator = torch.Generator().manual_seed(grades)
+    similarities = (torch.rand(3000, generator=generator) * 2 - 1).requires_grad_()
+    scores = torch.randint(grades, (3000,), generator=generator)
+    assert_equal(cosent(similarities, scores), plain_cosent(similarities, scores, 0.05), similarities)
+
+
+def test_cosent_of_the_pairs_of_one_large_row_takes_memory_that_grows_with_the_pairs() -> None:
+    similarities = torch.linspace(-1, 1, 60_300, requires_grad=True)  # 200 positives and 200 negatives of one anchor
+    labels = (torch.arange(60_300) % 3 == 0).float()
+    widest = 0
+
+    def note(tensor: Tensor) -> Tensor:
+        nonlocal widest
+        widest = max(widest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = cosent(similarities, labels)
+    (slopes,) = gradient(loss, similarities)
+    assert widest <= 60_301
+    # Far from the border all of the loss is one pair: the farthest positive against the nearest negative.
+    alike, others = similarities[labels == 1], similarities[labels == 0]
+    terms = torch.logsumexp(others.double() / 0.05, 0) + torch.logsumexp(-alike.double() / 0.05, 0)
+    assert loss.item() == pytest.approx(terms.item(), abs=1e-4)
+    assert slopes[labels == 1].sum().item() == pytest.approx(-20, abs=1e-4)
+
+
 def test_cosine_similarity_is_the_mean_squared_error() -> None:
     assert cosine_similarity(torch.tensor([0.8, 0.2]), torch.tensor([1, 0])).item() == pytest.approx(0.04)
 

@@ -8,9 +8,12 @@ from random import Random
 import numpy as np
 import pytest
 
+from embedsmith.batches import Source
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import PositivePair
+from embedsmith.examples import PositivePair, Triplet
 from embedsmith.lexical import LexicalIndex
+from embedsmith.objectives import REACH, settle_losses
+from embedsmith.pipeline.rag_job import RAG_VALUES
 from embedsmith.teacher import Teaching, teach
 from embedsmith.testing import FakeEncoder
 
@@ -61,6 +64,21 @@ def test_bm25_is_asked_once_a_question(weight: float | None) -> None:
     assert Counted.asked == len({pair.anchor for pair in PAIRS})
     again = teach(PAIRS, PASSAGES, VECTORS, ENCODER.encode, teaching=replace(teaching, weight=taught.weight))
     assert taught.examples == again.examples
+
+
+def test_the_teachers_grades_are_learnt_at_the_temperature_of_the_cosines() -> None:
+    """Chosen and measured so: its scale is no cross-encoder's, whatever the cosines and words say."""
+    examples = teach(PAIRS, PASSAGES, VECTORS, ENCODER.encode, teaching=Teaching(negatives=3, depth=5)).examples
+    assert max(score for example in examples for score in example.scores) > 1  # beyond what a cosine can be
+    settled, notes = settle_losses([Source(examples)], RAG_VALUES["losses"], temperature=RAG_VALUES["temperature"])
+    assert settled[0].examples == examples
+    assert any("as cosines are" in note for note in notes)
+    weight = Teaching().weight
+    assert weight is not None
+    widest = 2 + weight + Teaching().bonus  # a positive at cosine 1 with all words, a negative at −1 with none
+    assert widest <= REACH
+    edge = (Triplet("q", "p", ("n",), scores=(1 + weight + Teaching().bonus, -1.0)),)
+    assert settle_losses([Source(edge)], {"distill_kl": 1.0})[0][0].examples == edge
 
 
 def test_no_positive_of_an_anchor_is_a_negative_of_its_other_rows() -> None:

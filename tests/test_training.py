@@ -26,13 +26,13 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from embedsmith.adapters import LoraConfig
-from embedsmith.batches import Prompts, Source
+from embedsmith.batches import Mixing, Prompts, Source
 from embedsmith.cards import CardFacts
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair
-from embedsmith.model import load_encoder, load_network
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
+from embedsmith.model import TorchEncoder, load_encoder, load_network
 from embedsmith.optimization import optimize
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import read_recipe
@@ -43,6 +43,7 @@ from embedsmith.training import (
     choose_batch,
     config_from,
     learning_rate_at,
+    rehearse,
     train,
 )
 from steps import make_task
@@ -298,7 +299,7 @@ def test_wrong_options_and_examples_are_refused_in_words(tiny_model: Path, tmp_p
     with pytest.raises(InputError, match="no example"):
         train([], base=tiny_model, out=tmp_path / "model")
     config = TrainingConfig(losses={"infonce": 1.0})
-    with pytest.raises(InputError, match=r"infonce cannot use examples: it has classes"):
+    with pytest.raises(InputError, match=r"infonce cannot use examples: its rows are 1 texts with classes"):
         train([LabelledText("a", "b")], base=tiny_model, out=tmp_path / "model", config=config)
     with pytest.raises(ConfigurationError, match="gradient_accumulation_steps") as told:
         config_from({"gradient_accumulation_steps": 16})
@@ -315,6 +316,19 @@ def test_a_mixture_trains_each_source_with_its_own_loss(tiny_model: Path, tmp_pa
     half = [replace(sources[0], weight=0.0), sources[1]]
     with pytest.raises(ConfigurationError, match="pairs has no weight"):
         train(half, base=tiny_model, out=tmp_path / "model", config=CONFIG)
+
+
+@pytest.mark.parametrize(("mixing", "rows"), [("mixed", 12), ("apart", 24)])
+def test_the_pool_of_negatives_is_that_of_the_rows_with_such_a_loss(
+    mixing: Mixing, rows: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    paired = tuple(PositivePair(f"how do I change my {word} {n}", f"new {word} {n}") for word in WORDS for n in (1, 2))
+    graded = tuple(ScoredPair(f"{word} fee", f"price of the {word}", 4.0 - n) for word in WORDS for n in range(4))
+    sources = [Source(graded, "graded", {"cosent": 1.0}), Source(paired, "pairs", {"infonce": 1.0})]
+    config = replace(CONFIG, batch=36 if mixing == "mixed" else 24, mixing=mixing)
+    said = rehearse(sources, base=tiny_model, out=tmp_path / "model", config=config).notes
+    pools = [note.partition(";")[0] for note in said if note.startswith("pool of negatives")]
+    assert pools == [f"pool of negatives of pairs: about {rows - 1} for each anchor, from the {rows} rows of a batch"]
 
 
 def test_examples_of_several_kinds_are_parted_and_each_gets_the_loss_of_its_kind(
@@ -334,6 +348,20 @@ def test_scores_that_cosines_cannot_reach_are_brought_to_their_scale(tiny_model:
     result = train(graded, base=tiny_model, out=tmp_path / "model", config=config)
     assert "scores of examples run from 0 to 5, cosines to 1: brought to 0 … 1" in result.notes
     assert all(loss < 1 for _, loss in result.losses)
+
+
+def test_a_cross_encoders_logits_teach_what_they_say_at_any_temperature(tiny_model: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, losses={"distill_kl": 1.0}, temperature=0.02, steps=1)
+    firsts = []
+    for scale in (1.0, 0.02):  # divided by the same τ as the cosines, the second are the first as they are
+        rows = [
+            Triplet(f"my {word}", f"the {word}", (f"no {word}",), scores=(9.0 * scale, -row * scale))
+            for row, word in enumerate(WORDS[:8])
+        ]
+        result = train(rows, base=tiny_model, out=tmp_path / f"{scale}", config=config)
+        firsts.append(result.losses[0][1])
+        assert any(note.startswith("teacher of examples: lists") for note in result.notes)
+    assert firsts[0] == pytest.approx(firsts[1], rel=1e-4)
 
 
 def test_steps_end_the_run_and_the_recipe_lies_in_the_folder(tiny_model: Path, tmp_path: Path) -> None:

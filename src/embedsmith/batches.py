@@ -1,9 +1,9 @@
 """Examples as batches: what the training step sees, in an order that only the seed decides.
 
 A *row* is an anchor with all it is compared to: texts with the same answer and texts with another
-one, or graded ones, or its class. Rows of one batch never share a group, so that no text of one row is a
-false negative of another because both come from the same source. A *source* is a set of examples with its
-own losses, prompts and share in a mixture.
+one, or graded ones, or its class. Rows of one batch never share a group where each takes the others' texts as
+negatives, so that none is a false one because both come from the same question or text. A *source* is a set of
+examples with its own losses, prompts and share in a mixture.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePai
 Index = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 Mixing = Literal["apart", "mixed"]
+PAIRS = 2**16  # pairs of a row that all count; it takes some 400 texts with one anchor to have more
 PER_CLASS = 4  # texts of a class that go into a batch together: a triplet needs two of one and one of another
 
 
@@ -113,7 +114,7 @@ def collect(sources: Sequence[Source], prompts: Prompts | None = None) -> Traini
 
 
 def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterator[Row]:
-    joined: dict[tuple[int, str], tuple[list[int], list[int]]] = {}
+    joined: dict[tuple[int, str], tuple[dict[int, None], dict[int, None]]] = {}
     classes: dict[str, int] = {}
 
     def place(text: str) -> int:
@@ -135,9 +136,9 @@ def _rows_of(source: Source, prompts: Prompts, places: dict[str, int]) -> Iterat
             case _:
                 text, positives, negatives_ = _roles(example)
                 anchor = place(query + text)
-                known = joined.setdefault((anchor, _group(example, anchor)), ([], []))
+                known = joined.setdefault((anchor, _group(example, anchor)), ({}, {}))
                 for target, texts in zip(known, (positives, negatives_), strict=True):
-                    target.extend(new for new in (place(document + text) for text in texts) if new not in target)
+                    target.update(dict.fromkeys(place(document + text) for text in texts))
     for (anchor, group), (same, other_answers) in joined.items():
         yield Row(anchor, tuple(same), tuple(other_answers), group)
 
@@ -213,11 +214,13 @@ class Plan:
         size: rows a batch.
         weights: share of each source; 0 for all of them takes every row once an epoch.
         mixing: "apart" gives each batch rows of one source, "mixed" rows of all.
+        free: sources whose rows are not each other's negatives, so that a group may be in a batch as often as it falls.
     """
 
     size: int
     weights: tuple[float, ...] = (0.0,)
     mixing: Mixing = "apart"
+    free: frozenset[int] = frozenset()
 
 
 def count_batches(rows: Sequence[Row], plan: Plan) -> int:
@@ -230,7 +233,7 @@ def count_batches(rows: Sequence[Row], plan: Plan) -> int:
 
 
 def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
-    """Return the rows of each batch of one epoch: no group twice in a batch.
+    """Return the rows of each batch of one epoch: no row twice in a batch, nor a group of a source that is not free.
 
     There are `count_batches` of them, of nearly equal size. Without weights every row comes once; with them a
     source goes on in its own order where it stopped in the epoch before. The order depends on (seed, epoch)
@@ -250,8 +253,41 @@ def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Crowd:
+    """A source that makes batches less than half as large as planned, since what comes `most` times comes once in each.
+
+    Attributes:
+        rows: of an epoch. size: of the batches. planned: what the size would be without.
+    """
+
+    source: int
+    rows: int
+    most: int
+    size: float
+    planned: int
+
+
+def find_crowds(rows: Sequence[Row], plan: Plan) -> list[Crowd]:
+    """Return the sources whose most frequent group (or row, if repeated often) shrinks the batches below half.
+
+    With a group of 1,000 among 5,000 rows and a size of 4,096 there are 1,000 batches of 5.
+    """
+    shares = _shares(rows, plan)
+    if plan.mixing == "mixed":
+        whole = sum(share.wanted for share in shares)
+        counted = [(max(shares, key=lambda share: share.most), whole, count_batches(rows, plan), len(rows))]
+    else:
+        counted = [(share, share.wanted, share.batches(plan.size), len(share.places)) for share in shares]
+    found = [
+        Crowd(share.number, whole, share.most, whole / count, min(plan.size, whole, distinct))
+        for share, whole, count, distinct in counted
+    ]
+    return [crowd for crowd in found if crowd.size < crowd.planned / 2]
+
+
+@dataclass(frozen=True, slots=True)
 class _Share:
-    """The rows of a source, how many of them an epoch takes, and how often its most frequent group comes."""
+    """The rows of a source, how many of them an epoch takes, and how often comes what no batch has twice."""
 
     number: int
     places: tuple[int, ...]
@@ -273,7 +309,7 @@ def _shares(rows: Sequence[Row], plan: Plan) -> list[_Share]:
     shares = []
     for source, places in sorted(members.items()):
         wanted = max(round(len(rows) * plan.weights[source] / total), 1) if total else len(places)
-        most = max(Counter(rows[place].group for place in places).values())
+        most = 1 if source in plan.free else max(Counter(rows[place].group for place in places).values())
         # Where an epoch stops within a pass, it may have a row once more than it has whole passes.
         passes = 1 if wanted == len(places) else 1 - (1 - wanted) // len(places)
         shares.append(_Share(source, tuple(places), wanted, most * passes))
@@ -287,13 +323,18 @@ def _deal(rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int)
     members: dict[str, list[int]] = defaultdict(list)
     for row in drawn.tolist():
         members[_together(rows[row])].append(row)
-    dealt = [row for group in members.values() for row in group]
+    dealt = [row for group in members.values() for row in _join_repeats(group, steps)]
     if rows[share.places[0]].label >= 0:
         return _deal_classes(list(members.values()), steps, generator)
     batches: list[list[int]] = [[] for _ in range(steps)]
     for place, row in enumerate(dealt):
         batches[place % steps].append(row)
     return [batches[place] for place in generator.permutation(steps).tolist()]
+
+
+def _join_repeats(group: Sequence[int], steps: int) -> Sequence[int]:
+    """Return a group that is larger than there are batches with its repeats side by side: no batch has a row twice."""
+    return group if len(group) <= steps else list(Counter(group).elements())
 
 
 def _together(row: Row) -> str:
@@ -320,7 +361,7 @@ def _deal_classes(classes: Sequence[Sequence[int]], steps: int, generator: np.ra
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs with what is known of them: 1 or 0, or a score; each array (P,)."""
+    """Pairs with what is known of them: 1 or 0, or a grade; each array (P,)."""
 
     left: Index
     right: Index
@@ -389,23 +430,65 @@ def localize(rows: Sequence[Row]) -> tuple[Index, list[Row]]:
 
 
 def pairs_of(row: Row) -> list[tuple[int, int, float]]:
-    """Return (left, right, label or score) of every pair of a row that is known; left and right are places of texts.
+    """Return (left, right, label) of every pair of a row whose label follows; left and right are places of texts.
 
-    Without scores: the anchor and its positives are alike (1), each of them and each negative are not (0).
+    The anchor and its positives are alike (1), each of them and each negative are not (0), whatever scores the row has.
     """
-    if row.scores:
-        others = (*row.positives, *row.negatives)
-        return [(row.anchor, other, score) for other, score in zip(others, row.scores, strict=True)]
     same = (row.anchor, *row.positives)
     alike = [(left, right, 1.0) for left, right in combinations(same, 2)]
     return alike + [(left, right, 0.0) for left, right in product(same, row.negatives)]
 
 
-def pair_up(rows: Sequence[Row]) -> Pairs:
-    """Return every pair of the rows that is known."""
-    pairs = [pair for row in rows for pair in pairs_of(row)]
-    labels = np.fromiter((label for _, _, label in pairs), dtype=np.float32)
-    return Pairs(_index(left for left, _, _ in pairs), _index(right for _, right, _ in pairs), labels)
+def count_pairs(row: Row) -> int:
+    """Return how many pairs of a row have a label: 3 positives and 2 negatives make 6 + 8."""
+    same = len(row.positives) + 1
+    return same * (same - 1) // 2 + same * len(row.negatives)
+
+
+def pair_up(rows: Sequence[Row], *, graded: bool = False) -> Pairs:
+    """Return the pairs of the rows with their labels; of a row with more than `PAIRS`, the anchor's and a drawn part.
+
+    Args:
+        graded: a row with scores gives its anchor's pairs with these instead.
+    """
+    found = [_graded_pairs(row) if graded and row.scores else _labelled_pairs(row) for row in rows]
+    if not found:
+        return Pairs(_index(()), _index(()), np.zeros(0, dtype=np.float32))
+    left, right, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Pairs(left, right, labels.astype(np.float32))
+
+
+_Columns = tuple[Index, Index, NDArray[np.float64]]
+
+
+def _graded_pairs(row: Row) -> _Columns:
+    others = _index((*row.positives, *row.negatives))
+    return np.full(len(others), row.anchor, dtype=np.int64), others, np.array(row.scores, dtype=np.float64)
+
+
+def _labelled_pairs(row: Row) -> _Columns:
+    if row.positives and count_pairs(row) > PAIRS:
+        return _drawn_pairs(row)
+    same, other = _index((row.anchor, *row.positives)), _index(row.negatives)
+    first, second = np.triu_indices(len(same), 1)
+    left = np.concatenate([same[first], np.repeat(same, len(other))])
+    right = np.concatenate([same[second], np.tile(other, len(same))])
+    return left, right, np.repeat([1.0, 0.0], [len(first), len(same) * len(other)])
+
+
+def _drawn_pairs(row: Row) -> _Columns:
+    """Return all pairs of the anchor, and of those without it each with the same chance, about `PAIRS` or fewer.
+
+    The sizes of the row alone decide, so every epoch, process and resumed run has the same pairs.
+    """
+    alike, others = _index(row.positives), _index((*row.positives, *row.negatives))
+    chance = np.random.default_rng([len(alike), len(others)])
+    drawn = np.unique(chance.integers(len(alike) * len(others), size=PAIRS))
+    first, second = np.divmod(drawn, len(others))
+    fresh = first < second  # two positives make one pair, none is one with itself
+    places = np.concatenate([np.arange(len(others)), second[fresh]])
+    left = np.concatenate([np.full(len(others), row.anchor, dtype=np.int64), alike[first[fresh]]])
+    return left, others[places], (places < len(alike)).astype(np.float64)
 
 
 def contrast(rows: Sequence[Row]) -> Contrasts:
@@ -431,16 +514,23 @@ def contrast(rows: Sequence[Row]) -> Contrasts:
 
 
 def triple_up(rows: Sequence[Row]) -> Triples:
-    """Return every (anchor, positive, negative) of the rows."""
-    found = [(row.anchor, *two) for row in rows for two in product(row.positives, row.negatives)]
-    graded = [row for row in rows if row.scores]
-    margins = [
-        same - other
-        for row in graded
-        for same, other in product(row.scores[: len(row.positives)], row.scores[len(row.positives) :])
-    ]
-    columns = np.array(found, dtype=np.int64).reshape(-1, 3)
-    return Triples(columns[:, 0], columns[:, 1], columns[:, 2], np.array(margins, dtype=np.float32))
+    """Return every (anchor, positive, negative) of the rows; of a row with more than `PAIRS`, a drawn part."""
+    found = [_triples_of(row) for row in rows if row.positives and row.negatives]
+    if not found:
+        return Triples(_index(()), _index(()), _index(()), np.zeros(0, dtype=np.float32))
+    anchors, positives, negatives, margins = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Triples(anchors, positives, negatives, margins.astype(np.float32))
+
+
+def _triples_of(row: Row) -> tuple[Index, Index, Index, NDArray[np.float64]]:
+    alike, others = _index(row.positives), _index(row.negatives)
+    count = len(alike) * len(others)
+    chance = np.random.default_rng([len(alike), len(others)])
+    places = np.arange(count) if count <= PAIRS else np.unique(chance.integers(count, size=PAIRS))
+    first, second = np.divmod(places, len(others))
+    scores = np.array(row.scores, dtype=np.float64)
+    margins = scores[first] - scores[len(alike) + second] if row.scores else scores
+    return np.full(len(places), row.anchor, dtype=np.int64), alike[first], others[second], margins
 
 
 def list_up(rows: Sequence[Row]) -> Lists:

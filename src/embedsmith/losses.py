@@ -247,15 +247,20 @@ def cosent(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05) -
     (Su 2022, CoSENT; sentence-transformers' CoSENTLoss with scale 1/τ). Similarities (.8, .2) with
     scores (0, 1) and τ = 1: log(1 + e^.6) = 1.0375.
 
+    Sorted by score, the sum is Σⱼ exp(−sⱼ/τ) · Σ exp(sᵢ/τ) over the i of lower score, and the inner sums are one
+    running sum: memory grows with P, time with P log P, and nothing is left out.
+
     Args:
         similarities: (P,) cosine of each pair.
         scores: (P,) any scale, higher is closer; 0/1 labels will do.
     """
-    scaled = similarities / temperature
-    differences = scaled[:, None] - scaled[None, :]
-    wrong_order = scores[:, None] < scores[None, :]
-    masked = differences.masked_fill(~wrong_order, float("-inf")).flatten()
-    return torch.logsumexp(torch.cat([masked.new_zeros(1), masked]), dim=0)
+    order = scores.argsort(stable=True)
+    # float64: the running sum of tens of thousands of terms loses the fifth digit in float32.
+    ranked, scaled = scores[order], similarities[order].double() / temperature
+    below = torch.searchsorted(ranked, ranked)  # how many pairs have a lower score
+    last, higher = below[below > 0] - 1, scaled[below > 0]
+    terms = torch.logcumsumexp(scaled, dim=0)[last] - higher
+    return torch.logsumexp(torch.cat([terms.new_zeros(1), terms]), dim=0).to(similarities.dtype)
 
 
 def logistic(similarities: Tensor, labels: Tensor, *, scale: float = 15.0, bias: float = 0.65) -> Tensor:
@@ -297,6 +302,17 @@ def angle(left: Tensor, right: Tensor, scores: Tensor, *, temperature: float = 0
     Raises:
         ConfigurationError: d is odd.
     """
+    return cosent(angle_similarity(left, right), scores, temperature=temperature)
+
+
+def angle_similarity(left: Tensor, right: Tensor) -> Tensor:
+    """Return (P,) |Re z + Im z| of each pair, z = left · conj(right), the halves of a row its real and imaginary parts.
+
+    Left (1, 0) against right (.6, .8): |.6 − .8| = .2.
+
+    Raises:
+        ConfigurationError: d is odd.
+    """
     dimension = left.shape[1]
     if dimension % 2:
         raise ConfigurationError(
@@ -306,7 +322,7 @@ def angle(left: Tensor, right: Tensor, scores: Tensor, *, temperature: float = 0
         )
     (real, imaginary), (other_real, other_imaginary) = left.chunk(2, dim=1), right.chunk(2, dim=1)
     sines = (imaginary * other_real - real * other_imaginary).sum(dim=1)
-    return cosent(((left * right).sum(dim=1) + sines).abs(), scores, temperature=temperature)
+    return ((left * right).sum(dim=1) + sines).abs()
 
 
 def distill_kl(scores: Tensor, teacher: Tensor, lists: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -318,7 +334,8 @@ def distill_kl(scores: Tensor, teacher: Tensor, lists: Tensor, *, temperature: f
 
     Args:
         scores: (Q, K) the student's score of each candidate; a place outside `lists` may hold anything.
-        teacher: (Q, K) the teacher's, any scale (logits); no gradient flows through them.
+        teacher: (Q, K) the teacher's, on the scale of `scores`; no gradient flows through them. Logits of another
+            temperature T′ (a cross-encoder's: 1) are multiplied by T / T′ before, which `objectives` does.
         lists: (Q, K) bool; the candidates each query has. A query without any does not count.
         temperature: T > 0; both are divided by it.
     """

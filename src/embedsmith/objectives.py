@@ -7,6 +7,7 @@ out to the devices of a run.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.batches import (
+    PAIRS,
     Contrasts,
     Numbers,
     Row,
     Source,
     classify,
+    collect_rows,
     contrast,
+    count_pairs,
     list_up,
     pair_up,
     triple_up,
@@ -38,16 +42,28 @@ Offer = Literal["positives", "negatives", "scores", "teacher", "classes"]
 Mining = Literal["hard", "semi_hard", "all"]
 
 
+Kind = Literal[
+    "positive pairs",
+    "labelled pairs",
+    "triplets",
+    "triplets with a teacher's scores",
+    "scored pairs",
+    "texts with classes",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class LossFact:
-    """What a loss takes: any of these sets of what examples offer.
+    """What a loss takes: rows of these kinds only, which together offer any of these sets.
 
     Attributes:
+        kinds: of each row; a triplet without negatives is a positive pair.
         takes: alternatives; of one of them, all must be there.
         formats: the same in words, for people.
         source: who published it.
     """
 
+    kinds: frozenset[Kind]
     takes: tuple[frozenset[Offer], ...]
     formats: str
     source: str
@@ -58,28 +74,43 @@ def _needs(*alternatives: tuple[Offer, ...]) -> tuple[frozenset[Offer], ...]:
 
 
 _LABELS: tuple[Offer, ...] = ("positives", "negatives")
-_LABELLED = "labelled pairs; triplets; positive pairs together with either"
-_GRADED = "scored pairs; also labelled pairs and triplets, as 1 and 0"
-_TAUGHT = "triplets with a teacher's scores"
+_ROLES = frozenset[Kind]({"positive pairs", "labelled pairs", "triplets", "triplets with a teacher's scores"})
+_GRADES = _ROLES | frozenset[Kind]({"scored pairs"})
+_TAUGHT = frozenset[Kind]({"triplets with a teacher's scores"})
+_CLASSES = frozenset[Kind]({"texts with classes"})
+_LABELLED_FORMATS = (
+    "labelled pairs; triplets, as 1 and 0 whatever a teacher says of them; positive pairs together with either"
+)
+_GRADED_FORMATS = "scored pairs; also labelled pairs and triplets, as 1 and 0, or as a teacher scores them"
+_TAUGHT_FORMATS = "triplets with a teacher's scores"
 LOSSES: Mapping[str, LossFact] = {
-    "logistic": LossFact(_needs(_LABELS), _LABELLED, "Zhai et al. 2023, arXiv 2303.15343"),
-    "online_contrastive": LossFact(_needs(_LABELS), _LABELLED, "sentence-transformers; LangCache-Embed 2504.02268"),
-    "contrastive": LossFact(_needs(_LABELS), _LABELLED, "Hadsell et al. 2006"),
+    "logistic": LossFact(_ROLES, _needs(_LABELS), _LABELLED_FORMATS, "Zhai et al. 2023, arXiv 2303.15343"),
+    "online_contrastive": LossFact(
+        _ROLES, _needs(_LABELS), _LABELLED_FORMATS, "sentence-transformers; LangCache-Embed 2504.02268"
+    ),
+    "contrastive": LossFact(_ROLES, _needs(_LABELS), _LABELLED_FORMATS, "Hadsell et al. 2006"),
     "infonce": LossFact(
-        _needs(("positives",)), "positive pairs; triplets with any number of negatives; labelled pairs", "1807.03748"
+        _ROLES,
+        _needs(("positives",)),
+        "positive pairs; triplets with any number of negatives; labelled pairs",
+        "1807.03748",
     ),
     "triplet": LossFact(
-        _needs(_LABELS), "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"
+        _ROLES, _needs(_LABELS), "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"
     ),
-    "batch_triplet": LossFact(_needs(("classes",)), "texts with classes", "Hermans et al. 2017, arXiv 1703.07737"),
-    "cosine_similarity": LossFact(_needs(("scores",), _LABELS), _GRADED, "Reimers & Gurevych 2019, arXiv 1908.10084"),
-    "cosent": LossFact(_needs(("scores",), _LABELS), _GRADED, "Su 2022"),
-    "angle": LossFact(_needs(("scores",), _LABELS), _GRADED, "Li & Li 2023, arXiv 2309.12871"),
-    "margin_mse": LossFact(
-        _needs(("teacher",)), "triplets with a teacher's scores", "Hofstätter et al. 2020, 2010.02666"
+    "batch_triplet": LossFact(
+        _CLASSES, _needs(("classes",)), "texts with classes", "Hermans et al. 2017, arXiv 1703.07737"
     ),
-    "distill_kl": LossFact(_needs(("teacher",)), _TAUGHT, "Hinton et al. 2015, arXiv 1503.02531"),
+    "cosine_similarity": LossFact(
+        _GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Reimers & Gurevych 2019, arXiv 1908.10084"
+    ),
+    "cosent": LossFact(_GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Su 2022"),
+    "angle": LossFact(_GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Li & Li 2023, arXiv 2309.12871"),
+    "margin_mse": LossFact(_TAUGHT, _needs(("teacher",)), _TAUGHT_FORMATS, "Hofstätter et al. 2020, 2010.02666"),
+    "distill_kl": LossFact(_TAUGHT, _needs(("teacher",)), _TAUGHT_FORMATS, "Hinton et al. 2015, arXiv 1503.02531"),
 }
+GRADED = frozenset({"cosine_similarity", "cosent", "angle"})  # compare pairs by grade, so they read scores
+IN_BATCH = frozenset({"infonce"})  # take the other rows of a batch as negatives, whose group must differ for that
 
 
 class Options(Protocol):
@@ -130,12 +161,27 @@ def offers_of(examples: Sequence[Example]) -> frozenset[Offer]:
                 found.add("negatives")
             case Triplet():
                 found |= {"positives", "negatives"} if example.negatives else {"positives"}
-                found |= {"teacher"} if example.scores else set()
+                found |= {"teacher"} if example.scores and example.negatives else set()
             case ScoredPair():
                 found.add("scores")
             case LabelledText():
                 found.add("classes")
     return frozenset(found)
+
+
+def kind_of(example: Example) -> Kind:
+    """Return which kind of row an example is to a loss."""
+    match example:
+        case ScoredPair():
+            return "scored pairs"
+        case LabelledText():
+            return "texts with classes"
+        case LabelledPair():
+            return "labelled pairs"
+        case Triplet(negatives=negatives, scores=scores) if negatives:
+            return "triplets with a teacher's scores" if scores else "triplets"
+        case _:
+            return "positive pairs"
 
 
 def choose_losses(examples: Sequence[Example]) -> tuple[Mapping[str, float], str]:
@@ -152,13 +198,16 @@ def choose_losses(examples: Sequence[Example]) -> tuple[Mapping[str, float], str
     return {"infonce": 1.0}, "pairs or triplets without labels: every other row of a batch is a negative"
 
 
-def settle_losses(sources: Sequence[Source], losses: Mapping[str, float]) -> tuple[list[Source], tuple[str, ...]]:
+def settle_losses(
+    sources: Sequence[Source], losses: Mapping[str, float], *, temperature: float = 0.05
+) -> tuple[list[Source], tuple[str, ...]]:
     """Return the sources with their losses settled, and a sentence on each choice.
 
-    Sources of several kinds of examples that have no losses yet are parted by kind.
+    Sources of several kinds of examples that have no losses yet are parted by kind, and their weight with their rows.
 
     Args:
         losses: for sources without losses of their own; {} lets the data choose.
+        temperature: τ of distill_kl, which a teacher's logits are brought to.
 
     Raises:
         InputError: a loss cannot use the examples of a source. ConfigurationError: no such loss.
@@ -178,25 +227,53 @@ def settle_losses(sources: Sequence[Source], losses: Mapping[str, float]) -> tup
             check_losses(chosen)
             _require(part, chosen)
             notes.append(f"loss of {part.name}: {' + '.join(chosen)} ({reason})")
-            fitted, scale_notes = _fit_scores(part, chosen)
-            settled.append(replace(part, examples=fitted, losses=dict(chosen)))
-            notes += scale_notes
+            fitted, fit_notes = _fit_scores(part, chosen)
+            taught, teacher_notes = _fit_teacher(fitted, chosen, temperature)
+            settled.append(replace(taught, losses=dict(chosen)))
+            notes += (*fit_notes, *teacher_notes)
     return settled, tuple(notes)
 
 
-def _fit_scores(source: Source, losses: Mapping[str, float]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """Return the examples with scores that cosines can reach, where a loss compares the two, and a note."""
+def _fit_scores(source: Source, losses: Mapping[str, float]) -> tuple[Source, tuple[str, ...]]:
+    """Return the source with scores brought to 0 … 1 where a loss compares them with cosines or labels, and a note."""
     scores = [score for example in source.examples for score in _scores_of(example)]
-    compared = {"cosine_similarity", "margin_mse"} & set(losses)
+    beside = any(not _scores_of(example) for example in source.examples)
+    compared = {"cosine_similarity", "margin_mse"} & set(losses) or (beside and GRADED & set(losses))
     if not compared or not scores or (min(scores) >= -1 and max(scores) <= 1):
-        return source.examples, ()
+        return source, ()
     low, high = min(scores), max(scores)
+    others = "cosines and labels" if beside else "cosines"
+    note = f"scores of {source.name} run from {low:g} to {high:g}, {others} to 1: brought to 0 … 1"
+    return _map_scores(source, lambda score: (score - low) / (high - low) if high > low else 0.5), (note,)
 
-    def fit(score: float) -> float:
-        return (score - low) / (high - low) if high > low else 0.5
 
-    fitted = tuple(_with_scores(example, fit) for example in source.examples)
-    return fitted, (f"scores of {source.name} run from {low:g} to {high:g}, cosines to 1: brought to 0 … 1",)
+REACH = 2.5  # cosines differ by 2 at most, and `teacher` adds at most .4 of BM25 and .1 for the known answer
+WIDEST = 20.0  # 1 / .05: what cosines of 0 … 1 become at the usual temperature; e⁻²⁰ is no share that can be learnt
+MOST = 0.95  # share of the lists that decides, so that one wild list does not
+
+
+def _fit_teacher(source: Source, losses: Mapping[str, float], temperature: float) -> tuple[Source, tuple[str, ...]]:
+    """Return the source with a teacher's logits brought to the scale that distill_kl divides by τ, and a note.
+
+    A teacher on the scale of cosines (no list wider than `REACH`) shares the student's temperature. A wider one gives
+    logits: their softmax is taken as it is, as FlagEmbedding trains BGE (the student's cosines by τ, the teacher's
+    scores by 1). Lists wider than `WIDEST` would be one-hot, so these are divided by what makes them that wide. At
+    τ .05 logits from −10 to 10 are multiplied by .05: they differ by 1 then, and by 20 in the softmax.
+    """
+    taught = [example.scores for example in source.examples if isinstance(example, Triplet) and example.scores]
+    if "distill_kl" not in losses or not taught:
+        return source, ()
+    width = float(np.quantile([max(scores) - min(scores) for scores in taught], MOST))
+    if not np.isfinite(width) or width <= REACH + 1e-6:  # what is no number is refused by `checks`
+        note = f"teacher of {source.name}: lists {width:.3g} wide, as cosines are: shares temperature {temperature:g}"
+        return source, (note,)
+    own = max(width / WIDEST, 1.0)
+    note = f"teacher of {source.name}: lists {width:.3g} wide, wider than cosines: logits, at temperature {own:.3g}"
+    return _map_scores(source, lambda score: score * temperature / own), (note,)
+
+
+def _map_scores(source: Source, change: Callable[[float], float]) -> Source:
+    return replace(source, examples=tuple(_with_scores(example, change) for example in source.examples))
 
 
 def _scores_of(example: Example) -> tuple[float, ...]:
@@ -244,34 +321,83 @@ def check_losses(losses: Mapping[str, float]) -> None:
 def _parts_by_kind(source: Source) -> list[Source]:
     kinds: dict[str, list[Example]] = {}
     for example in source.examples:
-        kinds.setdefault(_family(example), []).append(example)
+        kinds.setdefault(_FAMILIES[kind_of(example)], []).append(example)
     if len(kinds) == 1:
         return [source]
-    return [replace(source, examples=tuple(rows), name=f"{source.name} ({kind})") for kind, rows in kinds.items()]
+    parts = [replace(source, examples=tuple(rows), name=f"{source.name} ({kind})") for kind, rows in kinds.items()]
+    if not source.weight:
+        return parts
+    rows = [len(collect_rows(part.examples).rows) for part in parts]  # labelled pairs of an anchor become one row
+    return [replace(part, weight=source.weight * count / sum(rows)) for part, count in zip(parts, rows, strict=True)]
 
 
-def _family(example: Example) -> str:
-    match example:
-        case ScoredPair():
-            return "scored"
-        case LabelledText():
-            return "classes"
-        case Triplet(scores=scores) if scores:
-            return "taught"
-        case _:
-            return "pairs"
+_FAMILIES: Mapping[Kind, str] = {
+    "scored pairs": "scored",
+    "texts with classes": "classes",
+    "triplets with a teacher's scores": "taught",
+    "triplets": "pairs",
+    "labelled pairs": "pairs",
+    "positive pairs": "pairs",
+}
 
 
 def _require(source: Source, losses: Mapping[str, float]) -> None:
-    offers = offers_of(source.examples)
+    kinds, offers = Counter(kind_of(example) for example in source.examples), offers_of(source.examples)
     for name in losses:
-        if not any(need <= offers for need in LOSSES[name].takes):
-            fitting = [other for other, fact in LOSSES.items() if any(need <= offers for need in fact.takes)]
+        unfit = {kind: count for kind, count in kinds.items() if kind not in LOSSES[name].kinds}
+        if unfit or not any(need <= offers for need in LOSSES[name].takes):
             raise InputError(
-                f"the loss {name} cannot use {source.name}: it has {', '.join(sorted(offers)) or 'nothing'}",
+                f"the loss {name} cannot use {_describe_unfit(source, unfit, offers)}",
                 expected=LOSSES[name].formats,
-                action=f"use {' or '.join(fitting)}" if fitting else "give examples of that kind",
+                action=_advise(kinds, offers),
             )
+
+
+def _describe_unfit(source: Source, unfit: Mapping[Kind, int], offers: frozenset[Offer]) -> str:
+    count = sum(unfit.values())
+    found = " and ".join(f"{number} {kind}" for kind, number in unfit.items())
+    if not unfit:
+        return f"{source.name}: it has {', '.join(sorted(offers)) or 'nothing'}"
+    if count == len(source.examples):
+        return f"{source.name}: its rows are {found}"
+    return f"{source.name}: {count} of its {len(source.examples)} rows are {found}"
+
+
+def _advise(kinds: Mapping[Kind, int], offers: frozenset[Offer]) -> str:
+    fitting = [
+        name
+        for name, fact in LOSSES.items()
+        if kinds.keys() <= fact.kinds and any(need <= offers for need in fact.takes)
+    ]
+    ways = [f"use {' or '.join(fitting)}"] if fitting else []
+    if len(kinds) > 1:
+        ways.append(
+            "give each kind as a file of its own (FILE:LOSS), or no losses at all: then rows are parted by kind"
+        )
+    return "; ".join(ways) or "give examples of that kind"
+
+
+def free_sources(losses: Sequence[Mapping[str, float]]) -> frozenset[int]:
+    """Return the sources none of whose losses takes the other rows of a batch as negatives: any rows may meet."""
+    return frozenset(number for number, own in enumerate(losses) if not IN_BATCH & set(own))
+
+
+def describe_rows(rows: Sequence[Row], losses: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[str, ...]:
+    """Return what the losses leave out of the rows: most pairs of very large ones, and anchors without a triplet."""
+    notes = []
+    for source, (own, name) in enumerate(zip(losses, names, strict=True)):
+        ours = [row for row in rows if row.source == source]
+        pairs = [count_pairs(row) for row in ours] if {"triplet", *_PAIRED} & set(own) else []
+        if pairs and max(pairs) > PAIRS:
+            large = sum(count > PAIRS for count in pairs)
+            notes.append(
+                f"{name}: {large} rows have more than {PAIRS:,} pairs (up to {max(pairs):,}); "
+                "those of the anchor count, and a drawn part of the others"
+            )
+        idle = sum(not row.positives or not row.negatives for row in ours) if "triplet" in own else 0
+        if idle:
+            notes.append(f"{name}: {idle} of {len(ours)} anchors have no positive or no negative; triplet skips them")
+    return tuple(notes)
 
 
 def parts_of(
@@ -319,16 +445,16 @@ def _paired(name: str) -> Callable[[Sequence[Row], _Terms], list[Part]]:
         from embedsmith import losses
 
         options = terms.options
-        found = pair_up(rows)
+        found = pair_up(rows, graded=name in GRADED)
         if not len(found.labels):
             return []
 
         def part(embeddings: torch.Tensor) -> torch.Tensor:
-            left, right = embeddings[found.left], embeddings[found.right]
             labels = _tensor(found.labels, embeddings)
             if name == "angle":
-                return losses.angle(left, right, labels, temperature=options.temperature)
-            cosines = (left * right).sum(dim=1)
+                angles = _compare(embeddings, found.left, found.right, losses.angle_similarity)
+                return losses.cosent(angles, labels, temperature=options.temperature)
+            cosines = _compare(embeddings, found.left, found.right)
             if name == "online_contrastive":
                 return losses.online_contrastive(cosines, labels, margin=options.margin) / len(labels)
             if name == "contrastive":
@@ -342,6 +468,38 @@ def _paired(name: str) -> Callable[[Sequence[Row], _Terms], list[Part]]:
         return [part]
 
     return make
+
+
+def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left * right).sum(dim=1)
+
+
+def _compare(
+    embeddings: torch.Tensor,
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _dot,
+) -> torch.Tensor:
+    """Return the similarity of pairs (P,); many are gathered in slices of `CHUNK` numbers, again for the gradient.
+
+    Pairs outgrow texts (200 positives and 200 negatives of one anchor make 60,300), so P × d is never held.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    size = max(CHUNK // embeddings.shape[1], 1)
+    if len(left) <= size:
+        return similarity(embeddings[left], embeddings[right])
+
+    def compare(rows: torch.Tensor, start: int) -> torch.Tensor:
+        piece = slice(start, start + size)
+        return similarity(rows[left[piece]], rows[right[piece]])
+
+    slices = [
+        checkpoint(compare, embeddings, start, use_reentrant=False, preserve_rng_state=False)
+        for start in range(0, len(left), size)
+    ]
+    return torch.cat(slices)
 
 
 def _infonce(rows: Sequence[Row], terms: _Terms) -> list[Part]:
@@ -424,9 +582,8 @@ def _triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
         return []
 
     def part(embeddings: torch.Tensor) -> torch.Tensor:
-        anchors = embeddings[found.anchors]
-        positive = (anchors * embeddings[found.positives]).sum(dim=1)
-        negative = (anchors * embeddings[found.negatives]).sum(dim=1)
+        positive = _compare(embeddings, found.anchors, found.positives)
+        negative = _compare(embeddings, found.anchors, found.negatives)
         return losses.triplet(positive, negative, margin=options.margin)
 
     return [part]
@@ -438,9 +595,9 @@ def _margin_mse(rows: Sequence[Row], _terms: _Terms) -> list[Part]:
     found = triple_up(rows)
 
     def part(embeddings: torch.Tensor) -> torch.Tensor:
-        anchors = embeddings[found.anchors]
-        margins = (anchors * (embeddings[found.positives] - embeddings[found.negatives])).sum(dim=1)
-        return losses.margin_mse(margins, _tensor(found.margins, embeddings))
+        positive = _compare(embeddings, found.anchors, found.positives)
+        negative = _compare(embeddings, found.anchors, found.negatives)
+        return losses.margin_mse(positive - negative, _tensor(found.margins, embeddings))
 
     return [part]
 
@@ -478,11 +635,9 @@ def _tensor(values: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
 
 
+_PAIRED = ("logistic", "online_contrastive", "contrastive", "cosine_similarity", "cosent", "angle")
 _PARTS: Mapping[str, Callable[[Sequence[Row], _Terms], list[Part]]] = {
-    **{
-        name: _paired(name)
-        for name in ("logistic", "online_contrastive", "contrastive", "cosine_similarity", "cosent", "angle")
-    },
+    **{name: _paired(name) for name in _PAIRED},
     "infonce": _infonce,
     "triplet": _triplet,
     "batch_triplet": _batch_triplet,

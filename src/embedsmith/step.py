@@ -21,7 +21,7 @@ from embedsmith.batches import Index, Numbers, Plan, Row, TrainingSet, contrast,
 from embedsmith.checks import Watch, mean_cosine
 from embedsmith.devices import Alone, Devices, deal
 from embedsmith.model import Precision, autocast, invert, run_block
-from embedsmith.objectives import parts_of
+from embedsmith.objectives import IN_BATCH, parts_of
 from embedsmith.optimization import TrainingConfig, Work
 from embedsmith.tokens import Tokens, cut_microbatches, cut_packed
 
@@ -200,16 +200,25 @@ def share_turns(
     return [*own, *[None] * (turns - len(own))], kept
 
 
-def describe_pool(task: EmbeddingTask, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what an anchor is compared with, where its negatives come from the batch; `rows` are those of one."""
-    if not any("infonce" in losses for losses in task.losses):
-        return ()
-    pool = max(len(contrast(localize(rows)[1]).candidates) - 1, 0)
+def describe_pool(task: EmbeddingTask, batches: Sequence[Sequence[Row]], names: Sequence[str]) -> tuple[str, ...]:
+    """Return what an anchor is compared with, for each source whose negatives come from its rows of the batch.
+
+    Args:
+        batches: the rows of an epoch. names: of the sources.
+    """
+    notes = []
     where = f" of all {task.devices.size} processes" if task.devices.size > 1 else ""
-    return (
-        f"pool of negatives: about {pool} for each anchor, from the {len(rows)} rows of a batch{where}; "
-        "a larger batch has more and needs no more memory",
-    )
+    for source, losses in enumerate(task.losses):
+        own = next((rows for batch in batches if (rows := [row for row in batch if row.source == source])), [])
+        if not own or not IN_BATCH & set(losses):
+            continue
+        pool = max(len(contrast(localize(own)[1]).candidates) - 1, 0)
+        of = f" of {names[source]}" if len(names) > 1 else ""
+        notes.append(
+            f"pool of negatives{of}: about {pool} for each anchor, from the {len(own)} rows of a batch{where}; "
+            "a larger batch has more and needs no more memory"
+        )
+    return tuple(notes)
 
 
 def choose_held(

@@ -23,6 +23,7 @@ from embedsmith.checks import (
     Finding,
     Report,
     check_choosing,
+    check_crowds,
     check_leaks,
     check_movement,
     report_of,
@@ -34,7 +35,7 @@ from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import VALIDATION
 from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
-from embedsmith.objectives import LOSSES, settle_losses
+from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
     Progress,
@@ -324,9 +325,9 @@ def _make_ready(
     given = _sources_of(examples)
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
-    sources, loss_notes = settle_losses(given, config.losses)
+    sources, loss_notes = settle_losses(given, config.losses, temperature=config.temperature)
     data = collect(sources, preparation.prompts)
-    losses, asked = [source.losses for source in sources], config.batch
+    losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
     report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
@@ -354,8 +355,9 @@ def _make_ready(
     key = fingerprint([data, losses, weights, fingerprint_model(base), guide, settings, preparation, precision])
     report += report_of(check_checkpoint(checkpoint_beside(out), key))
     tokens = _tokenize_once(network, data.texts, out, key, devices)
-    plan = Plan(config.batch, weights, config.mixing)
+    plan = Plan(config.batch, weights, config.mixing, free_sources(losses))
     batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
+    report += report_of(check_crowds(data.rows, plan, names))
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
     packer, packing_note = _find_packer(network, tokens, config, precision)
@@ -377,7 +379,7 @@ def _make_ready(
         devices=devices,
         packer=packer,
     )
-    pool = describe_pool(task, batches[0])
+    pool = (*describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
     notes = (
         *prepared.notes,
         *prompt_notes,

@@ -31,7 +31,7 @@ from embedsmith.checks.order import (
 )
 from embedsmith.checks.pool import BATCHES, check_pool
 from embedsmith.checks.prompts import check_default_prompt, check_prompts
-from embedsmith.checks.settings import check_mixture, check_settings
+from embedsmith.checks.settings import check_crowds, check_mixture, check_settings
 
 __all__ = [
     "BATCHES",
@@ -44,6 +44,7 @@ __all__ = [
     "Values",
     "Watch",
     "check_choosing",
+    "check_crowds",
     "check_default_prompt",
     "check_known_pooling",
     "check_leaks",

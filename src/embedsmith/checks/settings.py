@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from embedsmith.batches import Source
+from embedsmith.batches import Plan, Row, Source, find_crowds
 from embedsmith.checks.findings import Finding, Outcome
 from embedsmith.optimization import TrainingConfig
 
@@ -33,7 +33,28 @@ def check_mixture(sources: Sequence[Source], counts: Sequence[int], config: Trai
             )
 
 
-TEMPERED = frozenset({"infonce", "cosent", "angle"})
+def check_crowds(rows: Sequence[Row], plan: Plan, names: Sequence[str]) -> Iterator[Outcome]:
+    """Yield sources with a group, or a row repeated so often, that batches are less than half of what was planned.
+
+    Args:
+        rows: of the training set. names: of the sources.
+    """
+    for crowd in find_crowds(rows, plan):
+        what, action = _ROW if crowd.source in plan.free else _GROUP
+        yield Finding(
+            "crowded-group",
+            "warning",
+            f"{names[crowd.source]}: batches of about {crowd.size:.0f} rows instead of {crowd.planned}: one {what} "
+            f"comes {crowd.most:,} times among the {crowd.rows:,} rows of an epoch, and no batch takes it twice",
+            f"each {what} at most {max(crowd.rows // crowd.planned, 1):,} times",
+            action,
+            "configuration",
+        )
+
+
+_ROW = "row", "lower the weight of the source, or --batch"
+_GROUP = "group", "give rows with different answers different groups, leave some of the group out, or lower --batch"
+TEMPERED = frozenset({"infonce", "cosent", "angle", "distill_kl"})
 
 
 def check_settings(
