@@ -244,6 +244,13 @@ def test_expired_entries_do_not_crowd_out_living_ones(store: Store) -> None:
     assert ids(store.search("p", entry().vector, 3, 6.0)) == ["alive"]
 
 
+def test_however_many_have_expired_they_hide_no_living_one(store: Store) -> None:
+    near = np.array([1, 0, 0, 0]) + 0.2 * units(2500, 4)
+    store.put([entry(f"old{number}", tuple(row), expires=5.0) for number, row in enumerate(near)])
+    store.put([entry("alive", (0.6, 0.8, 0, 0))])
+    assert ids(store.search("p", entry().vector, 3, 6.0)) == ["alive"]
+
+
 def test_a_touch_moves_no_expiry(store: Store) -> None:
     store.put([entry(expires=10.0)])
     store.touch("a", 9.0)

@@ -62,6 +62,17 @@ class VectorIndex:
             if not block.living:
                 del self._blocks[partition]
 
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Forget all numbers but these, whatever their partition."""
+        kept = np.asarray(numbers, dtype=np.int64)
+        for partition, block in list(self._blocks.items()):
+            known = block.numbers
+            self.remove(partition, known[~np.isin(known, kept)].tolist())
+
+    def __len__(self) -> int:
+        """Return how many numbers there are."""
+        return sum(block.living for block in self._blocks.values())
+
     def nearest(self, partition: str, vector: Embeddings, count: int, *, floor: float = -1.0) -> list[int]:
         """Return up to `count` numbers, closest first.
 
@@ -101,6 +112,11 @@ class _Block:
         self._scales = np.empty(0, dtype=np.float32)  # a step of the codes, for a vector of length 1
         self._step = 0.0  # the largest of the scales so far
         self._gone = np.empty(0, dtype=np.uint8)  # 0, or GONE
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """All that were not removed."""
+        return self._numbers.compress(self._gone[: self.size] == 0)
 
     def add(self, numbers: NDArray[np.int64], vectors: Embeddings) -> None:
         self._make_room(len(numbers))
