@@ -251,6 +251,15 @@ def test_however_many_have_expired_they_hide_no_living_one(store: Store) -> None
     assert ids(store.search("p", entry().vector, 3, 6.0)) == ["alive"]
 
 
+def test_the_expiry_of_a_replaced_entry_is_forgotten(store: Store) -> None:
+    for expires in (5.0, 50.0, None, 7.0, 60.0):
+        store.put([entry(expires=expires), entry("other", expires=expires)])
+    store.put([entry("other")])
+    assert store.expire(59.0) == 0
+    assert store.expire(60.0) == 1
+    assert [one.id for one in store.scan()] == ["other"]
+
+
 def test_a_touch_moves_no_expiry(store: Store) -> None:
     store.put([entry(expires=10.0)])
     store.touch("a", 9.0)
