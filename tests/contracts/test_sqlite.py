@@ -175,9 +175,10 @@ def test_a_store_of_its_own_is_never_compared_with_its_table(
 
 def test_looking_for_what_has_expired_reads_no_other_rows(path: Path, store: SQLiteStore) -> None:
     store.put(many(50))
+    removal = "delete from entries where expires <= ? returning partition, number"
     with closing(sqlite3.connect(path)) as file:
-        plan = [row[3] for row in file.execute("explain query plan delete from entries where expires <= 5")]
-    assert plan == ["SEARCH entries USING INDEX by_expiry (expires<?)"]
+        ((*_, plan),) = file.execute(f"explain query plan {removal}", (5.0,))
+    assert plan.endswith("INDEX by_expiry (expires<?)")
 
 
 def test_more_entries_than_one_question_can_name(store: SQLiteStore) -> None:
