@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, get_args, overload
 
@@ -171,7 +171,7 @@ class SemanticCache:
 
     def _ask(self, text: str, namespace: str, scope: Mapping[str, Any] | None) -> Lookup:
         _require_text(text, namespace)
-        partition = partition_of(namespace, scope or {})
+        partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
         return Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
 
     def _count_use(self, entry: Entry | None) -> None:
@@ -204,15 +204,8 @@ class SemanticCache:
                 self._sample(self.samples, asked, matches, decision)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(
-            asked,
-            decision=decision,
-            vector=vector,
-            age=age,
-            seconds=seconds,
-            encoding=encoding,
-            probability=self._probability(decision),
-        )
+        about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
+        return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
 
     def _near(self, partition: str, vector: Embeddings, policy: Policy, now: float) -> list[Match]:
         """Return the closest entry and all others that could be served or sampled, closest first."""
@@ -481,6 +474,12 @@ class SemanticCache:
         if self.judge is not None:
             self.judge.close()
         self.store.close()
+
+
+@lru_cache(maxsize=1024)
+def _whole_of(namespace: str) -> str:
+    """Return the partition of a namespace without a scope."""
+    return partition_of(namespace, {})
 
 
 def require_limits(**limits: float | None) -> None:

@@ -171,8 +171,9 @@ class _Block:
         if floor > -1 and len(pool):
             near = (scores >= self._cut(vector, float(scores.max()), floor)).nonzero()[0]
             pool, scores = pool.take(near), scores.take(near)
-        best = np.argsort(-scores, kind="stable")[:count]
-        numbers: list[int] = self._numbers.take(pool.take(best)).tolist()
+        if len(pool) > 1:
+            pool = pool.take((-scores).argsort(kind="stable")[:count])
+        numbers: list[int] = self._numbers.take(pool[:count]).tolist()
         return numbers
 
     def _cut(self, vector: Embeddings, closest: float, floor: float) -> float:
@@ -189,6 +190,8 @@ class _Block:
         """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
         words = sign_bits(vector[None])[0]
         wanted = min(max(POOL, 4 * count), self.living)
+        if self.living <= SPAN * wanted:  # all pass the first words
+            return self._closest_by_all(words, wanted)
         sums, near = scratch.hold(self.size, len(self._numbers))
         self._scan(words, sums, scratch)
         if len(words) <= PREFIX:
@@ -200,6 +203,13 @@ class _Block:
         if len(passing) <= wanted:
             return passing
         return passing[differing <= _limit(differing, wanted - 1)]
+
+    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int) -> NDArray[np.intp]:
+        """Return the places of the vectors with the least counts of all bits, at least `wanted`."""
+        differing = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None]).sum(axis=0, dtype=np.uint16)
+        if self.living < self.size:
+            differing[self._gone[: self.size] != 0] = self._bits.shape[0] * 64 + 1
+        return (differing <= _limit(differing, wanted - 1)).nonzero()[0]
 
     def _scan(self, words: NDArray[np.uint64], sums: NDArray[np.uint8], scratch: _Scratch) -> None:
         """Count how many of the first bits of each vector differ from `words`: `GONE` for a removed one.
