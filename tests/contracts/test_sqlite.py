@@ -85,8 +85,14 @@ def test_a_crowd_of_threads_leaves_a_few_connections_behind(path: Path, store: S
 
 def test_a_closed_store_says_so(store: SQLiteStore) -> None:
     store.close()
-    with pytest.raises(StoreError, match="is closed"):
-        store.get("a", 1.0)
+    store.close()
+    for work in (
+        lambda: store.get("a", 1.0),
+        lambda: store.search("p", entry().vector, 1, 1.0),
+        lambda: store.put([entry()]),
+    ):
+        with pytest.raises(StoreError, match="is closed"):
+            work()
 
 
 @contextmanager

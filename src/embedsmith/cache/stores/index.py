@@ -4,8 +4,8 @@ A vector is kept as d sign bits (after a fixed random rotation, so that every bi
 eight-bit codes: 1.1 bytes a dimension and 22 more, 450 bytes at d = 384. A search counts in the first 192 bits
 how many differ, over the whole partition (.17 ms for 100,000 on one core). Of the nearest fortieth by that
 count the other bits are counted too; the nearest by all of them are ordered by their codes, and a few more than
-asked for are handed on; the store scores these with its own float32 vectors. Up to `EXACT` numbers the bits are
-skipped and all codes are compared.
+asked for are handed on; the store scores these with its own float32 vectors. In a partition of up to `SPAN` * `POOL`
+vectors all bits are counted at once; up to `EXACT` numbers the bits are skipped and all codes are compared.
 
 Signs of angles: two vectors at angle θ differ in a share θ/π of the bits (Charikar 2002, SimHash). At
 cosine .8 that is 79 ± 8 of 384 bits (39 ± 6 of 192), at cosine .3 it is 155 ± 10 (77 ± 7): what is close enough to
@@ -206,7 +206,8 @@ class _Block:
 
     def _closest_by_all(self, words: NDArray[np.uint64], wanted: int) -> NDArray[np.intp]:
         """Return the places of the vectors with the least counts of all bits, at least `wanted`."""
-        differing = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None]).sum(axis=0, dtype=np.uint16)
+        counts = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None])
+        differing: NDArray[np.uint16] = counts.sum(axis=0, dtype=np.uint16)
         if self.living < self.size:
             differing[self._gone[: self.size] != 0] = self._bits.shape[0] * 64 + 1
         return (differing <= _limit(differing, wanted - 1)).nonzero()[0]

@@ -83,6 +83,10 @@ class SQLiteStore:
         with self._lock:
             self._catch_up()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.url} is closed", expected="an open store")
+
     def _follow(self) -> None:
         """Take note of a re-encoding since the last call; its model is another one, unless it came back."""
         with self._lock:
@@ -95,6 +99,7 @@ class SQLiteStore:
     def _write(self) -> Iterator[sqlite3.Connection]:
         """Hold one transaction; all of it happens, or nothing."""
         with self._writing:
+            self._require_open()
             self._writer.execute("begin immediate")
             try:
                 yield self._writer
@@ -105,11 +110,10 @@ class SQLiteStore:
 
     def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return all rows; the connection is nobody's in particular, so none stays behind when a thread ends."""
+        self._require_open()
         try:
             reader = self._idle.pop()
         except IndexError:
-            if self._closed:
-                raise StoreError(f"{self.url} is closed", expected="an open store") from None
             reader = connect(self._path)
         try:
             return reader.execute(query, values).fetchall()
@@ -173,6 +177,7 @@ class SQLiteStore:
         The data version changes when another connection than the watcher has written, and only then; so a search after
         which nobody wrote costs one question to the library, and none to the tables.
         """
+        self._require_open()
         ((version,),) = self._watcher.execute("pragma data_version")
         if version == self._version:
             return
