@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import embedsmith
+from embedsmith.cache.functions import read_function
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.testing import FakeEncoder
@@ -125,7 +126,9 @@ def method(self: str) -> str:
     return self
 
 
-@pytest.mark.parametrize("wrong", [stream, nothing, method, partial(str.upper), len.__class__])
+@pytest.mark.parametrize(
+    "wrong", [stream, nothing, method, partial(str.upper), len.__class__, lambda question: question]
+)
 def test_what_cannot_be_cached_is_refused_when_it_is_decorated(wrong: Callable[..., Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be cached|takes no question"):
         make().cached(wrong)
@@ -141,6 +144,42 @@ def test_what_cannot_be_compared_is_refused_when_it_is_called() -> None:
         answer(ASKED, client=object())
     with pytest.raises(InputError, match="question is a int"):
         answer(3)  # type: ignore[arg-type]
+
+
+SCRIPT = """
+import sys
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.testing import FakeEncoder
+
+cache = SemanticCache(FakeEncoder(64), store=sys.argv[1], threshold=0.8, fingerprint="fake")
+
+@cache.cached
+def answer(question: str) -> str:
+    return "answer of {name}"
+
+print(answer("How do I freeze my card?"))
+"""
+
+
+def test_functions_of_one_name_in_two_scripts_never_share(tmp_path: Path) -> None:
+    url, said = f"sqlite:///{tmp_path}/shared.db", []
+    for name in ("one", "two", "one"):  # the third is a hit, whatever the script says by now
+        script = tmp_path / f"{name}.py"
+        script.write_text(SCRIPT.format(name=f"{name}, run {len(said) + 1}"))
+        run = subprocess.run([sys.executable, str(script), url], capture_output=True, text=True, check=True)
+        said.append(run.stdout.strip())
+    assert said == ["answer of one, run 1", "answer of two, run 2", "answer of one, run 1"]
+
+
+def test_what_is_typed_in_belongs_to_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # as in a notebook
+    cells = []
+    for cell in ("<cell 1>", "<cell 2>"):
+        typed: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile("def answer(question: str) -> str: return question", cell, "exec"), typed)
+        cells.append(read_function(typed["answer"]).read(("x",), {}, {}).scope)
+    assert cells[0] != cells[1]
+    assert cells[0]["function"] == cells[1]["function"] == "__main__.answer"
 
 
 TYPED = """

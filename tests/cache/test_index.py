@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedsmith.cache.stores import index
-from embedsmith.cache.stores.index import VectorIndex
+from embedsmith.cache.stores.index import VectorIndex, sign_bits
 from embedsmith.encoder import Embeddings, normalize
 
 
@@ -21,7 +21,7 @@ def near(vectors: Embeddings, cosine: float, seed: int = 1) -> Embeddings:
 
 
 @pytest.mark.parametrize("dimension", [64, 100, 192, 384, 768])  # one word, a broken one, all in the first, more
-@pytest.mark.parametrize("count", [50, 5000])
+@pytest.mark.parametrize("count", [50, 1000, 5000])
 def test_what_is_near_is_the_first(dimension: int, count: int) -> None:
     known, vectors = VectorIndex(dimension), draw(count, dimension)
     known.add("p", range(count), vectors)
@@ -39,6 +39,19 @@ def test_removed_numbers_are_gone_and_the_others_stay() -> None:
         found = known.nearest("p", vectors[place], 9)
         assert (found[0] == place) is (place not in gone)
         assert not {*found} & {*gone}
+
+
+@pytest.mark.parametrize("count", [700, 1000, 1100])
+def test_what_passes_from_the_bits_to_the_codes_differs_in_the_fewest_bits(count: int) -> None:
+    known, vectors, gone = VectorIndex(384), draw(count, 384), 100
+    known.add("p", range(count), vectors)
+    known.remove("p", range(gone))
+    assert count - gone <= index.SPAN * index.POOL
+    for query in near(vectors[gone : gone + 5], 0.7):
+        differing = np.bitwise_count(sign_bits(vectors) ^ sign_bits(query[None])).sum(axis=1)
+        limit = np.sort(differing[gone:])[index.POOL - 1]
+        expected = gone + np.flatnonzero(differing[gone:] <= limit)
+        assert known._blocks["p"]._pool(query, 9, known._scratch).tolist() == expected.tolist()
 
 
 def test_partitions_of_any_size_share_one_scratch() -> None:

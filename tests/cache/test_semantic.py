@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.rules import veto_pairs
-from embedsmith.cache.semantic import SemanticCache
-from embedsmith.cache.stores import open_store
+from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.cache.stores import Entry, open_store
 from embedsmith.calibration import Calibration, write_calibration
+from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.testing import FakeEncoder
 
@@ -124,26 +126,220 @@ def test_coroutines_share_one_flight_and_a_cancelled_one_stops_nobody_else() -> 
     assert calls == [ASKED]
 
 
-def test_when_the_coroutine_that_computes_is_cancelled_the_others_are_told() -> None:
-    cache = make()
+def test_when_the_coroutine_that_computes_is_cancelled_one_that_waits_computes() -> None:
+    cache, calls = make(), list[str]()
 
     async def slow(text: str) -> str:
-        await asyncio.sleep(5)
-        return text
+        calls.append(text)
+        await asyncio.sleep(0.3)
+        return text.upper()
+
+    async def go() -> list[str]:
+        first = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await asyncio.sleep(0.1)
+        others = [asyncio.create_task(cache.serve_async(ASKED, slow)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        first.cancel()
+        return list(await asyncio.gather(*others))
+
+    assert asyncio.run(go()) == [ASKED.upper()] * 3
+    assert calls == [ASKED] * 2
+    assert cache.store.count().entries == 1
+
+
+def test_an_answer_is_served_though_its_storing_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader leaves while the store is slow: those who wait get the answer that it has paid for."""
+    cache, calls, storing, go_on = make(), list[str](), threading.Event(), threading.Event()
+    put = cache.store.put
+
+    def put_slowly(entries: Sequence[Entry]) -> None:
+        storing.set()
+        go_on.wait(10)
+        put(entries)
+
+    async def compute(text: str) -> str:
+        calls.append(text)
+        return "paid"
 
     async def go() -> str:
-        first = asyncio.create_task(cache.serve_async(ASKED, slow))
-        await asyncio.sleep(0.05)
-        other = asyncio.create_task(cache.serve_async(ASKED, slow))
-        await asyncio.sleep(0.05)
+        first = asyncio.create_task(cache.serve_async(ASKED, compute))
+        await asyncio.to_thread(storing.wait, 10)
+        other = asyncio.create_task(cache.serve_async(ASKED, compute))
+        await asyncio.sleep(0.1)
         first.cancel()
         try:
-            return await other
-        except RuntimeError as error:
-            return str(error)
+            return await asyncio.wait_for(other, 5)
+        finally:
+            go_on.set()
 
-    assert "cancelled" in asyncio.run(go())
-    assert cache.serve(ASKED, lambda _: "fine") == "fine"
+    monkeypatch.setattr(cache.store, "put", put_slowly)
+    assert asyncio.run(go()) == "paid"
+    assert calls == [ASKED]
+
+
+def test_an_interrupted_leader_hands_over_to_a_thread_that_waits() -> None:
+    cache, calls, computing = make(), list[str](), threading.Event()
+
+    def compute(text: str) -> str:
+        calls.append(text)
+        if len(calls) == 1:
+            computing.set()
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+        return "done"
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(cache.serve, ASKED, compute)
+        computing.wait()
+        others = [pool.submit(cache.serve, ASKED, compute) for _ in range(2)]
+        assert [other.result(timeout=10) for other in others] == ["done", "done"]
+        assert isinstance(first.exception(), KeyboardInterrupt)
+    assert len(calls) == 2
+
+
+def test_who_leads_just_after_a_landing_does_not_compute_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, look_again = make(), SemanticCache.look_again
+
+    def look_and_be_overtaken(asked: Lookup) -> Lookup:
+        found = look_again(cache, asked)
+        cache.add(asked, "the other's")
+        return found
+
+    monkeypatch.setattr(cache, "look_again", look_and_be_overtaken)
+    assert cache.serve(ASKED, lambda _: pytest.fail("computed again")) == "the other's"
+
+
+def break_store(cache: SemanticCache, monkeypatch: pytest.MonkeyPatch, *methods: str) -> list[str]:
+    """Let these methods of the store fail; return the list of the calls."""
+    calls: list[str] = []
+
+    def fail(name: str, *_: object, **__: object) -> None:
+        calls.append(name)
+        raise OSError(f"no space left for {ASKED}")
+
+    for name in methods:
+        monkeypatch.setattr(cache.store, name, partial(fail, name))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("broken", "asked"),
+    [
+        (("get", "search", "put", "touch"), ["get"]),  # a lookup that failed is not followed by an addition
+        (("search",), ["search"]),
+        (("put",), ["put"]),
+        (("expire",), ["expire"]),
+    ],
+)
+def test_whatever_fails_in_the_store_the_computed_answer_is_served(
+    broken: Sequence[str], asked: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make()
+    calls = break_store(cache, monkeypatch, *broken)
+
+    async def compute(text: str) -> str:
+        return text.upper()
+
+    assert cache.serve(ASKED, str.upper) == ASKED.upper()
+    assert calls == asked
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "OSError" in record.message
+    assert "freeze" not in record.message  # no text of the user's
+    other = make()
+    calls = break_store(other, monkeypatch, *broken)
+    assert asyncio.run(other.serve_async(ASKED, compute)) == ASKED.upper()
+    assert calls == asked
+    cached = make()
+    break_store(cached, monkeypatch, *broken)
+    assert cached.cached(shout)(ASKED) == ASKED.upper()
+
+
+def shout(question: str) -> str:
+    return question.upper()
+
+
+def test_an_answer_that_was_found_is_served_though_its_use_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = make()
+    cache.add(ASKED, "in the app")
+    break_store(cache, monkeypatch, "touch")
+    assert cache.serve(ASKED, lambda _: pytest.fail("it is stored")) == "in the app"
+    assert cache.lookup(ASKED).answer == "in the app"
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "a use of an entry could not be counted"
+    ] * 2
+
+
+def test_an_encoder_that_fails_takes_nothing_away() -> None:
+    class Tired(FakeEncoder):
+        tired = False
+
+        def encode(self, texts: Sequence[str], /) -> Embeddings:
+            if self.tired:
+                raise RuntimeError("out of memory")
+            return super().encode(texts)
+
+    encoder = Tired(64)
+    cache = SemanticCache(encoder, threshold=0.8, fingerprint="fake")
+    encoder.tired = True
+    assert cache.serve(ASKED, str.upper) == ASKED.upper()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cache.lookup(ASKED)  # who looks up is told
+
+
+def test_the_error_of_the_function_is_nobody_elses() -> None:
+    with pytest.raises(ZeroDivisionError):
+        make().serve(ASKED, lambda _: str(1 // 0))
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_bytes": 10**9}])
+def test_what_has_expired_goes_without_limits_too(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    cache = make(ttl=1, clock=lambda: now[0], **limits)
+    for number in range(250):
+        cache.add(f"question {number}", "x")
+        now[0] += 10
+    assert cache.store.count().entries <= 100
+
+
+def test_a_store_whose_processes_are_short_is_rid_of_the_expired(tmp_path: Path) -> None:
+    for number in range(5):
+        cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", clock=lambda now=10.0 * number: now)
+        cache.add(f"question {number}", "x", ttl=1)
+        assert cache.store.count().entries == 1
+        cache.close()
+
+
+def test_not_every_addition_looks_for_what_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, asked = make(ttl=1), list[float]()
+    monkeypatch.setattr(cache.store, "expire", asked.append)
+    for number in range(201):
+        cache.add(f"question {number}", "x")
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "limits", [{"ttl": 0}, {"ttl": -5}, {"ttl": float("nan")}, {"max_entries": 0}, {"max_bytes": -1}]
+)
+def test_a_limit_must_be_above_0(limits: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(limits))} is ") as caught:
+        make(**limits)
+    assert caught.value.expected
+    assert caught.value.action
+
+
+def test_the_life_of_one_answer_must_be_above_0_and_is_checked_before_it_is_paid() -> None:
+    cache = make()
+    with pytest.raises(ConfigurationError, match="ttl is 0"):
+        cache.add(ASKED, "x", ttl=0)
+    with pytest.raises(ConfigurationError, match="ttl is -1"):
+        cache.serve(ASKED, lambda _: pytest.fail("paid"), ttl=-1)
+    with pytest.raises(ConfigurationError, match="ttl is -1"):
+        cache.cached(ttl=-1)
+    with pytest.raises(ConfigurationError, match="eviction by 'fifo'"):
+        make(eviction="fifo")
 
 
 def test_time_to_live_is_absolute_and_limits_hold() -> None:

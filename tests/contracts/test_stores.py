@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -242,6 +243,22 @@ def test_expired_entries_do_not_crowd_out_living_ones(store: Store) -> None:
     store.put([entry(f"old{number}", expires=5.0) for number in range(200)])
     store.put([entry("alive", (0.6, 0.8, 0, 0))])
     assert ids(store.search("p", entry().vector, 3, 6.0)) == ["alive"]
+
+
+def test_however_many_have_expired_they_hide_no_living_one(store: Store) -> None:
+    near = np.array([1, 0, 0, 0]) + 0.2 * units(2500, 4)
+    store.put([entry(f"old{number}", tuple(row), expires=5.0) for number, row in enumerate(near)])
+    store.put([entry("alive", (0.6, 0.8, 0, 0))])
+    assert ids(store.search("p", entry().vector, 3, 6.0)) == ["alive"]
+
+
+def test_the_expiry_of_a_replaced_entry_is_forgotten(store: Store) -> None:
+    for expires in (5.0, 50.0, None, 7.0, 60.0):
+        store.put([entry(expires=expires), entry("other", expires=expires)])
+    store.put([entry("other")])
+    assert store.expire(59.0) == 0
+    assert store.expire(60.0) == 1
+    assert [one.id for one in store.scan()] == ["other"]
 
 
 def test_a_touch_moves_no_expiry(store: Store) -> None:
@@ -833,6 +850,33 @@ def test_postgres_takes_vectors_of_any_length(
         assert ids(store.search("p", rows[1], 1, 1.0)) == ["1"]
         monkeypatch.setattr(sys.modules[type(store).__module__], "EXACT", 0)
         assert ids(store.search("p", rows[1], 1, 1.0)) == ["1"]
+
+
+def test_postgres_reads_no_more_than_what_it_removes(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        place = find_place("postgres", request, tmp_path, opened)
+        store = place.open()
+        store.put([entry(f"{number:04}", expires=float(number)) for number in range(2000)])
+        store.close()  # which lets the server write down what it has counted
+        before = rows_read_by_id(place)
+        store = place.open()
+        assert store.purge(namespace="nobody's") == 0
+        assert store.expire(4.0) == 5
+        store.close()
+        assert rows_read_by_id(place) - before < 100
+
+
+def rows_read_by_id(place: Place) -> int:
+    import psycopg
+
+    server, _, table = place.url.partition("&table=")
+    with psycopg.connect(server, autocommit=True) as connection:
+        others = "backend_type = 'client backend' and pid <> pg_backend_pid()"
+        while connection.execute(f"select from pg_stat_activity where {others}").fetchone() is not None:
+            time.sleep(0.01)  # a session writes down what it has counted before it ends
+        query = "select idx_tup_read from pg_stat_user_indexes where indexrelname = %s"
+        ((read,),) = connection.execute(query, [f"{table}_pkey"]).fetchall()
+    return int(read)
 
 
 def test_postgres_says_that_it_cannot_keep_nul(request: pytest.FixtureRequest, tmp_path: Path) -> None:

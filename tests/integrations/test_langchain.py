@@ -420,3 +420,8 @@ def test_embeddings_are_those_of_sentence_transformers_with_their_prompts(tiny_m
         assert asyncio.run(ours.aembed_documents(texts)) == ours.embed_documents(texts)
         assert asyncio.run(ours.aembed_query(ASKED)) == ours.embed_query(ASKED)
     assert not np.allclose(ours.embed_query(ASKED), ours.embed_documents([ASKED])[0], atol=1e-3)
+
+
+def test_a_life_that_no_answer_can_have_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="ttl is 0"):
+        make(ttl=0)

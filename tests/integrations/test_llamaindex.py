@@ -480,3 +480,8 @@ def test_embeddings_are_those_of_sentence_transformers(tiny_model: Path, tmp_pat
     np.testing.assert_allclose(query, ours.get_query_embedding(ASKED), **close)
     np.testing.assert_allclose([text, *batch], ours.get_text_embedding_batch([ASKED, *texts]), **close)
     assert ours.to_dict()["model_name"] == str(tmp_path)
+
+
+def test_a_life_that_no_answer_can_have_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="ttl is -1"):
+        make(ttl=-1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, TypeVar
 
 from embedsmith.artifacts import fingerprint
@@ -19,7 +21,7 @@ class Call:
     """One call of a function.
 
     Attributes:
-        text: the first argument. scope: the function's name and its other arguments.
+        text: the first argument. scope: the function, and its other arguments.
         args, kwargs: what the function is called with when there is no answer.
     """
 
@@ -31,9 +33,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads the calls of one function."""
+    """Reads the calls of one function.
+
+    Attributes:
+        name: with its module. file: the script that defines it; empty in a module that can be imported, whose name
+            says enough.
+    """
 
     name: str
+    file: str
     signature: inspect.Signature
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], scope: Mapping[str, Any]) -> Call:
@@ -49,6 +57,7 @@ class Reader:
         if not isinstance(text, str):
             raise InputError(f"{self.name}: {first} is a {type(text).__name__}", expected="the question, a str")
         whole = {"function": self.name, "arguments": {name: bound.arguments[name] for name in names}}
+        whole |= {"file": self.file} if self.file else {}
         try:
             fingerprint(whole)
         except (TypeError, ValueError):
@@ -64,10 +73,12 @@ def read_function(function: Callable[..., object]) -> Reader:
     """Return the reader of a function's calls.
 
     Raises:
-        ConfigurationError: it is no `def` or `async def`, a generator, or takes no question first.
+        ConfigurationError: it is no `def` or `async def`, a generator, a lambda (all of a module have one name), or
+            takes no question first.
     """
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-    if not inspect.isroutine(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    plain = inspect.isroutine(function) and getattr(function, "__name__", "") != "<lambda>"
+    if not plain or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(
             f"{type(function).__name__} {name.strip('.')} cannot be cached".replace("  ", " "),
             expected="a def or an async def that takes the question first and returns the answer, a str",
@@ -80,4 +91,16 @@ def read_function(function: Callable[..., object]) -> Reader:
             expected="def answer(question: str, ...) -> str",
             action="for a method, cache the bound one: self.answer = cache.cached(self.answer)",
         )
-    return Reader(name, signature)
+    return Reader(name, _script_of(function), signature)
+
+
+def _script_of(function: Callable[..., object]) -> str:
+    """Return the file of a function in `__main__`, which is the module name of every script.
+
+    What is typed into a notebook is in no file; Python then names the cell, anew in each session.
+    """
+    if getattr(function, "__module__", "") != "__main__":
+        return ""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return str(Path(file).resolve()) if file else getattr(code, "co_filename", "__main__")

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
 from embedsmith.cache.feedback import Feedback, Judged
+from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, open_encoder, read_promises
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.encoder import Embeddings, Encoder, reads_whole
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import ConfigurationError, InputError, describe_failure
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import LanguageModel
 from embedsmith.text import is_storable
 from embedsmith.verifier import Verifier
 
-SHARE = 100  # the limits are checked after every hundredth part of `max_entries` additions
+LOG = logging.getLogger("embedsmith.cache")
+SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class SemanticCache:
         clock: Unix seconds.
 
     Raises:
-        ConfigurationError: no threshold is known. InputError: the calibration is of another model.
+        ConfigurationError: no threshold is known, or a limit is none. InputError: the calibration is of another model.
         ModelMismatch: the store holds vectors of another model.
     """
 
@@ -123,6 +126,9 @@ class SemanticCache:
         delta: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        require_limits(ttl=ttl, max_entries=max_entries, max_bytes=max_bytes)
+        if eviction not in get_args(Order):
+            raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         if policy is None:
             promise = read_promises(
@@ -148,7 +154,7 @@ class SemanticCache:
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
         self._clock = clock
         self._lock = threading.Lock()
-        self._flights: dict[str, Future[str]] = {}
+        self._flights = Flights()
         self._added = 0
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
@@ -159,13 +165,23 @@ class SemanticCache:
             namespace: the tenant; no lookup sees another's entries.
             scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
         """
-        _require_text(text, namespace)
-        partition = partition_of(namespace, scope or {})
-        asked = Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
-        found = self.look_again(asked)
-        if found.decision.entry is not None:
-            self.store.touch(found.decision.entry.id, self._clock())
+        found = self.look_again(self._ask(text, namespace, scope))
+        self._count_use(found.decision.entry)
         return found
+
+    def _ask(self, text: str, namespace: str, scope: Mapping[str, Any] | None) -> Lookup:
+        _require_text(text, namespace)
+        partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
+        return Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
+
+    def _count_use(self, entry: Entry | None) -> None:
+        """Note that an entry is served; where that fails, it is served all the same."""
+        if entry is None:
+            return
+        try:
+            self.store.touch(entry.id, self._clock())
+        except Exception as error:  # noqa: BLE001  whatever the store raises
+            LOG.warning("a use of an entry could not be counted: %s", describe_failure(error))
 
     def look_again(self, asked: Lookup) -> Lookup:
         """Return what a question finds now; it is not encoded again, and its use not counted."""
@@ -188,15 +204,8 @@ class SemanticCache:
                 self._sample(self.samples, asked, matches, decision)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
-        return replace(
-            asked,
-            decision=decision,
-            vector=vector,
-            age=age,
-            seconds=seconds,
-            encoding=encoding,
-            probability=self._probability(decision),
-        )
+        about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
+        return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
 
     def _near(self, partition: str, vector: Embeddings, policy: Policy, now: float) -> list[Match]:
         """Return the closest entry and all others that could be served or sampled, closest first."""
@@ -250,31 +259,33 @@ class SemanticCache:
 
         Args:
             question: the lookup that missed (its vector is used again), or a text with `namespace` and `scope`.
+            ttl: seconds the answer lives, above 0; None is the cache's own.
         """
+        require_limits(ttl=ttl)
         now = self._clock()
         if isinstance(question, str):
-            _require_text(question, namespace)
-            partition = partition_of(namespace, scope or {})
-            text, id, vector = question, entry_id(partition, question), None
-        else:
-            text, id, vector = question.text, question.id, question.vector
-            namespace, partition = question.namespace, question.partition
-        vector = vector if vector is not None else self.encoder.encode([text])[0]
+            question = self._ask(question, namespace, scope)
+        vector = question.vector if question.vector is not None else self.encoder.encode([question.text])[0]
         life = ttl if ttl is not None else self.ttl
         expires = now + life if life is not None else None
-        entry = Entry(id, namespace, partition, text, answer, vector, now, expires, tuple(dict.fromkeys(tags)))
+        about = question.id, question.namespace, question.partition, question.text
+        entry = Entry(*about, answer, vector, now, expires, tuple(dict.fromkeys(tags)))
         self.store.put([entry])
         self._keep_limits(now)
         return entry
 
     def _keep_limits(self, now: float) -> None:
-        if self.max_entries is None and self.max_bytes is None:
-            return
+        """Remove what is too much, and what has expired: that costs each search whose neighbour it is.
+
+        The first addition removes it too: a store whose processes are short would never be rid of it.
+        """
         with self._lock:
-            self._added += 1
-            due = self._added % max((self.max_entries or SHARE) // SHARE, 1) == 0
-        if due:
+            earlier, self._added = self._added, self._added + 1
+        limited = self.max_entries is not None or self.max_bytes is not None
+        due = limited and (earlier + 1) % max((self.max_entries or SHARE) // SHARE, 1) == 0
+        if due or earlier % SHARE == 0:
             self.store.expire(now)
+        if due:
             self.store.evict(entries=self.max_entries, bytes=self.max_bytes, order=self.eviction)
 
     def serve(
@@ -290,21 +301,25 @@ class SemanticCache:
         """Return the stored answer, or that of `compute(text)`, which is stored.
 
         Single flight: while one caller computes, others with the same question wait for it. When it fails,
-        all of them get its error, and nothing is stored.
+        all of them get its error, and nothing is stored; when it is interrupted, one of them computes.
+        A cache that fails takes nothing away: what `compute` returns is returned, and the log says what failed.
         """
-        found = self.lookup(text, namespace=namespace, scope=scope)
-        if found.answer is not None:
+        require_limits(ttl=ttl)
+        asked = self._ask(text, namespace, scope)
+        found = self._find(asked)
+        if found is not None and found.answer is not None:
             return found.answer
-        flight, leads = self._board(found.id)
-        if not leads:
-            return flight.result()
-        try:
-            answer = compute(text)
-            self.add(found, answer, ttl=ttl, tags=tags)
-        except BaseException as error:
-            self._land(found.id, error=error)
-            raise
-        self._land(found.id, answer)
+        while (flight := self._flights.board(asked.id)) is not None:
+            with suppress(Abandoned):
+                return flight.result()
+        with self._flights.lead(asked.id) as land:
+            answer = self._find_same(found)
+            if answer is None:
+                answer = compute(text)
+                land(answer)
+                self._keep(found, answer, ttl, tags)
+            else:
+                land(answer)
         return answer
 
     async def serve_async(
@@ -318,37 +333,54 @@ class SemanticCache:
         tags: Sequence[str] = (),
     ) -> str:
         """Return what `serve` returns, without blocking the event loop; both share their flights."""
-        found = await asyncio.to_thread(self.lookup, text, namespace=namespace, scope=scope)
-        if found.answer is not None:
+        require_limits(ttl=ttl)
+        asked = self._ask(text, namespace, scope)
+        found = await asyncio.to_thread(self._find, asked)
+        if found is not None and found.answer is not None:
             return found.answer
-        flight, leads = self._board(found.id)
-        if not leads:
-            return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
-        try:
-            answer = await compute(text)
-            await asyncio.to_thread(self.add, found, answer, ttl=ttl, tags=tags)
-        except asyncio.CancelledError:
-            self._land(found.id, error=RuntimeError("the caller that computed this answer was cancelled; ask again"))
-            raise
-        except BaseException as error:
-            self._land(found.id, error=error)
-            raise
-        self._land(found.id, answer)
+        while (flight := self._flights.board(asked.id)) is not None:
+            with suppress(Abandoned):
+                return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
+        with self._flights.lead(asked.id) as land:
+            answer = await asyncio.to_thread(self._find_same, found)
+            if answer is None:
+                answer = await compute(text)
+                land(answer)
+                await asyncio.to_thread(self._keep, found, answer, ttl, tags)
+            else:
+                land(answer)
         return answer
 
-    def _board(self, id: str) -> tuple[Future[str], bool]:
-        """Return the flight of a question, and whether the caller leads it."""
-        with self._lock:
-            leads = id not in self._flights
-            return self._flights.setdefault(id, Future()), leads
+    def _find(self, asked: Lookup) -> Lookup | None:
+        """Return what a question finds; None when the cache failed."""
+        try:
+            found = self.look_again(asked)
+        except Exception as error:  # noqa: BLE001  whatever the store or the encoder raises
+            LOG.warning("the cache failed, the answer is computed: %s", describe_failure(error))
+            return None
+        self._count_use(found.decision.entry)
+        return found
 
-    def _land(self, id: str, answer: str = "", *, error: BaseException | None = None) -> None:
-        with self._lock:
-            flight = self._flights.pop(id)
-        if error is not None:
-            flight.set_exception(error)
-        else:
-            flight.set_result(answer)
+    def _find_same(self, missed: Lookup | None) -> str | None:
+        """Return the answer that another flight has stored since the lookup missed."""
+        if missed is None:
+            return None
+        try:
+            entry = self.store.get(missed.id, self._clock())
+        except Exception as error:  # noqa: BLE001
+            LOG.warning("the cache failed, the answer is computed: %s", describe_failure(error))
+            return None
+        self._count_use(entry)
+        return entry.answer if entry is not None else None
+
+    def _keep(self, missed: Lookup | None, answer: str, ttl: float | None, tags: Sequence[str]) -> None:
+        """Store an answer; where the lookup has failed already, the cache is not asked again."""
+        if missed is None:
+            return
+        try:
+            self.add(missed, answer, ttl=ttl, tags=tags)
+        except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
+            LOG.warning("an answer could not be stored: %s", describe_failure(error))
 
     @overload
     def cached(self, function: Function, /) -> Function: ...
@@ -374,13 +406,15 @@ class SemanticCache:
     ) -> Any:
         """Return a `def` or `async def` behind the cache; a decorator, with or without the options of `serve`.
 
-        The function's first argument is the question; its name and all other arguments are part of the scope.
+        The function's first argument is the question; its name and all other arguments are part of the scope (in a
+        script its file too).
         What it takes from elsewhere (its object, a closure, a global) is not seen: name it in `scope` when it decides
         the answer.
 
         >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
         ... async def answer(question: str, language: str = "en") -> str: ...
         """
+        require_limits(ttl=ttl)
         options = {"namespace": namespace, "ttl": ttl, "tags": tags}
         wrap = partial(self._wrap, scope=scope or {}, options=options)
         return wrap if function is None else wrap(function)
@@ -440,6 +474,23 @@ class SemanticCache:
         if self.judge is not None:
             self.judge.close()
         self.store.close()
+
+
+@lru_cache(maxsize=1024)
+def _whole_of(namespace: str) -> str:
+    """Return the partition of a namespace without a scope."""
+    return partition_of(namespace, {})
+
+
+def require_limits(**limits: float | None) -> None:
+    """Raise `ConfigurationError` unless each limit is None (there is none) or above 0."""
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ConfigurationError(
+                f"{name} is {limit}",
+                expected="a number above 0",
+                action=f"leave {name} out for no limit; to keep nothing, do without the cache",
+            )
 
 
 def _require_text(*texts: str) -> None:

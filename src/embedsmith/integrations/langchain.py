@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.cache.chat import Allowances, Question
-from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.semantic import SemanticCache, require_limits
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.integrations.prompts import open_prompted
@@ -74,6 +74,7 @@ class EmbedsmithCache(BaseCache):
         ttl: float | None = None,
         allowed: Allowances | None = None,
     ) -> None:
+        require_limits(ttl=ttl)
         self.shelf = Shelf(cache, KIND, namespace, scope or {}, ttl, allowed or Allowances())
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from embedsmith.cache.chat import Allowances
-from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.cache.semantic import Lookup, SemanticCache, require_limits
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.integrations.prompts import PromptedEncoder, open_prompted
@@ -134,6 +134,7 @@ class CachedLLM(FunctionCallingLLM):
         allowed: Allowances | None = None,
         question_key: str = "query_str",
     ) -> None:
+        require_limits(ttl=ttl)
         super().__init__(
             llm=llm,
             question_key=question_key,

@@ -4,8 +4,8 @@ A vector is kept as d sign bits (after a fixed random rotation, so that every bi
 eight-bit codes: 1.1 bytes a dimension and 22 more, 450 bytes at d = 384. A search counts in the first 192 bits
 how many differ, over the whole partition (.17 ms for 100,000 on one core). Of the nearest fortieth by that
 count the other bits are counted too; the nearest by all of them are ordered by their codes, and a few more than
-asked for are handed on; the store scores these with its own float32 vectors. Up to `EXACT` numbers the bits are
-skipped and all codes are compared.
+asked for are handed on; the store scores these with its own float32 vectors. In a partition of up to `SPAN` * `POOL`
+vectors all bits are counted at once; up to `EXACT` numbers the bits are skipped and all codes are compared.
 
 Signs of angles: two vectors at angle θ differ in a share θ/π of the bits (Charikar 2002, SimHash). At
 cosine .8 that is 79 ± 8 of 384 bits (39 ± 6 of 192), at cosine .3 it is 155 ± 10 (77 ± 7): what is close enough to
@@ -62,6 +62,17 @@ class VectorIndex:
             if not block.living:
                 del self._blocks[partition]
 
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Forget all numbers but these, whatever their partition."""
+        kept = np.asarray(numbers, dtype=np.int64)
+        for partition, block in list(self._blocks.items()):
+            known = block.numbers
+            self.remove(partition, known[~np.isin(known, kept)].tolist())
+
+    def __len__(self) -> int:
+        """Return how many numbers there are."""
+        return sum(block.living for block in self._blocks.values())
+
     def nearest(self, partition: str, vector: Embeddings, count: int, *, floor: float = -1.0) -> list[int]:
         """Return up to `count` numbers, closest first.
 
@@ -101,6 +112,11 @@ class _Block:
         self._scales = np.empty(0, dtype=np.float32)  # a step of the codes, for a vector of length 1
         self._step = 0.0  # the largest of the scales so far
         self._gone = np.empty(0, dtype=np.uint8)  # 0, or GONE
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """All that were not removed."""
+        return self._numbers.compress(self._gone[: self.size] == 0)
 
     def add(self, numbers: NDArray[np.int64], vectors: Embeddings) -> None:
         self._make_room(len(numbers))
@@ -155,8 +171,9 @@ class _Block:
         if floor > -1 and len(pool):
             near = (scores >= self._cut(vector, float(scores.max()), floor)).nonzero()[0]
             pool, scores = pool.take(near), scores.take(near)
-        best = np.argsort(-scores, kind="stable")[:count]
-        numbers: list[int] = self._numbers.take(pool.take(best)).tolist()
+        if len(pool) > 1:
+            pool = pool.take((-scores).argsort(kind="stable")[:count])
+        numbers: list[int] = self._numbers.take(pool[:count]).tolist()
         return numbers
 
     def _cut(self, vector: Embeddings, closest: float, floor: float) -> float:
@@ -173,6 +190,8 @@ class _Block:
         """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
         words = sign_bits(vector[None])[0]
         wanted = min(max(POOL, 4 * count), self.living)
+        if self.living <= SPAN * wanted:  # all pass the first words
+            return self._closest_by_all(words, wanted)
         sums, near = scratch.hold(self.size, len(self._numbers))
         self._scan(words, sums, scratch)
         if len(words) <= PREFIX:
@@ -184,6 +203,14 @@ class _Block:
         if len(passing) <= wanted:
             return passing
         return passing[differing <= _limit(differing, wanted - 1)]
+
+    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int) -> NDArray[np.intp]:
+        """Return the places of the vectors with the least counts of all bits, at least `wanted`."""
+        counts = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None])
+        differing: NDArray[np.uint16] = counts.sum(axis=0, dtype=np.uint16)
+        if self.living < self.size:
+            differing[self._gone[: self.size] != 0] = self._bits.shape[0] * 64 + 1
+        return (differing <= _limit(differing, wanted - 1)).nonzero()[0]
 
     def _scan(self, words: NDArray[np.uint64], sums: NDArray[np.uint8], scratch: _Scratch) -> None:
         """Count how many of the first bits of each vector differ from `words`: `GONE` for a removed one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
+
+SPARE = 64  # expiries of entries that are gone, at least, until these are dropped
 
 
 class MemoryStore:
@@ -25,6 +28,7 @@ class MemoryStore:
         self._keys: dict[str, int] = {}  # id -> key in the index
         self._ids: dict[int, str] = {}
         self._uses: dict[str, tuple[float, int]] = {}  # id -> last use, number of uses
+        self._ends: list[tuple[float, int]] = []  # a heap of expiries and keys, of replaced entries too
         self._next = 0
 
     def get(self, id: str, now: float) -> Entry | None:
@@ -49,7 +53,12 @@ class MemoryStore:
                 self._keys[entry.id], self._ids[self._next] = self._next, entry.id
                 self._uses[entry.id] = (entry.created, 0)
                 self._index.add(entry.partition, [self._next], vector[None])
+                if entry.expires is not None:
+                    heapq.heappush(self._ends, (entry.expires, self._next))
                 self._next += 1
+            if len(self._ends) > 2 * len(self._entries) + SPARE:
+                self._ends = [end for end in self._ends if end[1] in self._ids]
+                heapq.heapify(self._ends)
 
     def touch(self, id: str, now: float) -> None:
         with self._lock:
@@ -73,7 +82,10 @@ class MemoryStore:
 
     def expire(self, now: float) -> int:
         with self._lock:
-            return self._remove([entry.id for entry in self._entries.values() if not entry.alive(now)])
+            ended = []
+            while self._ends and self._ends[0][0] <= now:
+                ended.append(heapq.heappop(self._ends)[1])
+            return self._remove([self._ids[key] for key in ended if key in self._ids])
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         with self._lock:

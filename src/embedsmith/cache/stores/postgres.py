@@ -334,7 +334,12 @@ class PostgresStore:
 
     def _remove(self, rule: str, *values: object) -> int:
         query = self._sql(REMOVE, rule=sql.SQL(rule))
-        return self._change(lambda cursor: cursor.execute(query, values).rowcount)
+
+        def remove(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
+            cursor.execute("set local enable_sort = on")  # else all rows are read by their ids, which are in order
+            return cursor.execute(query, values).rowcount
+
+        return self._change(remove)
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         def excess(connection: Connection) -> Counts:

@@ -12,7 +12,7 @@ from embedsmith.cache.stores import Entry, Match
 from embedsmith.encoder import Embeddings
 
 SPARE = 4  # candidates asked for beyond k
-MOST = 2048  # candidates at most: more entries that are equally close are not put in order
+MOST = 2048  # living candidates at most: more entries that are equally close are not put in order
 ROUNDING = 1e-5  # whoever finds candidates may order closer similarities than this wrongly
 
 
@@ -41,9 +41,10 @@ def rank(
         matches = score(vector, alive)
         # What was not fetched cannot belong to the first k once the last one fetched is clearly farther.
         settled = len(matches) > k and matches[k - 1].similarity - matches[-1].similarity > ROUNDING
-        if settled or len(found) < wanted or wanted >= MOST:
+        most = MOST + len(found) - len(alive)  # the dead hide nobody
+        if settled or len(found) < wanted or wanted >= most:
             return matches[:k]
-        wanted = min(4 * wanted, MOST)
+        wanted = min(4 * wanted, most)
     return []
 
 

@@ -5,6 +5,9 @@ process sees what the others have added (higher numbers than it knows) and what 
 that are gone). Writes are durable against the death of a process at any moment; WAL with synchronous =
 normal means that a power cut can lose the last ones, which a cache can afford and a disk flush for each
 answer cannot.
+
+Two locks, so that no lookup waits for the lock of the file: one thread at a time writes, which may wait for another
+process; and one at a time uses the index, which waits for nobody. Who needs both takes the first one first.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +35,14 @@ Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
 MIGRATION = 600.0  # seconds an opening waits for another process, which may be migrating a large file
 TOUCHES = 256  # hits that are remembered before they are written
-BLOCK = 8192  # rows read at once when the index is built
+BLOCK = 8192  # rows read at once: when the index is built, and by number
+IDLE = 16  # readers that are kept open for the next lookups; more are open only while more threads read at once
+WIDER = 4  # times as many neighbours are looked at whenever some of the last ones were gone
+SWEEP = 1024  # additions, at least, until the index is compared with the table
 COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
 GET = f"select {COLUMNS} from {{rows}} where id = ?"
+TAKE_UP = f"select number, partition, vector from {{rows}} where number > ? order by number limit {BLOCK}"
+EXISTING = "select number from entries where number in (select value from json_each(?))"
 PUT = """
 insert into entries (id, namespace, partition, text, answer, created, expires, tags, size, used)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -51,48 +60,46 @@ class SQLiteStore:
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = url, dimension, model
         self._path = path_of(url)
-        self._lock = threading.RLock()  # of the index, the touches and the writing connection
+        self._writing = threading.RLock()  # of the writing connection
+        self._lock = threading.RLock()  # of the index, what it was built from, and the touches
         self._index = VectorIndex(dimension)
         self._seen = 0  # highest number in the index
+        self._fresh = 0  # numbers that the index has taken up since it was compared with the table
+        self._version = 0  # of the file when the index was last up to date, as the watcher counts
         self._touches: dict[str, tuple[float, int]] = {}
-        self._readers = threading.local()
-        self._version, self._written = 0, True  # of the file when the index was last up to date; own writes since
-        self._all: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []  # readers; append and pop need no lock
         self._closed = False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._connect()
+            self._writer = connect(self._path)
             self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
             with self._write():
                 self._about = prepare(self._writer, url, model, dimension)
                 self._about.require(url, model, dimension)
             self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
+            self._watcher = connect(self._path)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}", expected="a store, or a free path") from None
         with self._lock:
             self._catch_up()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = connect(self._path)
-        self._all.append(connection)
-        return connection
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.url} is closed", expected="an open store")
 
     def _follow(self) -> None:
         """Take note of a re-encoding since the last call; its model is another one, unless it came back."""
-        about = read_about(self._writer)
-        if about is not None and about.generation != self._about.generation:
-            about.require(self.url, self.model, self.dimension)
-            self._about, self._seen, self._index = about, 0, VectorIndex(self.dimension)
-
-    @property
-    def _rows(self) -> str:
-        """Entries with their vectors."""
-        return f"entries join vectors_{self._about.generation} using (number)"
+        with self._lock:
+            about = read_about(self._watcher)
+            if about is not None and about.generation != self._about.generation:
+                about.require(self.url, self.model, self.dimension)
+                self._about, self._seen, self._index = about, 0, VectorIndex(self.dimension)
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """Hold the lock and one transaction; all of it happens, or nothing."""
-        with self._lock:
+        """Hold one transaction; all of it happens, or nothing."""
+        with self._writing:
+            self._require_open()
             self._writer.execute("begin immediate")
             try:
                 yield self._writer
@@ -100,27 +107,35 @@ class SQLiteStore:
                 self._writer.execute("rollback")
                 raise
             self._writer.execute("commit")
-            self._written = True
 
-    def _read(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
-        if connection is None:
-            with self._lock:
-                connection = self._readers.connection = self._connect()
-        return connection
-
-    def _fetch(self, query: str, values: Sequence[object]) -> sqlite3.Cursor:
-        """Return what a reader finds in {rows}; when the model's vectors are gone, `ModelMismatch`."""
+    def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Return all rows; the connection is nobody's in particular, so none stays behind when a thread ends."""
+        self._require_open()
         try:
-            return self._read().execute(query.format(rows=self._rows), values)
-        except sqlite3.OperationalError:
-            with self._lock:
-                self._follow()
-            return self._read().execute(query.format(rows=self._rows), values)
+            reader = self._idle.pop()
+        except IndexError:
+            reader = connect(self._path)
+        try:
+            return reader.execute(query, values).fetchall()
+        finally:
+            if self._closed or len(self._idle) >= IDLE:
+                reader.close()
+            else:
+                self._idle.append(reader)
+
+    def _fetch(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        """Return what is found in {rows}; when the model's vectors are gone, `ModelMismatch`."""
+        try:
+            return self._read(_complete(query, self._about.generation), values)
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            self._follow()
+            return self._read(_complete(query, self._about.generation), values)
 
     def get(self, id: str, now: float) -> Entry | None:
-        row = self._fetch(GET, (id,)).fetchone()
-        entry = _entry(row) if row is not None else None
+        rows = self._fetch(GET, (id,))
+        entry = _entry(rows[0]) if rows else None
         return entry if entry is not None and entry.alive(now) else None
 
     def search(self, partition: str, vector: Embeddings, k: int, now: float, *, floor: float = -1.0) -> list[Match]:
@@ -129,49 +144,77 @@ class SQLiteStore:
 
     def _near(self, partition: str, vector: Embeddings, count: int, floor: float) -> list[Entry]:
         """Return the closest entries; rows that another process has removed are forgotten on the way."""
+        reach = count
         while True:
             with self._lock:
                 self._catch_up()
                 numbers = self._index.nearest(partition, vector, count, floor=floor)
-            rows = self._fetch(_select(len(numbers)), numbers).fetchall()
+            rows = self._fetch_all(numbers)
             if len(rows) == len(numbers):
                 return [_entry(row) for row in rows]
-            self._forget({(partition, number) for number in numbers} - {(partition, row[-1]) for row in rows})
+            reach *= WIDER
+            self._forget_removed(partition, vector, reach)
+
+    def _fetch_all(self, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
+        if len(numbers) <= BLOCK:
+            return self._fetch(_select(len(numbers)), numbers)
+        parts = [numbers[start : start + BLOCK] for start in range(0, len(numbers), BLOCK)]
+        return [row for part in parts for row in self._fetch(_select(len(part)), part)]
+
+    def _forget_removed(self, partition: str, vector: Embeddings, reach: int) -> None:
+        """Forget what is gone among the nearest `reach`: where one was removed, its neighbours often were too.
+
+        So a purge by another process costs a search a few rounds, and one removal only one short round.
+        """
+        with self._lock:
+            numbers = self._index.nearest(partition, vector, reach)
+        living = {number for (number,) in self._read(EXISTING, (json.dumps(numbers),))}
+        self._forget({(partition, number) for number in numbers if number not in living})
 
     def _catch_up(self) -> None:
         """Take up what has been added since, by whatever process.
 
-        The data version changes when another connection has written, and only then; so a search after which nobody
-        wrote costs one question to the library, and none to the tables.
+        The data version changes when another connection than the watcher has written, and only then; so a search after
+        which nobody wrote costs one question to the library, and none to the tables.
         """
-        (version,) = self._writer.execute("pragma data_version").fetchone()
-        if version == self._version and not self._written:
+        self._require_open()
+        ((version,),) = self._watcher.execute("pragma data_version")
+        if version == self._version:
             return
-        self._take_up()
-        self._version, self._written = version, False
+        self._watcher.execute("begin")  # the model, its vectors and what is left of them, at one moment
+        try:
+            self._take_up()
+        finally:
+            self._watcher.execute("commit")
+        self._version = version
 
     def _take_up(self) -> None:
         self._follow()
-        (last,) = self._writer.execute("select coalesce(max(number), 0) from entries").fetchone()
-        while self._seen < last:
-            about, query = self._about, "select number, partition, vector from {rows} where number > ? order by number"
-            rows = self._fetch(f"{query} limit ?", (self._seen, BLOCK)).fetchall()
-            if self._about is not about:  # the model came back with other vectors: from the start
-                continue
-            if not rows:  # removed again since
-                break
-            by_partition: dict[str, list[tuple[int, bytes]]] = {}
-            for number, partition, blob in rows:
-                by_partition.setdefault(partition, []).append((number, blob))
-            for partition, members in by_partition.items():
-                vectors = np.frombuffer(b"".join(blob for _, blob in members), dtype="<f4")
-                self._index.add(partition, [number for number, _ in members], vectors.reshape(-1, self.dimension))
+        query = _complete(TAKE_UP, self._about.generation)
+        while rows := self._watcher.execute(query, (self._seen,)).fetchall():
+            for partition, members in groupby(sorted(rows, key=_partition), key=_partition):
+                numbers, blobs = zip(*((number, blob) for number, _, blob in members), strict=True)
+                vectors = np.frombuffer(b"".join(blobs), dtype="<f4")
+                self._index.add(partition, numbers, vectors.reshape(-1, self.dimension))
             self._seen = rows[-1][0]
+            self._fresh += len(rows)
+        if self._fresh >= max(SWEEP, len(self._index) // 4):
+            self._sweep()
 
-    def _forget(self, rows: set[Row]) -> None:
+    def _sweep(self) -> None:
+        """Forget what other processes have removed, in partitions that nobody searches too.
+
+        It follows on additions, so the index never holds much more than the table.
+        """
+        self._fresh = 0
+        stale = len(self._index) - self._count(self._watcher).entries
+        if stale > len(self._index) // 8:
+            self._index.keep([number for (number,) in self._watcher.execute("select number from entries")])
+
+    def _forget(self, rows: Iterable[Row]) -> None:
         with self._lock:
-            for partition, number in rows:
-                self._index.remove(partition, [number])
+            for partition, members in groupby(sorted(rows), key=lambda row: row[0]):
+                self._index.remove(partition, [number for _, number in members])
 
     def put(self, entries: Sequence[Entry]) -> None:
         vectors = [check_vector(entry.vector, self.dimension) for entry in entries]
@@ -180,8 +223,10 @@ class SQLiteStore:
             self._follow()
             for entry, vector in zip(entries, vectors, strict=True):
                 gone |= self._delete(writer, "id = ?", (entry.id,))
-                self._touches.pop(entry.id, None)
                 self._insert(writer, entry, vector)
+            with self._lock:
+                for entry in entries:
+                    self._touches.pop(entry.id, None)
         self._forget(gone)
 
     def _insert(self, writer: sqlite3.Connection, entry: Entry, vector: Embeddings) -> None:
@@ -203,22 +248,25 @@ class SQLiteStore:
             self._write_touches_if_free()
 
     def _write_touches_if_free(self) -> None:
-        """Write the hits, unless another process is writing: no lookup waits for it, the next hit tries again."""
-        with self._lock:
+        """Write the hits, unless somebody is writing: no lookup waits for that, the next hit tries again."""
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
             self._writer.execute("pragma busy_timeout = 0")
-            try:
-                with self._write() as writer:
-                    self._write_touches(writer)
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-            finally:
-                self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
+            with self._write() as writer:
+                self._write_touches(writer)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        finally:
+            self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
+            self._writing.release()
 
     def _write_touches(self, writer: sqlite3.Connection) -> None:
-        rows = [(used, uses, id) for id, (used, uses) in self._touches.items()]
+        with self._lock:
+            touches, self._touches = self._touches, {}
+        rows = [(used, uses, id) for id, (used, uses) in touches.items()]
         writer.executemany("update entries set used = max(used, ?), uses = uses + ? where id = ?", rows)
-        self._touches.clear()
 
     def delete(self, ids: Sequence[str]) -> int:
         with self._write() as writer:
@@ -257,35 +305,52 @@ class SQLiteStore:
         return len(gone)
 
     def count(self, namespace: str | None = None) -> Counts:
-        return self._count(self._read(), namespace)
+        return self._counts(self._read(*_count_query(namespace)))
 
-    def _count(self, connection: sqlite3.Connection, namespace: str | None = None) -> Counts:
-        where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
-        query = f"select coalesce(sum(entries), 0), coalesce(sum(bytes), 0) from counts {where}"
-        entries, bytes = connection.execute(query, values).fetchone()
+    def _count(self, connection: sqlite3.Connection) -> Counts:
+        return self._counts(connection.execute(*_count_query(None)).fetchall())
+
+    def _counts(self, rows: Sequence[tuple[Any, ...]]) -> Counts:
+        ((entries, bytes),) = rows
         return Counts(entries, bytes + entries * self._about.surplus)
 
     def scan(self, namespace: str | None = None) -> Iterator[Entry]:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
-        numbers = self._read().execute(f"select number from entries {where} order by created, id", values).fetchall()
-        for (number,) in numbers:
-            row = self._fetch(f"select {COLUMNS} from {{rows}} where number = ?", (number,)).fetchone()
-            if row is not None:
+        for (number,) in self._read(f"select number from entries {where} order by created, id", values):
+            for row in self._fetch(_select(1), (number,)):
                 yield _entry(row)
 
     def close(self) -> None:
-        with self._lock:
+        with self._writing:
             if self._closed:
                 return
             with self._write() as writer:
                 self._write_touches(writer)
-            for connection in self._all:
-                connection.close()
-            self._closed = True
+            with self._lock:
+                self._closed = True
+                self._watcher.close()
+            self._writer.close()
+            while self._idle:
+                self._idle.pop().close()
 
     def _delete(self, writer: sqlite3.Connection, where: str, values: tuple[object, ...]) -> set[Row]:
         rows = writer.execute(f"delete from entries where {where} returning partition, number", values)
         return {(partition, number) for partition, number in rows}
+
+
+def _count_query(namespace: str | None) -> tuple[str, tuple[object, ...]]:
+    where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
+    return f"select coalesce(sum(entries), 0), coalesce(sum(bytes), 0) from counts {where}", values
+
+
+def _partition(row: tuple[int, str, bytes]) -> str:
+    return row[1]
+
+
+@lru_cache(maxsize=64)
+def _complete(query: str, generation: int) -> str:
+    """Return `query` with {rows} as the entries with their vectors."""
+    return query.format(rows=f"entries join vectors_{generation} using (number)")
 
 
 @lru_cache(maxsize=64)
