@@ -187,9 +187,9 @@ class Admin:
         return JSONResponse({"judged": body["verdict"]})
 
     async def usual(self, _: Request) -> Response:
-        """Take the latest stream of questions as the usual one; its alarm ends."""
+        """Take the questions from now on as the usual stream; its alarm ends."""
         self._watch.oversight.stream.accept()
-        return JSONResponse({"usual": "the latest lookups"})
+        return JSONResponse({"usual": "the questions from now on"})
 
     async def purge(self, request: Request) -> Response:
         """Remove entries by `id`, or by `namespace` and `tag`; {"all": true} removes all."""

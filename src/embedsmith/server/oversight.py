@@ -14,12 +14,14 @@ from prometheus_client import CollectorRegistry, Gauge
 from embedsmith.cache.drift import Alarm, StreamWatch
 from embedsmith.cache.samples import Estimate, Sample, Samples
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.encoder import Embeddings
 from embedsmith.server.answers import load_answer
 
 LOG = logging.getLogger("embedsmith.server")
 SHOWN = 5  # samples at once: the oldest, so that nobody picks the easy ones
 NAMESPACES = 20  # in the list of estimates, those with the most verdicts
 BEGINNING = 400  # characters of a stored answer
+BY_SIMILARITY = frozenset({"similar", "verified"})  # reasons of hits in the semantic tier
 
 
 class Oversight:
@@ -33,10 +35,9 @@ class Oversight:
 
     def looked_up(self, found: Lookup) -> None:
         """Take note of a lookup."""
-        self.by_similarity += found.decision.reason in {"similar", "shadow: similar"}
-        if found.vector is None or found.decision.similarity is None:
-            return  # the same text, or nothing stored: no similarity to compare
-        if self.stream.see(found.decision.similarity) and self.stream.alarm is not None:
+        decision = found.decision
+        self.by_similarity += decision.reason.removeprefix("shadow: ") in BY_SIMILARITY
+        if self.stream.see(found.id, vector_of(found)) and self.stream.alarm is not None:
             LOG.warning("drift: %s", self.stream.alarm.told)
 
     def judge(self, number: int, label: int) -> bool:
@@ -105,6 +106,7 @@ class Oversight:
     def _stream(self) -> dict[str, Any]:
         watch = self.stream
         return {
+            "reference": watch.reference,
             "size": watch.size,
             "missing": watch.missing,
             "windows": watch.windows,
@@ -124,8 +126,14 @@ class Oversight:
             lambda: self.by_similarity,
         )
         gauge("drift_stream_alarm", "1 while the stream of questions has changed", lambda: stream.alarm is not None)
-        gauge("stream_median_first", "Median similarity of the first window", lambda: _median(stream.first))
-        gauge("stream_median_latest", "Median similarity of the latest window", lambda: _median(stream.latest))
+        gauge(
+            "stream_median_first", "Median similarity to early questions, first window", lambda: _median(stream.first)
+        )
+        gauge(
+            "stream_median_latest",
+            "Median similarity to early questions, latest window",
+            lambda: _median(stream.latest),
+        )
         if samples is None:
             return
         gauge("samples_drawn", "Samples drawn since the start", lambda: samples.counts.drawn)
@@ -140,6 +148,17 @@ class Oversight:
         if judge is not None:
             gauge("judge_failures", "Calls of the judge that failed", lambda: judge.counts["failed"])
             gauge("judge_unreadable", "Verdicts that could not be read", lambda: judge.counts["unreadable"])
+
+
+def vector_of(found: Lookup) -> Embeddings | None:
+    """Return the vector of what was asked; that of its stored equal where it was not encoded.
+
+    With the hits of the exact tier left out, what is watched would change as the store fills.
+    """
+    nearest = found.decision.nearest
+    if found.vector is None and nearest is not None and nearest.id == found.id:
+        return nearest.vector
+    return found.vector
 
 
 def _told(found: Estimate) -> dict[str, Any]:
