@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain
+from embedsmith.cache.stores import Order
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -151,7 +152,13 @@ def serve(
     guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
-    max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
+    max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes.")
+    ] = None,
+    eviction: Annotated[
+        Order, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
+    ] = "lru",
     feedback: Annotated[
         Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
     ] = None,
@@ -201,6 +208,8 @@ def serve(
         verifier=verifier,
         ttl=ttl,
         max_entries=max_entries,
+        max_bytes=max_bytes,
+        eviction=eviction,
         feedback=feedback,
         namespaces=namespaces,
         sample=SampleRule(sample, sample_margin) if sample else None,
