@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.cache.stores import Order
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.llm import LanguageModel
     from embedsmith.runtime import Fidelity
+
+Eviction = Literal["lru", "lfu", "size"]  # `stores.Order`, whose import would load numpy for every --help
 
 
 @app.command()
@@ -157,7 +158,7 @@ def serve(
         int | None, typer.Option(min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes.")
     ] = None,
     eviction: Annotated[
-        Order, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
+        Eviction, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
     ] = "lru",
     feedback: Annotated[
         Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
