@@ -336,6 +336,14 @@ def test_feedback_is_an_examples_file(serve: Serve) -> None:
     assert (pair.sentence1, pair.sentence2, pair.label) == ("one", "two", 1)
 
 
+def test_reasons_are_counted_without_what_the_guard_found_in_each_pair(serve: Serve) -> None:
+    served = serve()
+    for days in (30, 60, 90):
+        ask(served, f"what happens {days} days after my payment is late")
+    assert state(served)["reasons"] == {"miss: guard: number": 2, "miss: nothing stored": 1}
+    assert state(served)["latest"][0]["reason"].startswith("guard: number (")
+
+
 def test_entries_are_searched_and_purged(serve: Serve) -> None:
     served = serve()
     ask(served)

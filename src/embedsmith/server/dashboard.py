@@ -59,7 +59,8 @@ def _count(cache: SemanticCache) -> dict[str, Any]:
 
 
 def _reasons(latest: Sequence[Seen]) -> dict[str, int]:
-    return dict(Counter(f"{seen.outcome}: {seen.reason}" for seen in latest).most_common())
+    """Return how often each reason was given; what the guard found in a pair, told in brackets, is no reason apart."""
+    return dict(Counter(f"{seen.outcome}: {seen.reason.partition(' (')[0]}" for seen in latest).most_common())
 
 
 def _histogram(latest: Sequence[Seen]) -> dict[str, list[int]]:
