@@ -64,6 +64,10 @@ class LanguageModelError(EmbedsmithError):
     exit_code = 3
 
 
+class SamplingRefused(LanguageModelError):
+    """The model draws its answers in its own way only: it takes no such temperature or top_p."""
+
+
 class CalibrationRefused(EmbedsmithError):
     """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing."""
 

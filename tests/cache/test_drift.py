@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from embedsmith.cache.decision import Policy
 from embedsmith.cache.drift import BLOCK, PromiseWatch, StreamWatch, collect_evidence, compare_windows
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.encoder import Embeddings, normalize
 from embedsmith.errors import ConfigurationError
+from embedsmith.server.watch import Watch
 
 DELTA, ALPHA = 0.05, 0.05
 
@@ -77,30 +85,116 @@ def test_evidence_stays_a_number_when_everything_is_wrong_for_long() -> None:
     assert np.isfinite(collect_evidence(np.ones(5000), 0.01)).all()
 
 
-def run(watch: StreamWatch, values: np.ndarray) -> list[bool]:
-    return [watch.see(float(value)) for value in values]
+TOPICS, WIDTH = 600, 16
+ZIPF = 1 / np.arange(1, TOPICS + 1)
+
+
+def directions(generator: np.random.Generator, count: int) -> Embeddings:
+    return normalize(generator.normal(size=(count, WIDTH)))
+
+
+def ask(generator: np.random.Generator, topics: Embeddings, count: int) -> Iterator[tuple[str, Embeddings]]:
+    """Yield questions on topics of Zipf popularity; half are word for word one of the topic's three wordings."""
+    picks = generator.choice(len(topics), size=count, p=ZIPF / ZIPF.sum())
+    wordings = generator.integers(3, size=count)
+    same = generator.random(count) < 0.5
+    noise = generator.normal(size=(count, WIDTH))
+    known = np.random.default_rng(9).normal(size=(len(topics), 3, WIDTH))
+    noise[same] = known[picks[same], wordings[same]]
+    vectors = normalize(topics[picks] + 0.1 * noise)
+    for at, vector in enumerate(vectors):
+        yield (f"{picks[at]}, wording {wordings[at]}" if same[at] else f"question {generator.random()}"), vector
+
+
+def run(watch: StreamWatch, questions: Iterable[tuple[str, Embeddings | None]]) -> list[bool]:
+    return [watch.see(key, vector) for key, vector in questions]
 
 
 def test_a_stream_that_stays_as_it_is_raises_an_alarm_in_at_most_alpha_of_the_runs() -> None:
     generator = np.random.default_rng(1)
-    raised = sum(any(run(StreamWatch(size=100), generator.beta(5, 3, 1000))) for _ in range(1000))
-    assert raised <= ALPHA * 1000
+    topics = directions(generator, TOPICS)
+    raised = sum(any(run(StreamWatch(reference=50, size=100), ask(generator, topics, 1050))) for _ in range(300))
+    assert raised <= ALPHA * 300
 
 
-def test_a_moved_stream_is_found_and_both_medians_are_named() -> None:
+@dataclass(frozen=True)
+class Written:
+    """An encoder of texts whose vectors are known."""
+
+    vectors: dict[str, Embeddings]
+    fingerprint: str = "written"
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return np.stack([self.vectors[text] for text in texts])
+
+
+def fill_a_fresh_cache(seed: int) -> tuple[StreamWatch, NDArray[np.float64]]:
+    """Return the watch of a cache that starts empty, and the similarities of the nearest stored questions."""
+    generator = np.random.default_rng(seed)
+    stream = list(ask(generator, directions(generator, TOPICS), 1300))
+    vectors = dict(stream)
+    policy = Policy(0.95, guard=None)
+    cache = SemanticCache(Written(vectors | {"dimension": vectors[next(iter(vectors))]}), policy=policy)
+    watch = Watch(cache)
+    watch.oversight.stream.reference, watch.oversight.stream.size = 100, 200
+    nearest = []
+    for text, _ in stream:
+        found = cache.lookup(text)
+        watch.looked_up(found)
+        nearest.append(found.decision.similarity)
+        if not found.hit:
+            cache.add(found, "an answer")
+    return watch.oversight.stream, np.array([one for one in nearest if one is not None])
+
+
+def test_a_cache_that_fills_is_no_stream_that_changes() -> None:
+    """What is nearest in the store changes as it fills, so it says nothing of the stream; the watch stays calm."""
+    alarms = told = 0
+    for seed in range(6):
+        watch, nearest = fill_a_fresh_cache(seed)
+        assert watch.windows == 5
+        alarms += watch.alarm is not None
+        told += compare_windows(nearest[:200], nearest[-200:]) < ALPHA / 2
+    assert (alarms, told) == (0, 6)
+
+
+def test_other_topics_are_found_and_both_medians_are_named() -> None:
     generator = np.random.default_rng(2)
-    watch = StreamWatch()
-    assert not any(run(watch, generator.normal(0.80, 0.05, 3000)))
-    assert sum(run(watch, generator.normal(0.75, 0.05, 1000))) == 1
+    old, new = directions(generator, TOPICS), directions(generator, TOPICS)
+    watch = StreamWatch(reference=200, size=500)
+    assert not any(run(watch, ask(generator, old, 3200)))
+    mixed = [pair for pairs in zip(ask(generator, old, 250), ask(generator, new, 250), strict=True) for pair in pairs]
+    assert sum(run(watch, mixed)) == 1
     assert watch.alarm is not None
     assert watch.first is not None
     assert watch.latest is not None
     for window in (watch.first, watch.latest):
         assert f"{np.median(window):.3f}" in watch.alarm.told
     assert "other questions than before" in watch.alarm.told
+
+
+def test_what_is_usual_now_is_learnt_from_what_comes_next() -> None:
+    generator = np.random.default_rng(3)
+    old, new = directions(generator, TOPICS), directions(generator, TOPICS)
+    watch = StreamWatch(reference=100, size=300)
+    run(watch, ask(generator, old, 1000))
+    assert any(run(watch, ask(generator, new, 600)))
     watch.accept()
-    assert watch.alarm is None
-    assert not any(run(watch, generator.normal(0.75, 0.05, 2000)))
+    assert (watch.alarm, watch.first, watch.missing) == (None, None, 400)
+    spent = watch.windows
+    assert not any(run(watch, ask(generator, new, 2500)))
+    assert watch.windows == spent + 7  # of α, what was spent before stays spent
+
+
+def test_a_text_keeps_its_number_whatever_vector_it_comes_with() -> None:
+    """A repeat brings the vector of its stored equal, and a long text one only once it is stored."""
+    axes = np.eye(4, dtype=np.float32)
+    watch = StreamWatch(reference=2, size=4)
+    run(watch, [("a", axes[0]), ("b", axes[1]), ("new", axes[2]), ("new", axes[0]), ("long", None), ("long", axes[0])])
+    assert watch.missing == 2
+    run(watch, [("a", axes[0]), ("a", axes[0] * np.float32(0.9999999))])
+    assert watch.first is not None
+    assert watch.first.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_the_distance_by_hand() -> None:

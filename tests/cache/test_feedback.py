@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,14 @@ def test_files_of_replicas_are_one_stream(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("{}\n")
     with pytest.raises(InputError, match="not one judged pair"):
         read_all_feedback([tmp_path / "c"])
+
+
+def test_a_mark_that_is_repeated_counts_once_and_a_sample_as_often_as_it_was_drawn(tmp_path: Path) -> None:
+    mark = Judged("a", "b", 0, namespace="x", marked=1.0)
+    sample = replace(mark, source="sample")
+    other = [replace(mark, label=1), replace(mark, namespace="y"), replace(mark, sentence2="c")]
+    for name in ("one", "two"):
+        for row in (mark, sample, *other):
+            Feedback(tmp_path / name).append(row)
+    rows, _ = read_all_feedback([tmp_path / "one", tmp_path / "two"])
+    assert sorted(rows, key=repr) == sorted([mark, *other, sample, sample], key=repr)

@@ -18,7 +18,7 @@ from embedsmith.cache.feedback import read_feedback
 from embedsmith.cache.judge import Judge, ask, read_verdict
 from embedsmith.cache.samples import LONGEST, Sample, SampleRule, Samples
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.errors import ConfigurationError, LanguageModelError
+from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.testing import FakeEncoder, FakeLLM
 from embedsmith.verifier import Adjustment
@@ -286,20 +286,33 @@ def test_the_log_says_once_that_the_judge_fails_and_never_what_was_asked(
     assert "freeze" not in caplog.text
 
 
-def test_a_model_that_takes_no_temperature_is_asked_without(tmp_path: Path) -> None:
-    drawn = []
+class Drawing(Awkward):
+    """A judge that fails as it is told, and remembers at which temperatures it was asked."""
 
-    class Reasoner(Awkward):
-        def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
-            drawn.append(sampling.temperature)
-            if sampling.temperature != 1:
-                raise LanguageModelError("does not take temperature 0")
-            return super().complete(prompts, sampling)
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__(*failures)
+        self.temperatures: list[float] = []
 
-    samples, judge = judged_by(tmp_path, Reasoner())
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
+        self.temperatures.append(sampling.temperature)
+        return super().complete(prompts, sampling)
+
+
+@pytest.mark.parametrize(
+    ("failure", "temperatures"),
+    [
+        (SamplingRefused("does not take temperature 0"), [0.0, 1.0]),
+        (LanguageModelError("cannot be reached"), [0.0, 0.0]),  # which says nothing of how the model draws
+    ],
+)
+def test_only_a_model_that_takes_no_temperature_is_asked_without(
+    tmp_path: Path, failure: Exception, temperatures: list[float]
+) -> None:
+    llm = Drawing(failure)
+    samples, judge = judged_by(tmp_path, llm)
     wait_until(lambda: samples.counts.judged == 1)
     judge.close()
-    assert drawn == [0.0, 1.0]
+    assert llm.temperatures == temperatures
 
 
 def test_an_alarm_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

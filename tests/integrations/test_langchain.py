@@ -305,7 +305,7 @@ class BrokenEncoder(FakeEncoder):
     def encode(self, texts: Sequence[str], /) -> Any:
         self.calls += 1
         if self.calls > 1:
-            raise RuntimeError("out of memory")
+            raise RuntimeError(f"out of memory at {texts}")
         return super().encode(texts)
 
 
@@ -313,7 +313,8 @@ def test_a_cache_that_fails_takes_nothing_away(caplog: pytest.LogCaptureFixture)
     cache = EmbedsmithCache(SemanticCache(BrokenEncoder(64), threshold=0.8, fingerprint="fake"))
     model = chat_model(cache)
     assert [said(model, ASKED), said(model, ASKED)] == ["answer 0", "answer 1"]
-    assert "the cache failed" in caplog.text
+    assert "the cache failed, the model answers: RuntimeError" in caplog.text
+    assert ASKED not in caplog.text  # which the error's own message quotes
     assert "could not be stored" in caplog.text
 
 

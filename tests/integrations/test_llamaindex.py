@@ -377,7 +377,7 @@ class BrokenEncoder(FakeEncoder):
     def encode(self, texts: Sequence[str], /) -> Any:
         self.calls += 1
         if self.calls > 1:
-            raise RuntimeError("out of memory")
+            raise RuntimeError(f"out of memory at {texts}")
         return super().encode(texts)
 
 
@@ -385,7 +385,8 @@ def test_a_cache_that_fails_takes_nothing_away(caplog: pytest.LogCaptureFixture)
     llm = make(cache=SemanticCache(BrokenEncoder(64), threshold=0.8, fingerprint="fake"))
     assert [said(llm, ASKED), said(llm, ASKED)] == ["answer 1", "answer 2"]
     assert [part.delta for part in llm.stream_chat(user(ASKED))] == ["answer", " ", "3"]
-    assert "the cache failed" in caplog.text
+    assert "the cache failed, the model answers: RuntimeError" in caplog.text
+    assert ASKED not in caplog.text  # which the error's own message quotes
 
 
 def test_an_entry_that_is_no_answer_of_ours_is_a_miss(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embedsmith.errors import ConfigurationError, LanguageModelError
+from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.openai_chat import OpenAIChat, read_wait
 from embedsmith.llm.structured import parse_list
@@ -214,7 +214,7 @@ def test_a_reasoning_model_is_spared_what_it_refuses_and_the_call_can_do_without
 def test_a_temperature_that_the_model_refuses_is_an_error_and_not_left_out() -> None:
     with (
         FaultyServer(rejects_parameters=["temperature"]) as server,
-        pytest.raises(LanguageModelError, match=r"does not take temperature 0\.5"),
+        pytest.raises(SamplingRefused, match=r"does not take temperature 0\.5"),
     ):
         complete(connect(server), write_prompts(4))
 

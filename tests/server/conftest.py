@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn")
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Encoder
 from embedsmith.server.app import create_app
+from embedsmith.server.watch import Watch
 from embedsmith.server.wire import Patience, make_server
 from embedsmith.testing import FakeEncoder, FaultyServer
 
@@ -32,6 +33,7 @@ class Served:
     cache: SemanticCache
     upstream: FaultyServer
     feedback: Path
+    watch: Watch | None = None
 
     @property
     def calls(self) -> int:
@@ -60,7 +62,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             made = create_app(
                 held, **{"upstream": upstream.base_url, "admin_token": TOKEN, "secret": b"secret"} | (app or {})
             )
-            return Served(stack.enter_context(listen(made, patience)), held, upstream, feedback)
+            return Served(stack.enter_context(listen(made, patience)), held, upstream, feedback, made.state.watch)
 
         yield start
 

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
+from starlette.applications import Starlette
 
-from embedsmith.server.watch import Prices
+from embedsmith.cache.decision import entry_id
+from embedsmith.cache.samples import SampleRule
+from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.cache.stores import StoreError
+from embedsmith.encoder import Embeddings
+from embedsmith.server.answers import Answer
+from embedsmith.server.app import create_app
+from embedsmith.server.proxy import missed
+from embedsmith.server.watch import LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
 
 from .conftest import TOKEN, Served
 from .test_proxy import ASKED, Serve, ask, connect
 
 ADMIN = {"authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An encoder that puts each text at an angle, so that a test says who is nearest."""
+
+    angles: dict[str, float]
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        angles = [self.angles.get(text, 3.0) for text in texts]
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
 def test_embeddings_are_those_of_the_model(serve: Serve) -> None:
@@ -94,12 +120,16 @@ def state(served: Served) -> dict[str, Any]:
     return found
 
 
+def mark(served: Served, seen: dict[str, Any], verdict: str) -> httpx.Response:
+    return post(served, "/admin/mark", {"number": seen["number"], "verdict": verdict})
+
+
 def test_a_hit_marked_wrong_is_removed_and_kept_to_learn_from(serve: Serve) -> None:
     served = serve()
     ask(served)
     ask(served, "How do I freeze my cards?")
     seen = state(served)["latest"][0]
-    assert post(served, "/admin/mark", {"number": seen["number"], "verdict": "wrong"}).json() == {"marked": "wrong"}
+    assert mark(served, seen, "wrong").json() == {"marked": "wrong", "removed": True, "kept": True}
     assert ask(served)[0] == "miss"
     row = json.loads(served.feedback.read_text())
     assert (row["sentence1"], row["sentence2"], row["label"]) == ("How do I freeze my cards?", ASKED, 0)
@@ -110,8 +140,190 @@ def test_a_miss_marked_as_the_same_becomes_a_duplicate_to_learn_from(serve: Serv
     ask(served)
     ask(served, "put my card on ice")
     seen = state(served)["latest"][0]
-    post(served, "/admin/mark", {"number": seen["number"], "verdict": "same"})
+    assert mark(served, seen, "same").json() == {"marked": "same", "removed": False, "kept": True}
     assert json.loads(served.feedback.read_text())["label"] == 1
+
+
+RAISE, LOWER, OTHER = (
+    "How do I raise my card limit",
+    "How do I lower my card limit",
+    "How would I raise my card limit",
+)
+
+
+def test_wrong_is_said_of_what_was_served_not_of_a_nearer_question_that_was_vetoed(serve: Serve) -> None:
+    encoder = Placed({RAISE: 0.0, LOWER: 0.1, OTHER: 0.3})
+    served = serve(cache={"fingerprint": "placed"}, encoder=encoder)
+    ask(served, LOWER)
+    ask(served, OTHER)
+    assert ask(served, RAISE) == ("hit", "similar", f"the answer to {OTHER}")
+    seen = state(served)["latest"][0]
+    assert (seen["nearest"], seen["served"], seen["mark"]) == (LOWER, OTHER, "wrong")
+    mark(served, seen, "wrong")
+    assert [entry.text for entry in served.cache.store.scan()] == [LOWER]
+    row = json.loads(served.feedback.read_text())
+    assert (row["sentence1"], row["sentence2"], row["label"]) == (RAISE, OTHER, 0)
+
+
+def test_in_shadow_mode_wrong_is_said_of_what_would_have_been_served() -> None:
+    cache = SemanticCache(Placed({RAISE: 0.0, LOWER: 0.1, OTHER: 0.3}), threshold=0.8, fingerprint="placed")
+    watch = Watch(cache, shadow=True)
+    for text in (LOWER, OTHER):
+        cache.add(text, "an answer")
+    found = cache.lookup(RAISE)
+    watch.looked_up(missed(found, f"shadow: {found.decision.told}"), served=found.decision.entry)
+    seen = watch.find(1)
+    assert seen is not None
+    assert (seen.outcome, seen.reason, seen.nearest) == ("miss", "shadow: similar", LOWER)
+    assert (seen.served, seen.served_id, seen.mark) == (OTHER, entry_id(found.partition, OTHER), "wrong")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "told"),
+    [
+        (ASKED, "wrong", "nothing to mark"),  # the same text: it says nothing of a pair
+        ("put my card on ice", "wrong", "'same' only"),  # nothing was served
+        ("How do I freeze my cards?", "same", "'wrong' only"),
+    ],
+)
+def test_a_verdict_that_says_nothing_of_a_pair_is_refused(serve: Serve, text: str, verdict: str, told: str) -> None:
+    served = serve()
+    ask(served)
+    ask(served, text)
+    refused = mark(served, state(served)["latest"][0], verdict)
+    assert (refused.status_code, told in refused.json()["error"]["message"]) == (400, True)
+    assert not served.feedback.exists()
+    assert ask(served)[0] == "hit"
+
+
+def test_a_lookup_is_marked_once(serve: Serve) -> None:
+    served = serve()
+    ask(served)
+    ask(served, "put my card on ice")
+    seen = state(served)["latest"][0]
+    with ThreadPoolExecutor(4) as pool:
+        statuses = [answer.status_code for answer in pool.map(lambda _: mark(served, seen, "same"), range(4))]
+    assert sorted(statuses) == [200, 409, 409, 409]
+    assert len(served.feedback.read_text().splitlines()) == 1
+    assert [one["marked"] for one in state(served)["latest"]] == [True, False]
+
+
+def test_without_a_feedback_file_it_is_said_that_nothing_is_kept(serve: Serve) -> None:
+    served = serve(cache={"feedback": None})
+    ask(served)
+    ask(served, "put my card on ice")
+    ask(served, "How do I freeze my cards?")
+    hit, miss, _ = state(served)["latest"]
+    refused = mark(served, miss, "same")
+    assert (refused.status_code, "--feedback FILE" in refused.json()["error"]["message"]) == (409, True)
+    assert mark(served, hit, "wrong").json() == {"marked": "wrong", "removed": True, "kept": False}
+    assert state(served)["keeps_marks"] is False
+
+
+def test_a_mark_that_cannot_be_written_removes_nothing_and_can_be_made_again(serve: Serve) -> None:
+    served = serve()
+    ask(served)
+    ask(served, "How do I freeze my cards?")
+    seen = state(served)["latest"][0]
+    served.feedback.mkdir()
+    refused = mark(served, seen, "wrong")
+    assert (refused.status_code, "Is a directory" in refused.json()["error"]["message"]) == (503, True)
+    assert ask(served)[0] == "hit"
+    served.feedback.rmdir()
+    assert mark(served, seen, "wrong").status_code == 200
+
+
+def test_a_long_answer_is_shown_as_text_and_cut(serve: Serve) -> None:
+    served = serve(answer=lambda _: "word “and” " * 400)
+    ask(served)
+    served.cache.add("in a program", "plain text")
+    long, plain = (
+        entry["answer"] for entry in httpx.get(f"{served.url}/admin/entries", headers=ADMIN).json()["entries"]
+    )
+    assert (long, plain) == (("word “and” " * 400)[:2000] + " …", "plain text")
+
+
+HOSTILE = {
+    "half a character": "\ud83d",
+    "a number that is none": '{"body": {"usage": {"completion_tokens": NaN}}, "chunks": []}',
+    "no object": "[" * 100_000,
+    "strange fields": '{"body": {"choices": [{"message": {"content": {"x": 1e999}}}]}, "chunks": 3}',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("store", ["memory://", "sqlite"])
+def test_state_metrics_and_entries_never_fail_whatever_is_stored(serve: Serve, store: str, tmp_path: Path) -> None:
+    url = store if store == "memory://" else f"sqlite:///{tmp_path}/cache.db"
+    served = serve(cache={"store": url, "sample": SampleRule(1.0)})
+    for text, answer in HOSTILE.items():
+        with suppress(UnicodeError):  # SQLite refuses half characters itself
+            served.cache.add(text, answer)
+    watch = served.watch
+    assert watch is not None
+    for text in HOSTILE:
+        found = served.cache.lookup(text + "s")
+        watch.looked_up(replace(found, decision=replace(found.decision, similarity=float("nan"))))
+    watch.looked_up(replace(found, text="\ud83d", namespace="\udfff"))
+    for path in ("/admin/state", "/metrics", "/admin/entries"):
+        assert httpx.get(served.url + path, headers=ADMIN).status_code == 200
+    assert f"embedsmith_entries {served.cache.store.count().entries}.0" in httpx.get(f"{served.url}/metrics").text
+    assert state(served)["latest"][0]["text"] == "\ud83d"
+
+
+def test_a_store_that_fails_hides_no_other_figure(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(cache={"sample": SampleRule(1.0)})
+    ask(served)
+    ask(served, "How do I freeze my cards?")
+
+    def fail(*_: object) -> None:
+        raise StoreError("the store at redis://secret@host is gone")
+
+    for name in ("count", "get"):
+        monkeypatch.setattr(served.cache.store, name, fail)
+    shown = state(served)
+    assert (shown["entries"], shown["bytes"], shown["hits"]) == (None, None, 1)
+    assert shown["store_trouble"].startswith("StoreError")
+    assert shown["quality"]["to_judge"][0]["answer"] == "(cannot be read: StoreError)"
+    assert "secret" not in json.dumps(shown)
+    metrics = httpx.get(f"{served.url}/metrics").text
+    assert "embedsmith_entries NaN" in metrics
+    assert "embedsmith_hits_by_similarity 1.0" in metrics
+
+
+STRANGE = ["many", -5, float("nan"), float("inf"), 10**400, None]
+
+
+@pytest.mark.parametrize("usage", ["x", [1], None, *({"completion_tokens": told} for told in STRANGE)], ids=range(9))
+def test_usage_that_is_none_counts_nothing(usage: Any) -> None:
+    savings = Savings(Prices(1.0, 1.0))
+    assert savings.served(Answer({"usage": usage}), 0.0) == savings.tokens == savings.money == 0
+
+
+async def _read_under_traffic(app: Starlette, watch: Watch, found: Lookup) -> set[int]:
+    """Return the statuses of /admin/state while lookups come in, on the loop as in the server."""
+    reading = True
+
+    async def feed() -> None:
+        while reading:
+            watch.looked_up(found)
+            await asyncio.sleep(0)
+
+    traffic = asyncio.create_task(feed())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False)) as client:
+        statuses = {(await client.get("http://x/admin/state", headers=ADMIN)).status_code for _ in range(20)}
+    reading = False
+    await traffic
+    return statuses
+
+
+def test_the_state_can_be_read_while_lookups_come_in() -> None:
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    app = create_app(cache, upstream="http://localhost:1/v1", admin_token=TOKEN, secret=b"secret")
+    found = cache.lookup(ASKED)
+    for _ in range(LATEST):
+        app.state.watch.looked_up(found)
+    assert asyncio.run(_read_under_traffic(app, app.state.watch, found)) == {200}
 
 
 def test_feedback_is_an_examples_file(serve: Serve) -> None:
@@ -122,6 +334,14 @@ def test_feedback_is_an_examples_file(serve: Serve) -> None:
     (pair,) = read_examples(served.feedback).examples
     assert isinstance(pair, LabelledPair)
     assert (pair.sentence1, pair.sentence2, pair.label) == ("one", "two", 1)
+
+
+def test_reasons_are_counted_without_what_the_guard_found_in_each_pair(serve: Serve) -> None:
+    served = serve()
+    for days in (30, 60, 90):
+        ask(served, f"what happens {days} days after my payment is late")
+    assert state(served)["reasons"] == {"miss: guard: number": 2, "miss: nothing stored": 1}
+    assert state(served)["latest"][0]["reason"].startswith("guard: number (")
 
 
 def test_entries_are_searched_and_purged(serve: Serve) -> None:

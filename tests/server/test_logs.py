@@ -191,8 +191,8 @@ def test_a_failure_that_nobody_foresaw_is_a_500_with_an_id_to_look_for(
         def fail() -> None:
             raise RuntimeError("with a secret text")
 
-        monkeypatch.setattr(served.cache.store, "count", fail)
-        answer = httpx.get(f"{served.url}/admin/state", headers={"authorization": f"Bearer {TOKEN}"})
+        monkeypatch.setattr(served.cache.store, "scan", fail)
+        answer = httpx.get(f"{served.url}/admin/entries", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     (line,) = lines_of(stream, 1)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +268,23 @@ def test_a_stream_that_changes_is_said_until_somebody_calls_it_usual(serve: Serv
     held = served.cache
     held.add(ASKED, "x")
     watch = Watch(held)
-    watch.oversight.stream.size = 50
-    for text in [CLOSE] * 50 + ["what does a tariff cost"] * 50:
+    watch.oversight.stream.reference, watch.oversight.stream.size = 10, 50
+    for text in [CLOSE, ASKED] * 30 + ["what does a tariff cost", ASKED] * 25:
         watch.looked_up(held.lookup(text))
     told = watch.oversight.state()["drift"]["stream"]
-    assert told["first_median"] > 0.8 > told["latest_median"]
+    assert told["first_median"] == pytest.approx(1, abs=1e-3)
+    assert "are asked more often" not in told["alarm"]["told"]
     assert f"was {told['first_median']:.3f}" in told["alarm"]["told"]
     assert b"embedsmith_drift_stream_alarm 1.0" in watch.exposition()
     watch.oversight.stream.accept()
     assert watch.oversight.state()["drift"]["stream"]["alarm"] is None
     assert b"embedsmith_drift_stream_alarm 0.0" in watch.exposition()
+
+
+def test_what_the_verifier_let_pass_counts_as_served_by_similarity(serve: Serve) -> None:
+    held = serve().cache
+    held.add(ASKED, "x")
+    watch, found = Watch(held), held.lookup(CLOSE)
+    for reason in ("verified", "shadow: verified", "verifier"):
+        watch.looked_up(replace(found, decision=replace(found.decision, reason=reason)))
+    assert watch.oversight.state()["by_similarity"] == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -50,21 +52,70 @@ def test_the_help_says_that_the_judge_is_sent_the_questions() -> None:
     assert "QUESTIONS OF YOUR USERS ARE SENT" in " ".join(shown.replace("│", " ").split())
 
 
-def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--eviction", "fifo"], "'size'"),
+        (["--max-bytes", "0"], "or equal to 1"),
+        (["--max-entries", "-1"], "or equal to 1"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+    told = " ".join((done.stderr + done.stdout).replace("│", " ").split())
+    assert (done.returncode, words in told) == (2, True)
+
+
+@contextmanager
+def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Start the command and yield its address and the lines that it has printed so far; more come as it prints."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    store = f"sqlite:///{tmp_path}/cache.db"
-    options = ["--upstream", "simulator:", "--model", str(tiny_model), "--port", str(port), "--store", store]
-    process = subprocess.Popen([*COMMAND, *options], stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
+    command = [*COMMAND, "--upstream", "simulator:", "--model", str(model), "--port", str(port), *options]
+    environment = os.environ | {"EMBEDSMITH_ADMIN_TOKEN": token}
+    process = subprocess.Popen(
+        command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    )
     assert process.stdout is not None
-    address = next(found.group(1) for line in process.stdout if (found := re.search(r"base_url=(\S+)", line)))
-    body = {"model": "m", "messages": [{"role": "user", "content": "hello there"}]}
-    client = httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=30)
-    outcomes = [client.post(f"{address}/chat/completions", json=body).headers["x-embedsmith-cache"] for _ in range(2)]
-    assert outcomes == ["miss", "hit"]
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    lines: list[str] = []
+    try:
+        while not lines or "dashboard" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], lines
+        yield f"http://127.0.0.1:{port}", lines
+    finally:
+        process.send_signal(signal.SIGTERM)
+        lines += process.communicate(timeout=30)[0].splitlines()
+
+
+def client_of(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address, transport=httpx.HTTPTransport(retries=5), timeout=30)
+
+
+def ask(client: httpx.Client, text: str) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    return client.post("/v1/chat/completions", json=body).headers["x-embedsmith-cache"]
+
+
+def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+        client = client_of(address)
+        assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
+        token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
+        answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
+        assert answer.json()["hits"] == 1
     assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:
+    token = "a-token-of-the-environment"
+    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=token) as (address, lines):
+        client = client_of(address)
+        assert ask(client, "hello there") == "miss"
+        answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
+        assert (answer.status_code, answer.json()["entries"]) == (200, 0)
+    assert token not in "".join(lines)
+    assert "EMBEDSMITH_ADMIN_TOKEN" in "".join(lines)
 
 
 def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,9 +123,42 @@ def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.Mo
     with pytest.raises(ConfigurationError, match="EMBEDSMITH_SECRET is not set"):
         read_secret("redis://localhost")
     assert read_secret(f"sqlite:///{tmp_path}/c.db") == read_secret(f"sqlite:///{tmp_path}/c.db")
-    monkeypatch.setenv("EMBEDSMITH_SECRET", "zz")
-    with pytest.raises(ConfigurationError, match="not hex"):
+    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
+    assert read_secret("redis://localhost") == bytes([0, 255]) * 16
+
+
+@pytest.mark.parametrize(("given", "told"), [("zz", "not hex"), ("00", "has 1 bytes"), ("ab" * 31, "has 31 bytes")])
+def test_a_secret_that_is_none_is_refused_and_not_quoted(
+    given: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBEDSMITH_SECRET", given)
+    with pytest.raises(ConfigurationError, match=told) as raised:
         read_secret("memory://")
-    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff")
-    assert read_secret("redis://localhost") == bytes([0, 255])
-    assert os.environ["EMBEDSMITH_SECRET"] == "00ff"
+    assert given not in str(raised.value).split()
+    monkeypatch.delenv("EMBEDSMITH_SECRET")
+    (tmp_path / "c.db.secret").write_text(given)
+    with pytest.raises(ConfigurationError, match=f"c.db.secret.* {told}"):
+        read_secret(f"sqlite:///{tmp_path}/c.db")
+
+
+def test_an_empty_secret_file_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EMBEDSMITH_SECRET", raising=False)
+    (tmp_path / "c.db.secret").touch()
+    with pytest.raises(ConfigurationError, match="has 0 bytes"):
+        read_secret(f"sqlite:///{tmp_path}/c.db")
+
+
+def test_servers_that_start_together_agree_on_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EMBEDSMITH_SECRET", raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(40):
+            store = f"sqlite:///{tmp_path}/{number}.db"
+            assert len(set(pool.map(lambda _, at=store: read_secret(at), range(8)))) == 1
+    assert len(list(tmp_path.iterdir())) == 40  # and nothing is left over
+
+
+def test_a_folder_that_cannot_hold_the_secret_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EMBEDSMITH_SECRET", raising=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be made or read"):
+        read_secret(f"sqlite:///{tmp_path}/file/c.db")

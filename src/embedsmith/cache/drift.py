@@ -10,10 +10,15 @@ however long it runs and however often one looks. Worked: δ = .05, s = .25: one
 A gambler who has lost for months is late when the wind turns. So a new one starts every `BLOCK` answers, the k-th with
 1/(k(k + 1)) of the money (all shares together: 1), divided over several stakes. A mean of fair games is a fair game.
 
-The traffic is compared by its similarities: windows of n against the first n by the largest distance D of their
-distribution functions. P(any D this large | same distribution) ≤ e·exp(−n D²), for every n (Wei and Dudley 2012,
-two-sample Dvoretzky–Kiefer–Wolfowitz inequality with constant e). Worked: n = 1,000, D = .09: .00083. The k-th window
-may use α/(k(k + 1)), so all together use at most α. It takes lookups as independent of each other.
+The traffic is compared by a number that each question brings along: its similarity to the nearest of a reference
+sample, the first `REFERENCE` questions, which then stays as it is. (The similarity to the nearest *stored* question
+would not do: it rises while the store fills and falls when entries go, with the same traffic.) Given the reference, the
+numbers of a stream that does not change are draws from one distribution, whatever the cache does. Windows of n are
+compared with the first n after the reference by the largest distance D of their distribution functions.
+P(any D this large | same distribution) ≤ e·exp(−n D²), for every n (Wei and Dudley 2012, two-sample
+Dvoretzky–Kiefer–Wolfowitz inequality with constant e). Worked: n = 1,000, D = .09: .00083. The k-th window may use
+α/(k(k + 1)), so all together use at most α. It takes questions as independent of each other, and does not see a change
+that leaves these similarities as they are.
 """
 
 from __future__ import annotations
@@ -27,12 +32,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 
 ALPHA = 0.05  # chance of ever a false alarm, of each of the two
 BLOCK = 50  # judged answers between two starts
 STAKES = np.array([0.02, 0.05, 0.1, 0.2, 0.4])
-WINDOW = 1000  # lookups
+REFERENCE = 500  # questions
+WINDOW = 1000  # questions
+ROOM = 10_000  # texts whose similarity is remembered
+DIGITS = 3  # of a similarity: rounding errors of an equal vector must not look like another distribution
 LARGEST = 700.0  # of a logarithm, so that its exponential is a number
 
 
@@ -122,29 +131,80 @@ def compare_windows(first: ArrayLike, second: ArrayLike) -> float:
 
 
 class StreamWatch:
-    """Similarities of the nearest stored question, windows of `size` against the first. For one thread."""
+    """Similarities to the nearest of the first `reference` questions, windows of `size` against the first window.
 
-    def __init__(self, *, size: int = WINDOW, alpha: float = ALPHA, clock: Callable[[], float] = time.time) -> None:
+    For one thread.
+
+    Attributes:
+        first, latest: similarities of two windows, None until they are full. windows: comparisons so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        reference: int = REFERENCE,
+        size: int = WINDOW,
+        alpha: float = ALPHA,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         _require_share("alpha", alpha)
-        self.size, self.alpha = size, alpha
+        self.reference, self.size, self.alpha = reference, size, alpha
+        self.windows = 0
+        self._clock = clock
+        self._learn()
+
+    def _learn(self) -> None:
         self.first: NDArray[np.float64] | None = None
         self.latest: NDArray[np.float64] | None = None
-        self.windows = 0
         self.alarm: Alarm | None = None
-        self._clock = clock
+        self._learnt = 0
+        self._early: dict[str, Embeddings] = {}
+        self._matrix: Embeddings | None = None
+        self._known: dict[str, float | None] = {}  # the least recently asked first
         self._open: list[float] = []
 
     @property
     def missing(self) -> int:
-        """How many lookups the window at hand still lacks."""
-        return self.size - len(self._open)
+        """How many questions the reference, or once that is there the window at hand, still lacks."""
+        return self.reference - self._learnt + self.size - len(self._open)
 
-    def see(self, similarity: float) -> bool:
-        """Take the nearest similarity of one lookup; say whether the alarm begins with it."""
-        self._open.append(similarity)
+    def see(self, key: str, vector: Embeddings | None) -> bool:
+        """Take one question; say whether the alarm begins with it.
+
+        Args:
+            key: of its text; a text keeps the number that it had first, with whatever vector it comes again.
+            vector: (d,) of length 1; None where the text has none, and then it does not count.
+        """
+        if self._matrix is None:
+            self._add_early(key, vector)
+            return False
+        number = self._known.pop(key, None) if key in self._known else self._measure(vector)
+        self._known[key] = number
+        if len(self._known) > ROOM:
+            del self._known[next(iter(self._known))]
+        if number is None:
+            return False
+        self._open.append(number)
         if len(self._open) < self.size:
             return False
         window, self._open = np.array(self._open), []
+        return self._compare(window)
+
+    def _add_early(self, key: str, vector: Embeddings | None) -> None:
+        if vector is None:
+            return
+        self._early.setdefault(key, vector)
+        self._learnt += 1
+        if self._learnt == self.reference:
+            self._matrix, self._early = np.stack(list(self._early.values())), {}
+
+    def _measure(self, vector: Embeddings | None) -> float | None:
+        if vector is None or self._matrix is None:
+            return None
+        nearest = float((self._matrix @ vector).max())
+        return round(nearest, DIGITS) if math.isfinite(nearest) else None
+
+    def _compare(self, window: NDArray[np.float64]) -> bool:
         if self.first is None:
             self.first = window
             return False
@@ -157,16 +217,19 @@ class StreamWatch:
         return True
 
     def accept(self) -> None:
-        """Take the latest window as the usual one from now on; the alarm ends. What of α is spent stays spent."""
-        self.first = self.latest if self.latest is not None else self.first
-        self.alarm, self._open = None, []
+        """Learn anew from the next questions what is usual; the alarm ends. What of α is spent stays spent.
+
+        The window that raised the alarm is no measure: it was picked for being unlike the others, and may hold the
+        stream before the change as well.
+        """
+        self._learn()
 
     def _tell(self, first: NDArray[np.float64], window: NDArray[np.float64]) -> str:
         before, now = float(np.median(first)), float(np.median(window))
-        why = "other questions than before" if now < before else "a fuller store, or questions that repeat more"
+        why = "other questions than before" if now < before else "the early questions are asked more often"
         return (
-            f"the stream has changed: the median similarity of the nearest stored question was {before:.3f} in the "
-            f"first {self.size:,} lookups and is {now:.3f} in the latest {self.size:,} ({why})"
+            f"the stream has changed: the median similarity to the nearest of {self.reference:,} early questions was "
+            f"{before:.3f} in the {self.size:,} after them and is {now:.3f} in the latest {self.size:,} ({why})"
         )
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -111,6 +111,8 @@ def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
 def read_all_feedback(paths: list[Path]) -> tuple[list[Judged], list[Rejected]]:
     """Return the rows of several files (those of replicas), oldest verdict first.
 
+    What a person has marked again, in whatever file, counts once. Samples are draws, and count as often as drawn.
+
     Raises:
         InputError: a file is missing, or there is not one row in all.
     """
@@ -120,7 +122,19 @@ def read_all_feedback(paths: list[Path]) -> tuple[list[Judged], list[Rejected]]:
         raise InputError(
             f"{', '.join(map(str, paths))}: not one judged pair", expected="what the cache wrote as --feedback"
         )
-    return rows, [bad for _, lost in read for bad in lost]
+    return _drop_repeated_marks(rows), [bad for _, lost in read for bad in lost]
+
+
+def _drop_repeated_marks(rows: Sequence[Judged]) -> list[Judged]:
+    marked: set[tuple[str, str, str, int]] = set()
+    kept = []
+    for row in rows:
+        mark = (row.namespace, row.sentence1, row.sentence2, row.label)
+        if row.source == "sample" or mark not in marked:
+            kept.append(row)
+        if row.source == "person":
+            marked.add(mark)
+    return kept
 
 
 def _parse(row: object) -> Judged:

@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 
 from embedsmith.cache.samples import Sample, Samples
-from embedsmith.errors import LanguageModelError
+from embedsmith.errors import LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
 from embedsmith.llm.structured import THINKING, parse_list
 
@@ -145,8 +145,8 @@ class Judge:
             self._attempts.update(sample.number for sample in left)
             self._say(type(error).__name__)
             return
-        if not self.counts["judged"]:
-            self._terms = replace(self._terms, temperature=1.0)  # reasoning models draw their own way only
+        if isinstance(error, SamplingRefused):  # as reasoning models do; a server that is down says nothing of this
+            self._terms = replace(self._terms, temperature=1.0)
         self._say(error.found)
 
     def _say(self, told: str) -> None:

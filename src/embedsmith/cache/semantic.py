@@ -439,18 +439,27 @@ class SemanticCache:
 
         return answer
 
-    def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> None:
-        """Say that entry `id`, for the question `stored`, did not answer `asked`: it goes, the pair is remembered."""
+    @property
+    def keeps_marks(self) -> bool:
+        """Say whether there is a file that marked pairs go into."""
+        return self._feedback is not None
+
+    def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> bool:
+        """Say that entry `id`, for the question `stored`, did not answer `asked`: the entry goes.
+
+        Returns whether the pair is kept, which is so with a feedback file; it is kept before the entry goes.
+        """
+        kept = self._remember(asked, stored, 0, namespace)
         self.store.delete([id])
-        self._remember(asked, stored, 0, namespace)
+        return kept
 
-    def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> None:
-        """Say that one answer serves both texts although the cache did not see it."""
-        self._remember(asked, stored, 1, namespace)
+    def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> bool:
+        """Say that one answer serves both texts although the cache did not see it; return whether that is kept."""
+        return self._remember(asked, stored, 1, namespace)
 
-    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> None:
+    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
         if self._feedback is None:
-            return
+            return False
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
         self._feedback.append(
@@ -464,6 +473,7 @@ class SemanticCache:
                 model=self.fingerprint,
             )
         )
+        return True
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove what has this namespace and this tag (none given: all); return how many."""

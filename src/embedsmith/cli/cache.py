@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.llm import LanguageModel
     from embedsmith.runtime import Fidelity
+
+Eviction = Literal["lru", "lfu", "size"]  # `stores.Order`, whose import would load numpy for every --help
 
 
 @app.command()
@@ -151,7 +153,13 @@ def serve(
     guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
-    max_entries: Annotated[int | None, typer.Option(help="Most entries; the least recently used go first.")] = None,
+    max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes.")
+    ] = None,
+    eviction: Annotated[
+        Eviction, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
+    ] = "lru",
     feedback: Annotated[
         Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
     ] = None,
@@ -205,6 +213,8 @@ def serve(
         verifier=verifier,
         ttl=ttl,
         max_entries=max_entries,
+        max_bytes=max_bytes,
+        eviction=eviction,
         feedback=feedback,
         namespaces=namespaces,
         sample=SampleRule(sample, sample_margin) if sample else None,

@@ -75,7 +75,7 @@ class Shelf:
         try:
             return self.cache.lookup(question.text, namespace=self.tenant, scope=self._scope_of(question))
         except Exception as error:  # noqa: BLE001  whatever the store or the encoder raises
-            LOG.warning("%s: the cache failed, the model answers: %s", self.kind, error)
+            LOG.warning("%s: the cache failed, the model answers: %s", self.kind, describe_failure(error))
             return None
 
     def add(self, asked: Question | Lookup, answer: str) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from embedsmith.errors import ConfigurationError, LanguageModelError
+from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 from embedsmith.llm.throttle import Throttle
@@ -156,9 +156,9 @@ class OpenAIChat:
             action="check OPENAI_API_KEY, the model's name and --base-url; finished calls are kept",
         )
 
-    def _undrawable(self, asked: dict[str, float]) -> LanguageModelError:
+    def _undrawable(self, asked: dict[str, float]) -> SamplingRefused:
         names = " and ".join(f"{name} {value:g}" for name, value in asked.items())
-        return LanguageModelError(
+        return SamplingRefused(
             f"the model {self._model!r} does not take {names}",
             expected="the model's own way to draw, as reasoning models ask for",
             action="leave --temperature and --top-p at 1",

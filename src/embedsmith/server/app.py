@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -19,20 +20,24 @@ from starlette.routing import Route
 
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores import Entry
 from embedsmith.server.batching import ROOM
-from embedsmith.server.dashboard import page, state
+from embedsmith.server.dashboard import page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
 from embedsmith.server.headers import read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
+from embedsmith.server.oversight import read_answer
 from embedsmith.server.proxy import LARGEST, Proxy
 from embedsmith.server.spans import Spans
 from embedsmith.server.upstream import Upstream
-from embedsmith.server.watch import Prices, Watch
+from embedsmith.server.watch import Prices, Seen, Watch
 from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
+FOUND, LONGEST = 100, 2000  # entries of a search, and characters of the answer of each
+NO_PAIR = "there is nothing to mark: no two different questions; a wrong answer is removed by /admin/purge"
 EVERYTHING = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -143,37 +148,46 @@ class Admin:
         return HTMLResponse(page(), headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
 
     async def state(self, _: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(state, self._cache, self._watch))
+        latest = tuple(self._watch.latest)  # here on the loop, where it grows: a thread could read it while it does
+        return await _show(lambda: state(self._cache, self._watch, latest))
 
     async def search(self, request: Request) -> Response:
         wanted = request.query_params.get("text", "").casefold()
 
-        def find() -> list[dict[str, Any]]:
-            found = []
-            for entry in self._cache.store.scan():
-                if wanted in entry.text.casefold():
-                    row = asdict(entry) | {"size": entry.size, "tags": list(entry.tags), "answer": entry.answer[:2000]}
-                    del row["vector"]
-                    found.append(row)
-                if len(found) == 100:
-                    break
-            return found
+        def find() -> dict[str, Any]:
+            fitting = (entry for entry in self._cache.store.scan() if wanted in entry.text.casefold())
+            return {"entries": [_describe(entry) for entry in itertools.islice(fitting, FOUND)]}
 
-        return JSONResponse({"entries": await run_in_threadpool(find)})
+        return await _show(find)
 
     async def mark(self, request: Request) -> Response:
         """Mark lookup `number` as a wrong hit (verdict "wrong") or as a miss that was a duplicate ("same")."""
         body = await _small_object(request)
-        number = body.get("number") if body is not None else None
-        seen = self._watch.find(number) if isinstance(number, int) and number is not True else None
-        if body is None or seen is None or body.get("verdict") not in ("wrong", "same") or not seen.nearest_id:
+        number = _whole(body.get("number")) if body is not None else None
+        seen = self._watch.find(number) if number is not None else None
+        if body is None or seen is None or body.get("verdict") not in ("wrong", "same"):
             return refuse(400, "expected the number of a lookup that is still listed, and the verdict wrong or same")
-        if body["verdict"] == "same":
+        verdict = body["verdict"]
+        if verdict != seen.mark:
+            return refuse(400, f"lookup {seen.number} can be marked {seen.mark!r} only" if seen.mark else NO_PAIR)
+        if verdict == "same" and not self._cache.keeps_marks:
+            return refuse(409, "the pair cannot be kept: start the server with --feedback FILE")
+        if seen.number in self._watch.marked:
+            return refuse(409, "this lookup is marked already")
+        return await self._mark(seen)
+
+    async def _mark(self, seen: Seen) -> Response:
+        if seen.mark == "same":
             mark = partial(self._cache.mark_same, seen.text, seen.nearest, namespace=seen.namespace)
         else:
-            mark = partial(self._cache.mark_wrong, seen.text, seen.nearest_id, seen.nearest, namespace=seen.namespace)
-        await run_in_threadpool(mark)
-        return JSONResponse({"marked": body["verdict"]})
+            mark = partial(self._cache.mark_wrong, seen.text, seen.served_id, seen.served, namespace=seen.namespace)
+        self._watch.marked.add(seen.number)  # before anything else happens, so that two at once count once
+        try:
+            kept = await run_in_threadpool(mark)
+        except Exception as error:  # noqa: BLE001  the file, the encoder or the store, each with errors of its own
+            self._watch.marked.discard(seen.number)
+            return refuse(503, f"the mark could not be carried out whole ({_name(error)}); mark it again")
+        return JSONResponse({"marked": seen.mark, "removed": seen.mark == "wrong", "kept": kept})
 
     async def judge(self, request: Request) -> Response:
         """Record a person's verdict ("same" or "different") on sample `number`; a wrong answer served goes."""
@@ -185,15 +199,17 @@ class Admin:
         try:
             known = await run_in_threadpool(self._watch.oversight.judge, number, label)
         except OSError as error:
-            return refuse(503, f"the verdict could not be written, the sample waits on ({error.strerror})")
+            return refuse(503, f"the verdict could not be written, the sample waits on ({_name(error)})")
+        except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
+            return refuse(503, f"the verdict is kept, but the wrong answer could not be removed ({_name(error)})")
         if not known:
             return refuse(409, "the sample has a verdict already, or there is no such sample")
         return JSONResponse({"judged": body["verdict"]})
 
     async def usual(self, _: Request) -> Response:
-        """Take the latest stream of questions as the usual one; its alarm ends."""
+        """Take the questions from now on as the usual stream; its alarm ends."""
         self._watch.oversight.stream.accept()
-        return JSONResponse({"usual": "the latest lookups"})
+        return JSONResponse({"usual": "the questions from now on"})
 
     async def purge(self, request: Request) -> Response:
         """Remove entries by `id`, or by `namespace` and `tag`; {"all": true} removes all."""
@@ -225,6 +241,22 @@ def _whole(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    row = asdict(entry) | {"size": entry.size, "answer": read_answer(entry.answer, LONGEST)}
+    del row["vector"]
+    return row
+
+
+async def _show(read: Callable[[], dict[str, Any]]) -> Response:
+    """Return as JSON what `read` finds in a thread."""
+    return Response(await run_in_threadpool(lambda: render(read())), media_type="application/json")
+
+
+def _name(error: Exception) -> str:
+    """Return what went wrong without the message of a driver, which may quote rows and addresses."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
 async def _small_object(request: Request) -> dict[str, Any] | None:

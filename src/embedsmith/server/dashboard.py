@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.server.watch import Watch
+from embedsmith.errors import describe_failure
+from embedsmith.server.watch import Seen, Watch
 
 BINS = 40  # of the histogram of similarities, from 0 to 1
 
@@ -17,33 +22,63 @@ def page() -> str:
     return (resources.files("embedsmith.server") / "dashboard.html").read_text(encoding="utf-8")
 
 
-def state(cache: SemanticCache, watch: Watch) -> dict[str, Any]:
-    """Return everything the dashboard shows, as plain JSON; the histogram is of the latest lookups."""
-    latest = [asdict(seen) for seen in watch.latest]
-    reasons: dict[str, int] = {}
-    bins = {"hit": [0] * BINS, "miss": [0] * BINS}
-    for seen in watch.latest:
-        told = f"{seen.outcome}: {seen.reason}"
-        reasons[told] = reasons.get(told, 0) + 1
-        if seen.similarity is not None and seen.reason != "same text":
-            bins[seen.outcome][min(max(int(seen.similarity * BINS), 0), BINS - 1)] += 1
-    held = cache.store.count()
-    times = sorted(seen.milliseconds for seen in watch.latest)
+def state(cache: SemanticCache, watch: Watch, latest: Sequence[Seen]) -> dict[str, Any]:
+    """Return everything the dashboard shows; the histogram is of the latest lookups.
+
+    Args:
+        latest: taken from the watch where it is written to, on the event loop; this may run in a thread.
+    """
+    times = sorted(seen.milliseconds for seen in latest)
     return {
         "threshold": cache.policy.threshold,
         "guard": cache.policy.guard is not None,
         "model": cache.fingerprint,
         "store": cache.store.url,
-        "entries": held.entries,
-        "bytes": held.bytes,
+        **_count(cache),
         "lookups": watch.lookups,
         "hits": watch.hits,
         "saved_tokens": watch.savings.tokens,
         "saved_money": watch.savings.money,
         "saved_seconds": watch.savings.seconds,
         "median_milliseconds": times[len(times) // 2] if times else None,
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
-        "histogram": bins,
-        "latest": latest[::-1],
+        "reasons": _reasons(latest),
+        "histogram": _histogram(latest),
+        "keeps_marks": cache.keeps_marks,
+        "latest": [asdict(seen) | {"marked": seen.number in watch.marked} for seen in reversed(latest)],
         **watch.oversight.state(),
     }
+
+
+def _count(cache: SemanticCache) -> dict[str, Any]:
+    """Return how much is stored; what else there is to show must not wait for a store that fails."""
+    try:
+        held = cache.store.count()
+    except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
+        return {"entries": None, "bytes": None, "store_trouble": describe_failure(error)}
+    return {"entries": held.entries, "bytes": held.bytes, "store_trouble": ""}
+
+
+def _reasons(latest: Sequence[Seen]) -> dict[str, int]:
+    """Return how often each reason was given; what the guard found in a pair, told in brackets, is no reason apart."""
+    return dict(Counter(f"{seen.outcome}: {seen.reason.partition(' (')[0]}" for seen in latest).most_common())
+
+
+def _histogram(latest: Sequence[Seen]) -> dict[str, list[int]]:
+    bins = {"hit": [0] * BINS, "miss": [0] * BINS}
+    for seen in latest:
+        if seen.similarity is not None and math.isfinite(seen.similarity) and seen.reason != "same text":
+            bins[seen.outcome][min(max(int(seen.similarity * BINS), 0), BINS - 1)] += 1
+    return bins
+
+
+def render(value: object) -> bytes:
+    """Return JSON of whatever is stored: half a character as an escape, a number that is none as null."""
+    return json.dumps(_finite(value), allow_nan=False).encode("ascii")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
 WHOLE: Json = {"type": "integer", "minimum": 0}
 NUMBER: Json = {"type": "number"}
+YES: Json = {"type": "boolean"}
 ANY: Json = {}
 METHODS = ("get", "post", "put", "patch", "delete", "options", "head")
 REQUEST_ID_FORM = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
@@ -140,9 +141,9 @@ def _admin_paths() -> Json:
         },
         "/admin/mark": {
             "post": _operation(
-                "Say that a hit was wrong (its entry goes), or that a miss was a duplicate; both are kept as feedback.",
-                {"200": _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}))}
-                | _refusals(400, 408, 413, 415),
+                "Say that a hit was wrong (its entry goes), or that a miss was a duplicate; kept with a feedback file.",
+                {"200": _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}, removed=YES, kept=YES))}
+                | _refusals(400, 408, 409, 413, 415, 503),
                 body=_ref("Mark"),
             )
         },
@@ -156,7 +157,7 @@ def _admin_paths() -> Json:
         },
         "/admin/usual": {
             "post": _operation(
-                "Take the latest stream of questions as the usual one; the alarm that it has changed ends.",
+                "Take the questions from now on as the usual stream; the alarm that it has changed ends.",
                 {"200": _json("It is the usual one now.", _object(usual=TEXT))} | _refusals(408, 413, 415),
             )
         },
@@ -401,7 +402,10 @@ SCHEMAS: Json = {
         reason=TEXT,
         similarity=_or_null("number"),
         nearest=TEXT,
-        nearest_id=TEXT,
+        served=TEXT,
+        served_id=TEXT,
+        mark={"enum": ["wrong", "same", ""]},
+        marked=YES,
         namespace=TEXT,
         milliseconds=NUMBER,
     ),
@@ -410,8 +414,8 @@ SCHEMAS: Json = {
         guard={"type": "boolean"},
         model=TEXT,
         store=TEXT,
-        entries=WHOLE,
-        bytes=WHOLE,
+        entries=_or_null("integer"),
+        bytes=_or_null("integer"),
         lookups=WHOLE,
         hits=WHOLE,
         saved_tokens=WHOLE,

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from prometheus_client import CollectorRegistry, Gauge
 from embedsmith.cache.drift import Alarm, StreamWatch
 from embedsmith.cache.samples import Estimate, Sample, Samples
 from embedsmith.cache.semantic import Lookup, SemanticCache
+from embedsmith.encoder import Embeddings
+from embedsmith.errors import describe_failure
 from embedsmith.server.answers import load_answer
 
 LOG = logging.getLogger("embedsmith.server")
 SHOWN = 5  # samples at once: the oldest, so that nobody picks the easy ones
 NAMESPACES = 20  # in the list of estimates, those with the most verdicts
 BEGINNING = 400  # characters of a stored answer
+BY_SIMILARITY = frozenset({"similar", "verified"})  # reasons of hits in the semantic tier
 
 
 class Oversight:
@@ -33,10 +37,9 @@ class Oversight:
 
     def looked_up(self, found: Lookup) -> None:
         """Take note of a lookup."""
-        self.by_similarity += found.decision.reason in {"similar", "shadow: similar"}
-        if found.vector is None or found.decision.similarity is None:
-            return  # the same text, or nothing stored: no similarity to compare
-        if self.stream.see(found.decision.similarity) and self.stream.alarm is not None:
+        decision = found.decision
+        self.by_similarity += decision.reason.removeprefix("shadow: ") in BY_SIMILARITY
+        if self.stream.see(found.id, vector_of(found)) and self.stream.alarm is not None:
             LOG.warning("drift: %s", self.stream.alarm.told)
 
     def judge(self, number: int, label: int) -> bool:
@@ -84,8 +87,12 @@ class Oversight:
         }
 
     def _shown(self, sample: Sample) -> dict[str, Any]:
-        entry = self._cache.store.get(sample.stored_id, time.time())
-        answer = _beginning(entry.answer) if entry is not None else "(no longer stored)"
+        try:
+            entry = self._cache.store.get(sample.stored_id, time.time())
+        except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
+            answer = f"(cannot be read: {type(error).__name__})"
+        else:
+            answer = read_answer(entry.answer, BEGINNING) if entry is not None else "(no longer stored)"
         return asdict(sample) | {"answer": answer, "served": sample.served}
 
     def _promise(self) -> dict[str, Any] | None:
@@ -104,19 +111,19 @@ class Oversight:
 
     def _stream(self) -> dict[str, Any]:
         watch = self.stream
+        first, latest = watch.first, watch.latest  # another thread may begin anew meanwhile
         return {
+            "reference": watch.reference,
             "size": watch.size,
             "missing": watch.missing,
             "windows": watch.windows,
-            "first_median": float(np.median(watch.first)) if watch.first is not None else None,
-            "latest_median": float(np.median(watch.latest)) if watch.latest is not None else None,
+            "first_median": float(np.median(first)) if first is not None else None,
+            "latest_median": float(np.median(latest)) if latest is not None else None,
             "alarm": _alarm(watch.alarm),
         }
 
     def _measure(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, read: Callable[[], float]) -> None:
-            Gauge(f"embedsmith_{name}", text, registry=registry).set_function(read)
-
+        gauge = partial(measure, registry)
         stream, samples, judge = self.stream, self._cache.samples, self._cache.judge
         gauge(
             "hits_by_similarity",
@@ -124,8 +131,14 @@ class Oversight:
             lambda: self.by_similarity,
         )
         gauge("drift_stream_alarm", "1 while the stream of questions has changed", lambda: stream.alarm is not None)
-        gauge("stream_median_first", "Median similarity of the first window", lambda: _median(stream.first))
-        gauge("stream_median_latest", "Median similarity of the latest window", lambda: _median(stream.latest))
+        gauge(
+            "stream_median_first", "Median similarity to early questions, first window", lambda: _median(stream.first)
+        )
+        gauge(
+            "stream_median_latest",
+            "Median similarity to early questions, latest window",
+            lambda: _median(stream.latest),
+        )
         if samples is None:
             return
         gauge("samples_drawn", "Samples drawn since the start", lambda: samples.counts.drawn)
@@ -140,6 +153,17 @@ class Oversight:
         if judge is not None:
             gauge("judge_failures", "Calls of the judge that failed", lambda: judge.counts["failed"])
             gauge("judge_unreadable", "Verdicts that could not be read", lambda: judge.counts["unreadable"])
+
+
+def vector_of(found: Lookup) -> Embeddings | None:
+    """Return the vector of what was asked; that of its stored equal where it was not encoded.
+
+    With the hits of the exact tier left out, what is watched would change as the store fills.
+    """
+    nearest = found.decision.nearest
+    if found.vector is None and nearest is not None and nearest.id == found.id:
+        return nearest.vector
+    return found.vector
 
 
 def _told(found: Estimate) -> dict[str, Any]:
@@ -158,10 +182,23 @@ def _median(window: np.ndarray[Any, np.dtype[np.float64]] | None) -> float:
     return float("nan") if window is None else float(np.median(window))
 
 
-def _beginning(answer: str) -> str:
-    """Return the beginning of a stored answer's text, whoever stored it."""
+def read_answer(answer: str, most: int) -> str:
+    """Return the text of a stored answer, whoever stored it, cut behind `most` characters."""
     try:
-        text = load_answer(answer).body["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        text = str(load_answer(answer).body["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         text = answer
-    return str(text)[:BEGINNING]
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
+def measure(registry: CollectorRegistry, name: str, text: str, read: Callable[[], float]) -> None:
+    """Register a gauge that is read when it is asked for; NaN where that fails, so that the others are still told."""
+
+    def careful() -> float:
+        try:
+            return float(read())
+        except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
+            LOG.warning("the metric embedsmith_%s cannot be read: %s", name, describe_failure(error))
+            return float("nan")
+
+    Gauge(f"embedsmith_{name}", text, registry=registry).set_function(careful)

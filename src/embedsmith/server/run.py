@@ -8,15 +8,17 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError, MissingPartError
 
 SIMULATOR = "simulator:"
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Service:
     """Where the server listens and what it stands in front of.
 
     From the environment, never from the command line: EMBEDSMITH_ADMIN_TOKEN (else a new one is printed),
-    EMBEDSMITH_SECRET (hex; makes tenants of API keys; needed where several servers share a store),
+    EMBEDSMITH_SECRET (64 hex digits; makes tenants of API keys; needed where several servers share a store),
     EMBEDSMITH_UPSTREAM_KEY (for clients that bring no key), and OpenTelemetry's own OTEL_* (tracing is on with
     OTEL_EXPORTER_OTLP_ENDPOINT).
 
@@ -64,7 +66,8 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
-    token = os.environ.get("EMBEDSMITH_ADMIN_TOKEN") or secrets.token_urlsafe(24)
+    given = os.environ.get("EMBEDSMITH_ADMIN_TOKEN")
+    token = given or secrets.token_urlsafe(24)
     with ExitStack() as stack:
         stack.callback(cache.close)
         stack.callback(flush)
@@ -92,7 +95,9 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         )
         address = f"http://{service.host}:{service.port}"
         say(f"OpenAI clients    base_url={address}/v1")
-        say(f"dashboard         {address}/dashboard#{token}")
+        # What is printed ends up in logs: a token that outlives the process does not belong there.
+        asked = "   it asks for the token, that of EMBEDSMITH_ADMIN_TOKEN" if given else f"#{token}"
+        say(f"dashboard         {address}/dashboard{asked}")
         gc.collect()
         gc.freeze()  # what is there now stays: no collection need look through it while requests wait
         make_server(app).run(sockets=[listener])
@@ -122,22 +127,20 @@ def _bind(service: Service) -> socket.socket:
 
 
 def read_secret(store: str) -> bytes:
-    """Return the key that makes tenants of API keys.
+    """Return the key that makes tenants of API keys, at least 32 bytes.
 
     EMBEDSMITH_SECRET (hex digits), else the file beside a SQLite store (made once, for its owner only), else
     a new one for a store that ends with the process.
 
     Raises:
-        ConfigurationError: a store that several servers share, and no EMBEDSMITH_SECRET; or it is not hex.
+        ConfigurationError: a store that several servers share, and no EMBEDSMITH_SECRET; or what is there is no
+            key: with a short one, keys of clients could be guessed from their tenants.
     """
     given = os.environ.get("EMBEDSMITH_SECRET", "")
     if given:
-        try:
-            return bytes.fromhex(given)
-        except ValueError:
-            raise ConfigurationError("EMBEDSMITH_SECRET is not hex", expected="64 hex digits") from None
+        return _parse_secret(given, "EMBEDSMITH_SECRET", "export EMBEDSMITH_SECRET=$(openssl rand -hex 32)")
     if store.startswith("memory:"):
-        return secrets.token_bytes(32)
+        return secrets.token_bytes(SECRET_BYTES)
     if not store.startswith("sqlite:///"):
         raise ConfigurationError(
             "EMBEDSMITH_SECRET is not set",
@@ -145,11 +148,46 @@ def read_secret(store: str) -> bytes:
             action="export EMBEDSMITH_SECRET=$(openssl rand -hex 32)",
         )
     path = Path(store.removeprefix("sqlite:///") + ".secret")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
-            handle.write(secrets.token_hex(32))
-    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    try:
+        if not path.exists():
+            _make_secret(path)
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be made or read: {error.strerror or error}",
+            expected="a folder for the store and its key, which this user can write",
+            action="mend that, or set EMBEDSMITH_SECRET (64 hex digits)",
+        ) from None
+    remedy = f"put the file back; or remove it for a new key: what is stored is then found no more. File: {path}"
+    return _parse_secret(text, str(path), remedy)
+
+
+def _parse_secret(text: str, where: str, action: str) -> bytes:
+    try:
+        secret = bytes.fromhex(text.strip())
+    except ValueError:
+        raise ConfigurationError(f"{where} is not hex", expected="64 hex digits", action=action) from None
+    if len(secret) < SECRET_BYTES:
+        raise ConfigurationError(
+            f"{where} has {len(secret)} bytes", expected=f"at least {SECRET_BYTES}: 64 hex digits", action=action
+        )
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Write a new key so that it is there whole or not at all; of several servers that do so, one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
+            handle.write(secrets.token_hex(SECRET_BYTES))
+            handle.flush()
+            os.fsync(handle.fileno())
+        with suppress(FileExistsError):  # another server was faster: its key counts
+            os.link(own, path)
+        sync_folder(path.parent)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _echo(question: str) -> str:

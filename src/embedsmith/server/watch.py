@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry
 from embedsmith.server.answers import Answer
-from embedsmith.server.oversight import Oversight
+from embedsmith.server.oversight import Oversight, measure
 
 LATEST = 500
+MOST_TOKENS = 10**9  # of one answer; more is no count
 SIMILARITIES = tuple(step / 20 for step in range(21))
 
 
@@ -25,6 +26,9 @@ class Seen:
 
     Attributes:
         number: for marking it. nearest: the closest stored question, whether or not it was served.
+        served, served_id: the question whose answer was served, or would have been (shadow mode), and its entry's id.
+        mark: the verdict that a person may give: "wrong" of what was served, "same" of the nearest of a miss; ""
+            where the texts are equal, since that says nothing of a pair.
     """
 
     number: int
@@ -34,7 +38,9 @@ class Seen:
     reason: str
     similarity: float | None
     nearest: str
-    nearest_id: str
+    served: str
+    served_id: str
+    mark: str
     namespace: str
     milliseconds: float
 
@@ -70,13 +76,19 @@ class Savings:
 
     def served(self, answer: Answer, lookup: float) -> int:
         """Count a hit whose lookup took so many seconds; return its completion tokens."""
-        usage = answer.body.get("usage") or {}
-        prompt, completion = (int(usage.get(f"{part}_tokens") or 0) for part in ("prompt", "completion"))
+        usage = answer.body.get("usage")
+        prompt, completion = (_tokens(usage, part) for part in ("prompt", "completion"))
         self.tokens += completion
         self.money += (prompt * self.prices.prompt + completion * self.prices.completion) / 1e6
         if self._answers:
             self.seconds += max(self._waited / self._answers - lookup, 0.0)
         return completion
+
+
+def _tokens(usage: object, part: str) -> int:
+    """Return a count of tokens as an upstream has told it, 0 where it has not: servers write all sorts of things."""
+    told = usage.get(f"{part}_tokens") if isinstance(usage, Mapping) else None
+    return int(told) if isinstance(told, int | float) and 0 <= told <= MOST_TOKENS else 0
 
 
 class Watch:
@@ -85,7 +97,8 @@ class Watch:
     def __init__(self, cache: SemanticCache, *, shadow: bool = False, prices: Prices | None = None) -> None:
         self.registry = CollectorRegistry()
         self.oversight = Oversight(cache, self.registry, shadow=shadow)
-        self.latest: deque[Seen] = deque(maxlen=LATEST)
+        self.latest: deque[Seen] = deque(maxlen=LATEST)  # of the event loop alone; a thread gets a tuple of it
+        self.marked: set[int] = set()
         self.lookups = self.hits = 0
         self.savings = Savings(prices or Prices())
         self._numbers = itertools.count(1)
@@ -112,43 +125,30 @@ class Watch:
         for name, text, read in (
             ("saved_money", "What hits did not cost, in the currency of the prices", lambda: self.savings.money),
             ("saved_seconds", "What users did not wait for the upstream", lambda: self.savings.seconds),
+            ("entries", "Entries in the store", lambda: cache.store.count().entries),
         ):
-            Gauge(f"embedsmith_{name}", text, registry=self.registry).set_function(read)
-        Gauge("embedsmith_entries", "Entries in the store", registry=self.registry).set_function(
-            lambda: cache.store.count().entries
-        )
+            measure(self.registry, name, text, read)
 
     def _count(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(f"embedsmith_{name}", text, tuple(labels), registry=self.registry)
 
     def looked_up(self, found: Lookup, answer: Answer | None = None, *, served: Entry | None = None) -> None:
-        """Count a lookup whose answer is on its way; `served` is the entry that was served, or would have been."""
+        """Count a lookup whose answer is on its way.
+
+        Args:
+            served: where a hit has become a miss (shadow mode, no-cache), the entry that would have been served.
+        """
         decision = found.decision
-        outcome = "hit" if found.hit else "miss"
         self.lookups += 1
         self.hits += found.hit
-        self._lookups.labels(outcome, decision.reason).inc()
+        self._lookups.labels(_outcome(found), decision.reason).inc()
         self._seconds.observe(found.seconds)
         if decision.similarity is not None:
             self._similarity.observe(decision.similarity)
         self.oversight.looked_up(found)
         if answer is not None:
             self._saved.inc(self.savings.served(answer, found.seconds))
-        nearest = served if served is not None else decision.nearest
-        self.latest.append(
-            Seen(
-                number=next(self._numbers),
-                at=time.time(),
-                text=found.text,
-                outcome=outcome,
-                reason=decision.told,
-                similarity=decision.similarity,
-                nearest=nearest.text if nearest is not None else "",
-                nearest_id=nearest.id if nearest is not None else "",
-                namespace=found.namespace,
-                milliseconds=1000 * found.seconds,
-            )
-        )
+        self.latest.append(_see(next(self._numbers), found, decision.entry or served))
 
     def passed(self, reason: str) -> None:
         """Count a request that the cache leaves alone."""
@@ -175,3 +175,27 @@ class Watch:
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _outcome(found: Lookup) -> str:
+    return "hit" if found.hit else "miss"
+
+
+def _see(number: int, found: Lookup, served: Entry | None) -> Seen:
+    nearest = found.decision.nearest
+    spoken_of = served or nearest
+    equal = spoken_of is None or spoken_of.id == found.id
+    return Seen(
+        number=number,
+        at=time.time(),
+        text=found.text,
+        outcome=_outcome(found),
+        reason=found.decision.told if served is None else found.decision.reason,  # no veto explains what was served
+        similarity=found.decision.similarity,
+        nearest=nearest.text if nearest is not None else "",
+        served=served.text if served is not None else "",
+        served_id=served.id if served is not None else "",
+        mark="" if equal else "wrong" if served is not None else "same",
+        namespace=found.namespace,
+        milliseconds=1000 * found.seconds,
+    )

@@ -52,7 +52,10 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes of text, answer and vector."""
-        return len(self.text.encode()) + len(self.answer.encode()) + 4 * len(self.vector)
+        # half a character counts too: one bad entry must not make the whole store uncountable
+        return sum(len(part.encode("utf-8", "surrogatepass")) for part in (self.text, self.answer)) + 4 * len(
+            self.vector
+        )
 
     def alive(self, now: float) -> bool:
         """Say whether the entry has not expired."""
