@@ -56,6 +56,7 @@ def test_the_index_finds_what_comparing_all_pairs_finds(texts: list[str], text: 
     ("left", "right"),
     [
         ("How do I freeze my card?", "how do I freeze my card"),
+        ("how do i freeze my card", "How do I freeze my card"),
         ("what is the purpose of life ?", "What is the purpose of life??"),
         ("  what’s the fee, in euros\n", "What's the fee, in euros?"),
         ("caf\u0065\u0301", "caf\u00e9"),
@@ -75,6 +76,8 @@ def test_the_exact_form_joins_what_asks_for_the_same_word_for_word(left: str, ri
         ("?", "..."),
         ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()"),
         ("    a()\n    b()", "a()\n    b()"),
+        ("what do i and j mean", "what do I and j mean"),
+        ("what is the value of i", "what is the value of I"),
         ("WHO is in Geneva", "who is in Geneva"),
         ("you are coming?", "you are coming."),  # to be translated
         ("what matches [ab]?", "what matches [ab]"),

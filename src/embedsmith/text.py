@@ -15,6 +15,7 @@ OPENERS = (
 )
 INNER = r"[^\W_]+(?:['’-][^\W_]+)*"
 QUESTION = re.compile(rf"(?:{OPENERS.replace(' ', '|')})(?:['’]\w+)?(?:,? {INNER})+[ ?]*", re.IGNORECASE)
+ME = re.compile(r"\A((?:\w+ ){0,3}(?:do|did|can|could|should|would)) i(?= (?!and |or ))")  # "how do i", and never "i and j"
 REMEMBERED = 400  # letters of a text whose trigrams are kept for the next question: 65,536 of them are a few hundred MB
 
 
@@ -31,8 +32,8 @@ def exact_form(text: str) -> str:
     """Return `text` without differences that cannot ask for another answer: NFC, outer whitespace, and little else.
 
     Case, marks and spaces can be what a text is about ("5!", "10²", "ASCII code of A", indented code). Only in one
-    plain question, words behind an English question word, the first capital, the kind of apostrophe and a closing "?"
-    say nothing that the words do not. `normalize` goes further, for what is compared and not answered.
+    plain question, words behind an English question word, the first capital, that of "how do I", the kind of apostrophe
+    and a closing "?" say nothing that the words do not. `normalize` goes further, for what is compared and not answered.
 
     >>> exact_form("How do I freeze my card ?"), exact_form("What is 5!")
     ('how do I freeze my card', 'What is 5!')
@@ -42,7 +43,7 @@ def exact_form(text: str) -> str:
     if "\n" in inner:  # the first line of code is indented for a reason
         return plain.lstrip("\r\n").rstrip()
     if QUESTION.fullmatch(inner):
-        return inner[:1].lower() + inner[1:].rstrip(" ?").replace("’", "'")
+        return ME.sub(r"\1 I", inner[:1].lower() + inner[1:].rstrip(" ?").replace("’", "'"), count=1)
     return inner
 
 
