@@ -15,7 +15,9 @@ OPENERS = (
 )
 INNER = r"[^\W_]+(?:['’-][^\W_]+)*"
 QUESTION = re.compile(rf"(?:{OPENERS.replace(' ', '|')})(?:['’]\w+)?(?:,? {INNER})+[ ?]*", re.IGNORECASE)
-ME = re.compile(r"\A((?:\w+ ){0,3}(?:do|did|can|could|should|would)) i(?= (?!and |or ))")  # "how do i", and never "i and j"
+ME = re.compile(
+    r"\A((?:\w+ ){0,3}(?:do|did|can|could|should|would)) i(?= (?!and |or ))"
+)  # "how do i", and never "i and j"
 REMEMBERED = 400  # letters of a text whose trigrams are kept for the next question: 65,536 of them are a few hundred MB
 
 
