@@ -34,8 +34,8 @@ def exact_form(text: str) -> str:
     """Return `text` without differences that cannot ask for another answer: NFC, outer whitespace, and little else.
 
     Case, marks and spaces can be what a text is about ("5!", "10²", "ASCII code of A", indented code). Only in one
-    plain question, words behind an English question word, the first capital, that of "how do I", the kind of apostrophe
-    and a closing "?" say nothing that the words do not. `normalize` goes further, for what is compared and not answered.
+    plain question (words behind an English question word) the first capital, that of "how do I", the kind of
+    apostrophe and a closing "?" say nothing that the words do not. `normalize` goes further, for what is compared.
 
     >>> exact_form("How do I freeze my card ?"), exact_form("What is 5!")
     ('how do I freeze my card', 'What is 5!')

@@ -114,7 +114,7 @@ class OnnxVerifier:
         self._scorer = PairGraph(path / FOLDER, self.report, self.report.precisions[chosen].file, threads=threads)
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
-        """Return (n,) logits that one answer serves both texts of a pair; 0 is even chances, the most for one cut off."""
+        """Return (n,) logits that one answer serves both texts of a pair; 0 is even chances, the most if it was cut."""
         return self._scorer.score(pairs)
 
 
