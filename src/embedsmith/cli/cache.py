@@ -138,6 +138,22 @@ def export(
     ]
     headers = ["precision", "size", "mean cosine", "lowest cosine", "lost average precision"]
     print_table(f"{report.model} as ONNX, against sentence-transformers in fp32", headers, rows)
+    _say_promise(out if out is not None else Path(model), precision)
+
+
+def _say_promise(model: Path, precision: str) -> None:
+    """Say that the threshold beside the model was chosen on other vectors, before a server does."""
+    from embedsmith.cache.settings import find_calibration
+    from embedsmith.calibration import read_calibration
+
+    path = find_calibration(model)
+    made = read_calibration(path).precision if path is not None else ""
+    if made and made != precision:
+        told = (
+            f"{path} was made on {made} vectors. `serve` uses its threshold as it is; for a promise on these: "
+            f"embedsmith calibrate {model} PAIRS --for-cache --out {path}"
+        )
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _loss(found: Fidelity) -> str:
