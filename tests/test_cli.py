@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from embedsmith.cache.stores import Entry, ModelMismatch, open_store
+from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.model import fingerprint_model
 from embedsmith.testing import FaultyServer
 
@@ -74,6 +76,33 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
     assert refused.returncode == 4
     assert "more than now" in refused.stderr or "separates better" in refused.stderr
     assert not (tmp_path / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_model: Path, guard: bool) -> None:
+    rows = [{"a": f"lost card {at}", "b": f"lost card {at}", "label": 1} for at in range(120)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "calibration.json"
+    options = ["--out", out, *(["--for-cache"] if guard else [])]
+    made = embedsmith("calibrate", tiny_model, tmp_path / "pairs.jsonl", *options)
+    assert made.returncode == 0, made.stderr
+    found = json.loads(out.read_text())
+    assert (found["precision"], found["guard"]) == ("fp32", guard)
+    (tmp_path / "feedback.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": 1}))
+    again = ["recalibrate", tmp_path / "feedback.jsonl", "--model", tiny_model, "--calibration", out]
+    refused = embedsmith(*again, "--no-guard" if guard else "--guard")
+    assert refused.returncode == 2
+    assert "and the guard is" in " ".join(refused.stderr.split())
+
+
+def test_an_export_says_that_the_threshold_is_of_other_vectors(tmp_path: Path, tiny_model: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    made = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, fingerprint_model(model), precision="int8")
+    write_calibration(tmp_path / "calibration.json", made)
+    exported = embedsmith("export", model)
+    assert exported.returncode == 0, exported.stderr
+    assert "was made on int8 vectors" in exported.stderr
+    assert f"embedsmith calibrate {model} PAIRS --for-cache" in exported.stderr
 
 
 def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path, tiny_model: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from embedsmith.calibration import read_calibration
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import open_llm
@@ -48,6 +49,16 @@ def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     assert summary["comparison"]["reports"]["tuned"]["pairs"] == 10
     assert summary["calibration"]["refused"]  # twenty pairs cannot promise anything
     assert not (job.out / "calibration.json").exists()
+
+
+def test_the_threshold_of_a_run_says_what_it_was_made_on(job: Job) -> None:
+    rows = [{"a": f"lost card {at}", "b": f"lost card {at}", "label": 1, "group": at} for at in range(60)]
+    assert job.evaluation is not None
+    with job.evaluation.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    run(replace(job, delta=0.3, alpha=0.3), FakeLLM())
+    made = read_calibration(job.out / "calibration.json")
+    assert (made.precision, made.guard) == ("fp32", True)
 
 
 def test_a_second_run_does_nothing_again_and_a_changed_option_only_what_depends_on_it(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from sklearn.linear_model import LogisticRegression
 
-from embedsmith.cross_encoder import load_verifier, train_verifier
+from embedsmith.cross_encoder import export_verifier, load_verifier, train_verifier
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import Example, LabelledPair
 from embedsmith.optimization import Progress, TrainingConfig
@@ -28,18 +29,19 @@ from embedsmith.verifier import (
     OnnxVerifier,
     adjust,
     fit_adjustment,
+    hold_back,
     measure_gain,
 )
 
 CONFIG = TrainingConfig(batch=8, precision="fp32", learning_rate=1e-3, checkpoint_seconds=0.0)
+WORDS = ["card", "pin", "loan", "rate", "fee", "limit"]
 PAIRS = [("how do I freeze my card", "can I block my card"), ("where is the atm", "how do I pay by phone")]
 
 
 def make_examples(count: int = 24) -> list[Example]:
-    words = ["card", "pin", "loan", "rate", "fee", "limit"]
     rows: list[Example] = []
     for row in range(count):
-        word, other = words[row % 6], words[(row + 2) % 6]
+        word, other = WORDS[row % 6], WORDS[(row + 2) % 6]
         rows.append(LabelledPair(f"how do I change my {word} {row}", f"changing the {word} number {row}", 1, str(row)))
         rows.append(LabelledPair(f"how do I change my {word} {row}", f"how do I change my {other} {row}", 0, str(row)))
     return rows
@@ -158,3 +160,20 @@ def test_a_move_is_bounded_and_keeps_the_order_of_logits(logits: list[float], we
 def test_what_the_guard_vetoed_stays_vetoed() -> None:
     moved = adjust(np.array([-1.0, 0.5]), np.array([9.0, 2.0]), Adjustment(0.1))
     assert moved.tolist() == [-1.0, pytest.approx(0.7)]
+
+
+def test_a_pair_that_is_not_read_to_its_end_is_never_moved_up(verifier: Path, tmp_path: Path) -> None:
+    """The last words make the difference, and to this verifier all pairs look like one question."""
+    folder = tmp_path / "trusting"
+    shutil.copytree(verifier, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] += 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    export_verifier(folder, PAIRS)
+    beginning = "how do I change my card and my pin and my limit " * 8
+    pairs = [(f"{beginning} today", f"{beginning} never"), PAIRS[0]]
+    raw = CrossEncoder(str(folder)).predict(pairs, activation_fn=torch.nn.Identity())
+    assert raw.min() > 1
+    for reader in (load_verifier(folder), OnnxVerifier(folder, precision="fp32")):
+        assert reader.score(pairs) == pytest.approx([0.0, raw[1]], abs=1e-4)
+    assert hold_back(np.array([3.0, -3.0, 3.0]), np.array([True, True, False])).tolist() == [0.0, -3.0, 3.0]

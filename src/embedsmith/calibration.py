@@ -62,6 +62,8 @@ class Calibration:
         traffic: number of pairs to come for whose answers the promise is made; None is the long run.
         probabilities: (similarity, probability that one answer serves both) from which on it holds, rising.
         verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
+        precision: what the encoder computed in, "" where it did not tell. guard: whether the vetoes of the cache's
+            guard are in the similarities. An older file says neither: "" and None.
     """
 
     threshold: float
@@ -81,6 +83,8 @@ class Calibration:
     probabilities: tuple[tuple[float, float], ...] = ()
     verifier: str = ""
     weight: float = 0.0
+    precision: str = ""
+    guard: bool | None = None
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -99,6 +103,8 @@ def calibrate(
     traffic: int | None = None,
     verifier: str = "",
     weight: float = 0.0,
+    precision: str = "",
+    guard: bool | None = None,
     against: Sequence[float] | NDArray[np.floating] = (),
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
@@ -112,6 +118,7 @@ def calibrate(
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
         traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
+        precision, guard: what else made them; see `Calibration`. They are only written down.
         against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
             false hits in every test, and in nothing else, so they can only raise the threshold.
 
@@ -154,6 +161,8 @@ def calibrate(
         probabilities=fit_probabilities(truth, scores, duplicate_rate),
         verifier=verifier,
         weight=weight,
+        precision=precision,
+        guard=guard,
     )
 
 

@@ -53,7 +53,7 @@ from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, tokenize_pairs
 from embedsmith.training import TrainingResult, describe_truncation, make_result
-from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport
+from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport, hold_back
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class TorchVerifier:
         self.network, self.fingerprint, self.precision = network, fingerprint, precision
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
-        """Return (n,) logits that one answer serves both texts of a pair."""
+        """Return (n,) logits that one answer serves both texts of a pair; of a pair that was cut off, 0 at most."""
         import torch
 
         if not pairs:
@@ -83,7 +83,7 @@ class TorchVerifier:
         self.network.eval()
         with torch.inference_mode(), autocast(self.network, self.precision):
             logits = _forward(self.network, tokens, firsts, np.arange(len(pairs)), budget=ENCODING_BUDGET)
-        return logits.float().cpu().numpy().astype(np.float64)
+        return hold_back(logits.float().cpu().numpy().astype(np.float64), tokens.truncated)
 
 
 def load_verifier(folder: str | Path) -> TorchVerifier:

@@ -92,6 +92,15 @@ def reads_whole(encoder: Encoder, text: str) -> bool:
     return tell is None or bool(tell(text))
 
 
+def precision_of(encoder: Encoder) -> str:
+    """Return what `encoder` computes in, "fp32", "bf16" or "int8", as its `precision` tells; "" where it cannot tell.
+
+    The vectors of one model differ between these, too little to mix up texts and enough to cross a threshold.
+    """
+    found = getattr(encoder, "precision", "")
+    return found if isinstance(found, str) else ""
+
+
 def surely_fits(text: str, max_length: int | None) -> bool:
     """Say without a tokenizer whether `text` has at most `max_length` tokens: a token takes at least one byte."""
     return max_length is None or len(text.encode("utf-8", "replace")) + SPECIAL <= max_length

@@ -19,6 +19,8 @@ ARTICLES = frozenset(("a", "an", "one"))
 @dataclass(frozen=True, slots=True)
 class Lexicon:
     small: frozenset[str]
+    fillers: frozenset[str]
+    directions: frozenset[str]
     negators: frozenset[str]
     opposites: dict[str, frozenset[str]]
     alike: dict[str, str]
@@ -39,6 +41,8 @@ def load_lexicon() -> Lexicon:
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return Lexicon(
         small=frozenset(tables["small"]),
+        fillers=frozenset(stem(word) for word in tables["fillers"]),
+        directions=frozenset(stem(word) for word in tables["directions"]),
         negators=frozenset(stem(word) for word in tables["negators"]),
         opposites={word: frozenset(others) for word, others in opposites.items()},
         alike=alike,

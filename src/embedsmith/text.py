@@ -10,6 +10,14 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 NEGATIONS = frozenset({"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"})
 CLOSING = " \t\r\n.?!…。？！"
+OPENERS = (
+    "how what which who whose when where why can could should would do does did is are"  # no word in capitals is one
+)
+INNER = r"[^\W_]+(?:['’-][^\W_]+)*"
+QUESTION = re.compile(rf"(?:{OPENERS.replace(' ', '|')})(?:['’]\w+)?(?:,? {INNER})+[ ?]*", re.IGNORECASE)
+ME = re.compile(
+    r"\A((?:\w+ ){0,3}(?:do|did|can|could|should|would)) i(?= (?!and |or ))"
+)  # "how do i", and never "i and j"
 REMEMBERED = 400  # letters of a text whose trigrams are kept for the next question: 65,536 of them are a few hundred MB
 
 
@@ -20,6 +28,25 @@ def normalize(text: str) -> str:
     'how do i freeze my card'
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split()).rstrip(CLOSING)
+
+
+def exact_form(text: str) -> str:
+    """Return `text` without differences that cannot ask for another answer: NFC, outer whitespace, and little else.
+
+    Case, marks and spaces can be what a text is about ("5!", "10²", "ASCII code of A", indented code). Only in one
+    plain question (words behind an English question word) the first capital, that of "how do I", the kind of
+    apostrophe and a closing "?" say nothing that the words do not. `normalize` goes further, for what is compared.
+
+    >>> exact_form("How do I freeze my card ?"), exact_form("What is 5!")
+    ('how do I freeze my card', 'What is 5!')
+    """
+    plain = unicodedata.normalize("NFC", text)
+    inner = plain.strip()
+    if "\n" in inner:  # the first line of code is indented for a reason
+        return plain.lstrip("\r\n").rstrip()
+    if QUESTION.fullmatch(inner):
+        return ME.sub(r"\1 I", inner[:1].lower() + inner[1:].rstrip(" ?").replace("’", "'"), count=1)
+    return inner
 
 
 def is_storable(text: str) -> bool:

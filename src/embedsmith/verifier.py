@@ -7,7 +7,8 @@ There is still one score and one threshold: the cosine, moved by what the verifi
     adjusted = cosine + weight · clip(logit, −SURE, SURE)
 
 Since the move is bounded, candidates further than `reach` below the threshold miss and those further above
-it hit without the verifier: the band in which it is asked follows from the threshold.
+it hit without the verifier: the band in which it is asked follows from the threshold. A pair that it does not read to
+the end is never moved up.
 `embedsmith.cross_encoder` trains and exports what is read here.
 """
 
@@ -44,7 +45,7 @@ class Verifier(Protocol):
     fingerprint: str
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
-        """Return (n,) logits that one answer serves both texts of a pair."""
+        """Return (n,) logits that one answer serves both texts of a pair; of a pair not read whole, 0 at most."""
         ...
 
 
@@ -113,7 +114,7 @@ class OnnxVerifier:
         self._scorer = PairGraph(path / FOLDER, self.report, self.report.precisions[chosen].file, threads=threads)
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
-        """Return (n,) logits that one answer serves both texts of a pair; 0 is even chances."""
+        """Return (n,) logits that one answer serves both texts of a pair; 0 is even chances, the most if it was cut."""
         return self._scorer.score(pairs)
 
 
@@ -128,14 +129,26 @@ class PairGraph:
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
         """Return (n,) logits; every pair runs by itself, so its neighbours never change it."""
-        return np.array([self._run(left, right) for left, right in pairs], dtype=np.float64)
+        found = [self._run(left, right) for left, right in pairs]
+        limit = self.report.max_length
+        cut = np.array([limit is not None and length >= limit for _, length in found], dtype=np.bool_)
+        return hold_back(np.array([logit for logit, _ in found], dtype=np.float64), cut)
 
-    def _run(self, left: str, right: str) -> float:
+    def _run(self, left: str, right: str) -> tuple[float, int]:
+        """Return the logit of a pair, and how many of its tokens were read."""
         encoding = self._tokenizer.encode(left, right)
         ids = np.array([encoding.ids], dtype=np.int64)
         given = {INPUTS[0]: ids, INPUTS[1]: np.ones_like(ids), INPUTS[2]: np.array([encoding.type_ids], dtype=np.int64)}
         (logits,) = self._session.run(None, {name: given[name] for name in self._names})
-        return float(np.asarray(logits).reshape(-1)[0])
+        return float(np.asarray(logits).reshape(-1)[0]), len(encoding.ids)
+
+
+def hold_back(logits: Logits, cut: NDArray[np.bool_]) -> Logits:
+    """Return the logits (n,) of pairs, at most 0 where a pair was cut off: what was not read may make the difference.
+
+    A pair that just fits counts as cut; its tokens do not tell.
+    """
+    return np.where(cut, np.minimum(logits, 0.0), logits)
 
 
 def read_report(folder: Path) -> VerifierReport:

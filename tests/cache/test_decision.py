@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedsmith.cache.decision import Policy, decide
+from embedsmith.artifacts import fingerprint
+from embedsmith.cache.decision import Policy, decide, partition_of
+from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import Entry, Match
+from embedsmith.testing import FakeEncoder
+from embedsmith.text import normalize
 from embedsmith.verifier import Adjustment
 
 
@@ -75,3 +79,39 @@ def test_a_candidate_is_served_exactly_when_its_moved_cosine_reaches_the_thresho
     policy = rules(Scripted(a=logit))
     moved = cosine + policy.adjustment.move(logit)  # type: ignore[union-attr]
     assert decide("q", matches(a=cosine), policy).hit == (moved >= policy.threshold) or abs(moved - 0.8) < 1e-12
+
+
+def test_an_entry_under_an_older_key_is_left_to_the_semantic_tier() -> None:
+    """Older versions joined "What is 5!" and "What is 5" under one key; such entries still lie in stores."""
+    cache = SemanticCache(FakeEncoder(64), threshold=0.8, fingerprint="fake")
+    partition = partition_of("default", {})
+    vector = FakeEncoder(64).encode(["What is 5!"])[0]
+    old = fingerprint([partition, normalize("What is 5!")], length=32)
+    cache.store.put([Entry(old, "default", partition, "What is 5!", "120", vector, 0.0)])
+    assert cache.lookup("What is 5").answer is None
+    found = cache.lookup("What is 5!")
+    assert (found.answer, found.decision.tier) == ("120", "semantic")
+
+
+class Blind:
+    """An encoder to which all texts are one, as an uncased one takes "A" and "a"."""
+
+    def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        return np.ones((len(texts), 1), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        ("What is 5!", "What is 5"),
+        ("10²?", "102"),
+        ("ASCII code of A", "ASCII code of a"),
+        ("?", "..."),
+        ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()"),
+    ],
+)
+def test_no_tier_takes_one_text_for_another_that_only_looks_like_it(stored: str, asked: str) -> None:
+    cache = SemanticCache(Blind(), threshold=0.8, fingerprint="blind")
+    cache.add(stored, "of the stored text")
+    assert cache.lookup(stored).decision.tier == "exact"
+    assert not cache.lookup(asked).hit

@@ -16,6 +16,21 @@ TRAPS = [
     ("is the pool open at 9 am", "is the pool open at 9 pm", "number"),
     ("what is 15% off 80 euros", "what is 80% off 15 euros", "order"),
     ("port my number from vodafone to o2", "port my number from o2 to vodafone", "order"),
+    ("move money from savings to checking", "how can I move money from checking to savings", "order"),
+    ("convert euros to dollars", "how to convert dollars to euros", "order"),
+    ("how do I get from leeds to york by train", "how can I get to leeds from york by train", "order"),
+    ("should I eat before training", "is it better to train before eating", "order"),
+    ("is a civic bigger than a golf", "is a golf bigger than a civic please", "order"),
+    ("does the dog bite the man", "can the man bite the dog", "order"),
+    ("is it better to buy a tablet or notebook", "is it better to buy a tablet or laptop", "word"),
+    ("What is 5!", "What is 5", "sign"),
+    ("what is 5 + 3", "what is 5 - 3", "sign"),
+    ("is it open at -5 degrees", "is it open at 5 degrees", "sign"),
+    ("what is 10²", "what is 102", "number"),
+    ("what is 2½", "what is 21/2", "number"),
+    ("ASCII code of A", "ascii code of a", "letter"),
+    ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()", "layout"),
+    ("?", "...", "word"),
     ("cheapest hotel in leeds on friday", "cheapest hotel in york on friday", "word"),
     ("How long is 1.5 hours in the sun safe?", "How long is 3 hours in the sun safe?", "number"),
 ]
@@ -30,10 +45,19 @@ SAME = [
     ("how do I turn up the heating", "making the flat warmer"),
     ("what does it cost per 10,000 calls", "what does it cost per 10000 calls"),
     ("it is not too slow", "it is fast"),
+    ("how do I get from leeds to york", "how can I get to york from leeds"),
+    ("how do I get from leeds to york", "how do I get to york from leeds"),
+    ("Please let me know the fee", "let me know the fee please"),
+    ("can Anna hand the lease over to Ben", "is it possible for Ben to take over the lease from Anna"),
+    ("what is 10²", "what is 10^2"),
+    ("open in 2-3 days", "open in 2 to 3 days"),
+    ("A friend called", "a friend called"),
+    ("is it safe or not", "is it safe"),
+    ("which D.C. motor do i need", "which d.c. motor do I need"),
 ]
 
 
-@pytest.mark.parametrize(("left", "right", "kind"), TRAPS, ids=[kind for *_, kind in TRAPS])
+@pytest.mark.parametrize(("left", "right", "kind"), TRAPS, ids=[f"{kind}: {one}" for one, _, kind in TRAPS])
 def test_a_fact_that_differs_is_a_veto(left: str, right: str, kind: str) -> None:
     veto = find_veto(left, right)
     assert veto is not None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from embedsmith.artifacts import read_json, write_json
 from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.recalibration import (
     FILE,
@@ -22,7 +25,8 @@ from embedsmith.cache.recalibration import (
 )
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.calibration import Calibration, write_calibration
+from embedsmith.cache.settings import read_promises
+from embedsmith.calibration import Calibration, read_calibration, write_calibration
 from embedsmith.errors import InputError
 from embedsmith.testing import FakeEncoder
 
@@ -222,3 +226,74 @@ def test_the_verdicts_that_chose_a_threshold_do_not_judge_it(calibrated: Path, t
     )
     assert cache.samples is not None
     assert cache.samples.estimate.judged == 1
+
+
+class Agreeing:
+    """A verifier that finds everything the same."""
+
+    fingerprint = "agreeing"
+
+    def score(self, pairs: Sequence[tuple[str, str]], /) -> NDArray[np.float64]:
+        return np.full(len(pairs), 4.0)
+
+
+def rewrite(calibrated: Path, **changes: Any) -> None:
+    """Change the common calibration, as another `calibrate` would."""
+    write_calibration(calibrated, replace(read_calibration(calibrated), **changes))
+
+
+def rewrite_single(calibrated: Path, **changes: Any) -> None:
+    path = calibrated.with_name(FILE)
+    write_recalibration(path, replace(read_recalibration(path), **changes))
+
+
+def test_thresholds_on_cosines_of_another_scale_are_refused(calibrated: Path) -> None:
+    rewrite_single(calibrated, verifier="")
+    rewrite(calibrated, verifier="agreeing", weight=0.02)
+    with pytest.raises(
+        InputError, match="was made without a verifier, and the calibration beside it with the verifier"
+    ):
+        SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake", verifier=Agreeing())
+    rewrite_single(calibrated, verifier="agreeing", weight=0.01)
+    with pytest.raises(InputError, match=r"at weight 0\.01, and the calibration beside it with the verifier"):
+        SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake", verifier=Agreeing())
+    rewrite_single(calibrated, weight=0.02)
+    cache = SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake", verifier=Agreeing())
+    assert cache.policy.thresholds == {"easy": 0.5}
+    rewrite(calibrated, verifier="", weight=0.0)
+    with pytest.raises(InputError, match="and the calibration beside it without a verifier"):
+        SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake")
+
+
+def test_a_file_that_does_not_tell_its_scale_counts_beside_its_own_calibration_only(calibrated: Path) -> None:
+    path = calibrated.with_name(FILE)
+    content = read_json(path)
+    for name in ("verifier", "weight", "precision", "guard"):
+        content.pop(name)
+    write_json(path, content)
+    assert SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake").policy.thresholds
+    rewrite(calibrated, threshold=0.99)
+    with pytest.raises(InputError, match="beside another calibration"):
+        SemanticCache(FakeEncoder(64), calibration=calibrated, fingerprint="fake")
+
+
+def test_a_recalibration_that_granted_nothing_promises_nothing(calibrated: Path) -> None:
+    path = calibrated.with_name(FILE)
+    refused = Outcome("easy", 0.999, "too few", None, 3, 3, 0)
+    write_recalibration(path, Recalibration("fake", 0.999, 0.3, 0.05, 100, (refused,), "gone", 0.5))
+    promised = read_promises(FakeEncoder(64), fingerprint="fake", calibration=calibrated)
+    assert promised.delta == 0.05
+    granted = Outcome("easy", 0.5, "granted", read_calibration(calibrated), 200, 200, 0)
+    write_recalibration(path, Recalibration("fake", 0.999, 0.3, 0.05, 100, (granted,), ""))
+    assert read_promises(FakeEncoder(64), fingerprint="fake", calibration=calibrated).delta == 0.3
+
+
+def test_recalibrate_writes_down_what_made_the_similarities(tmp_path: Path) -> None:
+    rows = [Judged("a", "b", 1, 0.9, "t", "sample", "j", 1.0, "m", 0.6, 0.5)] * 200
+    scale = {"verifier": "v", "weight": 0.02, "precision": "int8", "guard": False}
+    found = recalibrate(rows, [0.9] * 200, model="m", **scale)  # type: ignore[arg-type]
+    read = read_recalibration(write_recalibration(tmp_path / FILE, found))
+    own = read.outcomes[0].calibration
+    assert own is not None
+    for told in (read, own):
+        assert (told.verifier, told.weight, told.precision, told.guard) == ("v", 0.02, "int8", False)

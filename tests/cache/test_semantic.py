@@ -46,7 +46,7 @@ def test_a_hit_says_what_it_is_based_on() -> None:
     assert found.decision.similarity == pytest.approx(
         float(FakeEncoder(64).encode([ASKED])[0] @ FakeEncoder(64).encode(["How do I freeze my cards?"])[0]), abs=1e-6
     )
-    assert cache.lookup("  how do i FREEZE my card").decision.tier == "exact"
+    assert cache.lookup("  how do I freeze my card ?").decision.tier == "exact"
 
 
 def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
@@ -376,7 +376,8 @@ def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model:
     cache.add(f"{documents} so how do I set the clock?", "press the moon")
     other = cache.lookup(f"{documents} so who pays for the repair of the compressor?")
     assert (other.hit, other.decision.reason) == (False, "longer than the model reads")
-    assert cache.lookup(f"{documents} so how do I SET the clock").decision.tier == "exact"
+    assert cache.lookup(f" {documents} so how do I set the clock?\n").decision.tier == "exact"
+    assert not cache.lookup(f"{documents} so how do I SET the clock?").hit
     beginning = "The manual of the heat pump says a lot about winter, " * 2
     assert not cache.lookup(beginning).hit
     cache.add("how do I set the clock?", "press the moon")

@@ -2,7 +2,7 @@
 
 What must be equal for one answer to serve two requests is never left to similarity: it is the *scope*
 (model, system prompt, earlier turns, tools, sampling, ...), and with the tenant it makes the partition in
-which a search stays. Callers can only narrow it. Within a partition the exact tier (same normalised text)
+which a search stays. Callers can only narrow it. Within a partition the exact tier (same text, `exact_form`)
 goes before the semantic one, and a candidate above the threshold can still be vetoed by the guard. A
 verifier, when there is one, moves the cosine of candidates near the threshold before it is compared.
 """
@@ -16,11 +16,12 @@ from typing import Any, Literal
 from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import Veto, find_veto
 from embedsmith.cache.stores import Entry, Match
-from embedsmith.text import normalize
+from embedsmith.text import exact_form
 from embedsmith.verifier import Adjustment, Verifier
 
 Tier = Literal["exact", "semantic"]
 Guard = Callable[[str, str], Veto | None]
+FORM = "exact-1"  # another name whenever `exact_form` joins other texts than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,12 @@ def partition_of(namespace: str, scope: Mapping[str, Any]) -> str:
 
 
 def entry_id(partition: str, text: str) -> str:
-    """Return the key of the exact tier: 32 hex digits of the partition and the normalised text."""
-    return fingerprint([partition, normalize(text)], length=32)
+    """Return the key of the exact tier: 32 hex digits of the partition and the text (`exact_form`).
+
+    The form is named in the key, so an entry that was stored under another form (the first one joined "5!" and "5")
+    is left to the semantic tier and its guard.
+    """
+    return fingerprint([partition, FORM, exact_form(text)], length=32)
 
 
 def decide_exact(entry: Entry | None) -> Decision | None:

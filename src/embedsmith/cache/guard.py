@@ -6,8 +6,10 @@ not share decide: near misses are mostly one sentence with one word exchanged, t
 other sentences. So it vetoes a candidate when
 
 - the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or
-- among mostly the same words: an odd number of negations differs, a word meets its opposite, the same
-  words stand in another order (from A to B, from B to A), or a name or other word is exchanged.
+- there is no word in it to compare, or
+- among mostly the same words: an odd number of negations differs, a word meets its opposite, two words change
+  places (from A to B, from B to A), a name or other word is exchanged, or what is written beside the words differs
+  where it counts (5 + 3, 5 - 3, 5!; among the same words, the letters A and a, and the indentation of code).
 
 It only ever turns a hit into a miss. What it knows of English is in data/words.toml (`lexicon`). Its figures are
 those of `benchmarks/cache_traps.py`.
@@ -15,16 +17,29 @@ those of `benchmarks/cache_traps.py`.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
-from embedsmith.lexicon import TOKEN, expand_contractions, load_lexicon, read_number, read_unit, stem
+from embedsmith.lexicon import TOKEN, Lexicon, expand_contractions, load_lexicon, read_number, read_unit, stem
 from embedsmith.text import normalize
 
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
+Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite or the order decides
 SAME = 0.6  # from which on any exchanged word decides
+FROM_TO = "from to"
+NEAR = 2  # words of content on each side of a direction that it can be about
+OR_NOT = re.compile(r" or not\b")
+RAISED = re.compile(r"[⁰¹²³⁴-⁹⁺⁻]+")
+PART = re.compile(r"[¼-¾⅐-⅞↉]")
+SIGN = re.compile(r"(?<=[\d)])!|[*+^×÷<>=≤≥≠±√]+|(?<=[\d)]) ?[-/](?= ?[\d(])|(?P<negative>(?<![\w)])-(?=\d))")
+LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
+INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 
 
@@ -33,7 +48,7 @@ class Veto:
     """Why a candidate must not be served.
 
     Attributes:
-        kind: "number", "negation", "opposite", "order" or "word".
+        kind: "number", "sign", "letter", "layout", "negation", "opposite", "order" or "word".
         detail: what stands against what.
     """
 
@@ -59,6 +74,25 @@ class Facts:
     negations: int
     content: frozenset[str]
 
+    @property
+    def silent(self) -> bool:
+        """Say whether no word was read."""
+        return not self.words and not self.negations
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is written beside the words.
+
+    Attributes:
+        signs: those of sums and the like, with their counts. letters: the single ones, as written.
+        layout: the indentation of each line, () where none has any.
+    """
+
+    signs: Counter[str]
+    letters: frozenset[str]
+    layout: tuple[str, ...]
+
 
 def find_veto(query: str, candidate: str) -> Veto | None:
     """Return why an answer to `candidate` must not be served to `query`, or None.
@@ -66,7 +100,11 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     >>> find_veto("how do I raise my limit", "how do I lower my limit")
     Veto(kind='opposite', detail='rais / lower')
     """
+    if query == candidate:
+        return None
     left, right = read_facts(query), read_facts(candidate)
+    if left.silent or right.silent:
+        return Veto("word", "none to compare")
     alike = likeness(left, right)
     veto = _find_number(left, right, alike)
     if veto is not None or alike < ALIKE:
@@ -74,7 +112,8 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     opposite = _find_opposite(left, right)
     if left.negations % 2 != right.negations % 2:  # "not slow" and "fast": two turns lead back
         return None if opposite else Veto("negation", f"{left.negations} / {right.negations}")
-    return opposite or _find_order(left, right) or _find_exchange(left, right, alike)
+    found = opposite or _find_order(left, right) or _find_exchange(left, right, alike) or _find_turn(left, right)
+    return found or _find_mark(query, candidate, left, right)
 
 
 def likeness(left: Facts, right: Facts) -> float:
@@ -105,16 +144,47 @@ def _find_opposite(left: Facts, right: Facts) -> Veto | None:
 
 
 def _find_order(left: Facts, right: Facts) -> Veto | None:
-    if left.words == right.words or left.bag != right.bag:
+    fillers = load_lexicon().fillers
+    if not (left.content ^ right.content) <= fillers:
         return None
-    one, other = _sort_choices(left.words), _sort_choices(right.words)
-    if one != other:
-        place = next(at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-        return Veto("order", f"{one[place]} / {other[place]}")
+    ours, theirs = ([word for word in side.words if word not in fillers] for side in (left, right))
+    if ours == theirs or sorted(ours) != sorted(theirs):
+        return None
+    one, other = _sort_choices(ours), _sort_choices(theirs)
+    if one == other or any(direction == FROM_TO for _, direction, _ in _turns_of(left) & _turns_of(right)):
+        return None  # to B from A is from A to B
+    place = next(at for at, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+    return Veto("order", f"{one[place]} / {other[place]}")
+
+
+def _find_turn(left: Facts, right: Facts) -> Veto | None:
+    if load_lexicon().directions.isdisjoint(left.bag.keys() & right.bag.keys()):
+        return None
+    one, other = _turns_of(left), _turns_of(right)
+    turned = (one - other) & {(behind, direction, before) for before, direction, behind in other - one}
+    if not turned:
+        return None
+    before, direction, behind = min(turned)
+    return Veto("order", f"{before} {direction} {behind} / {behind} {direction} {before}")
+
+
+def _find_mark(query: str, candidate: str, left: Facts, right: Facts) -> Veto | None:
+    one, other = read_marks(query), read_marks(candidate)
+    if one == other:
+        return None
+    ours, theirs = one.signs - other.signs, other.signs - one.signs
+    if (ours and theirs) or any(sign in found for found in (ours, theirs) for sign in ("!", "negative")):
+        return Veto("sign", f"{' '.join(sorted(ours)) or 'none'} / {' '.join(sorted(theirs)) or 'none'}")
+    if left.content == right.content:
+        for letter in sorted(one.letters - other.letters):
+            if letter.swapcase() in other.letters - one.letters:
+                return Veto("letter", f"{letter} / {letter.swapcase()}")
+    if one.layout != other.layout and left.words == right.words:
+        return Veto("layout", "indentation")
     return None
 
 
-def _sort_choices(words: tuple[str, ...]) -> list[str]:
+def _sort_choices(words: Sequence[str]) -> list[str]:
     """Return the words with both sides of "or" and "and" in one order: "on or off" is "off or on"."""
     found = list(words)
     for place in range(1, len(found) - 1):
@@ -140,7 +210,8 @@ def _name(quantities: Counter[Quantity]) -> str:
 def read_facts(text: str) -> Facts:
     """Return the facts of a question."""
     lexicon = load_lexicon()
-    tokens = expand_contractions(TOKEN.findall(normalize(text).replace(" or not", "")))
+    plain = spell_digits(text)
+    tokens = expand_contractions(TOKEN.findall(OR_NOT.sub("", normalize(plain))))
     found: dict[bool, Counter[Quantity]] = {True: Counter(), False: Counter()}
     words: list[str] = []
     negations = place = 0
@@ -162,3 +233,50 @@ def read_facts(text: str) -> Facts:
         lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
     )
     return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content)
+
+
+@lru_cache(maxsize=1 << 14)
+def read_marks(text: str) -> Marks:
+    """Return what is written beside the words of a question."""
+    plain = spell_digits(text)
+    layout = tuple(INDENTED.findall(text)) if "\n" in text else ()
+    return Marks(
+        signs=Counter(match.lastgroup or match[0].strip() for match in SIGN.finditer(plain)),
+        letters=frozenset(LETTER.findall(plain, 1)) - {"I", "i"},  # a capital at the beginning says nothing
+        layout=layout if any(layout) else (),
+    )
+
+
+def spell_digits(text: str) -> str:
+    """Return `text` with raised digits and fractions as they are typed, before a normal form makes 102 of 10².
+
+    >>> spell_digits("10² and 2½")
+    '10^2 and 2 1/2'
+    """
+    if text.isascii():
+        return text
+    text = RAISED.sub(lambda match: "^" + match[0], PART.sub(lambda match: f" {match[0]}", text))
+    return unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
+
+
+def _turns_of(facts: Facts) -> frozenset[Turn]:
+    return frozenset(_find_turns(facts.words, load_lexicon()))
+
+
+def _find_turns(words: Sequence[str], lexicon: Lexicon) -> Iterator[Turn]:
+    """Yield the words of content near each direction, before and behind it; and what "from" and "to" name."""
+    content: list[str] = []
+    at: list[tuple[int, str]] = []
+    for word in words:
+        if word in lexicon.directions:
+            at.append((len(content), word))
+        elif word not in lexicon.small:
+            content.append(lexicon.alike.get(word, word))
+    for place, direction in at:
+        behind = content[place : place + (NEAR if direction != "to" else 1)]  # "for Ben to take": of a verb no more
+        for one in content[max(place - NEAR, 0) : place]:
+            yield from ((one, direction, other) for other in behind if one != other)
+    ends = [(word, content[place]) for place, word in at if word in {"from", "to"} and place < len(content)]
+    for (first, one), (second, other) in pairwise(ends):
+        if first != second:
+            yield (one, FROM_TO, other) if first == "from" else (other, FROM_TO, one)

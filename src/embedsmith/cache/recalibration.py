@@ -18,9 +18,10 @@ any namespace would have enough pairs for it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Recalibration:
-    """The outcomes of all namespaces, for one model."""
+    """The outcomes of all namespaces, for one model and one scale of similarities.
+
+    Attributes:
+        verifier, weight, precision, guard: what made the similarities, as in `Calibration`; `verifier` is None in a
+            file of an older version, which does not tell.
+    """
 
     model: str
     common: float | None
@@ -74,6 +80,10 @@ class Recalibration:
     alpha: float
     min_pairs: int
     outcomes: tuple[Outcome, ...]
+    verifier: str | None = None
+    weight: float = 0.0
+    precision: str = ""
+    guard: bool | None = None
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -95,11 +105,16 @@ def recalibrate(
     delta: float = 0.05,
     alpha: float = 0.05,
     min_pairs: int = MIN_PAIRS,
+    verifier: str = "",
+    weight: float = 0.0,
+    precision: str = "",
+    guard: bool = True,
 ) -> Recalibration:
     """Return a threshold for each namespace with enough samples, and the reason for each of the others.
 
     Args:
         rows: judged pairs. similarities: (n,) their cosines by the model at hand, −1 where its guard vetoes.
+        verifier, weight, precision, guard: what else made them, see `Calibration`; thresholds are for this scale only.
         model: fingerprint of that model. common: the threshold of all namespaces without one of their own.
         delta, alpha: the promise to each namespace, see `calibrate`. min_pairs: fewest samples of a namespace.
 
@@ -112,9 +127,12 @@ def recalibrate(
     places: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         places[row.namespace].append(place)
-    terms = _Terms(model, common, delta, alpha, min_pairs)
+    scale = {"verifier": verifier, "weight": weight, "precision": precision, "guard": guard}
+    terms = _Terms(model, common, delta, alpha, min_pairs, scale)
     found = (_decide(name, [rows[at] for at in ats], scores[ats], terms) for name, ats in sorted(places.items()))
-    return Recalibration(model, common, delta, alpha, min_pairs, tuple(found))
+    return Recalibration(
+        model, common, delta, alpha, min_pairs, tuple(found), verifier, weight, precision=precision, guard=guard
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +142,7 @@ class _Terms:
     delta: float
     alpha: float
     min_pairs: int
+    scale: Mapping[str, Any]
 
 
 def _decide(namespace: str, rows: Sequence[Judged], scores: NDArray[np.float64], terms: _Terms) -> Outcome:
@@ -189,7 +208,8 @@ def _calibrate(
     """
 
     def test(against: NDArray[np.float64]) -> Calibration:
-        return calibrate(labels, scores, delta=terms.delta, alpha=terms.alpha, model=terms.model, against=against)
+        promise: dict[str, Any] = {"delta": terms.delta, "alpha": terms.alpha, "model": terms.model}
+        return calibrate(labels, scores, **promise, **terms.scale, against=against)
 
     alone = test(np.empty(0))
     if not len(reported):

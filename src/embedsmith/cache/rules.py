@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedsmith.cache.guard import find_veto
 from embedsmith.calibration import Calibration, calibrate
-from embedsmith.encoder import Encoder
+from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import labels_of, similarities_of
 from embedsmith.examples import LabelledPair, units_of
@@ -68,7 +68,15 @@ def choose_rules(
         served_similarities(encoder, pairs),
         logits,
         units_of(pairs),
-        promise={"delta": delta, "alpha": alpha, "duplicate_rate": duplicate_rate, "traffic": traffic, "model": model},
+        promise={
+            "delta": delta,
+            "alpha": alpha,
+            "duplicate_rate": duplicate_rate,
+            "traffic": traffic,
+            "model": model,
+            "precision": precision_of(encoder),
+            "guard": True,
+        },
         verifier=verifier.fingerprint if verifier is not None else "",
         seed=seed,
     )
@@ -161,9 +169,10 @@ def part_units(units: Sequence[str], shares: Sequence[float], *, seed: int) -> l
     return [np.flatnonzero(owner == index) for index in range(len(shares) + 1)]
 
 
-def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair]) -> NDArray[np.float64]:
-    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard would not serve the pair."""
-    return veto_pairs(similarities_of(encoder, pairs), pairs_of(pairs))
+def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair], *, guard: bool = True) -> NDArray[np.float64]:
+    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard, if on, would not serve the pair."""
+    similarities = similarities_of(encoder, pairs)
+    return veto_pairs(similarities, pairs_of(pairs)) if guard else similarities
 
 
 def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:

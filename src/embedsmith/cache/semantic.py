@@ -138,8 +138,10 @@ class SemanticCache:
                 calibration=calibration,
                 namespaces=namespaces,
                 verifier=verifier,
+                encoder=self.encoder,
+                guard=guard,
             )
-            policy = promise.policy if guard else replace(promise.policy, guard=None)
+            policy = promise.policy
         else:
             promise = Promised(policy)
         self.calibration = promise.calibration

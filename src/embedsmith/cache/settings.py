@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.recalibration import FILE, read_recalibration
+from embedsmith.cache.recalibration import FILE, Recalibration, read_recalibration
 from embedsmith.calibration import Calibration, read_calibration
-from embedsmith.encoder import Encoder
-from embedsmith.errors import ConfigurationError
+from embedsmith.encoder import Encoder, precision_of
+from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.runtime import OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
+LOG = logging.getLogger("embedsmith.cache")
 DELTA = 0.05  # where nothing is promised, what samples are judged against
 
 
@@ -40,31 +43,117 @@ def read_promises(
     calibration: Path | str | None = None,
     namespaces: Path | str | None = None,
     verifier: Verifier | Path | str | None = None,
+    encoder: Encoder | None = None,
+    guard: bool = True,
 ) -> Promised:
     """Return the rules for a model: a bare threshold, or what its calibrations say.
 
+    What a calibration was made for and is not served is refused, but for another precision of the same weights: that
+    is a warning, since an export would else have to wait for labelled pairs.
+
     Args:
+        encoder: the one that serves, of which the precision counts. guard: whether the rules have one.
         fingerprint: of the model; calibrations of another one are refused.
         calibration: default is the file with the model. namespaces: default is the file beside the calibration;
             with a bare threshold, none.
 
     Raises:
-        ConfigurationError: there is no threshold, or it is no cosine; or the verifier is not the calibration's.
-        InputError: a file belongs to another model.
+        ConfigurationError: there is no threshold, or it is no cosine; or verifier or guard are not the calibration's.
+        InputError: a file belongs to another model, or to similarities of another scale.
     """
     path = None if threshold is not None else find_calibration(model, calibration)
     beside = path.with_name(FILE) if path is not None and path.with_name(FILE).is_file() else None
     own = Path(namespaces) if namespaces is not None else beside
     found = read_calibration(path, model=fingerprint) if path is not None else None
     single = read_recalibration(own, model=fingerprint) if own is not None else None
+    if single is not None and not single.thresholds:
+        single = None  # it granted nobody anything, so nothing in it is served
     policy = _policy_of(found, verifier) if found is not None else _bare_policy(threshold, verifier)
+    for file, made in ((path, found), (own, single)):
+        if file is not None and made is not None:
+            require_guard(file, made, guard)
+            warn_of_precision(file, made, encoder)
+    if own is not None and single is not None:
+        _require_scale(own, single, found)
     thresholds = single.thresholds if single is not None else {}
     return Promised(
-        replace(policy, thresholds=thresholds),
+        replace(policy, thresholds=thresholds, guard=policy.guard if guard else None),
         found,
         max((item.delta for item in (found, single) if item is not None), default=DELTA),
         single.since if single is not None else {},
     )
+
+
+def require_guard(path: Path, made: Calibration | Recalibration, guard: bool) -> None:
+    """Refuse thresholds that were chosen with the guard where it is off, and the other way round.
+
+    Raises:
+        ConfigurationError: the similarities of `made` are not those that this cache decides on.
+    """
+    if made.guard is None or made.guard == guard:
+        return
+    if guard:
+        raise ConfigurationError(
+            f"{path} was made without the guard, and the guard is on",
+            expected="thresholds that were chosen behind the guard: it may veto more right answers than wrong ones",
+            action=f"embedsmith calibrate MODEL PAIRS --for-cache --out {path}, or switch the guard off (--no-guard)",
+        )
+    raise ConfigurationError(
+        f"{path} was made behind the guard, and the guard is off",
+        expected="thresholds that were chosen without it: what it would veto is served now",
+        action="leave the guard on, or embedsmith calibrate MODEL PAIRS, or pass a threshold at your own risk",
+    )
+
+
+def warn_of_precision(path: Path, made: Calibration | Recalibration, encoder: Encoder | None) -> None:
+    """Say in the log where a promise was made on vectors that are not quite those that are served, or does not tell."""
+    served = precision_of(encoder) if encoder is not None else ""
+    again = f"embedsmith calibrate MODEL PAIRS --for-cache --out {path}"
+    if isinstance(made, Recalibration):
+        again = "embedsmith recalibrate FEEDBACK --model MODEL"
+    if made.guard is None:
+        LOG.warning(
+            "%s is of an older version and does not say on which vectors it was made, nor whether behind the guard. "
+            "To do: %s",
+            *(path, again),
+        )
+    elif served and made.precision and served != made.precision:
+        LOG.warning(
+            "%s was made on %s vectors, and %s ones are served%s. The threshold is used as it is; that at most %g%% of "
+            "the answers are wrong was shown for the former only. To do: %s",
+            *(path, made.precision, served, _tell_distance(encoder), 100 * made.delta, again),
+        )
+
+
+def _tell_distance(encoder: Encoder | None) -> str:
+    """Return what the export measured, where it was one."""
+    if not isinstance(encoder, OnnxEncoder):
+        return ""
+    return f" (mean cosine {encoder.report.precisions[encoder.precision].mean_cosine:.4f} to fp32)"
+
+
+def _require_scale(path: Path, single: Recalibration, common: Calibration | None) -> None:
+    """Refuse thresholds of namespaces on cosines that a verifier moved otherwise than it does here.
+
+    A file of an older version does not tell; it counts where it was made beside this very calibration.
+    """
+    here = (common.verifier, common.weight) if common is not None else ("", 0.0)
+    if single.verifier is None:
+        fits = common is None or single.common == common.threshold or (single.common is None and not common.verifier)
+        made = f"beside another calibration (threshold {single.common})"
+    else:
+        fits = (single.verifier, single.weight) == here
+        made = _tell_verifier(single.verifier, single.weight)
+    if not fits:
+        raise InputError(
+            f"{path} was made {made}, and the calibration beside it {_tell_verifier(*here)}",
+            expected="thresholds of one scale: a verifier moves the cosines that they are compared with",
+            action="run `embedsmith recalibrate FEEDBACK --model MODEL` again, or remove the file",
+        )
+
+
+def _tell_verifier(verifier: str, weight: float) -> str:
+    return f"with the verifier {verifier} at weight {weight:.4g}" if verifier else "without a verifier"
 
 
 def _bare_policy(threshold: float | None, verifier: object) -> Policy:

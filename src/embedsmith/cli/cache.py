@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,6 +43,7 @@ def recalibrate(
         float | None, typer.Option(help="The common threshold, where there is no calibration.")
     ] = None,
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
+    guard: Annotated[bool, typer.Option(help="Whether the servers veto candidates that differ in a fact.")] = True,
     out: Annotated[
         Path | None, typer.Option(help="Default: calibration_namespaces.json beside the calibration.")
     ] = None,
@@ -53,8 +54,9 @@ def recalibrate(
     from embedsmith.cache.recalibration import FILE, write_recalibration
     from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
     from embedsmith.cache.rules import served_similarities
-    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier
+    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier, require_guard
     from embedsmith.calibration import read_calibration
+    from embedsmith.encoder import precision_of
     from embedsmith.examples import LabelledPair
     from embedsmith.verifier import adjust, pairs_of
 
@@ -64,13 +66,16 @@ def recalibrate(
     encoder, mark = open_encoder(model)
     path = find_calibration(model, calibration)
     pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
-    similarities = served_similarities(encoder, pairs)
+    similarities = served_similarities(encoder, pairs, guard=guard)
+    scale: dict[str, Any] = {"precision": precision_of(encoder), "guard": guard}
     if threshold is None and path is not None:
         common = read_calibration(path, model=mark)
+        require_guard(path, common, guard)
         threshold = common.threshold
         if common.verifier:
             logits = open_verifier(common, verifier).score(pairs_of(pairs))
             similarities = adjust(similarities, logits, adjustment_of(common))
+            scale |= {"verifier": common.verifier, "weight": common.weight}
     found = recalibrate_rows(
         rows,
         similarities,
@@ -79,6 +84,7 @@ def recalibrate(
         delta=delta,
         alpha=alpha,
         min_pairs=min_pairs,
+        **scale,
     )
     out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
     write_recalibration(out, found)
@@ -134,6 +140,22 @@ def export(
     ]
     headers = ["precision", "size", "mean cosine", "lowest cosine", "lost average precision"]
     print_table(f"{report.model} as ONNX, against sentence-transformers in fp32", headers, rows)
+    _say_promise(out if out is not None else Path(model), precision)
+
+
+def _say_promise(model: Path, precision: str) -> None:
+    """Say that the threshold beside the model was chosen on other vectors, before a server does."""
+    from embedsmith.cache.settings import find_calibration
+    from embedsmith.calibration import read_calibration
+
+    path = find_calibration(model)
+    made = read_calibration(path).precision if path is not None else ""
+    if made and made != precision:
+        told = (
+            f"{path} was made on {made} vectors. `serve` uses its threshold as it is; for a promise on these: "
+            f"embedsmith calibrate {model} PAIRS --for-cache --out {path}"
+        )
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _loss(found: Fidelity) -> str:

@@ -315,6 +315,7 @@ def calibrate(
     from embedsmith.cache.settings import open_encoder
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
+    from embedsmith.encoder import precision_of
     from embedsmith.evaluation import labels_of, similarities_of
     from embedsmith.metrics import percent
     from embedsmith.model import fingerprint_model, load_encoder
@@ -327,8 +328,10 @@ def calibrate(
         second = OnnxVerifier(verifier) if verifier is not None else None
         rules = choose_rules(open_encoder(model)[0], rows, verifier=second, **promise)  # type: ignore[arg-type]
     else:
-        similarities = similarities_of(load_encoder(model, base_url=base_url), rows)
-        rules = Rules(calibrate_scores(labels_of(rows), similarities, **promise))  # type: ignore[arg-type]
+        encoder = load_encoder(model, base_url=base_url)
+        made = {"precision": precision_of(encoder), "guard": False}
+        similarities = similarities_of(encoder, rows)
+        rules = Rules(calibrate_scores(labels_of(rows), similarities, **promise, **made))  # type: ignore[arg-type]
     found = rules.calibration
     write_calibration(out, found)
     if as_json:

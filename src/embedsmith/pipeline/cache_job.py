@@ -28,7 +28,7 @@ from embedsmith.cache.rules import served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries
-from embedsmith.encoder import Remembering
+from embedsmith.encoder import Remembering, precision_of
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import (
     compare,
@@ -289,6 +289,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             "alpha": job.alpha,
             "seed": job.seed,
             "guard": True,
+            "precision": "fp32",  # that of load_encoder
         },
     )
     if folder.is_fresh("calibration", inputs, settings):
@@ -300,7 +301,15 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         try:
             similarities = served_similarities(encoder, chosen)
-            found = calibrate(labels_of(chosen), similarities, delta=job.delta, alpha=job.alpha, model=model)
+            found = calibrate(
+                labels_of(chosen),
+                similarities,
+                delta=job.delta,
+                alpha=job.alpha,
+                model=model,
+                precision=precision_of(encoder),
+                guard=True,
+            )
             hit = served_similarities(encoder, reported) >= found.threshold
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}

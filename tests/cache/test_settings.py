@@ -1,0 +1,93 @@
+"""What a calibration was made for is what is served: its guard, its precision; a mismatch is refused or said."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedsmith.artifacts import read_json, write_json
+from embedsmith.cache.rules import choose_rules
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.calibration import Calibration, read_calibration, write_calibration
+from embedsmith.errors import ConfigurationError
+from embedsmith.examples import LabelledPair
+from embedsmith.export import export
+from embedsmith.testing import FakeEncoder
+
+MADE = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", precision="fp32", guard=True)
+TOPICS = ["card", "tea", "dog", "train", "garden", "piano", "winter", "tax"]
+
+
+class Rounded(FakeEncoder):
+    """An encoder that says what it computes in."""
+
+    precision = "int8"
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    return write_calibration(folder / "calibration.json", replace(MADE, **changes))
+
+
+def open_cache(calibration: Path, **options: Any) -> SemanticCache:
+    return SemanticCache(Rounded(64), calibration=calibration, fingerprint="fake", **options)
+
+
+def test_a_calibration_behind_the_guard_is_not_served_without_it(tmp_path: Path) -> None:
+    path = write(tmp_path, precision="int8")
+    assert open_cache(path).policy.guard is not None
+    with pytest.raises(ConfigurationError, match="made behind the guard, and the guard is off"):
+        open_cache(path, guard=False)
+    assert open_cache(path, guard=False, threshold=0.9).policy.guard is None  # at one's own risk
+
+
+def test_a_calibration_without_the_guard_is_not_served_behind_it(tmp_path: Path) -> None:
+    path = write(tmp_path, guard=False, precision="int8")
+    with pytest.raises(ConfigurationError, match="made without the guard, and the guard is on"):
+        open_cache(path)
+    assert open_cache(path, guard=False).policy.guard is None
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("fp32", True), ("int8", False), ("", False)])
+def test_another_precision_is_served_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: str, warned: bool
+) -> None:
+    cache = open_cache(write(tmp_path, precision=precision))
+    assert cache.policy.threshold == 0.9
+    told = " ".join(caplog.messages)
+    assert ("made on fp32 vectors, and int8 ones are served" in told) == warned
+    assert ("To do: embedsmith calibrate MODEL PAIRS --for-cache" in told) == warned
+
+
+def test_an_older_calibration_is_read_and_said_to_be_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path)
+    content = read_json(path)
+    del content["precision"], content["guard"]
+    write_json(path, content)
+    assert read_calibration(path).guard is None
+    assert open_cache(path).policy.threshold == 0.9
+    assert "is of an older version and does not say" in " ".join(caplog.messages)
+
+
+def test_rules_say_what_made_their_similarities() -> None:
+    texts = [f"how do i pay for the {one} of the {other}" for one in TOPICS for other in TOPICS]
+    pairs = [LabelledPair(text, f"{text} please", 1) for text in texts]
+    found = choose_rules(Rounded(64), pairs, delta=0.2, alpha=0.2).calibration
+    assert (found.precision, found.guard) == ("int8", True)
+
+
+def test_an_export_is_served_at_once_and_its_warning_names_the_distance(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`run` calibrates in fp32, `export --precision int8`, `serve`: day one, without new labelled pairs."""
+    folder = tmp_path / "model"
+    report = export(tiny_model, folder, precision="int8", least_cosine=-1.0, max_loss=2.0)
+    write(tmp_path, model=report.fingerprint)
+    with caplog.at_level(logging.WARNING, logger="embedsmith.cache"):
+        cache = SemanticCache(folder)
+    assert cache.policy.threshold == 0.9
+    close = report.precisions["int8"].mean_cosine
+    assert f"int8 ones are served (mean cosine {close:.4f} to fp32)" in " ".join(caplog.messages)
