@@ -210,7 +210,7 @@ class Packer:
 
     def run(self, tokens: Tokens, rows: Index) -> Tensor:
         """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on."""
-        lengths = tokens.lengths[rows]
+        lengths = tokens.lengths_of(rows)
         order = np.argsort(-lengths, kind="stable")
         segments = cut_segments(lengths[order], causal=self.causal)
         ids, places = _join(tokens, rows[order], self.first)

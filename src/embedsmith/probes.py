@@ -123,7 +123,7 @@ def examine_network(
         yield from check_ends(network)
         default = default_prompt(network)
         for source in sources if default else ():
-            yield from check_default_prompt(source, prepared.preparation.prompts, default)
+            yield from check_default_prompt(source, default)
 
     found = report_of(outcomes())
     if any(finding.severity == "error" for finding in found.findings):

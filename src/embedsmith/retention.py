@@ -21,7 +21,7 @@ from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.examples import Example, texts_of
 from embedsmith.guards import VALIDATION, Measured, is_asymmetric, make_measure, shipped_guards
 from embedsmith.metrics import Difference, Estimate, difference, estimate
-from embedsmith.model import ENCODING_BUDGET, Precision, autocast, embed, tokenize_for
+from embedsmith.model import Precision, autocast, embed, encoding_budget, tokenize_for
 from embedsmith.optimization import Ends
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class Keeper:
 
         self.network.eval()
         with torch.no_grad(), autocast(self.network, self.precision):
-            vectors = embed(self.network, self.tokens, np.arange(len(self.tokens)), budget=ENCODING_BUDGET)
+            vectors = embed(self.network, self.tokens, np.arange(len(self.tokens)), budget=encoding_budget(self.network.device.type))
         rows = to_unit_rows(vectors.float().cpu().numpy())
         if not np.isfinite(rows).all():
             raise InputError("the network's vectors are not finite", action="lower --learning-rate")

@@ -24,19 +24,9 @@ def check_prompts(source: Source, prompts: Prompts) -> Iterator[Outcome]:
     yield from _check_instructions(source, own)
 
 
-def check_default_prompt(source: Source, prompts: Prompts, default: str) -> Iterator[Outcome]:
-    """Yield texts that have the prompt which the base puts before every text, and prompts that come on top of it."""
+def check_default_prompt(source: Source, default: str) -> Iterator[Outcome]:
+    """Yield texts that have the prompt which the base puts before every text."""
     yield from _check_doubled(source.name, default, [texts_of(example)[0] for example in source.examples[:LOOKED]])
-    own = source.prompts or prompts
-    if default and default in (own.query, own.document):
-        yield Finding(
-            "prompt-twice",
-            "warning",
-            f"the base puts {default!r} before every text, and so do the prompts of {source.name}",
-            "one of them",
-            "leave the prompt out of the run",
-            "configuration",
-        )
 
 
 def _check_doubled(name: str, prompt: str, texts: Sequence[str]) -> Iterator[Outcome]:

@@ -368,4 +368,6 @@ def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | N
 
 def missed(found: Lookup, reason: str) -> Lookup:
     """Return the lookup as a miss for `reason`, whatever it found."""
-    return replace(found, decision=replace(found.decision, entry=None, tier=None, reason=reason), age=None)
+    vetoed = () if found.hit else found.decision.vetoed  # what stood before a hit is not why this is a miss
+    decision = replace(found.decision, entry=None, tier=None, reason=reason, vetoed=vetoed)
+    return replace(found, decision=decision, age=None)

@@ -28,7 +28,7 @@ class Entry:
     """One cached answer.
 
     Attributes:
-        id: fingerprint of the partition and the normalised text (the key of the exact tier).
+        id: fingerprint of the partition and the text in its exact form (the key of the exact tier).
         namespace: the tenant.
         partition: fingerprint of all that must be equal for an answer to serve (namespace, model, system
             prompt, ...). A search never leaves its partition.
