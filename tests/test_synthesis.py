@@ -52,6 +52,39 @@ def test_each_filter_says_why(candidate: str, reason: str | None) -> None:
     assert made.counts["kept"] == 3 - len(reasons)
 
 
+@pytest.mark.parametrize(
+    ("query", "paraphrase", "reason"),
+    [
+        ("My login does not work", "I cannot log in to my account, what should I do?", None),
+        ("What is an LLM?", "Please explain what a large language model is", None),
+        ("Tell me how embeddings work", "I'm sorry, but how do embeddings work?", None),
+        ("My login does not work", "I'm sorry, but I can't help with that request.", "refusal"),
+        ("My login does not work", "I cannot provide paraphrases of this.", "refusal"),
+        ("My login does not work", "As a language model, I have no account.", "refusal"),
+        ("Why does f'{name}' raise NameError?", "What causes a NameError in f'{name}'?", None),
+        ("Why does f'{name}' raise NameError?", "What is wrong with {query}?", "prompt-echo"),
+        ("Why does the string raise NameError?", "What is wrong with {topic}?", "prompt-echo"),
+        ("你好，请问如何重置密码？我忘了，急！", "如何重置我的密码？", None),
+        ("ขอโทษ ครับ รหัส หาย", "ลืมรหัสผ่านต้องทำอย่างไร", None),
+        ("What is wrong with my 密 password", "resetPassword", "malformed"),
+    ],
+)
+def test_a_paraphrase_is_no_refusal_no_echo_and_no_word_because_of_its_subject(
+    query: str, paraphrase: str, reason: str | None
+) -> None:
+    made = synthesize(
+        [Query("1", query)], llm=answer_with([paraphrase], ["Who wrote Hamlet?"]), paraphrases=1, distinct=1
+    )
+    assert [lost.reason for lost in made.rejected] == ([reason] if reason else [])
+
+
+def test_half_a_character_in_a_query_stops_no_run() -> None:
+    made = synthesize(
+        [Query("1", "where is my card \ud83d")], llm=answer_with(["card?"], ["pin?"]), paraphrases=1, distinct=1
+    )
+    assert made.counts["kept"] == 2
+
+
 def test_a_number_that_differs_is_no_copy_and_no_near_duplicate() -> None:
     llm = answer_with(["block the card, 30 days"], ["How do I freeze my card for 60 days?"])
     made = synthesize([QUERY], llm=llm, paraphrases=1, distinct=1)

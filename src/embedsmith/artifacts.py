@@ -202,9 +202,12 @@ def plain(value: object) -> Any:
 
 
 def fingerprint(value: object, *, length: int = 16) -> str:
-    """Return `length` hex digits that depend on the content of `value` only, not on key order."""
+    """Return `length` hex digits that depend on the content of `value` only, not on key order.
+
+    Half characters (lone surrogates), which UTF-8 does not have, are content like any other.
+    """
     canonical = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:length]
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 def fingerprint_file(path: Path | str) -> str:

@@ -16,15 +16,18 @@ from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
 from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.facts import find_changes, says_the_same
-from embedsmith.text import jaccard, normalize, runs_of, same_facts, trigrams, words
+from embedsmith.synthesis.refusals import find_refusal
+from embedsmith.text import is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters; no question of a log is longer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 RUNS_TO_REPEAT, NEW = 10, 0.5  # from so many runs of three words on, half are new; of 6,000 real passages all have more
-REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 FRAME = re.compile(r"^\W*(?:\d{1,2}[.)]\s+)?(?:(?:question|query|title|q|paraphrase)(?: \d+)?\s*:)?", re.I)
+BRACES = re.compile(r"\{(\w+)\}")
+PLACEHOLDERS = frozenset({"query", "count", "quoted", "passage", "passages", "place", "styles", "number"})
+NAME_ALONE = re.compile(r"^\W*(paraphrases|distinct|question)\W*$", re.I)
 COURTESY = frozenset({"hi", "hello", "hey", "dear", "please", "thanks", "thank", "regards"})
 LABEL = {"paraphrases": 1, "distinct": 0}
 
@@ -62,8 +65,8 @@ def check_form(text: str, context: Context) -> Verdict:
         return "malformed", "fewer than three letters"
     if len(text) > LONGEST:
         return "malformed", f"{len(text)} characters"
-    asked = len(words(context.query.text))  # 1 in languages without spaces
-    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1:
+    asked = len(words(context.query.text))
+    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1 and not is_unspaced(text):
         return "malformed", f"one word for a question of {asked}"
     return find_repetition(text)
 
@@ -78,10 +81,8 @@ def find_repetition(text: str) -> Verdict:
 
 def check_refusal(text: str, context: Context) -> Verdict:
     """Reject a refusal, unless the user's question itself speaks that way."""
-    found = REFUSAL.search(text)
-    if found and not REFUSAL.search(context.query.text):
-        return "refusal", f"“{found.group(0)}”"
-    return None
+    found = find_refusal(text)
+    return ("refusal", f"“{found}”") if found and not find_refusal(context.query.text) else None
 
 
 def check_echo(text: str, context: Context) -> Verdict:
@@ -90,9 +91,15 @@ def check_echo(text: str, context: Context) -> Verdict:
     shared = sum(run in context.asked for run in runs)
     if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
         return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
-    if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
+    if NAME_ALONE.search(text) or _has_new_placeholder(text, context.query.text):
         return "prompt-echo", "a piece of the prompt"
     return None
+
+
+def _has_new_placeholder(text: str, query: str) -> bool:
+    """Say whether a text has words in braces that are no code: the prompt's own, or any where the query has none."""
+    known = set(BRACES.findall(query))
+    return any(name not in known and (not known or name in PLACEHOLDERS) for name in BRACES.findall(text))
 
 
 def check_copy(text: str, context: Context) -> Verdict:
