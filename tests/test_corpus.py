@@ -14,6 +14,8 @@ from embedsmith.corpus import Query, deduplicate, read_queries
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 
+TELLING = ("from", "to", "York", "Leeds", "raise", "lower", "not", "$5", "€5", "C++", "C#", "👍", "👎")
+
 
 def texts(path: Path, column: str | None = None) -> list[str]:
     return [row.text for row in read_queries(path, column=column) if isinstance(row, Query)]
@@ -121,6 +123,35 @@ def test_repeats_are_merged_into_the_first_and_counted() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("How do I sort a list of words in C++?", "How do I sort a list of words in C#?"),
+        ("How do I sort a list of words in C++?", "How do I sort a list of words in C?"),
+        ("Is there a $50 fee?", "Is there a €50 fee?"),
+        ("How do I move money from savings to checking?", "How do I move money from checking to savings?"),
+        (
+            "What do I have to do to increase the limit that my bank has set for the card of my daughter?",
+            "What do I have to do to decrease the limit that my bank has set for the card of my daughter?",
+        ),
+        (
+            "Warum kann ich mich seit der letzten Aktualisierung mit meinem Telefon einloggen?",
+            "Warum kann ich mich seit der letzten Aktualisierung mit meinem Telefon nicht einloggen?",
+        ),
+        ("मेरा माल कब आएगा?", "मेरी मेल कब आएगी?"),
+        ("👍", "👎"),
+    ],
+)
+def test_questions_that_differ_in_a_sign_a_vowel_or_a_direction_are_not_merged(left: str, right: str) -> None:
+    for rows in ((left, right), (right, left)):
+        assert [query.text for query in deduplicate(Query(text, text) for text in rows).kept] == list(rows)
+
+
+def test_a_smile_is_no_difference() -> None:
+    found = deduplicate([Query("1", "Where is my new card 😀"), Query("2", "Where is my new card")])
+    assert [query.frequency for query in found.kept] == [2]
+
+
 def test_rows_without_text_go_through_and_are_kept_apart(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"text": "good"}\n{"text": ""}\n{"text": "Good!"}\n')
@@ -130,7 +161,19 @@ def test_rows_without_text_go_through_and_are_kept_apart(tmp_path: Path) -> None
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=12), max_size=20))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(alphabet="ab c", min_size=1, max_size=12),
+            st.lists(
+                st.sampled_from(TELLING),
+                min_size=1,
+                max_size=6,
+            ).map(" ".join),
+        ),
+        max_size=20,
+    )
+)
 def test_merging_keeps_order_and_count_and_is_done_after_once(rows: list[str]) -> None:
     first = deduplicate(Query(str(row), text) for row, text in enumerate(rows))
     assert sum(query.frequency for query in first.kept) == len(rows)

@@ -78,9 +78,48 @@ def test_a_paraphrase_is_no_refusal_no_echo_and_no_word_because_of_its_subject(
     assert [lost.reason for lost in made.rejected] == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("query", "near_miss"),
+    [
+        ("How do I move money from savings to checking?", "How do I move money from checking to savings?"),
+        ("Is there a $50 fee?", "Is there a €50 fee?"),
+        ("How do I sort a list in C++?", "How do I sort a list in C#?"),
+        ("मेरा माल कब आएगा?", "मेरी मेल कब आएगी?"),
+    ],
+)
+def test_the_nearest_misses_are_no_copies(query: str, near_miss: str) -> None:
+    made = synthesize(
+        [Query("1", query)], llm=answer_with(["Who wrote Hamlet?"], [near_miss]), paraphrases=1, distinct=1
+    )
+    assert [pair.sentence2 for pair in made.examples if pair.label == 0] == [near_miss]
+
+
+def test_in_a_german_log_a_noun_is_no_name() -> None:
+    log = (
+        "Wie ändere ich mein Passwort?",
+        "Wann kommt mein Paket an?",
+        "Wie kündige ich meinen Vertrag?",
+        "Wo finde ich meine Rechnung?",
+        "Warum wurde meine Karte gesperrt?",
+        "Wie hoch sind die Gebühren für eine Überweisung?",
+        "Kann ich die Adresse in meinem Konto ändern?",
+        "Wie lange dauert die Rückerstattung auf mein Konto?",
+        "Wo trage ich die Nummer für meine Versicherung ein?",
+        "Kann ich eine Lieferung für die Nachbarn annehmen?",
+        "Brauche ich für meine Anmeldung einen Ausweis?",
+    )
+    answer = {"paraphrases": ["Wo kann ich meine Daten aktualisieren?"], "distinct": []}
+    llm = FakeLLM(answer=lambda prompt: json.dumps({prompt.task: answer[prompt.task]}))
+    made = synthesize([Query(str(row), text) for row, text in enumerate(log)], llm=llm, paraphrases=1, distinct=0)
+    assert "changed-entity" not in made.counts
+
+
 def test_half_a_character_in_a_query_stops_no_run() -> None:
     made = synthesize(
-        [Query("1", "where is my card \ud83d")], llm=answer_with(["card?"], ["pin?"]), paraphrases=1, distinct=1
+        [Query("1", "where is my card \ud83d")],
+        llm=answer_with(["find my card"], ["where is my pin"]),
+        paraphrases=1,
+        distinct=1,
     )
     assert made.counts["kept"] == 2
 

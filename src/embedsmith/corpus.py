@@ -9,6 +9,7 @@ from typing import Any
 
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.facts import find_changes
 from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_rows
 from embedsmith.text import normalize
@@ -79,14 +80,15 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
 def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
     """Return the queries with exact and near repeats merged into the first of their kind.
 
-    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations; the
-    search is exact (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
+    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations, and no fact exchanged
+    (`facts`): "from savings to checking" and "from checking to savings" are two questions. The search is exact
+    (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
     """
     rows = list(rows)
     queries = [row for row in rows if isinstance(row, Query)]
     exact: dict[str, int] = {}
     kept: list[Query] = []
-    index = NearTexts(lambda place: kept[place].text, threshold=threshold)
+    index = NearTexts(lambda place: kept[place].text, threshold=threshold, apart=find_changes)
     repeats: list[list[Query]] = []
     merged: list[Rejected] = []
     for query in queries:

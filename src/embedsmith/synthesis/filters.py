@@ -3,7 +3,7 @@
 The filters run in order, rows in the order of the log, so the same completions give the same examples
 whatever order they came in. All comparisons are on normalised text (case, spaces and closing
 punctuation do not count); *near* means a trigram Jaccard of at least 0.9 with the same numbers and
-negations, so that "30 days" is never near "60 days".
+negations and no fact exchanged, so that "30 days" is never near "60 days", nor "raise it" near "lower it".
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
+from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
-from embedsmith.synthesis.facts import find_changes, says_the_same
 from embedsmith.synthesis.refusals import find_refusal
 from embedsmith.text import is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
 
@@ -43,6 +43,7 @@ class Context:
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: finds texts of the evaluation sets.
         asked: runs of three words of the prompt, without the query.
+        nouns_raised: the log writes all nouns with a capital (`facts.raises_nouns`).
     """
 
     query: Query
@@ -51,6 +52,7 @@ class Context:
     elsewhere: dict[str, str]
     evaluation: LeakIndex
     asked: frozenset[str] = frozenset()
+    nouns_raised: bool = False
 
 
 Verdict = tuple[str, str] | None  # (reason, detail)
@@ -104,11 +106,12 @@ def _has_new_placeholder(text: str, query: str) -> bool:
 
 def check_copy(text: str, context: Context) -> Verdict:
     """Reject the query itself, or nearly itself."""
-    if normalize(text) == normalize(context.query.text):
+    query = context.query.text
+    if normalize(text) == normalize(query):
         return "copy-of-query", "the same text"
-    if bare_words(text) == bare_words(context.query.text):
+    if bare_words(text) == bare_words(query) and same_facts(text, query):
         return "copy-of-query", "the same words but for courtesy and marks"
-    closeness = _near([context.query.text], text)
+    closeness = _near([query], text, context)
     if closeness is not None:
         return "copy-of-query", f"Jaccard {closeness[1]:.2f}"
     return None
@@ -118,14 +121,14 @@ def check_changes(text: str, context: Context) -> Verdict:
     """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …"""
     if context.task != "paraphrases":
         return None
-    changes = find_changes(context.query.text, text)
+    changes = find_changes(context.query.text, text, nouns_raised=context.nouns_raised)
     detail = "; ".join(f"{change.kind} {change.evidence}" for change in changes)
     return (f"changed-{changes[0].kind}", detail) if changes else None
 
 
 def check_sameness(text: str, context: Context) -> Verdict:
     """Reject a question that is to be distinct and says the same by its words."""
-    if context.task == "distinct" and says_the_same(context.query.text, text):
+    if context.task == "distinct" and says_the_same(context.query.text, text, nouns_raised=context.nouns_raised):
         return "paraphrase-as-negative", "the same words but for small ones, no fact differs"
     return None
 
@@ -142,7 +145,7 @@ def bare_words(text: str) -> list[str]:
 def check_conflict(text: str, context: Context) -> Verdict:
     """Reject a candidate that the other task of the same row also has: it cannot be both."""
     other = "distinct" if context.task == "paraphrases" else "paraphrases"
-    found = _near(context.accepted[other], text)
+    found = _near(context.accepted[other], text, context)
     return ("label-conflict", f"also among the {other}: “{found[0]}”") if found else None
 
 
@@ -151,7 +154,7 @@ def check_repeat(text: str, context: Context) -> Verdict:
     for other in context.accepted[context.task]:
         if normalize(other) == normalize(text):
             return "duplicate", "the same text in this row"
-    found = _near(context.accepted[context.task], text)
+    found = _near(context.accepted[context.task], text, context)
     return ("near-duplicate", f"Jaccard {found[1]:.2f} with “{found[0]}”") if found else None
 
 
@@ -200,10 +203,12 @@ def index_prompt(prompt: str, query: str) -> frozenset[str]:
     return frozenset(runs_of(prompt.replace(query, " ")))
 
 
-def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:
+def _near(others: Sequence[str], text: str, context: Context) -> tuple[str, float] | None:
     grams = trigrams(text)
     for other in others:
         closeness = jaccard(grams, trigrams(other))
-        if closeness >= NEAR and same_facts(text, other):
+        if closeness < NEAR or not same_facts(text, other):
+            continue
+        if not find_changes(other, text, nouns_raised=context.nouns_raised):
             return other, closeness
     return None

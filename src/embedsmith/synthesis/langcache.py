@@ -13,6 +13,7 @@ from itertools import chain
 
 from embedsmith.corpus import Query
 from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.facts import raises_nouns
 from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
@@ -80,11 +81,13 @@ class _Sieve:
     calls: Calls
     by_id: dict[str, Query] = field(init=False)
     elsewhere: dict[str, str] = field(init=False)
+    nouns_raised: bool = field(init=False)
     row: str | None = None
     accepted: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_id = {query.id: query for query in self.queries}
+        self.nouns_raised = raises_nouns(query.text for query in self.queries)
         self.elsewhere = {normalize(query.text): query.id for query in reversed(self.queries)}
 
     def read(self, prompt: Prompt, completion: Completion) -> Iterator[LabelledPair | Rejected]:
@@ -99,7 +102,7 @@ class _Sieve:
         asked = self.recipe.counts[task]
         if len(parsed.items) < asked:
             yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
-        known = Context(query, task, self.accepted, self.elsewhere, self.leaks, index_prompt(prompt.user, query.text))
+        known = self._know(query, task, index_prompt(prompt.user, query.text))
         origin = Provenance(query.id, prompt.fingerprint, completion.model, self.calls.sampling.seed, CHECKS)
         for text in parsed.items[:asked]:
             objection = judge(text, known)
@@ -107,7 +110,7 @@ class _Sieve:
 
     def take(self, query: Query, edits: Iterable[Edit]) -> Iterator[LabelledPair | Rejected]:
         """Yield what the same filters say of edits of the query whose answers were read last."""
-        known = Context(query, "distinct", self.accepted, self.elsewhere, self.leaks)
+        known = self._know(query, "distinct")
         for edit in edits:
             objection = judge(edit.text, known)
             found = (f"edit={edit.kind}", f"grade={edit.grade}", f"change={edit.detail}")
@@ -116,6 +119,9 @@ class _Sieve:
                 continue
             origin = Provenance(query.id, "", EDITED, self.recipe.seed, (*CHECKS, *found))
             yield self._accept(edit.text, query, "distinct", origin)
+
+    def _know(self, query: Query, task: str, asked: frozenset[str] = frozenset()) -> Context:
+        return Context(query, task, self.accepted, self.elsewhere, self.leaks, asked, self.nouns_raised)
 
     def _accept(self, text: str, query: Query, task: str, origin: Provenance) -> LabelledPair:
         self.accepted[task].append(text)
