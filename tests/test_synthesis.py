@@ -114,6 +114,12 @@ def test_in_a_german_log_a_noun_is_no_name() -> None:
     assert "changed-entity" not in made.counts
 
 
+def test_two_queries_with_one_id_are_refused_before_any_call() -> None:
+    llm = answer_with(["block the card now"], ["where is the branch"])
+    with pytest.raises(InputError, match="two queries have the id 'u7'"):
+        synthesize([Query("u7", "How do I block my card?"), Query("u7", "Where is the branch?")], llm=llm)
+
+
 def test_half_a_character_in_a_query_stops_no_run() -> None:
     made = synthesize(
         [Query("1", "where is my card \ud83d")],

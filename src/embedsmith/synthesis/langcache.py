@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
-from embedsmith.corpus import Query
+from embedsmith.corpus import Query, require_own_ids
 from embedsmith.examples import LabelledPair, Provenance, Rejected
 from embedsmith.facts import raises_nouns
 from embedsmith.leakage import LeakIndex
@@ -35,6 +35,7 @@ def synthesize_langcache(
     Args:
         evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
     """
+    require_own_ids(queries)
     leaks = LeakIndex(evaluation, same_kind=True)
     usable: list[Query] = []
     for query in queries:

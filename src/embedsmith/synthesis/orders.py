@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from embedsmith.corpus import Query
+from embedsmith.corpus import Query, require_own_ids
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError
@@ -43,6 +43,7 @@ class Order:
 
 def order_langcache(recipe: Recipe, queries: Sequence[Query], *, evaluation: Iterable[str] = ()) -> Order:
     """Return the order of paraphrases and near misses of `queries`; its pilot takes queries of all lengths."""
+    require_own_ids(queries)
     leaks = tuple(evaluation)
     sizes = {
         query.id: sum(len(prompt.system) + len(prompt.user) for prompt in render(recipe, query)) for query in queries
