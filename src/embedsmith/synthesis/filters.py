@@ -16,11 +16,12 @@ from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
+from embedsmith.synthesis.recipes import quote
 from embedsmith.synthesis.refusals import find_refusal
 from embedsmith.text import is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
 
 NEAR = 0.9
-LONGEST = 2000  # characters; no question of a log is longer
+LONGEST = 2000  # characters of a question; three paraphrases of a longer one do not fit into an answer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 RUNS_TO_REPEAT, NEW = 10, 0.5  # from so many runs of three words on, half are new; of 6,000 real passages all have more
@@ -65,12 +66,17 @@ def check_form(text: str, context: Context) -> Verdict:
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
         return "malformed", "fewer than three letters"
-    if len(text) > LONGEST:
+    if is_too_long(text):
         return "malformed", f"{len(text)} characters"
     asked = len(words(context.query.text))
     if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1 and not is_unspaced(text):
         return "malformed", f"one word for a question of {asked}"
     return find_repetition(text)
+
+
+def is_too_long(text: str) -> bool:
+    """Say whether a text is no question but a document: nothing that is written about it would be short enough."""
+    return len(text) > LONGEST
 
 
 def find_repetition(text: str) -> Verdict:
@@ -200,7 +206,8 @@ def judge(text: str, context: Context) -> Rejected | None:
 
 def index_prompt(prompt: str, query: str) -> frozenset[str]:
     """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
-    return frozenset(runs_of(prompt.replace(query, " ")))
+    quoted = quote(query)
+    return frozenset(runs_of(prompt.replace(quoted if quoted in prompt else query, " ")))
 
 
 def _near(others: Sequence[str], text: str, context: Context) -> tuple[str, float] | None:

@@ -19,7 +19,7 @@ from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
 from embedsmith.synthesis.edits import Edit, collect_names, draw_edits
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_prompt, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, LONGEST, Context, index_prompt, is_too_long, judge
 from embedsmith.synthesis.pair_judge import judge_pairs
 from embedsmith.synthesis.recipes import TASKS, Recipe, render
 from embedsmith.text import normalize
@@ -33,13 +33,14 @@ def synthesize_langcache(
     """Yield labelled pairs (query, candidate, 1 or 0) in the order of the log, and what was rejected.
 
     Args:
-        evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
+        evaluation: texts that must not appear among the examples; a query that is one of them is not asked about, nor
+            is one of more than 2,000 characters.
     """
     require_own_ids(queries)
     leaks = LeakIndex(evaluation, same_kind=True)
     usable: list[Query] = []
     for query in queries:
-        objection = _find_leak(query, leaks)
+        objection = _find_objection(query, leaks)
         if objection is None:
             usable.append(query)
         else:
@@ -65,7 +66,11 @@ def _render_all(recipe: Recipe, queries: Sequence[Query]) -> Iterator[Prompt]:
     return chain.from_iterable(render(recipe, query) for query in queries)
 
 
-def _find_leak(query: Query, leaks: LeakIndex) -> Rejected | None:
+def _find_objection(query: Query, leaks: LeakIndex) -> Rejected | None:
+    """Return why nothing is asked about a query."""
+    if is_too_long(query.text):
+        detail = f"{len(query.text)} characters, {LONGEST} at most: no paraphrase of it would pass"
+        return Rejected("too-long", detail, query.text, source=query.id)
     found = leaks.find(query.text)
     if found is None:
         return None
