@@ -83,7 +83,7 @@ def test_a_paraphrase_is_no_refusal_no_echo_and_no_word_because_of_its_subject(
 @pytest.mark.parametrize(
     ("query", "near_miss"),
     [
-        ("How do I move money from savings to checking?", "How do I move money from checking to savings?"),
+        ("Why is my winter bill higher than my summer bill?", "Why is my summer bill higher than my winter bill?"),
         ("Is there a $50 fee?", "Is there a €50 fee?"),
         ("How do I sort a list in C++?", "How do I sort a list in C#?"),
         ("मेरा माल कब आएगा?", "मेरी मेल कब आएगी?"),
