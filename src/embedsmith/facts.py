@@ -337,7 +337,10 @@ def _is_compound(one: str, other: str) -> bool:
 def _strangers(one: Reading, other: Reading) -> dict[str, str]:
     """Return the names of one text that the other has in no spelling."""
     there = {*other.words, *other.names}
-    decided = {folded for folded in one.names if _shares_family(folded, other)}
+    alike = _known().alike
+    decided = {
+        folded for folded in one.names if _shares_family(folded, other) or alike.get(folded, folded) in other.content
+    }
     return {
         folded: name
         for folded, name in one.names.items()

@@ -48,6 +48,7 @@ SAME = [
     ("Is a titre of 1:160 high?", "is 1:160 a high titre"),
     ("Wie lange dauert die Lieferung?", "Lieferzeit?"),
     ("如何取消订阅", "取消订阅的方法"),
+    ("Where do I change my WiFi password?", "Where can I set a new Internet access code?"),
 ]
 
 
