@@ -23,9 +23,9 @@ import common
 from embedsmith.corpus import Query
 from embedsmith.encoder import Encoder, pair_similarities
 from embedsmith.examples import LabelledPair
+from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
 from embedsmith.metrics import Ranking
-from embedsmith.synthesis.facts import find_changes, says_the_same
 from embedsmith.synthesis.filters import Context, check_copy
 from embedsmith.synthesis.labels import check_labels, doubt_labels, list_pairs
 from embedsmith.synthesis.languages import check_language, known_languages, open_identifier

@@ -17,7 +17,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("artifacts", "machine"),
-    ("text", "tables", "lexicon", "signatures"),
+    ("text", "tables", "lexicon", "facts", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding", "compilation"),

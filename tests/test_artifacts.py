@@ -78,6 +78,11 @@ def test_fingerprints_follow_content_not_key_order(tmp_path: Path) -> None:
     assert fingerprint_file(tmp_path) != before
 
 
+def test_half_a_character_has_a_fingerprint_of_its_own() -> None:
+    assert fingerprint("\ud83d") != fingerprint("\ude00")
+    assert fingerprint(["How", "é"]) == "a5e8d4067f5b64a2"  # journals and run folders are found again
+
+
 def test_a_stage_is_fresh_until_inputs_configuration_or_outputs_change(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     inputs, settings = {"log": "1234"}, {"n": 3}

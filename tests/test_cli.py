@@ -45,7 +45,7 @@ def test_help_names_every_command() -> None:
 def test_explain_prints_the_prompts_without_calling_anyone(log: Path) -> None:
     shown = embedsmith("explain", log, "--row", "2", "--json")
     (row,) = json.loads(shown.stdout)
-    assert "Question: where is my pin" in row["prompts"][0]["user"]
+    assert 'Question: "where is my pin' in row["prompts"][0]["user"]
 
 
 @pytest.mark.parametrize("value", ["lora.rank=8", "pooling=mean", "prompts.query=q: ", "temperature=.1", "guide=self"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 from embedsmith.corpus import Query, deduplicate, read_queries
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.tables import read_rows
+
+TELLING = ("from", "to", "York", "Leeds", "raise", "lower", "not", "$5", "€5", "C++", "C#", "👍", "👎")
 
 
 def texts(path: Path, column: str | None = None) -> list[str]:
@@ -75,6 +80,87 @@ def test_ids_are_the_rows_own_or_their_number(tmp_path: Path) -> None:
     assert [row.id for row in read_queries(path) if isinstance(row, Query)] == ["7", "1", "q"]
 
 
+def test_a_name_of_a_user_is_no_id_and_an_id_that_comes_again_gets_an_ending(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [
+        {"uid": "u7", "query": "How do I block my card?"},
+        {"uid": "u7", "query": "Where is the nearest branch in Leeds?"},
+        {"id": "1", "query": "c"},
+        {"id": "1", "query": "d"},
+        {"id": "1~2", "query": "e"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.id for row in read_queries(path) if isinstance(row, Query)] == ["0", "1", "1~2", "1~3", "1~2~2"]
+
+
+def test_half_a_character_is_a_row_that_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        '{"query": "where is my card \\ud83d"}\n{"query": "one\\u0000two"}\n{"query": "\\ud83d\\ude00 fine"}\n'
+    )
+    good, lost = [], []
+    for row in read_queries(path):
+        (good if isinstance(row, Query) else lost).append(row)
+    assert [row.text for row in good] == ["😀 fine"]
+    assert [(row.reason, row.line) for row in lost] == [("not-storable", 1), ("not-storable", 2)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_with_its_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "log.csv").write_bytes(f"{mark}id,text\n1,Was kostet Café?\n".encode(encoding))
+    assert texts(tmp_path / "log.csv") == ["Was kostet Café?"]
+
+
+def test_a_very_long_field_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(f"text\n{'long ' * 40_000}\nshort\n")
+    assert [len(text) for text in texts(tmp_path / "log.csv")] == [199_999, 5]
+
+
+def test_chats_in_a_csv_file_are_read_as_chats_and_other_text_wins_over_a_number_of_messages(tmp_path: Path) -> None:
+    chat = json.dumps([{"role": "user", "content": "from the chat"}]).replace('"', '""')
+    (tmp_path / "log.csv").write_text(f'messages,text\n"{chat}",plain\n3,"the text"\n')
+    assert texts(tmp_path / "log.csv") == ["from the chat", "the text"]
+    (tmp_path / "chats.csv").write_text(f'messages\n"{chat}"\n')
+    assert texts(tmp_path / "chats.csv") == texts(tmp_path / "chats.csv", "messages") == ["from the chat"]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ('1\t"how to pay\n2\tsecond\n3\tthird\n', ['"how to pay', "second", "third"]),
+        ('1\t"how to pay\n2\ta 5" pipe\n3\tfits 5"\n', ['"how to pay', 'a 5" pipe', 'fits 5"']),
+        ('1\t"freeze" my card\n2\t"whole"\n', ['"freeze" my card', "whole"]),
+        ('1\t"with a\ttab"\n2\t"say ""hi"""\n', ["with a\ttab", 'say "hi"']),
+        ('1\t"two\nlines"\n2\tsecond\n', ["two\nlines", "second"]),
+        ('1\t"opens\n2\t"two\nlines"\n3\tthird\n', ['"opens', "two\nlines", "third"]),
+        ('1\t"opens at the end', ['"opens at the end']),
+    ],
+)
+def test_a_quote_in_a_tsv_file_swallows_no_line(tmp_path: Path, body: str, found: list[str]) -> None:
+    (tmp_path / "log.tsv").write_text("id\ttext\n" + body)
+    assert texts(tmp_path / "log.tsv") == found
+
+
+def test_the_lines_of_a_tsv_file_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "log.tsv").write_text('text\tid\n"two\nlines"\t1\n\nx\t2\n  \t3\n')
+    rows = list(read_queries(tmp_path / "log.tsv"))
+    assert [row.text for row in rows if isinstance(row, Query)] == ["two\nlines", "x"]
+    assert [row.line for row in rows if isinstance(row, Rejected)] == [6]
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text('ab"\n ', min_size=1, max_size=8), max_size=5), quoting=st.sampled_from([0, 1]))
+def test_a_text_of_several_lines_that_a_spreadsheet_wrote_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], quoting: Literal[0, 1]
+) -> None:
+    rows = [[str(number), text] for number, text in enumerate(texts)]
+    path = tmp_path_factory.mktemp("tsv") / "log.tsv"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting, lineterminator="\n").writerows([["id", "text"], *rows])
+    assert [list(row.values()) for _, row in read_rows(path)] == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "words"),
     [
@@ -85,6 +171,13 @@ def test_ids_are_the_rows_own_or_their_number(tmp_path: Path) -> None:
         ("log.csv", b"text\na,b,c\n", None, "more fields than columns"),
         ("log.parquet", b"PAR1nonsense", None, "is not Parquet"),
         ("log.txt", b"", None, "is empty"),
+        ("log.csv", b'text\none\n"two\nthree\n', None, "line 3: a quote opens a field and is never closed"),
+        ("log.tsv", b'text\tid\none\t1\n"two\nthree\t2\n', None, "line 3: a quote opens a field"),
+        ("log.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 900)[:-20], None, "is damaged or cut off"),
+        ("log.csv.gz", gzip.compress(b"text\none\n" * 900)[:-20], None, "is damaged or cut off"),
+        ("log.txt.gz", gzip.compress(b"one\n" * 900)[:-20], None, "is damaged or cut off"),
+        ("log.txt.gz", gzip.compress(b"one\n")[:4], None, "is damaged or cut off"),
+        ("log.txt.gz", b"\x1f\x8bnonsense", None, "is damaged or cut off"),
     ],
 )
 def test_broken_logs_are_refused_in_words(
@@ -121,6 +214,35 @@ def test_repeats_are_merged_into_the_first_and_counted() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("How do I sort a list of words in C++?", "How do I sort a list of words in C#?"),
+        ("How do I sort a list of words in C++?", "How do I sort a list of words in C?"),
+        ("Is there a $50 fee?", "Is there a €50 fee?"),
+        ("Why is my winter bill higher than my summer bill?", "Why is my summer bill higher than my winter bill?"),
+        (
+            "What do I have to do to increase the limit that my bank has set for the card of my daughter?",
+            "What do I have to do to decrease the limit that my bank has set for the card of my daughter?",
+        ),
+        (
+            "Warum kann ich mich seit der letzten Aktualisierung mit meinem Telefon einloggen?",
+            "Warum kann ich mich seit der letzten Aktualisierung mit meinem Telefon nicht einloggen?",
+        ),
+        ("मेरा माल कब आएगा?", "मेरी मेल कब आएगी?"),
+        ("👍", "👎"),
+    ],
+)
+def test_questions_that_differ_in_a_sign_a_vowel_or_a_direction_are_not_merged(left: str, right: str) -> None:
+    for rows in ((left, right), (right, left)):
+        assert [query.text for query in deduplicate(Query(text, text) for text in rows).kept] == list(rows)
+
+
+def test_a_smile_is_no_difference() -> None:
+    found = deduplicate([Query("1", "Where is my new card 😀"), Query("2", "Where is my new card")])
+    assert [query.frequency for query in found.kept] == [2]
+
+
 def test_rows_without_text_go_through_and_are_kept_apart(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"text": "good"}\n{"text": ""}\n{"text": "Good!"}\n')
@@ -130,7 +252,19 @@ def test_rows_without_text_go_through_and_are_kept_apart(tmp_path: Path) -> None
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=12), max_size=20))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(alphabet="ab c", min_size=1, max_size=12),
+            st.lists(
+                st.sampled_from(TELLING),
+                min_size=1,
+                max_size=6,
+            ).map(" ".join),
+        ),
+        max_size=20,
+    )
+)
 def test_merging_keeps_order_and_count_and_is_done_after_once(rows: list[str]) -> None:
     first = deduplicate(Query(str(row), text) for row, text in enumerate(rows))
     assert sum(query.frequency for query in first.kept) == len(rows)

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 GZIP_MAGIC = b"\x1f\x8b"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -64,7 +66,7 @@ def write_json(path: Path | str, value: object) -> Path:
 
 def read_json(path: Path | str) -> Any:
     """Read one JSON file; a clear `InputError` when it is missing or broken."""
-    with open_text(path) as handle:
+    with open_text(path) as handle, explain_bytes(path):
         try:
             return json.load(handle)
         except json.JSONDecodeError as error:
@@ -76,13 +78,42 @@ def read_json(path: Path | str) -> Any:
 
 
 def open_text(path: Path | str) -> IO[str]:
-    """Open a plain or gzip file as UTF-8 text (a byte order mark is dropped)."""
+    """Open a plain or gzip file as UTF-8 text, or as UTF-16 if it has that byte order mark; the mark is dropped.
+
+    What is read from it is read inside `explain_bytes`.
+    """
     path = Path(path)
     require_file(path)
     with path.open("rb") as probe:
         compressed = probe.read(2) == GZIP_MAGIC
     raw: IO[bytes] = gzip.open(path, "rb") if compressed else path.open("rb")  # type: ignore[assignment]
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    try:
+        with explain_bytes(path):
+            mark = raw.read(2)
+            raw.seek(0)
+    except InputError:
+        raw.close()
+        raise
+    return io.TextIOWrapper(raw, encoding="utf-16" if mark in UTF16_MARKS else "utf-8-sig", newline="")
+
+
+@contextlib.contextmanager
+def explain_bytes(path: Path | str) -> Iterator[None]:
+    """Turn what the bytes of a file can be wrong in into an `InputError`: cut or damaged gzip, another encoding."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x})",
+            expected="UTF-8 text, or UTF-16 with a byte order mark",
+            action=f"convert it, for example: iconv -f latin1 -t utf-8 {path}",
+        ) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is damaged or cut off ({error})",
+            expected="a whole gzip file",
+            action="copy or download it again; gzip -t says whether it is whole",
+        ) from None
 
 
 def require_file(path: Path | str) -> None:
@@ -103,16 +134,15 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: the file is missing, empty, not UTF-8, or a line is not a JSON object.
     """
     with open_text(path) as handle:
-        try:
-            for number, line in enumerate(handle, start=1):
-                if line.strip():
-                    yield number, _parse_object(line, path, number)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} is not UTF-8 (byte {error.start} of a block)",
-                expected="UTF-8 text",
-                action=f"convert it, for example: iconv -f latin1 -t utf-8 {path}",
-            ) from None
+        for number, line in enumerate(iterate_lines(handle, path), start=1):
+            if line.strip():
+                yield number, _parse_object(line, path, number)
+
+
+def iterate_lines(handle: IO[str], path: Path | str) -> Iterator[str]:
+    """Yield the lines of an open file with their ends; what is wrong with its bytes is an `InputError`."""
+    with explain_bytes(path):
+        yield from handle
 
 
 def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
@@ -202,9 +232,12 @@ def plain(value: object) -> Any:
 
 
 def fingerprint(value: object, *, length: int = 16) -> str:
-    """Return `length` hex digits that depend on the content of `value` only, not on key order."""
+    """Return `length` hex digits that depend on the content of `value` only, not on key order.
+
+    Half characters (lone surrogates), which UTF-8 does not have, are content like any other.
+    """
     canonical = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:length]
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 def fingerprint_file(path: Path | str) -> str:

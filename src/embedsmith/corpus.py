@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from itertools import chain
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.facts import find_changes
 from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_rows
-from embedsmith.text import normalize
+from embedsmith.text import is_storable, normalize
 
 TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
-ID_COLUMNS = ("id", "query_id", "_id", "qid", "uid")
+ID_COLUMNS = ("id", "query_id", "_id", "qid")  # not uid: that is a user, who asks more than once
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class Query:
     """One question of the log.
 
     Attributes:
-        id: the row's own id, or its number from 0.
+        id: the row's own id, or its number from 0; one that an earlier row has gets an ending: "7", "7~2".
         frequency: how many rows of the log it stands for.
         also: ids of the rows that were merged into it.
     """
@@ -43,10 +47,11 @@ class Deduplicated:
 
 
 def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Query | Rejected]:
-    """Yield the queries of a log; a row without a usable text is yielded as `Rejected` with file and line.
+    """Yield the queries of a log, each with an id of its own; a row without a usable text as `Rejected`.
 
     Reads txt (one query a line), jsonl, csv, tsv, parquet, plain or gzip, and chat logs
-    ({"messages": [...]}: the last user message). One row in memory at a time.
+    ({"messages": [...]}, also as JSON text in a table: the last user message). One row in memory at a time, and the
+    ids. A `Rejected` has file and line.
 
     Args:
         column: name of the text column; by default the first of the usual names that a row has.
@@ -56,6 +61,7 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
     """
     found_column = False
     columns: set[str] = set()
+    taken: set[str] = set()
     for index, (line, row) in enumerate(read_rows(path)):
         columns.update(row)
         name = column if column is not None else _find_column(row)
@@ -67,7 +73,14 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
         if not isinstance(text, str) or not text.strip():
             yield _reject("no-text", f"{name} is {_describe(text)}", path, line)
             continue
-        yield Query(_find_id(row, index), text.strip())
+        if not is_storable(text):
+            yield _reject(
+                "not-storable", f"{name} has half a character or a NUL, which UTF-8 files do not hold", path, line
+            )
+            continue
+        name = _find_free(_find_id(row, index), taken)
+        taken.add(name)
+        yield Query(name, text.strip())
     if not found_column:
         raise InputError(
             f"{path} has no column {column!r}" if column else f"{path} has no text column",
@@ -79,14 +92,15 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
 def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
     """Return the queries with exact and near repeats merged into the first of their kind.
 
-    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations; the
-    search is exact (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
+    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations, and no fact exchanged
+    (`facts`): "from savings to checking" and "from checking to savings" are two questions. The search is exact
+    (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
     """
     rows = list(rows)
     queries = [row for row in rows if isinstance(row, Query)]
     exact: dict[str, int] = {}
     kept: list[Query] = []
-    index = NearTexts(lambda place: kept[place].text, threshold=threshold)
+    index = NearTexts(lambda place: kept[place].text, threshold=threshold, apart=find_changes)
     repeats: list[list[Query]] = []
     merged: list[Rejected] = []
     for query in queries:
@@ -118,10 +132,11 @@ def _merge(query: Query, repeats: list[Query]) -> Query:
 
 
 def _find_column(row: Mapping[str, Any]) -> str | None:
-    if "messages" in row:
-        return "messages"
     names = {name.strip().lower(): name for name in row}
-    return next((names[name] for name in TEXT_COLUMNS if name in names), None)
+    written = next((names[name] for name in TEXT_COLUMNS if name in names), None)
+    if "messages" in row and (written is None or _read_messages(row["messages"]) is not None):
+        return "messages"
+    return written
 
 
 def _find_id(row: Mapping[str, Any], index: int) -> str:
@@ -129,10 +144,36 @@ def _find_id(row: Mapping[str, Any], index: int) -> str:
     return str(found)
 
 
-def _last_user_message(messages: Any) -> str | None:
-    if not isinstance(messages, list):
-        return None
-    for message in reversed(messages):
+def _find_free(name: str, taken: Set[str]) -> str:
+    names = chain([name], (f"{name}~{number}" for number in count_up(2)))
+    return next(name for name in names if name not in taken)
+
+
+def require_own_ids(queries: Iterable[Query]) -> None:
+    """Raise `InputError` if two queries have one id: answers are found by it."""
+    seen: set[str] = set()
+    for query in queries:
+        if query.id in seen:
+            raise InputError(
+                f"two queries have the id {query.id!r}",
+                expected="an id of its own for each query",
+                action="number them",
+            )
+        seen.add(query.id)
+
+
+def _read_messages(value: Any) -> list[Any] | None:
+    """Return the messages of a chat: a list, or what a CSV file has of it, JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list) else None
+
+
+def _last_user_message(value: Any) -> str | None:
+    for message in reversed(_read_messages(value) or []):
         if isinstance(message, Mapping) and message.get("role") == "user":
             return _text_of(message.get("content"))
     return None

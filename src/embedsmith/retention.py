@@ -306,7 +306,9 @@ class Keeper:
 
         self.network.eval()
         with torch.no_grad(), autocast(self.network, self.precision):
-            vectors = embed(self.network, self.tokens, np.arange(len(self.tokens)), budget=encoding_budget(self.network.device.type))
+            vectors = embed(
+                self.network, self.tokens, np.arange(len(self.tokens)), budget=encoding_budget(self.network.device.type)
+            )
         rows = to_unit_rows(vectors.float().cpu().numpy())
         if not np.isfinite(rows).all():
             raise InputError("the network's vectors are not finite", action="lower --learning-rate")

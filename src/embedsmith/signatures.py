@@ -35,10 +35,18 @@ class NearTexts:
 
     Args:
         text_at: returns an added text by its place (0, 1, … in the order of adding), from memory or from disk.
+        apart: says of two near texts if they are none after all.
     """
 
-    def __init__(self, text_at: Callable[[int], str], *, threshold: float = NEAR) -> None:
+    def __init__(
+        self,
+        text_at: Callable[[int], str],
+        *,
+        threshold: float = NEAR,
+        apart: Callable[[str, str], object] = lambda _, __: False,
+    ) -> None:
         self._text_at = text_at
+        self._apart = apart
         self._threshold = threshold
         self._slack = (1 - threshold) / (1 + threshold)
         self._growth = 1.05 / threshold
@@ -76,7 +84,7 @@ class NearTexts:
         for place in sorted(near):
             other = self._text_at(place)
             closeness = jaccard(cut_trigrams(text), cut_trigrams(other))
-            if closeness >= self._threshold and same_facts(text, other):
+            if closeness >= self._threshold and same_facts(text, other) and not self._apart(other, text):
                 return place, closeness
         return None
 

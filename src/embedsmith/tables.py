@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import open_text, read_jsonl, require_file
+from embedsmith.artifacts import iterate_lines, open_text, read_jsonl, require_file
 from embedsmith.errors import InputError, MissingPartError
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".text": "txt", ".log": "txt"}
+
+LARGEST = 1 << 26  # characters of one field; csv itself stops at 131,072, which a chat or a document exceeds
+FURTHEST = 1000  # lines that a quoted field of a TSV file runs over
 
 
 def detect_kind(path: Path | str) -> str:
@@ -32,7 +37,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number or row number from 1, row) of a table; one row in memory at a time.
 
     Raises:
-        InputError: missing, empty, not UTF-8, unknown ending, broken.
+        InputError: missing, empty, not UTF-8, unknown ending, broken, cut off.
     """
     kind = detect_kind(path)
     require_file(path)
@@ -49,32 +54,118 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a text file, blank lines included."""
     with open_text(path) as handle:
-        try:
-            for number, line in enumerate(handle, start=1):
-                yield number, line.rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
+        for number, line in enumerate(iterate_lines(handle, path), start=1):
+            yield number, line.rstrip("\r\n")
 
 
 def _read_csv(path: Path | str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(LARGEST)
     with open_text(path) as handle:
-        reader = csv.DictReader(handle, delimiter=delimiter)
-        try:
-            if not reader.fieldnames:
-                raise InputError(f"{path} has no header", expected="column names in the first line")
-            for row in reader:
-                extra = row.pop(None, None)
-                if extra:
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: more fields than columns",
-                        expected=f"{len(reader.fieldnames)} fields",
-                        action="quote fields that hold the separator",
-                    )
-                yield reader.line_num, {key: value for key, value in row.items() if value is not None}
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: {error}", expected="well-formed CSV") from None
+        lines = iterate_lines(handle, path)
+        records = _cut_csv(lines, path) if delimiter == "," else _cut_tsv(lines, path)
+        _, header = next(records, (0, []))
+        if not header:
+            raise InputError(f"{path} has no header", expected="column names in the first line")
+        for number, fields in records:
+            if len(fields) > len(header):
+                raise InputError(
+                    f"{path}, line {number}: more fields than columns",
+                    expected=f"{len(header)} fields",
+                    action="quote fields that hold the separator",
+                )
+            if fields:
+                yield number, dict(zip(header, fields, strict=False))
+
+
+def _cut_csv(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of the last line, fields) of each row; a quote that is never closed is an error."""
+    ended = False
+
+    def watch() -> Iterator[str]:
+        nonlocal ended
+        yield from lines
+        ended = True
+
+    reader = csv.reader(watch())
+    before = 0
+    try:
+        for fields in reader:
+            if ended:
+                raise _open_quote(path, before + 1)
+            before = reader.line_num
+            yield before, fields
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}", expected="well-formed CSV") from None
+
+
+def _cut_tsv(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of the last line, fields) of each row.
+
+    Most writers of TSV quote nothing, and a quote is a character of the text; spreadsheets quote as in CSV. So a quote
+    counts where it encloses a field: on one line, or over several if the lines are no rows by themselves.
+    """
+    ahead: deque[str] = deque()
+    number = columns = 0
+    while (line := ahead.popleft() if ahead else next(lines, None)) is not None:
+        number += 1
+        plain = line.rstrip("\r\n").split("\t")
+        fields = _parse_tsv([line]) if '"' in line else plain
+        if fields is None and any(map(_opens_quote, plain)):
+            fields, used = _join_lines(line, ahead, lines, columns)
+            number += used
+            if fields is None and len(plain) < columns:
+                raise _open_quote(path, number)
+        columns = columns or len(fields or plain)
+        yield number, (fields or [_unquote(field) for field in plain]) if line.strip("\r\n") else []
+
+
+def _join_lines(line: str, ahead: deque[str], lines: Iterator[str], columns: int) -> tuple[list[str] | None, int]:
+    """Return the fields of a row that runs over `line` and lines after it, and how many; those are taken from `ahead`.
+
+    None where that is no row: then what was read of `lines` waits in `ahead`.
+    """
+    is_row = line.count("\t") + 1 >= columns
+    gathered = [line]
+    for place in range(FURTHEST):
+        if place == len(ahead):
+            ahead.extend(islice(lines, 1))
+        if place == len(ahead) or (is_row and ahead[place].count("\t") + 1 >= columns):
+            break
+        gathered.append(ahead[place])
+        fields = _parse_tsv(gathered) if '"' in ahead[place] else None
+        if fields is not None and len(fields) == columns:
+            for _ in gathered[1:]:
+                ahead.popleft()
+            return fields, len(gathered) - 1
+    return None, 0
+
+
+def _parse_tsv(lines: Iterable[str]) -> list[str] | None:
+    """Return the fields of one row whose quotes all enclose a field, or None."""
+    try:
+        return next(csv.reader(lines, delimiter="\t", strict=True), None)
+    except csv.Error:
+        return None
+
+
+def _opens_quote(field: str) -> bool:
+    return field.startswith('"') and not _is_quoted(field)
+
+
+def _is_quoted(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+
+
+def _unquote(field: str) -> str:
+    return field[1:-1].replace('""', '"') if _is_quoted(field) else field
+
+
+def _open_quote(path: Path | str, number: int) -> InputError:
+    return InputError(
+        f"{path}, line {number}: a quote opens a field and is never closed",
+        expected="a closing quote",
+        action="close it, or write a quote that belongs to the text as two, inside quotes",
+    )
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,11 +184,3 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-
-
-def _not_utf8(path: Path | str, error: UnicodeDecodeError) -> InputError:
-    return InputError(
-        f"{path} is not UTF-8 (byte {error.object[error.start]:#04x})",
-        expected="UTF-8 text",
-        action=f"convert it, for example: iconv -f latin1 -t utf-8 {path}",
-    )

@@ -76,8 +76,17 @@ def write_answer(prompt: str) -> str:
         return json.dumps({"answer": "no question found"})
     task, count = asked.group(1), int(asked.group(2))
     forms = REWORDINGS if task == "paraphrases" else NEAR_MISSES
-    body = question.group(1).strip().rstrip("?.! ")
+    body = _unquote(question.group(1).strip()).rstrip("?.! ")
     return json.dumps({task: [form.format(body) for form in forms[:count]]})
+
+
+def _unquote(text: str) -> str:
+    """Return the text of a JSON string; anything else is the text itself."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
 
 
 def _judge_pair(prompt: str) -> str:

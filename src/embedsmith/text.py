@@ -6,9 +6,34 @@ import re
 import unicodedata
 from functools import lru_cache
 
-WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+def _find_marks() -> str:
+    """Return the marks that Unicode writes as characters of their own, as ranges for a class: vowel signs, accents.
+
+    Python's \\w leaves them out, and would cut a Hindi or Thai word at each vowel.
+    """
+    blocks = (range(0x300, 0x1E00), range(0x20D0, 0x3100), range(0xA600, 0xAC00), range(0xFB00, 0xFE30))
+    marks = [place for block in blocks for place in block if unicodedata.category(chr(place))[0] == "M"]
+    starts = [place for place, before in zip(marks, [-1, *marks], strict=False) if place != before + 1]
+    ends = [place for place, after in zip(marks, [*marks[1:], -1], strict=True) if after != place + 1]
+    return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+
+
+MARKS = _find_marks()
+# Thai, Lao, Burmese, Khmer, kana, Chinese signs: writings that put no spaces between words.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
+UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[\w{MARKS}]+(?:['’][\w{MARKS}]+)*(?:\+\+|#(?!\w))?")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+SIGN = re.compile("[$€£¥₹₩₽₺₫฿\u2600-\u27bf\U0001f300-\U0001faff]")  # currencies, emoji
 NEGATIONS = frozenset({"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"})
+# Of other languages, where a word more is a small difference in letters; no common English words.
+FOREIGN_NEGATIONS = frozenset(
+    """
+    nicht kein keine keinen keinem keiner niemals ohne niet geen nooit zonder pas jamais sans aucun nunca sin não nem
+    sem inte ikke aldri aldrig nie bez नहीं
+    """.split()  # noqa: SIM905 shorter to read than a list
+)
 CLOSING = " \t\r\n.?!…。？！"
 OPENERS = (
     "how what which who whose when where why can could should would do does did is are"  # no word in capitals is one
@@ -58,8 +83,21 @@ def is_storable(text: str) -> bool:
     return "\0" not in text
 
 
+def is_unspaced(text: str) -> bool:
+    """Say whether most letters are of writings without spaces between words (Chinese, Japanese, Thai, …)."""
+    letters = sum(character.isalpha() for character in text)
+    return letters > 0 and 2 * len(_UNSPACED_LETTER.findall(text)) > letters
+
+
+_UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
+
+
 def words(text: str) -> list[str]:
-    """Return the words and numbers of the normal form, in order."""
+    """Return the words and numbers of the normal form, in order.
+
+    >>> words("How do I sort in C++?")
+    ['how', 'do', 'i', 'sort', 'in', 'c++']
+    """
     return WORD.findall(normalize(text))
 
 
@@ -100,15 +138,18 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def same_facts(left: str, right: str) -> bool:
-    """Say whether both texts have the same numbers and as many negations.
+    """Say whether both texts have the same numbers, as many negations, and no sign that stands against another.
 
-    "in 30 days" and "in 60 days", "it works" and "it doesn't work" are close as strings and far apart
-    as questions.
+    "in 30 days" and "in 60 days", "it works" and "it doesn't work", "in C++" and "in C#", "$50" and "€50" are close as
+    strings and far apart as questions. A sign that only one has ("50" and "$50", a smile at the end) is no difference.
     """
-    return _facts(left) == _facts(right)
+    ours, theirs = SIGN.findall(left), SIGN.findall(right)
+    opposed = ours and theirs and set(ours) != set(theirs)
+    return not opposed and _facts(left) == _facts(right)
 
 
-def _facts(text: str) -> tuple[list[str], int]:
+def _facts(text: str) -> tuple[list[str], int, list[str]]:
     plain = normalize(text)
     found = WORD.findall(plain)
-    return sorted(NUMBER.findall(plain)), sum(word in NEGATIONS or word.endswith("n't") for word in found)
+    denials = sum(word in NEGATIONS or word in FOREIGN_NEGATIONS or word.endswith("n't") for word in found)
+    return sorted(NUMBER.findall(plain)), denials, sorted(word for word in found if word[-1] in "+#")

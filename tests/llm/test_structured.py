@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embedsmith.llm.structured import Parsed, parse_list
+from embedsmith.llm.structured import Parsed, parse_list, parse_object
 
 KEY = "paraphrases"
 NOTES = {"thinking-removed", "repaired", "truncated", "empty", "not-json"}
@@ -54,6 +54,31 @@ def test_a_clean_answer_needs_no_note() -> None:
 )
 def test_what_models_really_answer(text: str | None, items: tuple[str, ...], notes: tuple[str, ...]) -> None:
     assert parse_list(text, KEY) == Parsed(items, notes)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("Why does ```print(x``` fail?", "How do I close ```?"),
+        ("Does ```x``` need a language?",),
+        ("What does <think> do in R1?", "And </think>?"),
+        ("<thinking>, what is it?",),
+    ],
+)
+@pytest.mark.parametrize(
+    "form", ["{}", "```json\n{}\n```", "<think>quote ```it```</think>\n```\n{}\n```", "Sure!\n```\n{}\n```"]
+)
+def test_fences_and_tags_inside_the_texts_are_texts(texts: tuple[str, ...], form: str) -> None:
+    assert parse_list(form.replace("{}", answer(*texts)), KEY).items == texts
+    assert parse_list(answer(*texts), KEY) == Parsed(texts)
+    assert parse_object(answer(*texts), [KEY]) == ({KEY: list(texts)}, ())
+
+
+def test_a_broken_answer_may_speak_of_fences_and_tags() -> None:
+    assert parse_list('{"paraphrases": ["why does ```x``` fail", "what is <think>",]}', KEY).items == (
+        "why does ```x``` fail",
+        "what is <think>",
+    )
 
 
 def test_the_list_that_was_asked_for_wins_over_other_lists() -> None:

@@ -42,12 +42,12 @@ from embedsmith.synthesis.e5 import (
     parse_languages,
     synthesize_e5,
 )
-from embedsmith.synthesis.e5.answers import find_refusal
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.plan import TWO_STEPS, Row
 from embedsmith.synthesis.e5.prompting import KEYS, draw_row, load_templates
 from embedsmith.synthesis.e5.topics import load_topics
 from embedsmith.synthesis.languages import check_language, default_weights, known_languages, open_identifier
+from embedsmith.synthesis.refusals import find_refusal
 from embedsmith.testing import FakeLLM, FaultyServer
 
 Outcome = Example | Rejected

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from embedsmith.facts import find_changes
 from embedsmith.synthesis.edits import collect_names, edit_queries, list_edits
-from embedsmith.synthesis.facts import find_changes
 
 QUERIES = [
     "Can I take 200 mg of ibuprofen before breakfast?",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.synthesis.facts import Change, find_changes, read_facts, says_the_same
+from embedsmith.facts import Change, find_changes, raises_nouns, read_facts, says_the_same
 
 CHANGED = [
     ("How long do I bake 2 trays?", "What is the baking time for 3 trays?", "number"),
@@ -48,6 +48,7 @@ SAME = [
     ("Is a titre of 1:160 high?", "is 1:160 a high titre"),
     ("Wie lange dauert die Lieferung?", "Lieferzeit?"),
     ("如何取消订阅", "取消订阅的方法"),
+    ("Where do I change my WiFi password?", "Where can I set a new Internet access code?"),
 ]
 
 
@@ -95,3 +96,78 @@ def test_any_two_texts_can_be_read_and_none_differs_from_itself(left: str, right
     read_facts(left)
     find_changes(left, right)
     assert find_changes(left, left) == ()
+
+
+# ── Languages that write every noun with a capital
+
+GERMAN_SAME = (
+    ("Wie ändere ich mein Passwort?", "Wo kann ich mein Kennwort aktualisieren?"),
+    ("Wann kommt mein Paket an?", "Zu welchem Zeitpunkt trifft meine Lieferung ein?"),
+    ("Wie kündige ich meinen Vertrag?", "Auf welchem Weg beende ich mein Abo?"),
+    ("Wo finde ich meine Rechnung?", "An welcher Stelle steht der Beleg für meinen Einkauf?"),
+    ("Warum wurde meine Karte gesperrt?", "Aus welchem Grund ist meine Bankkarte blockiert?"),
+    ("Wie hoch sind die Gebühren für eine Überweisung?", "Was kostet eine Überweisung?"),
+    ("Kann ich die Adresse in meinem Konto ändern?", "Lässt sich die Anschrift in meinem Konto ändern?"),
+    ("Wie lange dauert die Rückerstattung?", "Bis wann bekomme ich mein Geld zurück?"),
+    ("Brauche ich für den Antrag einen Ausweis?", "Muss ich beim Antrag ein Ausweisdokument vorlegen?"),
+    ("Wie melde ich einen Schaden an meinem Auto?", "Wo kann ich einen Schaden am Fahrzeug melden?"),
+    ("Wie bekomme ich eine neue PIN für meine Karte?", "Wie erhalte ich einen neuen Code für meine Karte?"),
+    ("Ist die Lieferung ab 1.000 Euro kostenlos?", "Ist der Versand ab 1000 Euro gratis?"),
+    ("Wie richte ich den Router zu Hause ein?", "Wie nehme ich den Router in der Wohnung in Betrieb?"),
+    ("Welche Unterlagen brauche ich für die Steuererklärung?", "Welche Dokumente brauche ich für die Steuererklärung?"),
+    ("Wie kann ich bei DHL einen Abholtermin buchen?", "Wie lässt sich bei DHL ein Termin zur Abholung vereinbaren?"),
+)
+GERMAN_CHANGED = (
+    ("Wie lange dauert der Versand nach Hamburg?", "Wie lange dauert der Versand nach München?"),
+    ("Kann ich mit Klarna bezahlen?", "Kann ich mit Paypal bezahlen?"),
+    ("Wie kündige ich meinen Vertrag bei Vodafone?", "Wie kündige ich meinen Vertrag bei Telekom?"),
+    ("Gibt es einen Rabatt für Kunden aus Österreich?", "Gibt es einen Rabatt für Kunden aus Frankreich?"),
+    ("Wo steht die Filiale in Bremen?", "Wo steht die Filiale in Leipzig?"),
+    ("Wie verbinde ich das Gerät mit Alexa?", "Wie verbinde ich das Gerät mit Siri?"),
+    ("Wann liefert Hermes mein Paket?", "Wann liefert Amazon mein Paket?"),
+    (
+        "Wie übertrage ich Daten von WhatsApp auf das neue Handy?",
+        "Wie übertrage ich Daten von Telegram auf das neue Handy?",
+    ),
+    ("Darf ich Ibuprofen und Alkohol zusammen nehmen?", "Darf ich Aspirin und Alkohol zusammen nehmen?"),
+    ("Wie fahre ich mit dem Zug von Köln nach Berlin?", "Wie fahre ich mit dem Zug von Köln nach Dresden?"),
+    ("Wie installiere ich Windows auf dem Rechner?", "Wie installiere ich Linux auf dem Rechner?"),
+    ("Hat die Filiale in Stuttgart am Samstag offen?", "Hat die Filiale in Augsburg am Samstag offen?"),
+    ("Wie lade ich einen Tesla an der Säule?", "Wie lade ich einen Polestar an der Säule?"),
+    ("Was kostet das Parken am Flughafen Frankfurt?", "Was kostet das Parken am Flughafen Düsseldorf?"),
+    ("Wie erreiche ich die AOK per Telefon?", "Wie erreiche ich die TK per Telefon?"),
+)
+JOURNEYS = [
+    f"{question} {town} to {other}?"
+    for question in ("How do I get from", "Is the train late from", "What is the fare from", "Can I cycle from")
+    for town, other in (("Leeds", "York"), ("Paris", "Bonn"), ("Oslo", "Rome"))
+]
+
+
+def test_a_log_shows_whether_its_language_writes_nouns_with_a_capital() -> None:
+    german = [left for left, _ in GERMAN_SAME + GERMAN_CHANGED]
+    assert raises_nouns(german)
+    assert raises_nouns(reversed(german))
+    assert not raises_nouns(JOURNEYS)
+    assert not raises_nouns([])
+
+
+def test_a_german_noun_may_be_exchanged_and_a_german_name_may_not() -> None:
+    assert [pair for pair in GERMAN_SAME if find_changes(*pair, nouns_raised=True)] == []
+    missed = [left for left, right in GERMAN_CHANGED if not find_changes(left, right, nouns_raised=True)]
+    assert missed == ["Wie lade ich einen Tesla an der Säule?"]  # "einen" stands before names, too
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("Is it free from 1.000 Euro?", "Is it free from 1000 Euro?", True),
+        ("Is it free from 1.000.000 Euro?", "Is it free from 1000000 Euro?", True),
+        ("Is it free from 1.000 Euro?", "Is it free from 2000 Euro?", False),
+        ("Does a 2.375 inch pipe fit?", "Does a 2.375 inch tube fit?", True),
+        ("Is 0.125 mg enough?", "Is 125 mg enough?", False),
+    ],
+)
+def test_a_point_may_group_thousands(left: str, right: str, *, same: bool) -> None:
+    assert (not find_changes(left, right)) is same
+    assert (not find_changes(right, left)) is same

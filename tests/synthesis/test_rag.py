@@ -292,6 +292,43 @@ def test_an_answer_span_is_found_whatever_its_spaces_quotes_and_separators(answe
     assert (span.text if span else None) == found
 
 
+@pytest.mark.parametrize(
+    ("answer", "passage", "found"),
+    [
+        ("北京市海淀区", "公司总部位于北京市海淀区。", "北京市海淀区"),
+        ("東京都 港区", "本社は東京都港区にあります。", "東京都港区"),
+        ("วันที่ 3 มีนาคม", "ประชุมจัดขึ้นในวันที่ 3 มีนาคม ที่กรุงเทพ", "วันที่ 3 มีนาคม"),
+        ("3億円", "売上高は3億円でした。", "3億円"),
+        ("मुख्य कार्यालय", "कंपनी का मुख्य कार्यालय दिल्ली में है।", "मुख्य कार्यालय"),
+        ("上海市", "公司总部位于北京市海淀区。", None),
+        ("4億円", "売上高は3億円でした。", None),
+        ("公司…海淀", "公司总部位于北京市海淀区。", None),  # pieces of one word say nothing
+    ],
+)
+def test_an_answer_span_is_found_in_every_writing(answer: str, passage: str, found: str | None) -> None:
+    span = find_span(answer, passage, edits=8)
+    assert (span.text if span else None) == found
+
+
+def test_questions_in_writings_without_spaces_are_judged_by_their_signs() -> None:
+    passage = "公司总部位于北京市海淀区，成立于二零零三年，主要生产工业机器人和自动化设备。"
+    assert measure_copy("公司总部位于北京市海淀区，成立于二零零三年吗？", passage) == (10, 20 / 21)
+    assert measure_copy("这家企业在哪里办公？", passage)[0] <= 1
+    assert gives_answer_away("公司总部在北京市吗？", "北京市")
+    assert sum_up("公司总部在哪里？") == sum_up("公司总部在哪里") != sum_up("总部公司在哪里？")
+    source = "该公司2023年在上海销售了300台工业机器人。"
+    question = "该公司2023年在上海销售了多少台工业机器人？"
+    assert answers_too(question, "300台", source, "2023年该公司在上海共销售了300台工业机器人。")
+    assert answers_too(question, "300台", source, "仓库里有300台旧电脑，等待出售给学校。") is None
+
+
+def test_a_chinese_question_about_a_chinese_passage_is_kept() -> None:
+    passage = Passage("zh", "公司总部位于北京市海淀区，成立于二零零三年。")
+    asked = {"zh": [{"question": "这家企业在哪里办公？", "answer": "北京市海淀区"}]}
+    (pair,) = pairs_of(run([passage], answering(asked), ONE))
+    assert evidence_of(pair)["span"] == "北京市海淀区"
+
+
 LONG = "The committee approved the dividend of 12 cents a share, which is not due before the first of March"
 
 
@@ -471,6 +508,26 @@ def test_the_same_question_with_the_same_answer_has_both_passages_as_positives()
 
     asked["other"] = [{"question": question, "answer": "stopped assembling turbines"}]
     assert reasons_of(run([first, twin, other], answering(asked), plan)) == Counter({"ambiguous": 3})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What must be done before surgery?", "What must be done after surgery?"),
+        ("Who may fly from Leeds to Bonn for free?", "Who may fly from Bonn to Leeds for free?"),
+    ],
+)
+def test_questions_of_the_same_words_in_another_direction_are_two(one: str, other: str) -> None:
+    passages = [
+        Passage("first", "Patients fast for eight hours before surgery. Members fly from Leeds to Bonn."),
+        Passage("second", "Patients rest for two days after surgery. Children fly from Bonn to Leeds."),
+    ]
+    answers = ("eight hours", "two days") if "surgery" in one else ("Members", "Children")
+    asked = {
+        passage.id: [{"question": question, "answer": answer}]
+        for passage, question, answer in zip(passages, (one, other), answers, strict=True)
+    }
+    assert not reasons_of(run(passages, answering(asked), ONE))
 
 
 def test_other_passages_that_answer_become_positives_and_do_not_stand_in_the_way() -> None:

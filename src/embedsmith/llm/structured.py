@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)|\A.*</(think|thinking|reasoning)>", re.S | re.I)
-FENCE = re.compile(r"```[a-zA-Z]*\n?(.*?)(?:```|\Z)", re.S)
+THINKING = re.compile(  # at the beginning of a line: a question may name the tag
+    r"^[ \t]*<(think|thinking|reasoning)>.*?(</\1>|\Z)|\A.*</(think|thinking|reasoning)>", re.S | re.I | re.M
+)
+FENCE = re.compile(r"^[ \t]*```[a-zA-Z]*\n?(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.S | re.M)
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 BULLET = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.+?)\s*$", re.M)
 TEXT_KEYS = ("question", "text", "query", "paraphrase", "content")
@@ -65,13 +67,21 @@ def parse_object(text: str | None, keys: Sequence[str]) -> tuple[dict[str, Any] 
 
 
 def _strip(text: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the answer without its thinking and its fence, and a note if there was thinking."""
-    body = THINKING.sub("", text or "")
-    notes = ("thinking-removed",) if body != (text or "") else ()
+    """Return the answer without its thinking and its fence, and a note if there was thinking.
+
+    An answer that is JSON is left alone: its texts may speak of fences and of thinking.
+    """
+    whole = (text or "").strip()
+    for body in (whole, _unfence(whole)):
+        if body[:1] in ("{", "[") and _load(body) is not None:
+            return body, ()
+    body = THINKING.sub("", whole)
+    return _unfence(body), ("thinking-removed",) if body != whole else ()
+
+
+def _unfence(body: str) -> str:
     fenced = FENCE.search(body)
-    if fenced and fenced.group(1).strip():
-        return fenced.group(1).strip(), notes
-    return body.strip(), notes
+    return (fenced.group(1).strip() if fenced else "") or body.strip()
 
 
 def _clean(value: Any) -> Any:

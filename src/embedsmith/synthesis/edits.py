@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from embedsmith.synthesis.facts import find_changes
+from embedsmith.facts import find_changes
 from embedsmith.text import normalize
 
 KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")

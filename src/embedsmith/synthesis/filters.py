@@ -3,7 +3,7 @@
 The filters run in order, rows in the order of the log, so the same completions give the same examples
 whatever order they came in. All comparisons are on normalised text (case, spaces and closing
 punctuation do not count); *near* means a trigram Jaccard of at least 0.9 with the same numbers and
-negations, so that "30 days" is never near "60 days".
+negations and no fact exchanged, so that "30 days" is never near "60 days", nor "raise it" near "lower it".
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from dataclasses import dataclass
 
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
+from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
-from embedsmith.synthesis.facts import find_changes, says_the_same
-from embedsmith.text import jaccard, normalize, runs_of, same_facts, trigrams, words
+from embedsmith.synthesis.recipes import quote
+from embedsmith.synthesis.refusals import find_refusal
+from embedsmith.text import is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
 
 NEAR = 0.9
-LONGEST = 2000  # characters; no question of a log is longer
+LONGEST = 2000  # characters of a question; three paraphrases of a longer one do not fit into an answer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 RUNS_TO_REPEAT, NEW = 10, 0.5  # from so many runs of three words on, half are new; of 6,000 real passages all have more
-REFUSAL = re.compile(r"\b(as an ai|language model|i cannot|i can't (?:help|assist)|i'm sorry,? but)\b", re.I)
 FRAME = re.compile(r"^\W*(?:\d{1,2}[.)]\s+)?(?:(?:question|query|title|q|paraphrase)(?: \d+)?\s*:)?", re.I)
+BRACES = re.compile(r"\{(\w+)\}")
+PLACEHOLDERS = frozenset({"query", "count", "quoted", "passage", "passages", "place", "styles", "number"})
+NAME_ALONE = re.compile(r"^\W*(paraphrases|distinct|question)\W*$", re.I)
 COURTESY = frozenset({"hi", "hello", "hey", "dear", "please", "thanks", "thank", "regards"})
 LABEL = {"paraphrases": 1, "distinct": 0}
 
@@ -40,6 +44,7 @@ class Context:
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: finds texts of the evaluation sets.
         asked: runs of three words of the prompt, without the query.
+        nouns_raised: the log writes all nouns with a capital (`facts.raises_nouns`).
     """
 
     query: Query
@@ -48,6 +53,7 @@ class Context:
     elsewhere: dict[str, str]
     evaluation: LeakIndex
     asked: frozenset[str] = frozenset()
+    nouns_raised: bool = False
 
 
 Verdict = tuple[str, str] | None  # (reason, detail)
@@ -60,12 +66,17 @@ def check_form(text: str, context: Context) -> Verdict:
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3:
         return "malformed", "fewer than three letters"
-    if len(text) > LONGEST:
+    if is_too_long(text):
         return "malformed", f"{len(text)} characters"
-    asked = len(words(context.query.text))  # 1 in languages without spaces
-    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1:
+    asked = len(words(context.query.text))
+    if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1 and not is_unspaced(text):
         return "malformed", f"one word for a question of {asked}"
     return find_repetition(text)
+
+
+def is_too_long(text: str) -> bool:
+    """Say whether a text is no question but a document: nothing that is written about it would be short enough."""
+    return len(text) > LONGEST
 
 
 def find_repetition(text: str) -> Verdict:
@@ -78,10 +89,8 @@ def find_repetition(text: str) -> Verdict:
 
 def check_refusal(text: str, context: Context) -> Verdict:
     """Reject a refusal, unless the user's question itself speaks that way."""
-    found = REFUSAL.search(text)
-    if found and not REFUSAL.search(context.query.text):
-        return "refusal", f"“{found.group(0)}”"
-    return None
+    found = find_refusal(text)
+    return ("refusal", f"“{found}”") if found and not find_refusal(context.query.text) else None
 
 
 def check_echo(text: str, context: Context) -> Verdict:
@@ -90,18 +99,25 @@ def check_echo(text: str, context: Context) -> Verdict:
     shared = sum(run in context.asked for run in runs)
     if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
         return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
-    if re.search(r"\{\w+\}|^\W*(paraphrases|distinct|question)\W*$", text, re.I):
+    if NAME_ALONE.search(text) or _has_new_placeholder(text, context.query.text):
         return "prompt-echo", "a piece of the prompt"
     return None
 
 
+def _has_new_placeholder(text: str, query: str) -> bool:
+    """Say whether a text has words in braces that are no code: the prompt's own, or any where the query has none."""
+    known = set(BRACES.findall(query))
+    return any(name not in known and (not known or name in PLACEHOLDERS) for name in BRACES.findall(text))
+
+
 def check_copy(text: str, context: Context) -> Verdict:
     """Reject the query itself, or nearly itself."""
-    if normalize(text) == normalize(context.query.text):
+    query = context.query.text
+    if normalize(text) == normalize(query):
         return "copy-of-query", "the same text"
-    if bare_words(text) == bare_words(context.query.text):
+    if bare_words(text) == bare_words(query) and same_facts(text, query):
         return "copy-of-query", "the same words but for courtesy and marks"
-    closeness = _near([context.query.text], text)
+    closeness = _near([query], text, context)
     if closeness is not None:
         return "copy-of-query", f"Jaccard {closeness[1]:.2f}"
     return None
@@ -111,14 +127,14 @@ def check_changes(text: str, context: Context) -> Verdict:
     """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …"""
     if context.task != "paraphrases":
         return None
-    changes = find_changes(context.query.text, text)
+    changes = find_changes(context.query.text, text, nouns_raised=context.nouns_raised)
     detail = "; ".join(f"{change.kind} {change.evidence}" for change in changes)
     return (f"changed-{changes[0].kind}", detail) if changes else None
 
 
 def check_sameness(text: str, context: Context) -> Verdict:
     """Reject a question that is to be distinct and says the same by its words."""
-    if context.task == "distinct" and says_the_same(context.query.text, text):
+    if context.task == "distinct" and says_the_same(context.query.text, text, nouns_raised=context.nouns_raised):
         return "paraphrase-as-negative", "the same words but for small ones, no fact differs"
     return None
 
@@ -135,7 +151,7 @@ def bare_words(text: str) -> list[str]:
 def check_conflict(text: str, context: Context) -> Verdict:
     """Reject a candidate that the other task of the same row also has: it cannot be both."""
     other = "distinct" if context.task == "paraphrases" else "paraphrases"
-    found = _near(context.accepted[other], text)
+    found = _near(context.accepted[other], text, context)
     return ("label-conflict", f"also among the {other}: “{found[0]}”") if found else None
 
 
@@ -144,7 +160,7 @@ def check_repeat(text: str, context: Context) -> Verdict:
     for other in context.accepted[context.task]:
         if normalize(other) == normalize(text):
             return "duplicate", "the same text in this row"
-    found = _near(context.accepted[context.task], text)
+    found = _near(context.accepted[context.task], text, context)
     return ("near-duplicate", f"Jaccard {found[1]:.2f} with “{found[0]}”") if found else None
 
 
@@ -190,13 +206,16 @@ def judge(text: str, context: Context) -> Rejected | None:
 
 def index_prompt(prompt: str, query: str) -> frozenset[str]:
     """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
-    return frozenset(runs_of(prompt.replace(query, " ")))
+    quoted = quote(query)
+    return frozenset(runs_of(prompt.replace(quoted if quoted in prompt else query, " ")))
 
 
-def _near(others: Sequence[str], text: str) -> tuple[str, float] | None:
+def _near(others: Sequence[str], text: str, context: Context) -> tuple[str, float] | None:
     grams = trigrams(text)
     for other in others:
         closeness = jaccard(grams, trigrams(other))
-        if closeness >= NEAR and same_facts(text, other):
+        if closeness < NEAR or not same_facts(text, other):
+            continue
+        if not find_changes(other, text, nouns_raised=context.nouns_raised):
             return other, closeness
     return None

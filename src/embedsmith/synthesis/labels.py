@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, pair_similarities
 from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, texts_of
+from embedsmith.facts import KINDS, find_changes, likeness, overlap, read_facts, says_the_same
 from embedsmith.logistic import cross_predict
-from embedsmith.synthesis.facts import KINDS, find_changes, likeness, overlap, read_facts, says_the_same
 from embedsmith.text import jaccard, normalize, trigrams
 
 FEWEST = 25  # pairs of each label from which on a regression has something to stand on

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
-from embedsmith.corpus import Query
+from embedsmith.corpus import Query, require_own_ids
 from embedsmith.examples import LabelledPair, Provenance, Rejected
+from embedsmith.facts import raises_nouns
 from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Completion, Prompt, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
 from embedsmith.synthesis.edits import Edit, collect_names, draw_edits
-from embedsmith.synthesis.filters import CHECKS, LABEL, Context, index_prompt, judge
+from embedsmith.synthesis.filters import CHECKS, LABEL, LONGEST, Context, index_prompt, is_too_long, judge
 from embedsmith.synthesis.pair_judge import judge_pairs
 from embedsmith.synthesis.recipes import TASKS, Recipe, render
 from embedsmith.text import normalize
@@ -32,12 +33,14 @@ def synthesize_langcache(
     """Yield labelled pairs (query, candidate, 1 or 0) in the order of the log, and what was rejected.
 
     Args:
-        evaluation: texts that must not appear among the examples; a query that is one of them is not asked about.
+        evaluation: texts that must not appear among the examples; a query that is one of them is not asked about, nor
+            is one of more than 2,000 characters.
     """
+    require_own_ids(queries)
     leaks = LeakIndex(evaluation, same_kind=True)
     usable: list[Query] = []
     for query in queries:
-        objection = _find_leak(query, leaks)
+        objection = _find_objection(query, leaks)
         if objection is None:
             usable.append(query)
         else:
@@ -63,7 +66,11 @@ def _render_all(recipe: Recipe, queries: Sequence[Query]) -> Iterator[Prompt]:
     return chain.from_iterable(render(recipe, query) for query in queries)
 
 
-def _find_leak(query: Query, leaks: LeakIndex) -> Rejected | None:
+def _find_objection(query: Query, leaks: LeakIndex) -> Rejected | None:
+    """Return why nothing is asked about a query."""
+    if is_too_long(query.text):
+        detail = f"{len(query.text)} characters, {LONGEST} at most: no paraphrase of it would pass"
+        return Rejected("too-long", detail, query.text, source=query.id)
     found = leaks.find(query.text)
     if found is None:
         return None
@@ -80,11 +87,13 @@ class _Sieve:
     calls: Calls
     by_id: dict[str, Query] = field(init=False)
     elsewhere: dict[str, str] = field(init=False)
+    nouns_raised: bool = field(init=False)
     row: str | None = None
     accepted: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_id = {query.id: query for query in self.queries}
+        self.nouns_raised = raises_nouns(query.text for query in self.queries)
         self.elsewhere = {normalize(query.text): query.id for query in reversed(self.queries)}
 
     def read(self, prompt: Prompt, completion: Completion) -> Iterator[LabelledPair | Rejected]:
@@ -99,7 +108,7 @@ class _Sieve:
         asked = self.recipe.counts[task]
         if len(parsed.items) < asked:
             yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
-        known = Context(query, task, self.accepted, self.elsewhere, self.leaks, index_prompt(prompt.user, query.text))
+        known = self._know(query, task, index_prompt(prompt.user, query.text))
         origin = Provenance(query.id, prompt.fingerprint, completion.model, self.calls.sampling.seed, CHECKS)
         for text in parsed.items[:asked]:
             objection = judge(text, known)
@@ -107,7 +116,7 @@ class _Sieve:
 
     def take(self, query: Query, edits: Iterable[Edit]) -> Iterator[LabelledPair | Rejected]:
         """Yield what the same filters say of edits of the query whose answers were read last."""
-        known = Context(query, "distinct", self.accepted, self.elsewhere, self.leaks)
+        known = self._know(query, "distinct")
         for edit in edits:
             objection = judge(edit.text, known)
             found = (f"edit={edit.kind}", f"grade={edit.grade}", f"change={edit.detail}")
@@ -116,6 +125,9 @@ class _Sieve:
                 continue
             origin = Provenance(query.id, "", EDITED, self.recipe.seed, (*CHECKS, *found))
             yield self._accept(edit.text, query, "distinct", origin)
+
+    def _know(self, query: Query, task: str, asked: frozenset[str] = frozenset()) -> Context:
+        return Context(query, task, self.accepted, self.elsewhere, self.leaks, asked, self.nouns_raised)
 
     def _accept(self, text: str, query: Query, task: str, origin: Provenance) -> LabelledPair:
         self.accepted[task].append(text)

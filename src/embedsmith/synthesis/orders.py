@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from embedsmith.corpus import Query
+from embedsmith.corpus import Query, require_own_ids
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError
@@ -17,6 +17,7 @@ from embedsmith.llm.pacing import Pace, Timed, measure_pace, recall_pace
 from embedsmith.llm.pilot import Estimate, PilotRow, choose_rows, estimate
 from embedsmith.synthesis.e5 import E5Plan, synthesize_e5
 from embedsmith.synthesis.e5.plan import TWO_STEPS
+from embedsmith.synthesis.filters import is_too_long
 from embedsmith.synthesis.langcache import synthesize_langcache
 from embedsmith.synthesis.rag import RagPlan, render_prompts, synthesize_rag
 from embedsmith.synthesis.recipes import Recipe, render
@@ -43,16 +44,18 @@ class Order:
 
 def order_langcache(recipe: Recipe, queries: Sequence[Query], *, evaluation: Iterable[str] = ()) -> Order:
     """Return the order of paraphrases and near misses of `queries`; its pilot takes queries of all lengths."""
+    require_own_ids(queries)
     leaks = tuple(evaluation)
+    asked = [query for query in queries if not is_too_long(query.text)]
     sizes = {
-        query.id: sum(len(prompt.system) + len(prompt.user) for prompt in render(recipe, query)) for query in queries
+        query.id: sum(len(prompt.system) + len(prompt.user) for prompt in render(recipe, query)) for query in asked
     }
     return Order(
         "langcache",
         sizes,
         lambda calls: synthesize_langcache(recipe, queries, calls, evaluation=leaks),
         lambda count: order_langcache(
-            recipe, [queries[place] for place in choose_rows(list(sizes.values()), count)], evaluation=leaks
+            recipe, [asked[place] for place in choose_rows(list(sizes.values()), count)], evaluation=leaks
         ),
         lambda name: name if name in sizes else name.rpartition("#")[0],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +18,7 @@ TASKS = ("paraphrases", "distinct")  # label 1, label 0
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The two messages of one call, with the placeholders {query} and {count}."""
+    """The two messages of one call, with the placeholders {quoted} (or {query}) and {count}."""
 
     system: str
     user: str
@@ -93,15 +94,22 @@ def _parse_template(table: dict[str, str], source: str) -> Template:
         raise ConfigurationError(f"{source} has the keys {', '.join(sorted(table))}", expected="system and user")
     template = Template(table["system"].strip(), table["user"].strip())
     try:
-        filled = template.user.format(query="\0", count=1)
+        filled = template.user.format(query="\0", quoted="\0", count=1)
     except (KeyError, IndexError, ValueError) as error:
         raise ConfigurationError(
             f"{source}: the user prompt has a wrong placeholder ({error})",
-            expected="{query} and {count}, and {{ }} for literal braces",
+            expected="{quoted} (or {query}) and {count}, and {{ }} for literal braces",
         ) from None
     if "\0" not in filled:
-        raise ConfigurationError(f"{source}: the user prompt never names the question", expected="{query} in it")
+        raise ConfigurationError(
+            f"{source}: the user prompt never names the question", expected="{quoted} or {query} in it"
+        )
     return template
+
+
+def quote(text: str) -> str:
+    """Return a text as JSON, in which it is one line and cannot end its quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def render(recipe: Recipe, query: Query) -> list[Prompt]:
@@ -109,7 +117,9 @@ def render(recipe: Recipe, query: Query) -> list[Prompt]:
     return [
         Prompt(
             system=recipe.templates[task].system,
-            user=recipe.templates[task].user.format(query=query.text, count=recipe.counts[task]),
+            user=recipe.templates[task].user.format(
+                query=query.text, quoted=quote(query.text), count=recipe.counts[task]
+            ),
             row=query.id,
             task=task,
         )

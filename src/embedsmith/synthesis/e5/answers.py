@@ -13,19 +13,8 @@ from embedsmith.llm import Completion, name_failure
 from embedsmith.llm.structured import THINKING, parse_object, storable
 from embedsmith.synthesis.e5.plan import TWO_STEPS, StsForm
 from embedsmith.synthesis.e5.prompting import KEYS, Request
+from embedsmith.synthesis.refusals import find_refusal
 
-# At the beginning of a text, and only in the words of an assistant: a letter may well say "I cannot come".
-OPENING = re.compile(
-    r"^\W*(?:(?:i['’]m|i am)(?: really| very)? sorry|sorry|i apologi[sz]e|unfortunately)?[,.]?\s*(?:but )?"
-    r"i(?: can(?:no|['’])t| won['’]t| will not|['’]m (?:not able|unable) to| am (?:not able|unable) to) "
-    r"(?:(?:assist|help)(?: you)? with (?:that|this|your)|comply|fulfil+ (?:that|this|your)|generate|do (?:that|this)|"
-    r"(?:create|provide|produce|write|continue with) (?:that|this|such|content|texts?|examples?|an example))",
-    re.I,
-)
-# Where no honest text speaks so.
-ANYWHERE = re.compile(
-    r"\bas an? (?:ai|artificial intelligence)\b(?: language)?(?: model| assistant)?\b[^.!?]{0,40}\bI\b", re.I
-)
 MOST_BRACES = 50  # places in an answer where an object is looked for
 
 
@@ -43,12 +32,6 @@ class Answer:
     reason: str = ""
     detail: str = ""
     notes: tuple[str, ...] = ()
-
-
-def find_refusal(text: str) -> str:
-    """Return the words by which a model refuses, "" if it does not."""
-    found = OPENING.search(text[:400]) or ANYWHERE.search(text)
-    return found.group(0) if found else ""
 
 
 def explain_absence(completion: Completion) -> tuple[str, str] | None:

@@ -15,10 +15,11 @@ from embedsmith.errors import EmbedsmithError
 from embedsmith.examples import Rejected
 from embedsmith.llm import Completion
 from embedsmith.llm.structured import parse_list
-from embedsmith.synthesis.e5.answers import explain_absence, find_refusal
+from embedsmith.synthesis.e5.answers import explain_absence
 from embedsmith.synthesis.e5.filters import template_runs
 from embedsmith.synthesis.e5.plan import TWO_STEPS, E5Plan, Row
 from embedsmith.synthesis.e5.prompting import TASKS, Templates
+from embedsmith.synthesis.refusals import find_refusal
 from embedsmith.text import normalize, runs_of, words
 
 FEWEST_WORDS, FEWEST_LETTERS, MOST_CHARACTERS = 4, 12, 500

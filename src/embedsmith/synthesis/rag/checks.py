@@ -2,7 +2,7 @@
 
 Texts are compared as the runs of their words and numbers after `flatten`: case, white space, quotes, dashes, table
 bars and thousands separators do not count. "$ 8,313,836" and "$8313836" are the same span, "30 days" and "60 days"
-are not.
+are not. In writings without spaces (Chinese, Japanese, Thai) each sign is a word, and two in a row are a term.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.text import NEGATIONS, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import MARKS, NEGATIONS, UNSPACED, is_unspaced, jaccard, normalize, same_facts, trigrams
 
-TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)*|[%$€£¥]")
+LETTER = rf"[^\W\d_{UNSPACED}][{MARKS}]*"
+TOKEN = re.compile(rf"\d+(?:[.,]\d+)*|(?:{LETTER})+(?:'(?:{LETTER})+)*|[{UNSPACED}]|[%$€£¥]")
+SIGN = re.compile(rf"[{UNSPACED}]")
+SIGNS_A_WORD = 2  # in writings without spaces
 SILENT = frozenset("$€£¥")  # currency signs stand apart in tables, or are left out in the answer
 ELLIPSIS = re.compile(r"\s*(?:\.{3,}|…|\[\.{3}\])\s*")
 PIECE = 3  # words that a piece of an answer with an ellipsis has to have
@@ -46,6 +50,7 @@ STOP = frozenset(
     with would you your
     """.split()  # noqa: SIM905 shorter to read than a list
 )
+SMALL = STOP - {"after", "before", "more", "most", "over", "under"}  # these say which way
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Span:
 
 
 def flatten(text: str) -> list[str]:
-    """Return the words and numbers of `text` in the form in which they are compared.
+    """Return the words, numbers and single signs of `text` in the form in which they are compared.
 
     >>> flatten("“Net sales” | $ | 8,313,836 (up 5.30%)")
     ['net', 'sales', '8313836', 'up', '5.30', '%']
@@ -97,7 +102,7 @@ def find_span(answer: str, passage: str, *, edits: int = 0) -> Span | None:
         return None
     if _find_run(whole, words) >= 0:  # the passage itself may have the ellipsis
         pieces = [whole]
-    if len(pieces) > 1 and min(map(len, pieces)) < PIECE:
+    if len(pieces) > 1 and min(sum(map(_weigh, piece)) for piece in pieces) < PIECE:
         return None
     first, last, start = -1, -1, 0
     for piece in pieces:
@@ -125,7 +130,7 @@ def _find_run(run: Sequence[str], words: Sequence[str], start: int = 0) -> int:
 
 def _find_edited(run: Sequence[str], passage: str, located: Sequence[tuple[str, int, int]], edits: int) -> Span | None:
     """Return the part of the passage nearest to `run` by edit distance over words, if it is near enough."""
-    allowed = len(run) // edits if edits else 0
+    allowed = len(run) // edits if edits and not is_unspaced("".join(run)) else 0  # one sign is a word there
     if not allowed or not located:
         return None
     words = [word for word, _, _ in located]
@@ -164,20 +169,27 @@ def find_reference(question: str) -> str | None:
 
 
 def measure_copy(question: str, passage: str) -> tuple[int, float]:
-    """Return the longest run of words that the question shares with the passage, and its share of the question."""
+    """Return the longest run of words that the question shares with the passage, and its share of the question.
+
+    Two signs of a writing without spaces count as one word.
+    """
     asked, words = flatten(question), flatten(passage)
     if not asked:
         return 0, 0.0
-    longest = 0
-    before = [0] * (len(words) + 1)
+    longest = 0.0
+    before = [0.0] * (len(words) + 1)
     for own in asked:
-        row = [0] * (len(words) + 1)
+        row = [0.0] * (len(words) + 1)
         for place, word in enumerate(words, start=1):
             if own == word:
-                row[place] = before[place - 1] + 1
+                row[place] = before[place - 1] + _weigh(own)
         longest = max(longest, max(row))
         before = row
-    return longest, longest / len(asked)
+    return int(longest), longest / sum(map(_weigh, asked))
+
+
+def _weigh(word: str) -> float:
+    return 1 / SIGNS_A_WORD if SIGN.match(word) else 1.0
 
 
 def gives_answer_away(question: str, answer: str) -> bool:
@@ -202,8 +214,10 @@ def sum_up(question: str) -> int:
 
     >>> sum_up("What was NIKE's revenue in 2023?") == sum_up("nike revenue 2023")
     True
+    >>> sum_up("What must be done before surgery?") == sum_up("What must be done after surgery?")
+    False
     """
-    words = set(flatten(question)) - STOP
+    words = set(_terms(question)) - SMALL
     return int(fingerprint(sorted(words or {normalize(question)})), 16) >> 1
 
 
@@ -233,12 +247,26 @@ def names_and_numbers(question: str) -> frozenset[str]:
 
 def measure_likeness(passage: str, other: str) -> float:
     """Return the share of the shorter passage's telling words that the other one has, 0 to 1."""
-    left, right = _stems(flatten(passage)), _stems(flatten(other))
+    left, right = _stems(passage), _stems(other)
     return len(left & right) / max(min(len(left), len(right)), 1)
 
 
-def _stems(words: Sequence[str]) -> frozenset[str]:
-    return frozenset(word[:STEM] if word.isalpha() else word for word in words if word not in STOP)
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(word[:STEM] if word.isalpha() else word for word in _terms(text) if word not in STOP)
+
+
+def _terms(text: str) -> list[str]:
+    """Return the words and numbers, and of writings without spaces every two signs in a row; one that stands alone."""
+    found: list[str] = []
+    run: list[str] = []
+    for word in [*flatten(text), ""]:
+        if SIGN.match(word):
+            run.append(word)
+            continue
+        found += map("".join, pairwise(run)) if len(run) > 1 else run
+        run = []
+        found += [word] if word else []
+    return found
 
 
 def answers_too(question: str, answer: str, source: str, other: str) -> str | None:
@@ -257,8 +285,8 @@ def answers_too(question: str, answer: str, source: str, other: str) -> str | No
     likeness = measure_likeness(source, other)
     if likeness >= ALIKE and _changes_no_fact(source, other, answer):
         return f"says the same (likeness {likeness:.2f})"
-    shared = _stems(flatten(question)) & _stems(sorted(own))
-    covered = shared & _stems(sorted(words))
+    shared = _stems(question) & _stems(source)
+    covered = shared & _stems(other)
     if facts - own or len(shared) < TELLING or len(covered) < COVERED * len(shared):
         return None
     if not _is_telling(answer):
@@ -275,9 +303,10 @@ def _changes_no_fact(source: str, other: str, answer: str) -> bool:
 
 def _is_telling(answer: str) -> bool:
     """Say whether the answer alone is rare enough to tell: two words, or a number of three digits and more."""
-    run = flatten(answer)
-    telling = [word for word in run if word not in STOP]
-    return len(telling) >= 2 or any(sum(map(str.isdigit, word)) >= 3 and not _is_year(word) for word in telling)
+    telling = [word for word in flatten(answer) if word not in STOP]
+    return sum(map(_weigh, telling)) >= 2 or any(
+        sum(map(str.isdigit, word)) >= 3 and not _is_year(word) for word in telling
+    )
 
 
 def _is_year(word: str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
 from embedsmith.examples import Rejected
+from embedsmith.facts import find_changes
 from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, Spool, reject
 from embedsmith.synthesis.rag.checks import answers_alike, answers_too
 from embedsmith.synthesis.rag.plan import RagPlan
@@ -73,6 +74,7 @@ def _settle_repeats(
     candidate: Candidate, repeats: Sequence[Repeat], passages: Sequence[Passage]
 ) -> Candidate | Rejected:
     """Return the candidate with the passages of the same question as positives, or why it cannot stay."""
+    repeats = [repeat for repeat in repeats if not find_changes(repeat.question, candidate.question)]
     elsewhere = [repeat for repeat in repeats if not set(repeat.sources) & set(candidate.sources)]
     for other in elsewhere:
         if not _alike(candidate, other, passages):
