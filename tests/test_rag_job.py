@@ -170,6 +170,43 @@ def test_no_documents_is_an_error_before_any_call(job: RagJob, tmp_path: Path) -
     assert not model.calls
 
 
+def test_documents_of_no_known_kind_are_named_before_any_call(job: RagJob, tmp_path: Path) -> None:
+    model, folder = llm(), tmp_path / "office"
+    folder.mkdir()
+    (folder / "a.docx").write_bytes(b"PK")
+    (folder / "b.docx").write_bytes(b"PK")
+    (folder / "c.txt").write_bytes(b"")
+    for _ in range(2):  # also where the stage is up to date
+        with pytest.raises(InputError, match=r"2 × unknown-format \(.*a\.docx: the ending '\.docx'.*1 × empty"):
+            run_rag(replace(job, sources=(str(folder),)), model)
+    assert not model.calls
+
+
+def test_too_few_passages_are_an_error_before_any_call(job: RagJob, tmp_path: Path) -> None:
+    model = llm()
+    write(tmp_path / "few.jsonl", [{"text": text} for text in TOPICS[:5]])
+    with pytest.raises(InputError, match="5 passages") as caught:
+        run_rag(replace(job, sources=(str(tmp_path / "few.jsonl"),), teaching=Teaching()), model)
+    assert "more than 5" in str(caught.value)
+    assert not model.calls
+
+
+def test_a_run_over_few_passages_has_questions_for_every_part(job: RagJob, tmp_path: Path) -> None:
+    write(tmp_path / "few.jsonl", [{"text": text} for text in TOPICS])
+    few = replace(job, sources=(str(tmp_path / "few.jsonl"),))
+    result = run_rag(few, llm())
+    assert result.summary["retrieval"]["queries"] > 0
+
+
+TOPICS = (
+    "The harbour office charges berth fees for every ship that stays longer than three hours at the northern quay.",
+    "Refunds take thirty days from the day on which the goods came back to the warehouse in good order.",
+    "A boiler loses pressure when water leaks from a radiator valve or when the expansion vessel has failed.",
+    "Trains to the mountains leave every second hour in winter and every hour between May and late September.",
+    "The library lends tools such as drills and ladders to members who have paid the yearly deposit of twenty pounds.",
+)
+
+
 def summary_of(value: float, low: float, high: float, p_value: float) -> dict[str, object]:
     change = {"value": value, "low": low, "high": high, "p_value": p_value}
     return {

@@ -95,7 +95,9 @@ def teach(
     right = _find_positives(pairs, places)
     if len(passages) <= teaching.negatives + max(len(own) for own in right.values()):
         raise InputError(
-            f"{len(passages)} passages", expected=f"more than {teaching.negatives} besides the positives of a question"
+            f"{len(passages)} passages",
+            expected=f"more than {teaching.negatives} besides the positives of a question",
+            action="give more passages, or grade fewer negatives",
         )
     questions = list(right)
     rankers = _Rankers(vectors, encode(questions), questions, lexical or LexicalIndex(passages))
