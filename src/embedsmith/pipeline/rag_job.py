@@ -218,11 +218,9 @@ def _refuse_documents(job: RagJob, path: Path, lost: Mapping[str, int]) -> Input
     first: dict[str, Mapping[str, Any]] = {}
     for _, row in read_rows(path):
         first.setdefault(row["reason"], row)
-    reasons = [
-        f"{count} × {reason} ({first[reason]['file']}: {first[reason]['detail']})" for reason, count in lost.items()
-    ]
+    said = [f"{count} × {name} ({first[name]['file']}: {first[name]['detail']})" for name, count in lost.items()]
     return InputError(
-        f"there is no passage in {', '.join(job.sources)}; not used: {'; '.join(reasons) or 'nothing, they hold no file'}",
+        f"there is no passage in {', '.join(job.sources)}; not used: {'; '.join(said) or 'nothing, there is no file'}",
         expected="a document with text",
         action=f"see {path}",
     )
