@@ -297,7 +297,8 @@ def _make_task(pairs: Sequence[PositivePair], passages: Sequence[Passage]) -> Re
     for pair in pairs:
         relevant.setdefault(queries[pair.anchor], {})[ids[pair.positive]] = 1
     documents = {passage.id: passage.text for passage in passages}
-    return RetrievalTask("questions held out", documents, {key: text for text, key in queries.items()}, relevant)
+    asked = {key: text for text, key in queries.items()}
+    return RetrievalTask("questions held out", documents, asked, relevant, keep_own=True)
 
 
 def _teaching(
