@@ -148,8 +148,10 @@ def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path:
     asked = list(dict.fromkeys(row["anchor"] for row in rows))[:5]
     passages = {row["anchor"]: row["positive"] for row in rows}
     corpus = [{"_id": f"d{n}", "text": passages[question]} for n, question in enumerate(asked)]
+    asked_before = [{"_id": "t", "text": "a question of the training split, which nobody judged"}]
     write(folder / "corpus.jsonl", corpus)
-    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": question} for n, question in enumerate(asked)])
+    own = [{"_id": f"q{n}", "text": question} for n, question in enumerate(asked)]
+    write(folder / "queries.jsonl", own + asked_before)
     judged = [f"q{n}\td{n}\t1" for n in range(len(asked))]
     (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
     result = run_rag(replace(job, evaluation=folder, out=tmp_path / "second"), llm())
@@ -157,6 +159,7 @@ def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path:
     assert not [question for question in asked if json.dumps(question, ensure_ascii=False) in kept]
     assert result.summary["retrieval"]["queries"] == 5
     assert result.summary["synthesis"]["counts"]["evaluation-leak"] >= 5
+    assert "1 queries have no judgement (such as those of another split): left out." in result.report.read_text()
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:

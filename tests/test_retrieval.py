@@ -497,6 +497,17 @@ def test_a_model_bm25_and_a_run_on_one_folder(tmp_path: Path, tiny_model: Path) 
     assert "p (Holm)" in printed
 
 
+def test_bm25_that_finds_nothing_for_most_queries_is_a_warning(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir", scores=[("q1", "d1", 2), ("q2", "d2", 1)])
+    asked = [{"_id": "q1", "text": "Karte sperren"}, {"_id": "q2", "text": "Geld leihen"}]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    run = write_lines(tmp_path / "theirs.trec", [("q1", "Q0", "d2", 1, 0.9, "t")])
+    code, printed, words = call("evaluate", "--retrieval", folder, "--bm25", "--run", run, "--json")
+    assert code == 0, words
+    notes = json.loads(printed)["retrieval"]["notes"]
+    assert [note for note in notes if note.startswith("BM25 finds nothing for 2 of 2 queries: they share no word")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from embedsmith.artifacts import plain
 from embedsmith.cli.console import change, console, draw_bar, print_table, spread, sure
 from embedsmith.errors import ConfigurationError
+from embedsmith.lexical import warn_of_silence
 
 if TYPE_CHECKING:
     from embedsmith.retrieval import Ranker, Rankings, RetrievalTask
@@ -52,6 +53,8 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
     notes += report.list_notes()
+    if warning := warn_of_silence(report.unanswered.get(BM25, 0), report.queries):
+        notes.append(warning)
     found = {**plain(report), "notes": notes, "files": _write_runs(options.run_out, task, rankings)}
     if options.report is not None:
         from embedsmith.report.retrieval import write_retrieval_report

@@ -34,7 +34,7 @@ from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import InputError, ModelRefused
 from embedsmith.examples import PositivePair, Rejected, Triplet, connect, read_examples, split, write_examples
 from embedsmith.guards import read_guards
-from embedsmith.lexical import LexicalIndex
+from embedsmith.lexical import LexicalIndex, warn_of_silence
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
@@ -321,6 +321,7 @@ def _teaching(
             taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
             write_examples(folder / outputs[0], taught.examples)
             about = {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks, "length": vectors.shape[1]}
+            about |= {"silent": taught.silent, "questions": len({pair.anchor for pair in pairs})}
             write_json(folder / outputs[1], about)
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
@@ -328,6 +329,8 @@ def _teaching(
         f"teaching: {len(pairs)} pairs graded by the base and BM25 (weight {found['weight']:g}); MRR@10 of the "
         f"questions' own passages {ranks[0.0]:.3f} by the base, {ranks[found['weight']]:.3f} by both"
     )
+    if warning := warn_of_silence(found.get("silent", 0), found.get("questions", 0)):
+        watch.say(f"teaching: warning: {warning}")
     examples = read_examples(folder / outputs[0], kind=Triplet).examples
     length = found.get("length") or base().encode(["a vector"]).shape[1]  # runs of a version that did not tell
     return [example for example in examples if isinstance(example, Triplet)], int(length)
@@ -409,7 +412,9 @@ def _evaluation(
         tuned = load_encoder(folder / "model")
         rankers: dict[str, Encoder | Ranker] = {"base": base(), "tuned": tuned, "BM25": LexicalRanker()}
         found = measure_retrieval(rankers, task, baseline="base", dimensions=dimensions, seed=job.seed)
-        write_json(folder / "evaluation.json", found)
+        write_json(folder / "evaluation.json", {**plain(found), "notes": found.list_notes()})
+        for note in found.list_notes():
+            watch.say(f"evaluation: {note}")
 
 
 def choose_dimensions(whole: int) -> tuple[int, ...]:
