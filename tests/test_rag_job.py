@@ -219,6 +219,7 @@ def summary_of(value: float, low: float, high: float, p_value: float) -> dict[st
             "queries": 300,
             "metrics": {"base": {"ndcg@10": {"value": 0.7}}},
             "differences": {"tuned": {"ndcg@10": change}},
+            "holm": {"tuned": {"ndcg@10": p_value}},
         }
     }
 
