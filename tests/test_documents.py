@@ -115,6 +115,23 @@ kept as it is
     assert [block.level for block in document.blocks[:3]] == [1, 2, 0]
 
 
+@pytest.mark.parametrize(
+    "top",
+    ["title: A\ntags:\n- x\n- y\n# by hand\nlast changed: 2031\nabout: |\n  text of\n  its own", "", "url: http://a.b"],
+)
+def test_settings_at_the_top_of_markdown_are_dropped(top: str) -> None:
+    document = parse_markdown("m.md", f"---\n{top}\n---\n\nMore.")
+    assert blocks_of(document)[-1] == "More."
+    assert "changed" not in document.text
+
+
+def test_text_between_two_rules_at_the_top_of_markdown_is_text() -> None:
+    document = parse_markdown("m.md", "---\n# Title\n\nAll refunds take 30 days.\n\n---\n\nMore.")
+    assert blocks_of(document) == ["Title", "All refunds take 30 days.", "More."]
+    listed = parse_markdown("m.md", "---\n# Title\n- one\n---\nMore.")
+    assert "one" in listed.text
+
+
 def test_html_gives_the_text_without_scripts_navigation_and_notices() -> None:
     page = """<html><head><title>Site</title><style>p{}</style><script>var x = "no"</script></head><body>
     <nav><a>Home</a></nav><header><img alt="logo"></header><div class="cookie-banner">We use cookies</div>
@@ -145,6 +162,45 @@ def test_html_gives_the_text_without_scripts_navigation_and_notices() -> None:
         "not noise",
     ]
     assert [block.level for block in document.blocks if block.level] == [1, 2]
+
+
+def test_a_cell_over_several_rows_stands_in_each_of_them() -> None:
+    page = """<table><thead><tr><th rowspan="2">Segment</th><th>Year</th><th>Sales</th></tr></thead><tbody>
+    <tr><td rowspan="2">Storage</td><td>2023</td><td rowspan="0">41</td></tr><tr><td>2024</td></tr>
+    <tr><td>Grid</td><td>2024</td></tr></tbody><tbody><tr><td>Home</td><td>2024</td><td>7</td></tr></tbody></table>"""
+    assert blocks_of(parse_html("p.html", page)) == [
+        "Segment: Storage; Year: 2023; Sales: 41",
+        "Segment: Storage; Year: 2024; Sales: 41",
+        "Segment: Grid; Year: 2024; Sales: 41",
+        "Segment: Home; Year: 2024; Sales: 7",  # the cell over "all rows" ends with its group
+    ]
+
+
+def test_heads_over_two_rows_stand_once_and_wide_cells_keep_the_columns_below() -> None:
+    page = """<table><tr><th rowspan="2">Segment</th><th colspan="2">Sales</th></tr><tr><th>2023</th><th>2024</th></tr>
+    <tr><td rowspan="2" colspan="2">both</td><td>1</td></tr><tr><td>2</td></tr></table>"""
+    assert blocks_of(parse_html("p.html", page)) == [
+        "Sales: 2023; 2024",
+        "Segment: both; 1",
+        "Segment: both; 2",
+    ]
+
+
+def test_spans_of_millions_and_long_cells_do_not_multiply() -> None:
+    rows = "<tr><td>x</td></tr>" * 30
+    page = f'<table><tr><td rowspan="99999999" colspan="99999999">{"long " * 99}</td><td>y</td></tr>{rows}</table>'
+    document = parse_html("p.html", page)
+    assert len(document.text) < 99 * 5 + 30 * 4 + 9
+
+
+def test_a_form_that_is_the_page_stays_and_a_form_on_the_page_goes() -> None:
+    asp = """<form id="aspnetForm"><input type="hidden" value="state"><div><p>Refunds take thirty days from the day on
+    which the goods came back.</p></div></form><p>(c) us</p>"""
+    assert blocks_of(parse_html("p.html", asp))[0].startswith("Refunds take thirty days")
+    titled = f"<form><h1>Terms</h1></form><p>{'Loose text. ' * 9}</p>"
+    assert blocks_of(parse_html("p.html", titled))[0] == "Terms"
+    beside = "<p>Refunds take thirty days.</p><form>Your name <input><button>Send</button></form>"
+    assert blocks_of(parse_html("p.html", beside)) == ["Refunds take thirty days."]
 
 
 def test_a_class_that_names_the_subject_is_no_noise() -> None:

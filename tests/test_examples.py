@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from embedsmith.examples import (
     Provenance,
     ScoredPair,
     Triplet,
+    connect,
     detect_format,
     read_examples,
     split,
@@ -125,6 +127,53 @@ def test_parts_share_no_group_and_no_text_and_do_not_depend_on_order(pairs: list
     again = split(shuffled, fractions, seed=seed)
     for name in fractions:
         assert sorted(map(repr, parts[name])) == sorted(map(repr, again[name]))
+
+
+def split_greedily(pairs: list[LabelledPair], fractions: dict[str, float], seed: int) -> dict[str, list[LabelledPair]]:
+    """The split as it was when it left parts of small sets empty: what recorded figures were measured with."""
+    units = connect(pairs)
+    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    for unit in random.Random(seed).sample(sorted(units), len(units)):
+        name = min(fractions, key=lambda part: (len(parts[part]) + len(units[unit]) / 2) / fractions[part])
+        parts[name].extend(units[unit])
+    return {name: [pairs[place] for place in sorted(places)] for name, places in parts.items()}
+
+
+SHARES = ({"train": 0.6, "choose": 0.2, "judge": 0.2}, {"train": 0.8, "test": 0.2}, {"one": 0.5, "two": 0.5})
+UNITS = st.lists(st.integers(1, 4), min_size=1, max_size=40)  # rows of each
+
+
+@settings(max_examples=200, deadline=None)
+@given(UNITS, st.sampled_from((*SHARES, {"train": 0.98, "choose": 0.01, "judge": 0.01})), st.integers(0, 9))
+def test_every_part_gets_a_unit_and_larger_sets_are_split_as_ever(
+    sizes: list[int], fractions: dict[str, float], seed: int
+) -> None:
+    pairs = [LabelledPair(f"a{u}-{n}", f"b{u}-{n}", 1, f"{u}") for u, size in enumerate(sizes) for n in range(size)]
+    if len(sizes) < len(fractions):
+        with pytest.raises(InputError):
+            split(pairs, fractions, seed=seed)
+        return
+    parts, before = split(pairs, fractions, seed=seed), split_greedily(pairs, fractions, seed)
+    assert all(parts.values())
+    assert sum(map(len, parts.values())) == len(pairs)
+    assert parts == before or not all(before.values())
+    groups = [{pair.group for pair in part} for part in parts.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=20, max_size=60), st.sampled_from(SHARES), st.integers(0, 9))
+def test_sets_of_twenty_units_and_more_are_split_as_ever(
+    sizes: list[int], fractions: dict[str, float], seed: int
+) -> None:
+    pairs = [LabelledPair(f"a{u}-{n}", f"b{u}-{n}", 1, f"{u}") for u, size in enumerate(sizes) for n in range(size)]
+    assert split(pairs, fractions, seed=seed) == split_greedily(pairs, fractions, seed)
+
+
+def test_three_units_are_enough_for_three_parts() -> None:
+    pairs = [LabelledPair(f"a{row}", f"b{row}", 1) for row in range(3)]
+    for seed in range(20):
+        assert [len(part) for part in split(pairs, SHARES[0], seed=seed).values()] == [1, 1, 1]
 
 
 def test_a_set_that_hangs_together_cannot_be_split() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -652,3 +653,36 @@ def test_the_command_writes_rows_and_says_what_became_of_every_candidate(
     assert row.negatives[0] == "the shop closes at six in the evening"
     with pytest.raises(ConfigurationError, match="window"):
         app(["mine", *options.split(), "--window", "ten"], standalone_mode=False)
+
+
+def test_the_corpus_of_mine_is_read_in_the_columns_of_chunk_and_rows_without_text_are_counted(tmp_path: Path) -> None:
+    from embedsmith.cli.mining import Passages
+
+    (tmp_path / "c.jsonl").write_text(
+        '{"document": "a.pdf", "content": "the shop opens"}\n'
+        '{"_id": "1", "title": "Only a title", "text": ""}\n'
+        '{"_id": "2", "title": "", "text": ""}\n'
+        '{"_id": "3", "title": "Trains", "text": "leave every hour"}\n'
+        '{"n": 7}\n'
+    )
+    corpus = Passages(tmp_path / "c.jsonl")
+    assert list(corpus) == ["the shop opens", "Only a title", "Trains leave every hour"]
+    assert corpus.describe() == f"{tmp_path}/c.jsonl: 2 rows without a text not used, the first in line 3"
+    (tmp_path / "n.jsonl").write_text('{"n": 7}\n')
+    with pytest.raises(InputError, match="no row with a text"):
+        list(Passages(tmp_path / "n.jsonl"))
+
+
+def test_mine_prints_how_many_rows_of_the_corpus_were_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedsmith.cli import app
+
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"query": QUESTION, "positive": ANSWER}) + "\n")
+    rows = [*({"body": text} for text in CORPUS), {"body": ""}]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = f"{tmp_path}/rows.jsonl --corpus {tmp_path}/corpus.jsonl --encoder {DEMO_MODEL} --negatives 1"
+    app(["mine", *options.split(), "--out", f"{tmp_path}/mined.jsonl", "--json"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "1 rows without a text not used" in " ".join(said.err.split())
+    assert json.loads(said.out)["rows_not_used"] == 1

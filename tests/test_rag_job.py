@@ -148,8 +148,10 @@ def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path:
     asked = list(dict.fromkeys(row["anchor"] for row in rows))[:5]
     passages = {row["anchor"]: row["positive"] for row in rows}
     corpus = [{"_id": f"d{n}", "text": passages[question]} for n, question in enumerate(asked)]
+    asked_before = [{"_id": "t", "text": "a question of the training split, which nobody judged"}]
     write(folder / "corpus.jsonl", corpus)
-    write(folder / "queries.jsonl", [{"_id": f"q{n}", "text": question} for n, question in enumerate(asked)])
+    own = [{"_id": f"q{n}", "text": question} for n, question in enumerate(asked)]
+    write(folder / "queries.jsonl", own + asked_before)
     judged = [f"q{n}\td{n}\t1" for n in range(len(asked))]
     (folder / "qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
     result = run_rag(replace(job, evaluation=folder, out=tmp_path / "second"), llm())
@@ -157,6 +159,7 @@ def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path:
     assert not [question for question in asked if json.dumps(question, ensure_ascii=False) in kept]
     assert result.summary["retrieval"]["queries"] == 5
     assert result.summary["synthesis"]["counts"]["evaluation-leak"] >= 5
+    assert "1 queries have no judgement (such as those of another split): left out." in result.report.read_text()
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -170,6 +173,43 @@ def test_no_documents_is_an_error_before_any_call(job: RagJob, tmp_path: Path) -
     assert not model.calls
 
 
+def test_documents_of_no_known_kind_are_named_before_any_call(job: RagJob, tmp_path: Path) -> None:
+    model, folder = llm(), tmp_path / "office"
+    folder.mkdir()
+    (folder / "a.docx").write_bytes(b"PK")
+    (folder / "b.docx").write_bytes(b"PK")
+    (folder / "c.txt").write_bytes(b"")
+    for _ in range(2):  # also where the stage is up to date
+        with pytest.raises(InputError, match=r"2 × unknown-format \(.*a\.docx: the ending '\.docx'.*1 × empty"):
+            run_rag(replace(job, sources=(str(folder),)), model)
+    assert not model.calls
+
+
+def test_too_few_passages_are_an_error_before_any_call(job: RagJob, tmp_path: Path) -> None:
+    model = llm()
+    write(tmp_path / "few.jsonl", [{"text": text} for text in TOPICS[:5]])
+    with pytest.raises(InputError, match="5 passages") as caught:
+        run_rag(replace(job, sources=(str(tmp_path / "few.jsonl"),), teaching=Teaching()), model)
+    assert "more than 5" in str(caught.value)
+    assert not model.calls
+
+
+def test_a_run_over_few_passages_has_questions_for_every_part(job: RagJob, tmp_path: Path) -> None:
+    write(tmp_path / "few.jsonl", [{"text": text} for text in TOPICS])
+    few = replace(job, sources=(str(tmp_path / "few.jsonl"),))
+    result = run_rag(few, llm())
+    assert result.summary["retrieval"]["queries"] > 0
+
+
+TOPICS = (
+    "The harbour office charges berth fees for every ship that stays longer than three hours at the northern quay.",
+    "Refunds take thirty days from the day on which the goods came back to the warehouse in good order.",
+    "A boiler loses pressure when water leaks from a radiator valve or when the expansion vessel has failed.",
+    "Trains to the mountains leave every second hour in winter and every hour between May and late September.",
+    "The library lends tools such as drills and ladders to members who have paid the yearly deposit of twenty pounds.",
+)
+
+
 def summary_of(value: float, low: float, high: float, p_value: float) -> dict[str, object]:
     change = {"value": value, "low": low, "high": high, "p_value": p_value}
     return {
@@ -179,6 +219,7 @@ def summary_of(value: float, low: float, high: float, p_value: float) -> dict[st
             "queries": 300,
             "metrics": {"base": {"ndcg@10": {"value": 0.7}}},
             "differences": {"tuned": {"ndcg@10": change}},
+            "holm": {"tuned": {"ndcg@10": p_value}},
         }
     }
 

@@ -31,6 +31,7 @@ from embedsmith.retrieval import (
     judge_runs,
     measure_retrieval,
     rank,
+    rank_task,
     read_beir,
     read_qrels,
     read_run,
@@ -125,10 +126,88 @@ def write_beir(folder: Path, *, scores: Sequence[tuple[str, str, int]]) -> Path:
 def test_a_beir_folder_is_read_and_what_has_no_figure_is_named(tmp_path: Path) -> None:
     task = read_beir(write_beir(tmp_path / "beir", scores=[("q1", "d1", 2), ("q2", "d9", 1), ("q2", "d2", 0)]))
     assert task.documents == {"d1": "Cards freeze", "d2": "loans"}
-    assert task.relevant == {"q1": {"d1": 2}}
-    assert task.left_out == ("q2",)
+    assert task.relevant == {"q1": {"d1": 2}, "q2": {"d9": 1}}
     assert task.missing == 1  # d9, which the corpus does not hold
-    assert measure_retrieval({"fake": FakeEncoder()}, task, resamples=50).queries == 1
+    report = measure_retrieval({"fake": FakeEncoder()}, task, resamples=50)
+    assert report.metrics["fake"]["recall@10"].value == 0.5  # q2 cannot find d9
+    assert report.list_notes() == ("1 relevant documents are not in the corpus: they count as not found",)
+
+
+def test_queries_without_a_figure_are_counted_by_the_reason(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir", scores=[("q1", "d1", 1), ("q2", "d2", 0), ("q7", "d1", 1), ("q8", "d1", 0)])
+    rows = (folder / "queries.jsonl").read_text() + '\n{"_id": "q3", "text": "of the training split"}\n'
+    (folder / "queries.jsonl").write_text(rows)
+    task = read_beir(folder)
+    assert list(task.queries) == ["q1"]
+    assert (task.left_out, task.unjudged, task.unknown) == (("q2",), 1, 1)
+    notes = measure_retrieval({"fake": FakeEncoder()}, task, resamples=50).list_notes()
+    assert notes == (
+        "1 queries have no judgement (such as those of another split): left out",
+        "1 judged queries have no relevant document: left out",
+        "1 judged queries have no text: left out",
+    )
+
+
+def test_documents_missing_from_the_corpus_count_as_in_trec_eval(tmp_path: Path) -> None:
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    task, encoder = random_task(3)
+    folder = tmp_path / "beir"
+    folder.mkdir()
+    kept = {name: text for place, (name, text) in enumerate(task.documents.items()) if place % 3}
+    for name, texts in (("corpus", kept), ("queries", task.queries)):
+        rows = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    write_qrels(folder / "qrels.tsv", task.relevant)
+    cut = read_beir(folder)
+    assert cut.missing > 0
+    found = EncoderRanker(encoder).rank(cut.queries, cut.documents, depth=100)
+    run = read_run(write_run(tmp_path / "run", list(cut.queries), list(kept), *found, tag="t"))
+    scores = {q: dict(zip(run.documents[q], run.scores[q], strict=True)) for q in cut.queries}
+    names = {"ndcg_cut_10": "ndcg@10", "recall_10": "recall@10", "map": "map@100"}
+    theirs = pytrec_eval.RelevanceEvaluator(task.relevant, {"ndcg_cut.10", "recall.10", "map"}).evaluate(scores)
+    ours = score_task(encoder, cut)
+    for measure, name in names.items():
+        assert ours[name].tolist() == pytest.approx([theirs[q][measure] for q in task.queries], abs=1e-9)
+
+
+def write_debate(folder: Path, judged: Sequence[tuple[str, str, int]]) -> Path:
+    """A folder whose queries are documents of its corpus, with the same ids, as in ArguAna and Quora."""
+    texts = {"a": "tax the rich", "b": "tax the rich more", "c": "cats sleep"}
+    folder.mkdir()
+    rows = "\n".join(json.dumps({"_id": key, "text": text}) for key, text in texts.items())
+    (folder / "corpus.jsonl").write_text(rows)
+    (folder / "queries.jsonl").write_text(rows)
+    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in judged)]
+    (folder / "qrels.tsv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("ranker", [FakeEncoder(64), LexicalRanker()])
+def test_a_query_does_not_find_itself_unless_it_may(ranker: FakeEncoder | LexicalRanker, tmp_path: Path) -> None:
+    folder = write_debate(tmp_path / "debate", [("a", "b", 1), ("b", "a", 1)])
+    task = read_beir(folder)
+    assert score_task(ranker, task, k=(1, 2))["mrr@2"].tolist() == [1.0, 1.0]
+    report = measure_retrieval({"it": ranker}, task, k=(1, 3), dimensions=(), resamples=50)
+    assert report.metrics["it"]["ndcg@1"].value == 1.0
+    assert "2 queries have the id of a document, which is left out of what they find, as in BEIR" in report.list_notes()
+    kept = read_beir(folder, keep_own=True)
+    assert score_task(ranker, kept, k=(1, 2))["mrr@2"].tolist() == [0.5, 0.5]
+    assert measure_retrieval({"it": ranker}, kept, resamples=50).own == 0
+
+
+def test_cut_vectors_do_not_find_the_query_itself_either_and_the_depth_stays(tmp_path: Path) -> None:
+    task = read_beir(write_debate(tmp_path / "debate", [("a", "b", 1), ("b", "a", 1)]))
+    found = rank_task({"it": FakeEncoder(64)}, task, depth=2, dimensions=(16,))["it"]
+    for ranked in (found.whole, *found.cut.values()):
+        assert ranked.places.shape == (2, 2)
+        assert (ranked.places != [[0], [1]]).all()
+        assert np.isfinite(ranked.scores).all()
+
+
+def test_ids_that_both_sides_number_for_themselves_drop_nothing(tmp_path: Path) -> None:
+    task = read_beir(write_debate(tmp_path / "own", [("a", "a", 1), ("b", "b", 1)]))
+    assert task.keep_own
+    assert score_task(LexicalRanker(), task)["mrr@10"].tolist() == [1.0, 1.0]
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
@@ -416,6 +495,17 @@ def test_a_model_bm25_and_a_run_on_one_folder(tmp_path: Path, tiny_model: Path) 
     assert code == 0, words
     assert "by dimension" in printed
     assert "p (Holm)" in printed
+
+
+def test_bm25_that_finds_nothing_for_most_queries_is_a_warning(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir", scores=[("q1", "d1", 2), ("q2", "d2", 1)])
+    asked = [{"_id": "q1", "text": "Karte sperren"}, {"_id": "q2", "text": "Geld leihen"}]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    run = write_lines(tmp_path / "theirs.trec", [("q1", "Q0", "d2", 1, 0.9, "t")])
+    code, printed, words = call("evaluate", "--retrieval", folder, "--bm25", "--run", run, "--json")
+    assert code == 0, words
+    notes = json.loads(printed)["retrieval"]["notes"]
+    assert [note for note in notes if note.startswith("BM25 finds nothing for 2 of 2 queries: they share no word")]
 
 
 @pytest.mark.parametrize(

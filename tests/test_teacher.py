@@ -110,3 +110,9 @@ def test_what_cannot_be_taught_is_said() -> None:
         ask(negatives=6, depth=9)
     with pytest.raises(ConfigurationError, match="9 negatives of 3"):
         Teaching(negatives=9, depth=3)
+
+
+def test_questions_about_which_bm25_says_nothing_are_counted() -> None:
+    pairs = [*PAIRS, PositivePair("wann wird abgelesen", PASSAGES[2])]
+    taught = teach(pairs, PASSAGES, VECTORS, ENCODER.encode, teaching=Teaching(negatives=3, depth=5))
+    assert taught.silent == 1

@@ -345,7 +345,8 @@ def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: 
 
     Examples that share a group or a text (in normal form) are one unit; units are drawn in an order
     that depends on their content and `seed` only, not on the order of rows, and go to the part that
-    is farthest below its share.
+    is farthest below its share. A part that would be empty, which happens with few units or a small
+    share, gets a unit of the part that is farthest above its own.
 
     Args:
         fractions: share of each part by name; they sum to 1.
@@ -360,14 +361,32 @@ def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: 
         raise InputError(
             f"{len(examples)} examples form {len(units)} unit(s) that share texts or groups",
             expected=f"at least {len(fractions)} that do not",
-            action="give more labelled rows",
+            action="give more rows: those that share a text or a group with others stay with them",
         )
     order = random.Random(seed).sample(sorted(units), len(units))
-    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    drawn: dict[str, list[str]] = {name: [] for name in fractions}
+    sizes = dict.fromkeys(fractions, 0)
     for unit in order:
-        name = min(fractions, key=lambda part: (len(parts[part]) + len(units[unit]) / 2) / fractions[part])
-        parts[name].extend(units[unit])
-    return {name: [examples[place] for place in sorted(places)] for name, places in parts.items()}
+        name = min(fractions, key=lambda part: (sizes[part] + len(units[unit]) / 2) / fractions[part])
+        sizes[name] += len(units[unit])
+        drawn[name].append(unit)
+    _fill_empty(drawn, units, fractions)
+    return {
+        name: [examples[place] for place in sorted(place for unit in own for place in units[unit])]
+        for name, own in drawn.items()
+    }
+
+
+def _fill_empty(
+    drawn: Mapping[str, list[str]], units: Mapping[str, Sequence[int]], fractions: Mapping[str, float]
+) -> None:
+    """Give every part without a unit the smallest one of the part that has most for its share and more than one."""
+    for empty in (name for name, own in drawn.items() if not own):
+        giving = [name for name, own in drawn.items() if len(own) > 1]
+        giver = max(giving, key=lambda part: sum(len(units[unit]) for unit in drawn[part]) / fractions[part])
+        unit = min(drawn[giver], key=lambda own: len(units[own]))
+        drawn[giver].remove(unit)
+        drawn[empty].append(unit)
 
 
 def connect(examples: Sequence[Example]) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_jsonl
+from embedsmith.documents.rows import TEXTS
 from embedsmith.encoder import Embeddings, Encoder, encode_unique, normalize
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet, read_examples, texts_of
@@ -31,7 +32,7 @@ NEAR = 0.9
 SAMPLE = 1_000  # texts of the Vendi score: its cost is cubic, its figure settles long before
 SCORED = 5_000  # texts that are compared with evaluation texts by an encoder, and examples whose labels are checked
 ROWS = 20
-COLUMNS = ("text", "passage", "content", "question", "query", "document", "body")
+COLUMNS = (*TEXTS, "question", "query")
 SHOWN = 10  # leaks and doubted labels that are kept with their texts
 
 

@@ -91,6 +91,7 @@ def make_retrieval_task(task: RetrievalTask) -> Any:
 
     kind = _local_class(mteb, AbsTaskRetrieval, task.name, kind="Retrieval", main_score="ndcg_at_10")
     made = kind()
+    made.ignore_identical_ids = not task.keep_own  # as here
     corpus = Dataset.from_list([{"id": key, "title": "", "text": text} for key, text in task.documents.items()])
     relevant = {query: dict(grades) for query, grades in task.relevant.items()}
     part = {"corpus": corpus, "queries": rows(task.queries), "relevant_docs": relevant, "top_ranked": None}

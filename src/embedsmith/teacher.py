@@ -61,11 +61,13 @@ class Taught:
     Attributes:
         weight: of BM25, as it was chosen or given.
         reciprocal_ranks: MRR@10 of the questions' own passages among all, by weight tried; 0 is the encoder alone.
+        silent: questions that share no word with any passage: BM25 says nothing about them.
     """
 
     examples: tuple[Triplet, ...]
     weight: float
     reciprocal_ranks: Mapping[float, float]
+    silent: int = 0
 
 
 def teach(
@@ -95,15 +97,17 @@ def teach(
     right = _find_positives(pairs, places)
     if len(passages) <= teaching.negatives + max(len(own) for own in right.values()):
         raise InputError(
-            f"{len(passages)} passages", expected=f"more than {teaching.negatives} besides the positives of a question"
+            f"{len(passages)} passages",
+            expected=f"more than {teaching.negatives} besides the positives of a question",
+            action="give more passages, or grade fewer negatives",
         )
     questions = list(right)
     rankers = _Rankers(vectors, encode(questions), questions, lexical or LexicalIndex(passages))
     weights = WEIGHTS if teaching.weight is None else (0.0, teaching.weight)
-    tried, graded = _walk(rankers, right, dict.fromkeys(weights), teaching)
+    tried, graded, silent = _walk(rankers, right, dict.fromkeys(weights), teaching)
     weight = teaching.weight if teaching.weight is not None else max(tried, key=lambda own: (tried[own], -own))
     examples = tuple(_write(pair, places[pair.positive], graded[pair.anchor][weight], passages) for pair in pairs)
-    return Taught(examples, weight, tried)
+    return Taught(examples, weight, tried, silent)
 
 
 def _find_positives(pairs: Sequence[PositivePair], places: Mapping[str, int]) -> dict[str, list[int]]:
@@ -146,15 +150,17 @@ class _Graded:
 
 def _walk(
     rankers: _Rankers, right: Mapping[str, Sequence[int]], weights: Iterable[float], teaching: Teaching
-) -> tuple[dict[float, float], dict[str, dict[float, _Graded]]]:
-    """Return MRR@10 of the own passages by weight, and the grades of each question by weight, from one walk.
+) -> tuple[dict[float, float], dict[str, dict[float, _Graded]], int]:
+    """Return MRR@10 of the own passages by weight, the grades of each question by weight, and how many BM25 left out.
 
     Passages with the same score count as before the own one. BM25 is what costs, so all weights are graded at once
     where one is to be chosen; a weight that nobody can choose is not graded.
     """
     sums = dict.fromkeys(weights, 0.0)
     graded: dict[str, dict[float, _Graded]] = {}
+    silent = 0
     for question, cosines, words in rankers.walk():
+        silent += not words.any()
         graded[question] = {}
         for weight in sums:
             scores = cosines + np.float32(weight) * words
@@ -162,7 +168,7 @@ def _walk(
             sums[weight] += 1 / rank if rank <= CUTOFF else 0.0
             if teaching.weight in (None, weight):
                 graded[question][weight] = _grade(question, cosines, scores, right[question], teaching)
-    return {weight: total / len(right) for weight, total in sums.items()}, graded
+    return {weight: total / len(right) for weight, total in sums.items()}, graded, silent
 
 
 def _grade(question: str, cosines: Scores, scores: Scores, right: Sequence[int], teaching: Teaching) -> _Graded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,7 @@ WIDTH = 160  # characters of a text that are shown
 def mine(
     examples: Annotated[Path, typer.Argument(help="Rows with anchor and positive (and negatives, which stay).")],
     corpus: Annotated[
-        Path | None, typer.Option(help="Passages: a table with a column text, or txt; default: all positives.")
+        Path | None, typer.Option(help="Passages: a table with a column such as text, or txt; default: all positives.")
     ] = None,
     encoder: Annotated[str, typer.Option(help="A folder, a hub id, wheel:… or openai:MODEL.")] = "",
     out: Annotated[Path, typer.Option(help="Where the mined rows go (JSON lines).")] = Path("mined.jsonl"),
@@ -94,9 +95,10 @@ def mine(
                 bounds=_read_bounds(bounds),
             )
             relabeller = stack.enter_context(opened)
+        passages = Passages(corpus) if corpus is not None else None
         miner = Miner(
             rows,
-            read_passages(corpus) if corpus is not None else None,
+            passages,
             encoder=load_encoder(encoder, base_url=base_url),
             encoder_name=fingerprint_model(encoder),
             work=folder,
@@ -106,6 +108,8 @@ def mine(
             on_progress=progress,
         )
         stack.callback(miner.close)
+        if passages is not None and (remark := passages.describe()):
+            console.print(remark, markup=False, highlight=False)
         plan = miner.plan()
         console.print(
             f"search {plan.kind} ({plan.reason}), about {_duration(plan.seconds)} on one process",
@@ -114,7 +118,8 @@ def mine(
         )
         shown = _write(miner, out, settings)
     if as_json:
-        print_json({"report": plain(miner.report), "settings": plain(settings), "out": str(out), "work": str(folder)})
+        found = {"report": plain(miner.report), "settings": plain(settings), "out": str(out), "work": str(folder)}
+        print_json(found | {"rows_not_used": passages.unread if passages is not None else 0})
         return
     _print_report(miner.report, settings)
     _print_rows(shown)
@@ -123,22 +128,39 @@ def mine(
     )
 
 
-def read_passages(path: Path) -> Iterator[str]:
-    """Yield the texts of a table one by one: column text (with title before it), or passage, document, content.
+@dataclass(slots=True)
+class Passages:
+    """The texts of a table, one by one, in the columns that `chunk` reads too; rows without a text are counted.
 
-    Raises:
-        InputError: a row without any of them.
+    Attributes:
+        unread: rows without a text so far. first: line of the first of them.
     """
-    from embedsmith.tables import read_rows
 
-    for line, row in read_rows(path):
-        text = next((row[name] for name in ("text", "passage", "document", "content") if row.get(name)), None)
-        if not isinstance(text, str):
-            if set(row) == {"text"} and row["text"] == "":
-                continue  # a blank line of a text file
-            raise InputError(f"{path}, line {line}: no text", expected="a column text, passage, document or content")
-        title = row.get("title")
-        yield f"{title} {text}" if isinstance(title, str) and title else text
+    path: Path
+    unread: int = 0
+    first: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts, a title before its text; raise `InputError` after the last row if none had any."""
+        from embedsmith.documents.rows import TEXTS, find_text
+        from embedsmith.tables import read_rows
+
+        self.unread = read = 0
+        for line, row in read_rows(self.path):
+            text = find_text(row)
+            if text is not None:
+                read += 1
+                yield text
+            elif set(row) != {"text"} or row["text"] != "":  # not a blank line of a text file
+                self.unread, self.first = self.unread + 1, self.first or line
+        if not read:
+            raise InputError(f"{self.path}: no row with a text", expected=f"one of the columns {', '.join(TEXTS)}")
+
+    def describe(self) -> str | None:
+        """Return how many rows were not used, or None."""
+        if not self.unread:
+            return None
+        return f"{self.path}: {self.unread:,} rows without a text not used, the first in line {self.first}"
 
 
 def _read_rows(path: Path) -> Sequence[Example]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from embedsmith.artifacts import plain
 from embedsmith.cli.console import change, console, draw_bar, print_table, spread, sure
 from embedsmith.errors import ConfigurationError
+from embedsmith.lexical import warn_of_silence
 
 if TYPE_CHECKING:
-    from embedsmith.retrieval import Ranker, Rankings, RetrievalReport, RetrievalTask
+    from embedsmith.retrieval import Ranker, Rankings, RetrievalTask
 
 BM25 = "BM25"
 
@@ -51,7 +52,9 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
         rankers = _Rankers(makers, advance)
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
-    notes += list(_note_gaps(report))
+    notes += report.list_notes()
+    if warning := warn_of_silence(report.unanswered.get(BM25, 0), report.queries):
+        notes.append(warning)
     found = {**plain(report), "notes": notes, "files": _write_runs(options.run_out, task, rankings)}
     if options.report is not None:
         from embedsmith.report.retrieval import write_retrieval_report
@@ -121,16 +124,6 @@ class _Rankers(Mapping[str, "Ranker"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._makers
-
-
-def _note_gaps(report: RetrievalReport) -> Iterator[str]:
-    if report.left_out:
-        yield f"{report.left_out:,} queries have no relevant document in the corpus: left out"
-    if report.missing:
-        yield f"{report.missing:,} relevant documents are not in the corpus: left out"
-    for name, count in report.unanswered.items():
-        if count:
-            yield f"{name} finds nothing for {count:,} queries: they count as 0"
 
 
 def _write_runs(folder: Path | None, task: RetrievalTask, rankings: Mapping[str, Rankings]) -> list[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bs4.element import PageElement
 
 # "ix:header" holds the hidden facts of inline XBRL filings.
-DROPPED = """script style noscript template nav aside footer form button select svg iframe object canvas audio video
+DROPPED = """script style noscript template nav aside footer button select svg iframe object canvas audio video
 head ix:header"""
 ROLES = "navigation banner contentinfo search complementary dialog alert menu menubar"
 # Whole words of a class or id: "site-nav" and "cookie_banner", not "navigable". Words that name what a filing is about
@@ -32,6 +32,8 @@ HEADING = re.compile(r"h[1-6]")
 TAGS = """address article blockquote body caption center dd details dialog div dl dt fieldset figcaption figure
 header hr html legend li main ol p pre section summary table tbody td tfoot th thead tr ul h1 h2 h3 h4 h5 h6"""
 BLOCKS = frozenset(TAGS.split())
+SPAN = 200  # columns or rows that a cell covers at most: a few bytes must not become a million cells
+LABEL = 200  # characters of a cell that is repeated in each of its rows
 
 
 def parse_html(name: str, text: str) -> Document:
@@ -74,6 +76,23 @@ def _drop_noise(soup: BeautifulSoup) -> None:
             tag.decompose()
     for string in soup.find_all(string=lambda text: isinstance(text, PreformattedString)):
         string.extract()  # comments, doctypes, CDATA
+    _drop_forms(soup)
+
+
+def _drop_forms(soup: BeautifulSoup) -> None:
+    """Drop forms, but not those that are the page: ASP.NET puts all of a page into one."""
+    whole = _count_letters(soup)
+    for form in soup.find_all("form"):
+        if form.decomposed:
+            continue
+        if form.find(["h1", "main", "article"]) is None and 2 * _count_letters(form) <= whole:
+            form.decompose()
+        else:
+            form.unwrap()
+
+
+def _count_letters(tag: Tag) -> int:
+    return sum(len(text.strip()) for text in tag.strings)
 
 
 def _is_noise(tag: Tag) -> bool:
@@ -161,10 +180,8 @@ def _read_table(table: Tag) -> Iterator[str]:
     if caption is not None:
         yield caption.get_text(" ", strip=True)
     header: list[str] = []
-    for row in table.find_all("tr"):
-        cells = row.find_all(["td", "th"])
-        values = [text for cell in cells for text in _spread(cell)]
-        if cells and all(cell.name == "th" for cell in cells) and not header:
+    for values, heads in _lay_out(table):
+        if heads and not header:
             header = [" ".join(value.split()) for value in values]
             waiting = join_cells((), header)
             continue
@@ -174,8 +191,46 @@ def _read_table(table: Tag) -> Iterator[str]:
         yield waiting
 
 
-def _spread(cell: Tag) -> list[str]:
-    """Return the text of a cell, and an empty one for each further column that it covers."""
-    width = str(cell.get("colspan", "1"))
-    text = cell.get_text(" ", strip=True)
-    return [text] + [""] * (min(int(width), 100) - 1 if width.isdecimal() else 0)
+def _lay_out(table: Tag) -> Iterator[tuple[list[str], bool]]:
+    """Yield the texts of each row by column, and whether the row is all heads.
+
+    A cell over several rows stands in each of them, so that a row can be read by itself, unless it is long; over
+    several columns, in the first. A head over several rows of heads stands once.
+    """
+    spans: dict[int, tuple[int, str]] = {}  # by column: further rows that a cell covers, and what stands there
+    group: Tag | None = None
+    for row in table.find_all("tr"):
+        if row.parent is not group:
+            spans, group = {}, row.parent  # a cell ends with its thead or tbody
+        cells = row.find_all(["td", "th"])
+        heads = bool(cells) and all(cell.name == "th" for cell in cells)
+        values: list[str] = []
+        for cell in cells:
+            _carry_down(spans, values)
+            text = cell.get_text(" ", strip=True)
+            for place in range(_span(cell, "colspan") or 1):
+                own = text if place == 0 else ""
+                spans.pop(len(values), None)  # cells that overlap: the later one stands
+                if (rows := _span(cell, "rowspan")) != 1 and len(values) < SPAN:
+                    carried = "" if heads or len(own) > LABEL else own
+                    spans[len(values)] = (rows - 1, carried)  # 0 rows: to the end of the group
+                values.append(own)
+        while any(column >= len(values) for column in spans):
+            values += [] if len(values) in spans else [""]
+            _carry_down(spans, values)
+        yield values, heads
+
+
+def _carry_down(spans: dict[int, tuple[int, str]], values: list[str]) -> None:
+    """Append what cells of rows above hold in the columns that come next."""
+    while (column := len(values)) in spans:
+        left, text = spans.pop(column)
+        values.append(text)
+        if left != 1:
+            spans[column] = (left - 1, text)
+
+
+def _span(cell: Tag, name: str) -> int:
+    """Return how many columns or rows a cell covers; nonsense is 1, as in browsers."""
+    number = str(cell.get(name, "1")).strip()
+    return min(int(number), SPAN) if number.isascii() and number.isdecimal() else 1

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+KEYED = re.compile(r"""["']?[\w.@/-]+(?: [\w.@/-]+){0,2}["']?[ \t]*:(?:[ \t].*)?""")  # "key: value", "last changed: …"
+# That, an item of a list, a comment, or what goes on from the line above.
+SETTING = re.compile(rf"(?:{KEYED.pattern}|-(?:[ \t].*)?|#.*|[ \t]+.*|[\]}}].*|)")
 TITLE = re.compile(r"""^title:[ \t]*["']?(.*?)["']?[ \t]*$""", re.MULTILINE)
 NESTING = 100  # of quotes and lists; the parser drops what is deeper, and 20 is its own choice
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -27,7 +30,7 @@ def parse_markdown(name: str, text: str) -> Document:
             "reading markdown needs markdown-it-py", action="pip install 'embedsmith[rag]'"
         ) from None
     builder = Builder(name)
-    settings = FRONT_MATTER.match(text)
+    settings = _find_settings(text)
     body = text[settings.end() :] if settings else text
     tokens = MarkdownIt("commonmark", {"maxNesting": NESTING}).enable(["table", "strikethrough"]).parse(body)
     title = TITLE.search(settings[1] or "") if settings else None
@@ -36,6 +39,15 @@ def parse_markdown(name: str, text: str) -> Document:
     for piece, level in _read_blocks(tokens):
         builder.add(piece, level=level)
     return builder.finish()
+
+
+def _find_settings(text: str) -> re.Match[str] | None:
+    """Return the front matter, or None: text between two rules at the top of a file is text."""
+    found = FRONT_MATTER.match(text)
+    lines = (found[1] or "").splitlines() if found else []
+    # A heading is a comment as well, so comments alone are none; nor is a list, or an indented text.
+    keyed = not any(line.strip() for line in lines) or any(KEYED.fullmatch(line.rstrip()) for line in lines)
+    return found if keyed and all(SETTING.fullmatch(line.rstrip()) for line in lines) else None
 
 
 def _read_blocks(tokens: Sequence[Token]) -> Iterator[tuple[str, int]]:

@@ -53,6 +53,16 @@ def read_table(file: File, *, column: str | None = None) -> Iterator[Document | 
         yield _reject_columns(file, columns, column, missing, first)
 
 
+def find_text(row: Mapping[str, Any]) -> str | None:
+    """Return the text of a row, its title before it: of the first of the usual columns (`TEXTS`) that holds one.
+
+    The title alone where no column holds a text, None where there is no title either.
+    """
+    known = {name.strip().lower(): value for name, value in row.items() if isinstance(value, str) and value.strip()}
+    text = next((known[name] for name in TEXTS if name in known), "")
+    return " ".join(part for part in (known.get("title", ""), text) if part) or None
+
+
 def _read_row(file: File, line: int, row: Mapping[str, Any], column: str | None) -> Document | Rejected | None:
     """Return None for a row without the column: said once a file."""
     name = _find(row, (column,) if column else TEXTS)

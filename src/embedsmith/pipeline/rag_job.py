@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -30,10 +31,10 @@ from embedsmith.cards import CardFacts
 from embedsmith.documents import Passage, read_passages, read_passages_file, write_passages
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
-from embedsmith.errors import ModelRefused
-from embedsmith.examples import PositivePair, Rejected, Triplet, read_examples, split, write_examples
+from embedsmith.errors import InputError, ModelRefused
+from embedsmith.examples import PositivePair, Rejected, Triplet, connect, read_examples, split, write_examples
 from embedsmith.guards import read_guards
-from embedsmith.lexical import LexicalIndex
+from embedsmith.lexical import LexicalIndex, warn_of_silence
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
@@ -157,6 +158,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
         watch.say(f"base: {note}")
     task = read_beir(job.evaluation) if job.evaluation is not None else None
     passages = _documents(job, folder, watch)
+    require_passages(job, len(passages))  # before the first call as well
     base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
     pairs = _synthesis(job, llm, passages, base, task, folder, watch)
     parts = _split(job, pairs, held_out=task is None)
@@ -202,11 +204,38 @@ def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passag
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
             found = read_passages(job.sources, tokens=job.tokens, count=load_token_counter(job.base), column=job.column)
             write_passages(folder / outputs[0], _without_rejected(found, rejected))
-    passages = list(read_passages_file(folder / outputs[0]))
     lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
+    if not (folder / outputs[0]).stat().st_size:
+        raise _refuse_documents(job, folder / outputs[1], lost)
+    passages = list(read_passages_file(folder / outputs[0]))
     said = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
     watch.say(f"documents: {len(passages)} passages of {len(files)} files{f'; not used: {said}' if said else ''}")
     return passages
+
+
+def _refuse_documents(job: RagJob, path: Path, lost: Mapping[str, int]) -> InputError:
+    """Return the error of documents without a passage, with each reason and the first file that it was found in."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for _, row in read_rows(path):
+        first.setdefault(row["reason"], row)
+    said = [f"{count} × {name} ({first[name]['file']}: {first[name]['detail']})" for name, count in lost.items()]
+    return InputError(
+        f"there is no passage in {', '.join(job.sources)}; not used: {'; '.join(said) or 'nothing, there is no file'}",
+        expected="a document with text",
+        action=f"see {path}",
+    )
+
+
+def require_passages(job: RagJob, number: int) -> None:
+    """Raise `InputError` if there are too few passages to grade a question's own against others."""
+    own = job.plan.passages_per_multi if job.plan.multi_passage else 1
+    if number <= job.teaching.negatives + own:
+        raise InputError(
+            f"the documents give {number} passages",
+            expected=f"more than {job.teaching.negatives + own}: a question has up to {own} of its own, and is graded "
+            f"beside {job.teaching.negatives} others",
+            action="give more documents, or shorter passages (--tokens)",
+        )
 
 
 def _without_rejected(rows: Iterable[Passage | Rejected], rejected: JsonLines) -> Iterable[Passage]:
@@ -249,6 +278,13 @@ def _split(job: RagJob, pairs: Sequence[PositivePair], *, held_out: bool) -> _Pa
     shares = {"train": 1 - CHOOSING, "choose": CHOOSING}
     if held_out:
         shares = {"train": 1 - CHOOSING - JUDGING, "choose": CHOOSING, "judge": JUDGING}
+    groups = len(connect(pairs))
+    if groups < len(shares):
+        raise InputError(
+            f"{len(pairs)} questions are left, about {groups} passages or groups of passages that share questions",
+            expected=f"questions about at least {len(shares)}: for {', '.join(shares)}",
+            action="give more documents; synthesis/rejected.jsonl of the run says why questions were dropped",
+        )
     parts: dict[str, Any] = {name: tuple(rows) for name, rows in split(pairs, shares, seed=job.seed).items()}
     return _Parts(parts["train"], parts["choose"], parts.get("judge", ()))
 
@@ -261,7 +297,8 @@ def _make_task(pairs: Sequence[PositivePair], passages: Sequence[Passage]) -> Re
     for pair in pairs:
         relevant.setdefault(queries[pair.anchor], {})[ids[pair.positive]] = 1
     documents = {passage.id: passage.text for passage in passages}
-    return RetrievalTask("questions held out", documents, {key: text for text, key in queries.items()}, relevant)
+    asked = {key: text for text, key in queries.items()}
+    return RetrievalTask("questions held out", documents, asked, relevant, keep_own=True)
 
 
 def _teaching(
@@ -280,9 +317,11 @@ def _teaching(
             texts = [passage.text for passage in passages]
             queries, documents = sides_of(base())
             vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
+            pairs = _leave_out_ungradable(pairs, len(texts), job.teaching.negatives, watch)
             taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
             write_examples(folder / outputs[0], taught.examples)
             about = {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks, "length": vectors.shape[1]}
+            about |= {"silent": taught.silent, "questions": len({pair.anchor for pair in pairs})}
             write_json(folder / outputs[1], about)
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
@@ -290,9 +329,23 @@ def _teaching(
         f"teaching: {len(pairs)} pairs graded by the base and BM25 (weight {found['weight']:g}); MRR@10 of the "
         f"questions' own passages {ranks[0.0]:.3f} by the base, {ranks[found['weight']]:.3f} by both"
     )
+    if warning := warn_of_silence(found.get("silent", 0), found.get("questions", 0)):
+        watch.say(f"teaching: warning: {warning}")
     examples = read_examples(folder / outputs[0], kind=Triplet).examples
     length = found.get("length") or base().encode(["a vector"]).shape[1]  # runs of a version that did not tell
     return [example for example in examples if isinstance(example, Triplet)], int(length)
+
+
+def _leave_out_ungradable(
+    pairs: Sequence[PositivePair], passages: int, negatives: int, watch: Watcher
+) -> Sequence[PositivePair]:
+    """Return the pairs of questions that so few passages answer that enough others are left to be graded."""
+    answers = Counter(pair.anchor for pair in pairs)
+    kept = [pair for pair in pairs if passages > negatives + answers[pair.anchor]]
+    if len(kept) == len(pairs):
+        return pairs
+    watch.say(f"teaching: {len(pairs) - len(kept)} pairs left out: nearly every passage answers their question")
+    return kept
 
 
 def _training(
@@ -359,7 +412,9 @@ def _evaluation(
         tuned = load_encoder(folder / "model")
         rankers: dict[str, Encoder | Ranker] = {"base": base(), "tuned": tuned, "BM25": LexicalRanker()}
         found = measure_retrieval(rankers, task, baseline="base", dimensions=dimensions, seed=job.seed)
-        write_json(folder / "evaluation.json", found)
+        write_json(folder / "evaluation.json", {**plain(found), "notes": found.list_notes()})
+        for note in found.list_notes():
+            watch.say(f"evaluation: {note}")
 
 
 def choose_dimensions(whole: int) -> tuple[int, ...]:

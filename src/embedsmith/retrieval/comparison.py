@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError
 from embedsmith.metrics import Difference, Estimate, adjust_holm, compare_means, estimate, resample_weights
-from embedsmith.retrieval.rankers import DEPTH, EncoderRanker, Index, Ranked, Ranker, as_ranker
+from embedsmith.retrieval.rankers import DEPTH, EncoderRanker, Index, Ranked, Ranker, as_ranker, drop_own, find_own
 from embedsmith.retrieval.scoring import Values, score_grades
 from embedsmith.retrieval.tasks import RetrievalTask
 
@@ -60,7 +60,8 @@ class RetrievalReport:
         holm: the same p-values corrected over the rankers, for each metric by itself.
         primary: the metric that decides, named before anything is measured: nDCG at the first cutoff.
         depth: documents of a ranking that were looked at.
-        left_out: queries without a relevant document. missing: relevant documents that the corpus does not hold.
+        left_out, unjudged, unknown: queries without a figure; missing: relevant documents that the corpus does not
+            hold (see `RetrievalTask`). own: queries whose own document, that of the same id, was left out.
         unanswered: by ranker: queries for which it found nothing; they count with 0.
         dimensions: the Matryoshka table, empty if it was not asked for.
     """
@@ -79,6 +80,13 @@ class RetrievalReport:
     unanswered: Mapping[str, int]
     dimensions: tuple[DimensionRow, ...] = ()
     tests: str = TESTS
+    unjudged: int = 0
+    unknown: int = 0
+    own: int = 0
+
+    def list_notes(self) -> tuple[str, ...]:
+        """Return what a reader of the figures has to know, a sentence each."""
+        return tuple(_describe_gaps(self))
 
 
 def measure_retrieval(
@@ -131,9 +139,21 @@ def rank_task(
 
 
 def _rank_one(ranker: Ranker, task: RetrievalTask, depth: int, dimensions: Sequence[int]) -> Rankings:
+    own = _find_dropped(task)
+    deeper = depth + bool((own >= 0).any())  # one more, since one is dropped
     if isinstance(ranker, EncoderRanker):
-        return Rankings(*ranker.rank_cut(task.queries, task.documents, depth=depth, dimensions=dimensions))
-    return Rankings(ranker.rank(task.queries, task.documents, depth=depth))
+        found = Rankings(*ranker.rank_cut(task.queries, task.documents, depth=deeper, dimensions=dimensions))
+    else:
+        found = Rankings(ranker.rank(task.queries, task.documents, depth=deeper))
+    if deeper == depth:
+        return found
+    cut = {size: drop_own(ranked, own, depth) for size, ranked in found.cut.items()}
+    return Rankings(drop_own(found.whole, own, depth), cut)
+
+
+def _find_dropped(task: RetrievalTask) -> Index:
+    """Return the place of each query's own document, (queries,); -2 where it has none, or may find it."""
+    return find_own(task.queries, {} if task.keep_own else task.documents)
 
 
 def compare_rankings(
@@ -168,7 +188,26 @@ def compare_rankings(
         missing=task.missing,
         unanswered={name: _count_empty(own.whole) for name, own in rankings.items()},
         dimensions=_tabulate(rankings, task, values[base], base, cutoffs, weights, seed),
+        unjudged=task.unjudged,
+        unknown=task.unknown,
+        own=int((_find_dropped(task) >= 0).sum()),
     )
+
+
+def _describe_gaps(report: RetrievalReport) -> Iterator[str]:
+    if report.unjudged:
+        yield f"{report.unjudged:,} queries have no judgement (such as those of another split): left out"
+    if report.left_out:
+        yield f"{report.left_out:,} judged queries have no relevant document: left out"
+    if report.unknown:
+        yield f"{report.unknown:,} judged queries have no text: left out"
+    if report.missing:
+        yield f"{report.missing:,} relevant documents are not in the corpus: they count as not found"
+    if report.own:
+        yield f"{report.own:,} queries have the id of a document, which is left out of what they find, as in BEIR"
+    for name, count in report.unanswered.items():
+        if count:
+            yield f"{name} finds nothing for {count:,} queries: they count as 0"
 
 
 def _tabulate(
@@ -242,8 +281,7 @@ def parse_cutoffs(k: Cutoffs) -> tuple[int, ...]:
 def score_task(source: Encoder | Ranker, task: RetrievalTask, *, k: Cutoffs = CUTOFFS) -> dict[str, Values]:
     """Return each metric's value for each query, (queries,), by name."""
     cutoffs = parse_cutoffs(k)
-    ranked = as_ranker(source).rank(task.queries, task.documents, depth=max(cutoffs))
-    return score_ranked(ranked, task, k=cutoffs)
+    return score_ranked(_rank_one(as_ranker(source), task, max(cutoffs), ()).whole, task, k=cutoffs)
 
 
 def score_ranked(ranked: Ranked, task: RetrievalTask, *, k: Cutoffs = CUTOFFS) -> dict[str, Values]:

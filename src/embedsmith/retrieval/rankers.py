@@ -194,6 +194,24 @@ class RunRanker:
         return Ranked(places, scores)
 
 
+def find_own(queries: Texts, documents: Texts) -> Index:
+    """Return the place of the document that has the id of each query, (queries,); -2 where there is none."""
+    shared = queries.keys() & documents.keys()
+    if not shared:
+        return np.full(len(queries), -2, dtype=np.int64)
+    place = {name: at for at, name in enumerate(documents) if name in shared}
+    return np.array([place.get(query, -2) for query in queries], dtype=np.int64)
+
+
+def drop_own(ranked: Ranked, own: Index, depth: int) -> Ranked:
+    """Return the first `depth` places of each ranking without the document at `own` (see `find_own`)."""
+    dropped = ranked.places == own[:, None]
+    order = np.argsort(dropped, axis=1, kind="stable")
+    places = np.take_along_axis(np.where(dropped, -1, ranked.places), order, axis=1)
+    scores = np.take_along_axis(np.where(dropped, np.float32(-np.inf), ranked.scores), order, axis=1)
+    return Ranked(places[:, :depth], scores[:, :depth])
+
+
 def as_ranker(source: Encoder | Ranker) -> Ranker:
     """Return the ranker that `source` is, or that its encoder makes."""
     if isinstance(source, Ranker):

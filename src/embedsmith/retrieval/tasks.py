@@ -18,8 +18,14 @@ class RetrievalTask:
     Attributes:
         documents, queries: text by id; a document's title stands before its text. "" where only ids are known.
         relevant: by query: grade by document id, higher is better; 0 and below is not relevant.
-        left_out: queries without a relevant document in the corpus; they have no figure.
-        missing: judgements "relevant" of documents that the corpus does not hold; they count nowhere.
+            Those that the corpus lacks are among them: nobody finds them, and they count as in trec_eval.
+        left_out: queries that are judged, but have no relevant document; they have no figure.
+        missing: documents in `relevant`, over all queries, that the corpus does not hold.
+        unjudged: queries without any judgement, such as those of another split; they have no figure.
+        unknown: queries with a relevant document whose text is nowhere; they have no figure.
+        keep_own: whether a query finds the document of its own id. BEIR leaves it out: in ArguAna and Quora the
+            queries are documents of the corpus. Set where a document is judged relevant to the query of its own id:
+            then the ids were given to both sides independently.
     """
 
     name: str
@@ -28,10 +34,16 @@ class RetrievalTask:
     relevant: Qrels
     left_out: tuple[str, ...] = ()
     missing: int = 0
+    unjudged: int = 0
+    unknown: int = 0
+    keep_own: bool = False
 
 
-def read_beir(folder: Path | str, *, split: str = "test") -> RetrievalTask:
+def read_beir(folder: Path | str, *, split: str = "test", keep_own: bool = False) -> RetrievalTask:
     """Return the task of a BEIR folder: corpus and queries (.jsonl), qrels/SPLIT.tsv or qrels.tsv; .gz too.
+
+    Args:
+        keep_own: let a query find the document of its own id (see `RetrievalTask`).
 
     Raises:
         InputError: a file is missing, a row has other columns or an id for the second time, or no query has a
@@ -41,32 +53,36 @@ def read_beir(folder: Path | str, *, split: str = "test") -> RetrievalTask:
     documents = _read_texts(_find(folder, ("corpus.jsonl",)))
     queries = _read_texts(_find(folder, ("queries.jsonl",)))
     judged = read_qrels(_find(folder, (f"qrels/{split}.tsv", "qrels.tsv")))
-    relevant, missing = _keep_known(judged, queries, documents)
-    if not relevant:
-        raise InputError(f"{folder} has no query with a relevant document", expected="qrels that fit the corpus")
+    relevant = _keep_relevant(judged)
     asked = {query: text for query, text in queries.items() if query in relevant}
-    left_out = tuple(sorted(queries.keys() - asked.keys()))
     ordered = {query: relevant[query] for query in asked}
-    return RetrievalTask(folder.resolve().name, documents, asked, ordered, left_out, missing)
+    if not any(documents.keys() & grades.keys() for grades in ordered.values()):
+        raise InputError(
+            f"{folder} has no query with a relevant document in the corpus", expected="qrels that fit the corpus"
+        )
+    return RetrievalTask(
+        folder.resolve().name,
+        documents,
+        asked,
+        ordered,
+        left_out=tuple(sorted(query for query in queries if query in judged and query not in relevant)),
+        missing=sum(len(grades.keys() - documents.keys()) for grades in ordered.values()),
+        unjudged=sum(query not in judged for query in queries),
+        unknown=sum(query not in queries for query in relevant),
+        keep_own=keep_own or any(query in grades for query, grades in ordered.items()),
+    )
 
 
-def _keep_known(
-    judged: Qrels, queries: Mapping[str, str], documents: Mapping[str, str]
-) -> tuple[dict[str, dict[str, int]], int]:
-    """Return the relevant documents of each query that both sides know, and how many the corpus does not hold."""
-    relevant: dict[str, dict[str, int]] = {}
-    missing = 0
-    for query, grades in judged.items():
-        good = {document: grade for document, grade in grades.items() if grade > 0}
-        known = {document: grade for document, grade in good.items() if document in documents}
-        missing += len(good) - len(known)
-        if known and query in queries:
-            relevant[query] = known
-    return relevant, missing
+def _keep_relevant(judged: Qrels) -> dict[str, dict[str, int]]:
+    """Return the relevant documents of each query that has any."""
+    good = {query: {name: grade for name, grade in grades.items() if grade > 0} for query, grades in judged.items()}
+    return {query: grades for query, grades in good.items() if grades}
 
 
 def judge_runs(qrels: Qrels, runs: Iterable[Run], *, name: str = "qrels") -> RetrievalTask:
     """Return the task that judgements alone make: the documents are those of the judgements and of the runs.
+
+    As in trec_eval, nothing of a run is left out, not even a document with the id of its query.
 
     Raises:
         InputError: no query has a relevant document.
@@ -78,7 +94,7 @@ def judge_runs(qrels: Qrels, runs: Iterable[Run], *, name: str = "qrels") -> Ret
     for run in runs:
         ids |= dict.fromkeys(document for found in run.documents.values() for document in found)
     left_out = tuple(sorted(qrels.keys() - relevant.keys()))
-    return RetrievalTask(name, dict.fromkeys(ids, ""), dict.fromkeys(relevant, ""), relevant, left_out)
+    return RetrievalTask(name, dict.fromkeys(ids, ""), dict.fromkeys(relevant, ""), relevant, left_out, keep_own=True)
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path:
