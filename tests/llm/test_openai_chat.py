@@ -164,6 +164,122 @@ def test_a_server_without_structured_output_is_asked_in_simpler_terms(rejected: 
     assert len(server.calls) == 6 + len(rejected)
 
 
+def test_a_prompt_that_is_refused_leaves_the_form_of_the_others_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A content filter and a prompt that is too long, the first before anything has succeeded."""
+    monkeypatch.setitem(STATUS_FAULTS, "this prompt breaks our rules", 400)
+    monkeypatch.setitem(STATUS_FAULTS, "this prompt is too long", 422)
+
+    def refuse(body: Mapping[str, Any]) -> str | None:
+        filtered = "this prompt breaks our rules" if " 0 eggs" in str(body) else None
+        return "this prompt is too long" if " 7 eggs" in str(body) else filtered
+
+    with ScriptedServer(refuse) as server:
+        done = complete(connect(server), write_prompts(20))
+    assert [place for place, one in enumerate(done) if one.finish == "error"] == [0, 7]
+    others = [call.body for call in server.calls if not refuse(call.body)]
+    assert {body["response_format"]["type"] for body in others} == {"json_schema"}
+    assert len(server.calls) == 18 + 3 + 1  # the first is tried in three forms, since no form had worked yet
+
+
+def test_a_schema_that_is_refused_once_costs_that_row_its_schema_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Invalid schema for response_format 'paraphrases'"
+    monkeypatch.setitem(STATUS_FAULTS, said, 400)
+
+    def refuse(body: Mapping[str, Any]) -> str | None:
+        return said if " 7 eggs" in str(body) and "json_schema" in str(body) else None
+
+    with ScriptedServer(refuse) as server:
+        done = complete(connect(server), write_prompts(20))
+    assert {one.finish for one in done} == {"stop"}
+    simpler = [call.body for call in server.calls if call.body["response_format"]["type"] == "json_object"]
+    assert [" 7 eggs" in str(body) for body in simpler] == [True]
+
+
+class BehindAGateway(FaultyServer):
+    """Answers with status 200 whatever happens behind it; `bodies` are sent in place of the first answers."""
+
+    def __init__(self, *bodies: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self._bodies = list(bodies)
+
+    def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+        whole = super().chat(body, fault)
+        return self._bodies.pop(0) if self._bodies else whole
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": 502, "message": "Provider returned error"}},
+        {"error": {"code": "429", "message": "rate-limited upstream"}},
+        {"error": "the model has crashed"},
+        {"choices": [{"message": {"role": "assistant", "content": "as fa"}, "finish_reason": "error"}]},
+        {"choices": [{"error": {"code": 503}, "message": {"role": "assistant", "content": ""}}]},
+        {"choices": [{"finish_reason": "stop", "index": 0}]},
+        {"choices": []},
+        {"detail": "Not Found"},
+        ["a list"],
+    ],
+)
+def test_an_error_with_status_200_is_no_answer(body: Any) -> None:
+    with BehindAGateway(body) as server:
+        (done,) = complete(connect(server), write_prompts(1))
+        assert (done.text, done.finish) == (write_answer(write_prompts(1)[0].user), "stop")
+    with BehindAGateway(*[body] * 31) as server:
+        (done,) = complete(connect(server, retries=0), write_prompts(1))
+        assert (done.text, done.finish) == (None, "error")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway", "the address"),
+        ({"code": 402, "message": "Insufficient credits"}, "credit"),
+        ({"code": 401, "message": "No auth credentials found"}, "the API key"),
+        ({"code": "insufficient_quota", "message": "You exceeded your current quota"}, "quota is used up"),
+    ],
+)
+def test_an_error_with_status_200_that_no_try_mends_stops_the_run(error: Any, said: str) -> None:
+    server = BehindAGateway(*[{"error": error}] * 40)
+    with server, pytest.raises(LanguageModelError, match=said):
+        complete(connect(server), write_prompts(20))
+    assert len(server.calls) == 1
+
+
+def test_an_answer_that_a_filter_or_the_limit_ended_before_it_began_is_an_answer() -> None:
+    """Some servers leave its message out; it was billed, and the next try would end the same."""
+    cut, filtered = ({"choices": [{"finish_reason": finish}]} for finish in ("length", "content_filter"))
+    with BehindAGateway(cut, filtered) as server:
+        done = complete(connect(server, concurrency=1), write_prompts(2))
+    assert [(one.text, one.finish) for one in done] == [("", "length"), ("", "filtered")]
+
+
+class WordyServer(FaultyServer):
+    """Knows the token limit by its older name only, as Ollama does, and ends at its own limit else."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(count=lambda *_: None, **options)
+
+    def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+        usage = {"prompt_tokens": 100, "completion_tokens": min(body.get("max_tokens", 800), 800)}
+        return {**super().chat(body, fault), "usage": usage}
+
+
+def test_a_server_that_ignores_the_token_limit_gets_it_under_its_older_name() -> None:
+    with WordyServer() as server:
+        done = complete(connect(server), write_prompts(6))
+    assert [one.completion_tokens for one in done] == [800, *[99] * 5]
+
+
+def test_a_server_that_counts_otherwise_and_knows_the_newer_name_only_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    monkeypatch.setitem(STATUS_FAULTS, said, 400)
+    with ScriptedServer(lambda body: said if "max_tokens" in body else None, count=lambda *_: (100, 800)) as server:
+        done = complete(connect(server, concurrency=1), write_prompts(6))
+    assert {one.finish for one in done} == {"stop"}
+    assert len(server.calls) == 7  # one refusal, and no other try of the older name
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_refused_key_stops_the_run_and_is_not_shown(concurrency: int) -> None:
     with FaultyServer(api_key="the right one") as server:
