@@ -125,7 +125,7 @@ def read_synthesis(folder: Path | str) -> StoredSynthesis:
     """Return the examples, the rejected candidates and the completions of the synthesis in `folder`."""
     folder = Path(folder)
     pairs = read_examples(folder / EXAMPLES, kind=LabelledPair).examples
-    with Journal(folder / "journal.sqlite") as journal:
+    with Journal(folder / "journal.sqlite", writable=False) as journal:
         texts = journal.texts()
     kept = tuple(pair for pair in pairs if isinstance(pair, LabelledPair))
     return StoredSynthesis(kept, read_rejected(folder / REJECTED), texts)
