@@ -396,9 +396,11 @@ def test_a_resumed_run_with_only_a_refused_prompt_left_ends_like_an_undisturbed_
     assert done.finish == "error"
 
 
-def test_all_calls_wait_when_one_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server refuses one call with Retry-After: 1, which is written in every 429 of its capacity."""
-    with FaultyServer(capacity=Capacity(rate=30, burst=5, refuses=True, retry_after=1.0), delay=0.01) as server:
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_all_calls_wait_when_one_is_told_to(status: int) -> None:
+    """The server refuses one call with Retry-After: 1, which is written in every refusal of its capacity."""
+    capacity = Capacity(rate=30, burst=5, refuses=True, retry_after=1.0, status=status)
+    with FaultyServer(capacity=capacity, delay=0.01) as server:
         began = time.monotonic()
         done = complete(connect(server, concurrency=32), write_prompts(12))
         took = time.monotonic() - began
@@ -437,6 +439,67 @@ def test_a_quota_that_is_used_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     with server, pytest.raises(LanguageModelError, match="quota is used up"):
         complete(connect(server), write_prompts(5))
     assert len(server.calls) == 1
+
+
+class DyingServer(FaultyServer):
+    """Answers `answers` calls, then says `status` and `message` to the next `refusals` (None: to all)."""
+
+    def __init__(self, answers: int, message: str, *, refusals: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._answers, self._message, self._refusals = answers, message, refusals
+        self._seen = threading.Lock()
+
+    def record(self, path: str, body: Mapping[str, Any], authorization: str | None, **request: Any) -> str | None:
+        with self._seen:
+            super().record(path, body, authorization, **request)
+            dead = len(self.calls) > self._answers
+            return self._message if dead and len(self.calls) - self._answers <= (self._refusals or 10**9) else None
+
+
+def test_credit_that_is_used_up_in_the_middle_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS_FAULTS, "Insufficient credits", 402)
+    server = DyingServer(5, "Insufficient credits")
+    with server, pytest.raises(LanguageModelError, match="402 to the call: credit or quota is used up"):
+        complete(connect(server), write_prompts(200))
+    assert len(server.calls) <= 5 + 4
+
+
+def test_credit_that_is_used_up_in_other_words_stops_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anthropic says it with 400, as it refuses prompts."""
+    monkeypatch.setitem(STATUS_FAULTS, "Your credit balance is too low", 400)
+    server = DyingServer(5, "Your credit balance is too low")
+    with server, pytest.raises(LanguageModelError, match=r"50 calls in a row .* Your credit balance is too low"):
+        complete(connect(server), write_prompts(200))
+    assert len(server.calls) < 5 + 50 + 8
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "drop", "bad gateway"])
+def test_a_server_that_dies_in_the_middle_is_probed_and_then_given_up(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred rows of seven attempts each would be billed, and be missing from what is trained on."""
+    monkeypatch.setitem(STATUS_FAULTS, "bad gateway", 502)
+    server = DyingServer(10, fault)
+    with server, pytest.raises(LanguageModelError, match=r"attempts in a row failed, over \d+ s, the last with"):
+        complete(connect(server, concurrency=32, outage=1.5), write_prompts(200))
+    assert 10 + 20 < len(server.calls) < 10 + 20 + 32
+
+
+def test_a_server_that_comes_back_costs_no_row() -> None:
+    with DyingServer(10, "unavailable", refusals=30) as server:
+        done = complete(connect(server, concurrency=32), write_prompts(60))
+    assert {one.finish for one in done} == {"stop"}
+    assert len(server.calls) == 60 + 30
+
+
+def test_the_last_rows_may_be_those_that_no_server_answers() -> None:
+    """Twelve rows of sixty crash the model: they fail, more than twenty attempts in a row, and the run ends."""
+    with ScriptedServer(
+        lambda body: "server_error" if "5 eggs" in str(body) or "0 eggs" in str(body) else None
+    ) as server:
+        done = complete(connect(server, concurrency=256, retries=2, outage=0.1), write_prompts(60))
+    assert [one.finish for one in done].count("error") == 12
+    assert len(server.calls) == 48 + 12 * 3
 
 
 def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

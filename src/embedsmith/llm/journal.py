@@ -360,8 +360,8 @@ def _forget_doubted(connection: sqlite3.Connection) -> int:
         return 0
     with connection:
         connection.execute(
-            "insert or ignore into spending select model, count(*), sum(prompt_tokens), sum(completion_tokens), 0, 0, 0 "
-            "from calls group by model"
+            "insert or ignore into spending "
+            "select model, count(*), sum(prompt_tokens), sum(completion_tokens), 0, 0, 0 from calls group by model"
         )
         gone = connection.execute(
             "delete from calls where text = '' and finish = 'stop' and prompt_tokens + completion_tokens = 0 "

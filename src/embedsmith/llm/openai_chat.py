@@ -24,6 +24,7 @@ from embedsmith.errors import ConfigurationError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 from embedsmith.llm.forms import Forms
+from embedsmith.llm.health import LONGEST
 from embedsmith.llm.throttle import Throttle
 from embedsmith.llm.traffic import Attempt, Terms, Traffic
 
@@ -59,6 +60,7 @@ class OpenAIChat:
         base_url: default is OpenAI's own, or the environment's OPENAI_BASE_URL.
         api_key: default is the environment's OPENAI_API_KEY; local servers need none. Never stored.
         timeout: seconds for a call, at most; a call that takes far longer than others is given up earlier.
+        outage: seconds for which a server that has answered may fail before the run stops; default is five minutes.
     """
 
     def __init__(
@@ -70,11 +72,18 @@ class OpenAIChat:
         concurrency: int = CONCURRENCY,
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
+        outage: float | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._model = model
-        self._terms = Terms(max(concurrency, 1), retries, timeout, self._is_dead)
+        self._terms = Terms(
+            max(concurrency, 1),
+            retries,
+            timeout,
+            max(LONGEST, 2 * timeout) if outage is None else outage,
+            self._is_dead,
+        )
         self._throttle = Throttle(self._terms.concurrency)
         self._forms = Forms()
         self._token_names = ["max_completion_tokens", "max_tokens"]  # the first is sent, the next where it is refused

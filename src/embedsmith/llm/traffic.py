@@ -21,7 +21,7 @@ from itertools import count
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
-from embedsmith.llm.health import LONGEST, Health
+from embedsmith.llm.health import Health
 from embedsmith.llm.throttle import Throttle
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds before another try, doubled each time
@@ -66,11 +66,12 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How calls are made: most in flight, tries after the first, most seconds a try, and the error of a dead server."""
+    """How calls are made: most in flight, tries after the first, most seconds a try and of an outage, and its error."""
 
     concurrency: int
     retries: int
     timeout: float
+    outage: float
     explain: Callable[[str], LanguageModelError]
 
 
@@ -96,7 +97,7 @@ class Traffic:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._first: _Call | None = None  # the first call goes alone: it finds out what the server takes
-        self._health = Health(max(LONGEST, 2 * terms.timeout))
+        self._health = Health(terms.outage)
 
     def stream(self, prompts: Iterator[Prompt], session: Session) -> Iterator[list[tuple[int, Completion]]]:
         """Yield what arrived since the last time; what was yielded makes room when the reader comes back.

@@ -69,8 +69,8 @@ class Synthesis:
             )
         if self.calls.overlong:
             said.append(
-                f"{self.calls.overlong} of {self.calls.calls} answers are longer than --max-tokens: the server ignores it "
-                "or counts otherwise. What may be spent is reckoned with answers as long as its longest from then on."
+                f"{self.calls.overlong} of {self.calls.calls} answers are longer than --max-tokens: the server "
+                "ignores it or counts otherwise. What may be spent is reckoned with answers as long as its longest from then on."
             )
         if self.calls.missing > OFTEN * self.calls.calls:
             said.append(f"{self.calls.missing} of {self.calls.calls} calls have no answer.")
