@@ -155,6 +155,7 @@ def _synthesis(
     recipe = load_recipe(**asked, seed=job.sampling.seed or 0)
     inputs = {"queries": fingerprint_file(folder / "queries.jsonl"), "llm": llm.name}
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
+    inputs |= {"prompts": fingerprint_file(job.prompts)} if job.prompts else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
@@ -294,7 +295,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         return
     (folder / "calibration.json").unlink(missing_ok=True)
     chosen, reported = halve(judged, seed=job.seed)
-    with folder.stage("calibration", inputs, settings, ["calibration_check.json"]):
+    outputs = ["calibration_check.json"]
+    with folder.stage("calibration", inputs, settings, outputs):
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         try:
@@ -304,6 +306,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
+            outputs.append("calibration.json")  # only there where a threshold keeps the promise
             watch.say(
                 f"threshold: {found.threshold:.3f} (false hits ≤ {job.delta:.0%} with {1 - job.alpha:.0%}; of the "
                 f"pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
