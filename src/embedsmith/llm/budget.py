@@ -1,4 +1,4 @@
-"""A budget of calls and money that is never exceeded, over all runs that share a journal.
+"""A budget of calls and money that is not exceeded, over all runs of a model that share a journal.
 
 Before a call goes out, the most that it can cost is reserved: its prompt counted from above and a completion of
 `max_tokens`. When it ends, the reservation becomes what the server says it used. An attempt that was cut, dropped or
@@ -156,8 +156,8 @@ class Budget:
     Without limits it only keeps the books. It may be used from several threads.
 
     Args:
-        max_calls: attempts that leave for the server, over all runs of the journal.
-        max_cost: US dollars, over all runs of the journal; needs `price`.
+        max_calls: attempts that leave for the server, over all runs of the model with the journal.
+        max_cost: US dollars, over all runs of the model with the journal; needs `price`.
 
     Attributes:
         ended: a call could not be paid for, not even with all other calls settled; no call goes out any more.
