@@ -155,7 +155,6 @@ def _synthesis(
     recipe = load_recipe(**asked, seed=job.sampling.seed or 0)
     inputs = {"queries": fingerprint_file(folder / "queries.jsonl"), "llm": llm.name}
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
-    inputs |= {"prompts": fingerprint_file(job.prompts)} if job.prompts else {}
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
