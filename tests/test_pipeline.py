@@ -15,6 +15,7 @@ from embedsmith.examples import LabelledPair
 from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.pipeline.cache_job import set_apart
+from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.testing import FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
@@ -73,6 +74,40 @@ def test_a_second_run_does_nothing_again_and_a_changed_option_only_what_depends_
     run(replace(job, training=replace(job.training, epochs=2)), llm)
     assert len(llm.calls) == calls
     assert (job.out / "model" / "model.safetensors").stat().st_mtime_ns != trained
+
+
+def test_an_edited_prompts_file_is_read_again(job: Job, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.toml"
+    shipped = Path(load_recipe.__code__.co_filename).parent / "prompts/langcache.toml"
+    prompts.write_text(shipped.read_text())
+    first, second, third = FakeLLM(), FakeLLM(), FakeLLM()
+    run(replace(job, prompts=prompts), first)
+    run(replace(job, prompts=prompts), second)
+    assert second.calls == []
+    prompts.write_text(shipped.read_text().replace('system = """', 'system = """Be brief. '))
+    run(replace(job, prompts=prompts), third)
+    assert len(third.calls) == len(first.calls)
+    assert all(prompt.system.startswith("Be brief. ") for prompt in third.calls)
+
+
+def test_a_calibration_that_was_changed_or_lost_is_made_again(job: Job) -> None:
+    """Two hundred and forty pairs, half of which choose, can promise what twenty cannot."""
+    rows = [
+        {"a": text, "b": text.upper() if label else f"delete all {number}", "label": label, "group": str(number)}
+        for number in range(120)
+        for text in [f"where is page {number}"]
+        for label in (1, 0)
+    ]
+    assert job.evaluation is not None
+    job.evaluation.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = replace(job, delta=0.2, alpha=0.2)
+    run(job, FakeLLM())
+    file = job.out / "calibration.json"
+    written = file.read_bytes()
+    for spoil in (file.unlink, lambda: file.write_text("{}")):
+        spoil()
+        run(job, FakeLLM())
+        assert file.read_bytes() == written
 
 
 def test_calls_that_failed_are_made_again_by_the_next_run(job: Job) -> None:

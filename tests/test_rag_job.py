@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from embedsmith import synthesis
 from embedsmith.adapters import LoraConfig
 from embedsmith.answers import write_rag_answer
 from embedsmith.batches import Prompts
@@ -73,6 +74,20 @@ def test_a_second_run_does_nothing_again(job: RagJob) -> None:
     run_rag(job, first, Watcher(say=said.append))
     assert len(first.calls) == calls
     assert {"training: up to date", "evaluation: up to date"} <= set(said)
+
+
+def test_an_edited_prompts_file_is_read_again(job: RagJob, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.toml"
+    shipped = (Path(synthesis.__file__).parent / "prompts/rag.toml").read_text()
+    prompts.write_text(shipped)
+    job = replace(job, plan=replace(job.plan, prompts=prompts))
+    first, second, third = llm(), llm(), llm()
+    run_rag(job, first)
+    run_rag(job, second)
+    assert second.calls == []
+    prompts.write_text(shipped.replace('system = """', 'system = """Be brief. '))
+    run_rag(job, third)
+    assert any(prompt.system.startswith("Be brief. ") for prompt in third.calls)
 
 
 def test_a_resumed_run_that_has_everything_does_not_load_the_base(job: RagJob, monkeypatch: pytest.MonkeyPatch) -> None:

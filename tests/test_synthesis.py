@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from embedsmith.cli import app
 from embedsmith.corpus import Query
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import read_examples
-from embedsmith.llm import Prompt, open_llm
+from embedsmith.examples import PositivePair, read_examples, write_examples
+from embedsmith.llm import Prompt, Sampling, open_llm
+from embedsmith.llm.journal import Journal
 from embedsmith.synthesis import explain, read_synthesis, synthesize
 from embedsmith.synthesis.filters import index_prompt
 from embedsmith.synthesis.orders import order_langcache
@@ -226,6 +231,42 @@ def test_a_weak_or_cut_off_language_model_is_warned_of() -> None:
 def test_nothing_usable_is_an_error_that_counts_the_reasons() -> None:
     with pytest.raises(InputError, match="2 × too-few"):
         synthesize([QUERY], llm=FakeLLM(answer=lambda _: "I would rather not."))
+
+
+def test_what_the_error_of_an_unusable_synthesis_advises_works(tmp_path: Path) -> None:
+    """The folder holds an empty examples.jsonl, and is read all the same."""
+    out, log = tmp_path / "my run", tmp_path / "log.txt"
+    log.write_text(QUERY.text)
+    with pytest.raises(InputError) as caught:
+        synthesize([Query("0", QUERY.text)], llm=FakeLLM(answer=lambda _: "I would rather not."), out=out)
+    assert "--pilot 3" in caught.value.action
+    assert f"'{out / 'rejected.jsonl'}'" in caught.value.action
+    (advised,) = re.findall(r"`embedsmith (explain [^`]+)`", caught.value.action)
+    done = CliRunner().invoke(app, [str(log) if word == "LOG" else word for word in shlex.split(advised)])
+    assert done.exit_code == 0
+    assert "I would rather not." in done.output
+    assert "rejected (too-few" in done.output
+
+
+def test_a_synthesis_of_another_recipe_is_read_too(tmp_path: Path) -> None:
+    write_examples(tmp_path / "examples.jsonl", [PositivePair("what is the fee?", "The fee is 3 euros.")])
+    done = read_synthesis(tmp_path)
+    assert [type(one) for one in done.examples] == [PositivePair]
+    (shown,) = explain([QUERY], examples=done.examples)
+    assert shown.kept == ()
+    with pytest.raises(InputError, match="does not exist"):
+        read_synthesis(tmp_path / "elsewhere")
+
+
+def test_a_synthesis_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    synthesize([QUERY], llm=FakeLLM(), out=tmp_path)
+    with Journal(tmp_path / "journal.sqlite"):
+        assert len(read_synthesis(tmp_path).completions) == 2
+
+
+def test_a_server_that_ignores_the_token_limit_is_said(tmp_path: Path) -> None:
+    made = synthesize(QUERIES, llm=FakeLLM(), sampling=Sampling(max_tokens=9))  # each answer has ten
+    assert made.warnings[0].startswith("4 of 4 answers are longer than --max-tokens")
 
 
 def test_explain_shows_what_is_sent_and_what_came_of_it(tmp_path: Path) -> None:

@@ -173,7 +173,8 @@ class Capacity:
 
     Args:
         at_once: requests in service at once. rate: requests begun in a second, with `burst` saved up at most.
-        refuses: answer what is too much with 429, with Retry-After where `retry_after` says so; else it waits in line.
+        refuses: answer what is too much with `status`, with Retry-After where `retry_after` says so; else it waits in
+            line.
 
     Attributes:
         served: requests that got through. refused: those that did not.
@@ -187,8 +188,10 @@ class Capacity:
         burst: float | None = None,
         refuses: bool = False,
         retry_after: float | None = None,
+        status: int = 429,
     ) -> None:
         self.at_once, self.rate, self.refuses, self.retry_after = at_once, rate, refuses, retry_after
+        self.status = status
         self.burst = burst if burst is not None else max((rate or 0.0) / 10, 1.0)
         self.served = self.refused = 0
         self._busy = 0
@@ -530,7 +533,7 @@ def _handler(server: FaultyServer) -> type[socketserver.StreamRequestHandler]:
             limited = server.capacity if request.path.endswith("/chat/completions") else None
             if limited is not None and not limited.enter():
                 wait = {"Retry-After": f"{limited.retry_after:g}"} if limited.retry_after is not None else {}
-                self._send(429, {"error": {"message": "too many requests"}}, wait)
+                self._send(limited.status, {"error": {"message": "too many requests"}}, wait)
                 return
             try:
                 time.sleep(server.hang if fault == "hang" else server.delay)

@@ -139,6 +139,19 @@ def test_foreign_lines_are_counted_and_foreign_files_refused(tmp_path: Path) -> 
             read_results([foreign], journal)
 
 
+def test_an_error_in_the_body_of_an_answer_is_a_failed_call(tmp_path: Path) -> None:
+    """It would be an empty answer, for ever; the call goes into the next round."""
+    (prompt,) = write_prompts(1)
+    row = {"custom_id": call_key(prompt, "openai:m", SAMPLING), "error": None}
+    body = {"error": {"code": 502, "message": "Provider returned error"}}
+    file = tmp_path / "output.jsonl"
+    file.write_text(json.dumps({**row, "response": {"status_code": 200, "body": body}}) + "\n", encoding="utf-8")
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        write(journal, tmp_path, [prompt])
+        assert read_results([file], journal) == BatchResults(0, 1, 0, 0, 0)
+        assert journal.count() == 0
+
+
 def test_an_answer_without_a_body_is_a_failed_call(tmp_path: Path) -> None:
     with Journal(":memory:") as journal:
         (file,), _ = write(journal, tmp_path, write_prompts(1))

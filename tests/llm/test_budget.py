@@ -192,6 +192,30 @@ def test_a_call_waits_for_money_that_others_may_leave() -> None:
     assert {one.finish for one in done} == {"stop"}
 
 
+@pytest.mark.parametrize("concurrency", [1, 256])
+def test_a_server_that_writes_more_than_it_is_asked_for_is_paid_for_by_what_it_writes(concurrency: int) -> None:
+    """Eighty times max_tokens, under any name of the limit: the first call finds out, and the next ones count so."""
+    with FaultyServer(count=lambda *_: (100, 4_000)) as server, Journal(":memory:") as journal:
+        budget = Budget(max_cost=1.0, price=PRICE)
+        done = run(connect(server, concurrency=concurrency), write_prompts(60), journal, budget)
+    assert budget.cost == pytest.approx(len(server.calls) * 0.081)
+    assert 10 <= len(server.calls) <= 12
+    assert budget.cost <= 1.0
+    assert [one.finish for one in done].count("budget") == 60 - len(server.calls)
+
+
+def test_answers_that_are_too_long_together_raise_the_worst_case_once() -> None:
+    """Eight that were out at once are eight signs of the same factor, not its eighth power."""
+    budget, prompt = Budget(), write_prompts(1)[0]
+    out = [budget.reserve(prompt, SAMPLING) for _ in range(8)]
+    for reserved in out:
+        assert reserved is not None
+        budget.settle(reserved, Usage(1, 100, 500))
+    after = budget.reserve(prompt, SAMPLING)
+    assert after is not None
+    assert after.completion_tokens == 550
+
+
 @pytest.mark.parametrize("text", ["", "1", "a,b", "1,2,3", "-1,2", "nan,1", "inf,1"])
 def test_a_price_is_two_numbers(text: str) -> None:
     with pytest.raises(ConfigurationError, match="is no price"):

@@ -132,6 +132,74 @@ def test_failures_are_tried_again_and_empty_answers_are_not() -> None:
     assert llm.sent == ["failed", "unknown"]
 
 
+def test_what_an_older_version_took_for_an_empty_answer_is_asked_again_once(tmp_path: Path) -> None:
+    """It stored the error of a gateway with status 200 as an empty answer without tokens; its calls stay counted."""
+    path, prompts = tmp_path / "journal.sqlite", write_prompts("error", "empty", "cut", "good")
+    stored = [Completion("", "stop"), Completion("", "stop", 9, 1), Completion("", "length"), Completion("x", "stop")]
+    with Journal(path) as journal:
+        for prompt, completion in zip(prompts, stored, strict=True):
+            journal.put(call_key(prompt, "openai:m", SAMPLING), prompt, "openai:m", completion)
+        journal.put("other", prompts[0], "recorded:file", Completion("", "stop"))
+        journal._connection.execute("pragma user_version = 0")
+    llm = echo("openai:m")
+    with Journal(path) as journal:
+        assert journal.doubted == 1
+        assert journal.get("other") == Completion("", "stop")
+        done = ask(llm, prompts, journal)
+        assert journal.read_spending("openai:m")[0].calls == 4 + 1
+    assert [prompt.user for prompt in llm.calls] == ["error"]
+    assert done == [Completion("answer to error", "stop", 10, 10, 0.0, "openai:m"), *stored[1:]]
+    with Journal(path) as journal:
+        journal.put("later", prompts[0], "openai:m", Completion("", "stop"))
+    with Journal(path) as journal:
+        assert journal.get("later") == Completion("", "stop")
+
+
+HOLDER = """
+import sys, time
+from embedsmith.llm.journal import Journal
+with Journal(sys.argv[1]):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_works_with_a_journal_and_others_may_read_it(tmp_path: Path) -> None:
+    path, prompt = tmp_path / "journal.sqlite", write_prompts("a")[0]
+    with Journal(path) as journal:
+        journal.put("key", prompt, "fake:llm", Completion("answer", "stop"))
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(InputError, match=rf"another run \(process {child.pid}\) works with .*journal\.sqlite"):
+            Journal(path)
+        with Journal(path, writable=False) as reader:
+            assert reader.texts() == {prompt.fingerprint: "answer"}
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                reader.put("other", prompt, "fake:llm", Completion("answer", "stop"))
+    finally:
+        child.kill()  # SIGKILL: nothing of its own gives the lock back
+        child.wait(timeout=30)
+        child.stdout.close()
+    with Journal(path) as journal:
+        assert journal.count() == 1
+
+
+def test_two_journals_of_one_file_are_refused_in_one_process_too(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with Journal(path), pytest.raises(InputError, match=f"process {os.getpid()}"):
+        Journal(path)
+    with Journal(path):
+        pass
+
+
+def test_a_journal_that_is_not_there_is_read_as_empty_and_not_made(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.sqlite", writable=False) as journal:
+        assert journal.count() == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
     whole = Completion("Größe: 5 µg\n“ok” 🥚", "length", 12, 34, 0.125, "gpt-x-2026")
     prompt = write_prompts("a")[0]

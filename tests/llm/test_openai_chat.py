@@ -164,6 +164,122 @@ def test_a_server_without_structured_output_is_asked_in_simpler_terms(rejected: 
     assert len(server.calls) == 6 + len(rejected)
 
 
+def test_a_prompt_that_is_refused_leaves_the_form_of_the_others_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A content filter and a prompt that is too long, the first before anything has succeeded."""
+    monkeypatch.setitem(STATUS_FAULTS, "this prompt breaks our rules", 400)
+    monkeypatch.setitem(STATUS_FAULTS, "this prompt is too long", 422)
+
+    def refuse(body: Mapping[str, Any]) -> str | None:
+        filtered = "this prompt breaks our rules" if " 0 eggs" in str(body) else None
+        return "this prompt is too long" if " 7 eggs" in str(body) else filtered
+
+    with ScriptedServer(refuse) as server:
+        done = complete(connect(server), write_prompts(20))
+    assert [place for place, one in enumerate(done) if one.finish == "error"] == [0, 7]
+    others = [call.body for call in server.calls if not refuse(call.body)]
+    assert {body["response_format"]["type"] for body in others} == {"json_schema"}
+    assert len(server.calls) == 18 + 3 + 1  # the first is tried in three forms, since no form had worked yet
+
+
+def test_a_schema_that_is_refused_once_costs_that_row_its_schema_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Invalid schema for response_format 'paraphrases'"
+    monkeypatch.setitem(STATUS_FAULTS, said, 400)
+
+    def refuse(body: Mapping[str, Any]) -> str | None:
+        return said if " 7 eggs" in str(body) and "json_schema" in str(body) else None
+
+    with ScriptedServer(refuse) as server:
+        done = complete(connect(server), write_prompts(20))
+    assert {one.finish for one in done} == {"stop"}
+    simpler = [call.body for call in server.calls if call.body["response_format"]["type"] == "json_object"]
+    assert [" 7 eggs" in str(body) for body in simpler] == [True]
+
+
+class BehindAGateway(FaultyServer):
+    """Answers with status 200 whatever happens behind it; `bodies` are sent in place of the first answers."""
+
+    def __init__(self, *bodies: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self._bodies = list(bodies)
+
+    def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+        whole = super().chat(body, fault)
+        return self._bodies.pop(0) if self._bodies else whole
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": 502, "message": "Provider returned error"}},
+        {"error": {"code": "429", "message": "rate-limited upstream"}},
+        {"error": "the model has crashed"},
+        {"choices": [{"message": {"role": "assistant", "content": "as fa"}, "finish_reason": "error"}]},
+        {"choices": [{"error": {"code": 503}, "message": {"role": "assistant", "content": ""}}]},
+        {"choices": [{"finish_reason": "stop", "index": 0}]},
+        {"choices": []},
+        {"detail": "Not Found"},
+        ["a list"],
+    ],
+)
+def test_an_error_with_status_200_is_no_answer(body: Any) -> None:
+    with BehindAGateway(body) as server:
+        (done,) = complete(connect(server), write_prompts(1))
+        assert (done.text, done.finish) == (write_answer(write_prompts(1)[0].user), "stop")
+    with BehindAGateway(*[body] * 31) as server:
+        (done,) = complete(connect(server, retries=0), write_prompts(1))
+        assert (done.text, done.finish) == (None, "error")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway", "the address"),
+        ({"code": 402, "message": "Insufficient credits"}, "credit"),
+        ({"code": 401, "message": "No auth credentials found"}, "the API key"),
+        ({"code": "insufficient_quota", "message": "You exceeded your current quota"}, "quota is used up"),
+    ],
+)
+def test_an_error_with_status_200_that_no_try_mends_stops_the_run(error: Any, said: str) -> None:
+    server = BehindAGateway(*[{"error": error}] * 40)
+    with server, pytest.raises(LanguageModelError, match=said):
+        complete(connect(server), write_prompts(20))
+    assert len(server.calls) == 1
+
+
+def test_an_answer_that_a_filter_or_the_limit_ended_before_it_began_is_an_answer() -> None:
+    """Some servers leave its message out; it was billed, and the next try would end the same."""
+    cut, filtered = ({"choices": [{"finish_reason": finish}]} for finish in ("length", "content_filter"))
+    with BehindAGateway(cut, filtered) as server:
+        done = complete(connect(server, concurrency=1), write_prompts(2))
+    assert [(one.text, one.finish) for one in done] == [("", "length"), ("", "filtered")]
+
+
+class WordyServer(FaultyServer):
+    """Knows the token limit by its older name only, as Ollama does, and ends at its own limit else."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(count=lambda *_: None, **options)
+
+    def chat(self, body: Mapping[str, Any], fault: str | None) -> dict[str, Any]:
+        usage = {"prompt_tokens": 100, "completion_tokens": min(body.get("max_tokens", 800), 800)}
+        return {**super().chat(body, fault), "usage": usage}
+
+
+def test_a_server_that_ignores_the_token_limit_gets_it_under_its_older_name() -> None:
+    with WordyServer() as server:
+        done = complete(connect(server), write_prompts(6))
+    assert [one.completion_tokens for one in done] == [800, *[99] * 5]
+
+
+def test_a_server_that_counts_otherwise_and_knows_the_newer_name_only_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    monkeypatch.setitem(STATUS_FAULTS, said, 400)
+    with ScriptedServer(lambda body: said if "max_tokens" in body else None, count=lambda *_: (100, 800)) as server:
+        done = complete(connect(server, concurrency=1), write_prompts(6))
+    assert {one.finish for one in done} == {"stop"}
+    assert len(server.calls) == 7  # one refusal, and no other try of the older name
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_refused_key_stops_the_run_and_is_not_shown(concurrency: int) -> None:
     with FaultyServer(api_key="the right one") as server:
@@ -280,16 +396,28 @@ def test_a_resumed_run_with_only_a_refused_prompt_left_ends_like_an_undisturbed_
     assert done.finish == "error"
 
 
-def test_all_calls_wait_when_one_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server refuses one call with Retry-After: 1, which is written in every 429 of its capacity."""
-    with FaultyServer(capacity=Capacity(rate=30, burst=5, refuses=True, retry_after=1.0), delay=0.01) as server:
-        began = time.monotonic()
-        done = complete(connect(server, concurrency=32), write_prompts(12))
-        took = time.monotonic() - began
+class CrowdedServer(FaultyServer):
+    """Serves one call at a time for the second after the second call came, and refuses the others."""
+
+    def __init__(self, status: int) -> None:
+        self.crowd = Capacity(1, refuses=True, retry_after=1.0, status=status)
+        super().__init__(capacity=self.crowd, delay=0.05)
+        self.times: list[float] = []
+
+    def record(self, path: str, body: Mapping[str, Any], authorization: str | None, **request: Any) -> str | None:
+        self.times.append(time.monotonic())
+        if self.times[-1] - self.times[min(1, len(self.times) - 1)] > 0.95:
+            self.crowd.at_once = None
+        return super().record(path, body, authorization, **request)
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_all_calls_wait_when_one_is_told_to(status: int) -> None:
+    with CrowdedServer(status) as server:
+        done = complete(connect(server, concurrency=32), write_prompts(60))
     assert {one.finish for one in done} == {"stop"}
-    assert took > 1.0
-    assert server.capacity is not None
-    assert server.capacity.refused <= 32  # one window at most: then all waited
+    assert server.crowd.refused > 0
+    assert not [moment for moment in server.times if 0.4 < moment - server.times[1] < 0.9]
 
 
 def test_a_wait_is_read_in_seconds_in_milliseconds_and_as_a_date() -> None:
@@ -321,6 +449,67 @@ def test_a_quota_that_is_used_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     with server, pytest.raises(LanguageModelError, match="quota is used up"):
         complete(connect(server), write_prompts(5))
     assert len(server.calls) == 1
+
+
+class DyingServer(FaultyServer):
+    """Answers `answers` calls, then says `status` and `message` to the next `refusals` (None: to all)."""
+
+    def __init__(self, answers: int, message: str, *, refusals: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._answers, self._message, self._refusals = answers, message, refusals
+        self._seen = threading.Lock()
+
+    def record(self, path: str, body: Mapping[str, Any], authorization: str | None, **request: Any) -> str | None:
+        with self._seen:
+            super().record(path, body, authorization, **request)
+            dead = len(self.calls) > self._answers
+            return self._message if dead and len(self.calls) - self._answers <= (self._refusals or 10**9) else None
+
+
+def test_credit_that_is_used_up_in_the_middle_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS_FAULTS, "Insufficient credits", 402)
+    server = DyingServer(5, "Insufficient credits")
+    with server, pytest.raises(LanguageModelError, match="402 to the call: credit or quota is used up"):
+        complete(connect(server), write_prompts(200))
+    assert len(server.calls) <= 5 + 4
+
+
+def test_credit_that_is_used_up_in_other_words_stops_the_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anthropic says it with 400, as it refuses prompts."""
+    monkeypatch.setitem(STATUS_FAULTS, "Your credit balance is too low", 400)
+    server = DyingServer(5, "Your credit balance is too low")
+    with server, pytest.raises(LanguageModelError, match=r"50 calls in a row .* Your credit balance is too low"):
+        complete(connect(server), write_prompts(200))
+    assert len(server.calls) < 5 + 50 + 8
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "drop", "bad gateway"])
+def test_a_server_that_dies_in_the_middle_is_probed_and_then_given_up(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred rows of seven attempts each would be billed, and be missing from what is trained on."""
+    monkeypatch.setitem(STATUS_FAULTS, "bad gateway", 502)
+    server = DyingServer(10, fault)
+    with server, pytest.raises(LanguageModelError, match=r"attempts in a row failed, over \d+ s, the last with"):
+        complete(connect(server, concurrency=32, outage=1.5), write_prompts(200))
+    assert 10 + 20 < len(server.calls) < 10 + 20 + 32
+
+
+def test_a_server_that_comes_back_costs_no_row() -> None:
+    with DyingServer(10, "unavailable", refusals=30) as server:
+        done = complete(connect(server, concurrency=32), write_prompts(60))
+    assert {one.finish for one in done} == {"stop"}
+    assert len(server.calls) == 60 + 30
+
+
+def test_the_last_rows_may_be_those_that_no_server_answers() -> None:
+    """Twelve rows of sixty crash the model: they fail, more than twenty attempts in a row, and the run ends."""
+    with ScriptedServer(
+        lambda body: "server_error" if "5 eggs" in str(body) or "0 eggs" in str(body) else None
+    ) as server:
+        done = complete(connect(server, concurrency=256, retries=2, outage=0.1), write_prompts(60))
+    assert [one.finish for one in done].count("error") == 12
+    assert len(server.calls) == 48 + 12 * 3
 
 
 def test_calls_go_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,48 @@ def test_calls_go_out_as_a_batch_and_come_back(tmp_path: Path, log: Path) -> Non
     assert found["counts"]["kept"] > 40
 
 
+def test_only_rows_that_wait_for_the_batch_are_said_to(tmp_path: Path, log: Path) -> None:
+    """Neither a row that is an evaluation text, nor in the second round what the first one's answers led to."""
+    leak = tmp_path / "eval.jsonl"
+    leak.write_text(json.dumps({"text1": log.read_text().splitlines()[0], "text2": "x", "label": 1}) + "\n")
+    with FaultyServer() as server:
+        line = command(server, tmp_path / "out", log, "--eval", leak, "--judge", "--batch-out", tmp_path / "files")
+        first = subprocess.run(line, check=True, capture_output=True, text=True, timeout=100)
+        (file,) = (tmp_path / "files").glob("*.jsonl")
+        rows = [answer_batched(json.loads(row)) for row in file.read_text().splitlines()]
+        refused = rows[0]["response"]["body"]["choices"][0]["message"] | {"content": "I would rather not."}
+        rows[0]["response"]["body"]["choices"][0]["message"] = refused
+        results = tmp_path / "results.jsonl"
+        results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        line += ["--batch-in", str(results)]
+        second = subprocess.run(line, check=True, capture_output=True, text=True, timeout=100)
+    assert "7 rows wait" in first.stderr
+    assert "7 rows wait" in second.stderr
+
+
+def test_e5_takes_more_tasks_of_a_brainstorm(tmp_path: Path) -> None:
+    arguments = ("--recipe", "e5", "--groups", "short-long", "--tasks", 12, "--used", 4)
+    with FaultyServer(answer=answer) as server:
+        tried = run(server, tmp_path, *arguments, "--pilot", 4)
+        found = run(server, tmp_path, *arguments)
+    assert found["calls"]["calls"] == 3 + 12
+    assert tried["estimate"]["calls"]["value"] == pytest.approx(15, rel=0.1)
+
+
+def test_the_language_check_of_e5_can_be_left_out(tmp_path: Path) -> None:
+    texts = {
+        "S1": "Der Hafenmeister hat heute keine Zeit für die vielen Besucher aus der großen Stadt am Fluss.",
+        "S2": "Heute kann sich der Leiter des Hafens nicht um die Gäste kümmern, die in Scharen aus der Stadt kommen.",
+        "S3": "Am Abend schließt der Hafen, und die Fischer bringen ihre Netze in das alte Lager hinter der Mühle.",
+    }
+    arguments = ("--recipe", "e5", "--groups", "sts", "--tasks", 1, "--languages", "en")
+    with FaultyServer(answer=lambda _: json.dumps(texts)) as server:
+        refused = subprocess.run(command(server, tmp_path, *arguments), capture_output=True, text=True, timeout=100)
+        assert "wrong-language" in refused.stderr
+        found = run(server, tmp_path, *arguments, "--no-language-check")
+    assert found["counts"] == {"kept": 1}
+
+
 def answer_batched(row: dict[str, Any]) -> dict[str, Any]:
     content = answer(row["body"]["messages"][-1]["content"])
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}

@@ -75,6 +75,10 @@ def synthesize(
     groups: Annotated[str, typer.Option(help="e5: all, sts,bitext or sts=2,bitext=1.")] = "all",
     languages: Annotated[str, typer.Option(help="e5: default, en,de or en=.5,de=.5.")] = "default",
     topics: Annotated[Path | None, typer.Option(help="e5: your own topics, one a line.")] = None,
+    used: Annotated[int, typer.Option(min=1, help="e5: tasks of one brainstorm that become rows, 1 to 20.")] = 1,
+    language_check: Annotated[
+        bool, typer.Option(help="e5: know the language of texts by py3langid, not by their writing only.")
+    ] = True,
     sts_as: Annotated[str, typer.Option(help="e5: sts rows as triplet or scored.")] = "triplet",
     prompts: Prompts = None,
     pilot: Annotated[
@@ -126,7 +130,8 @@ def synthesize(
     elif recipe == "e5" and not sources and not judge:
         form: Any = sts_as  # the plan says what it may be
         shares = parse_groups(groups), parse_languages(languages)
-        rows = E5Plan(tasks, *shares, seed, topics=topics, sts_as=form, prompts=prompts)
+        own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": form}
+        rows = E5Plan(tasks, *shares, seed, topics=topics, prompts=prompts, **own)
         order = order_e5(rows, evaluation=leaks)
     else:
         raise ConfigurationError(
@@ -136,6 +141,8 @@ def synthesize(
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
+        if journal.doubted:
+            console.print(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")
         for line in _describe_results(read_results(batch_in, journal)) if batch_in else ():
             console.print(line, markup=False)
         writer = None
@@ -208,8 +215,11 @@ def _describe_results(found: Any) -> list[str]:
 def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
     """Write the calls that have no answer yet; those of a second step follow once the first one's answers are read."""
     from embedsmith.examples import Rejected
+    from embedsmith.llm import FAILURES
 
-    waiting = sum(isinstance(row, Rejected) for row in order.fill(calls))
+    reason = FAILURES["batched"]
+    rows = (row for row in order.fill(calls) if isinstance(row, Rejected) and row.reason == reason)
+    waiting = len({row.source for row in rows})
     for file in writer.files:
         console.print(f"batch  {file}", markup=False)
     if not writer.files:

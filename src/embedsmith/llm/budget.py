@@ -1,9 +1,10 @@
-"""A budget of calls and money that is never exceeded, over all runs that share a journal.
+"""A budget of calls and money that is not exceeded, over all runs of a model that share a journal.
 
 Before a call goes out, the most that it can cost is reserved: its prompt counted from above and a completion of
 `max_tokens`. When it ends, the reservation becomes what the server says it used. An attempt that was cut, dropped or
 answered with a server error may have been billed, and counts in full; one that was turned away (4xx) counts as a call
-without tokens.
+without tokens. A server that writes more than `max_tokens` is believed to do so again: from its first such answer on,
+each call is reserved as much more. What was in flight until then, by rule the first call alone, can exceed the limit.
 
 Reservations are on disk before a call leaves, a few calls at a time (a grant): if the process is killed, what was
 granted counts as spent, since nobody can tell which of those calls were billed.
@@ -155,8 +156,8 @@ class Budget:
     Without limits it only keeps the books. It may be used from several threads.
 
     Args:
-        max_calls: attempts that leave for the server, over all runs of the journal.
-        max_cost: US dollars, over all runs of the journal; needs `price`.
+        max_calls: attempts that leave for the server, over all runs of the model with the journal.
+        max_cost: US dollars, over all runs of the model with the journal; needs `price`.
 
     Attributes:
         ended: a call could not be paid for, not even with all other calls settled; no call goes out any more.
@@ -182,7 +183,10 @@ class Budget:
         self._reserved = Usage()
         self._cover = Usage()  # what the ledger says was spent or may be: never less than is spent and reserved
         self._committed = Usage()  # out in batches, kept by the ledger
-        self._excess = 1.0  # how far a server has gone above what was thought to be the most
+        # How far a server has gone above what was thought to be the most, of prompt and completion; and how far it had
+        # when a call that is out was reserved (by identity: equal reservations are different calls).
+        self._excess = (1.0, 1.0)
+        self._excess_of: dict[int, tuple[float, float]] = {}
         self._ledger: Ledger | None = None
         self._lock = threading.Lock()
 
@@ -206,11 +210,13 @@ class Budget:
         Args:
             durable: False for a call that cannot leave before something else is on disk.
         """
-        worst = Usage(1, math.ceil(bound_tokens(prompt) * self._excess), sampling.max_tokens)
         with self._lock:
+            tokens = bound_tokens(prompt) * self._excess[0], sampling.max_tokens * self._excess[1]
+            worst = Usage(1, *map(math.ceil, tokens))
             if self.ended or not self._fits(worst):
                 return None
             self._reserved += worst
+            self._excess_of[id(worst)] = self._excess
             covered = not durable or self._ledger is None or self._cover.covers(self.spent + self._reserved)
         if not covered:
             self._grant(worst)
@@ -222,14 +228,21 @@ class Budget:
             used = used or reserved
             self._reserved -= reserved
             self.spent += used
-            if used.prompt_tokens > reserved.prompt_tokens:
-                self._excess *= 1.1 * used.prompt_tokens / reserved.prompt_tokens
+            before = self._excess_of.pop(id(reserved), (1.0, 1.0))
+            pairs = (used.prompt_tokens, reserved.prompt_tokens), (used.completion_tokens, reserved.completion_tokens)
+            seen = (
+                1.1 * factor * tokens / most if tokens > most > 0 else 1.0
+                for factor, (tokens, most) in zip(before, pairs, strict=True)
+            )
+            prompt, completion = map(max, self._excess, seen)
+            self._excess = prompt, completion
 
     def commit(self, reserved: Usage) -> None:
         """Turn the reservation of a call that is in a batch file into one that the ledger keeps until it is read."""
         with self._lock:
             self._reserved -= reserved
             self._committed += reserved
+            self._excess_of.pop(id(reserved), None)
 
     def end(self) -> bool:
         """Note that a call got no reservation; True (no call goes out then) if no other's end could make room."""

@@ -44,7 +44,7 @@ class CallTally:
     Attributes:
         calls: prompts; `sent` of them went out in this run, the others came from the journal.
         missing: prompts without a completion (a recorded file lacks the row, or the call failed). cut: answers that
-            the token limit ended.
+            the token limit ended. overlong: answers that went beyond it, as a server does that ignores it.
         seconds: of all answered calls, one after the other. waited: in which calls were out, on the clock.
         notes: a recipe's own counts: how often an answer was empty, truncated, repaired or stripped of its thinking.
     """
@@ -53,6 +53,7 @@ class CallTally:
     sent: int = 0
     missing: int = 0
     cut: int = 0
+    overlong: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -252,6 +253,7 @@ class Calls:
         tally.calls += 1
         tally.missing += completion.text is None
         tally.cut += completion.finish == "length"
+        tally.overlong += completion.completion_tokens > self.sampling.max_tokens
         tally.prompt_tokens += completion.prompt_tokens
         tally.completion_tokens += completion.completion_tokens
         tally.seconds += completion.seconds

@@ -3,6 +3,9 @@
 One SQLite file in WAL mode with full synchronisation. The key of a call is a hash of all that decides
 its answer: the messages, the model and the sampling parameters. Keys of users or servers are never in it.
 
+One process works with a journal at a time: who writes holds a lock that ends with the process, however it ends. Reading
+(`Journal(path, writable=False)`) needs none.
+
 Beside the calls it keeps which ones failed for good (for the run in which they did) and what was spent (`Ledger`).
 Many answers are committed together: a commit costs milliseconds however many it holds.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from embedsmith.artifacts import plain, write_ahead
 from embedsmith.errors import InputError
@@ -27,6 +31,7 @@ from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 
 WAIT = 30.0  # seconds for another process to finish writing
+VERSION = 1  # of the file; 0 kept the error of a server that said it with status 200 as an empty answer
 SCHEMA = """
 create table if not exists calls (
     key text primary key,
@@ -93,28 +98,36 @@ class BatchedCall:
 
 
 class Journal:
-    """Finished calls by key. Use it as a context manager; one process writes at a time, from any of its threads.
+    """Finished calls by key. Use it as a context manager; one process writes, from any of its threads.
+
+    Args:
+        writable: False reads a journal that another process may be writing; a file that is not there is empty.
+
+    Attributes:
+        doubted: empty answers of an older version that may have been errors, now forgotten.
 
     Raises:
-        InputError: the file is not a journal.
+        InputError: the file is not a journal, or another process writes it.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        if str(path) != ":memory:":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path | str, *, writable: bool = True) -> None:
         self.path = path
         self.lock = threading.RLock()
+        self.doubted = 0
+        shared = str(path) != ":memory:"
+        held = _take_lock(Path(path)) if shared and writable else None
         try:
-            self._connection = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
-            write_ahead(self._connection, wait=WAIT)
-            self._connection.execute("pragma synchronous = full")
-            self._connection.executescript(SCHEMA)
+            self._connection = _connect(path) if writable else _connect_to_read(path)
+            self.doubted = _forget_doubted(self._connection) if writable else 0
         except sqlite3.DatabaseError as error:
+            if held is not None:
+                held.close()
             raise InputError(
                 f"{path} is not a journal of calls ({error})",
                 expected="a file that embedsmith wrote",
                 action="name another file; a journal that is lost costs its calls again, nothing else",
             ) from None
+        self._held = held
 
     def __enter__(self) -> Journal:
         return self
@@ -123,6 +136,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+        if self._held is not None:
+            self._held.close()
 
     def get(self, key: str) -> Completion | None:
         """Return the finished call `key`, or None."""
@@ -285,6 +300,75 @@ class JournalLedger:
     def write(self, spent: Usage, granted: Usage) -> None:
         """Keep both; durable on return."""
         self.journal.write_spending(self.model, spent, granted)
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
+    write_ahead(connection, wait=WAIT)
+    connection.execute("pragma synchronous = full")
+    connection.executescript(SCHEMA)
+    return connection
+
+
+def _connect_to_read(path: Path | str) -> sqlite3.Connection:
+    if not Path(path).exists():
+        return _connect(":memory:")
+    connection = sqlite3.connect(path, timeout=WAIT, check_same_thread=False)
+    connection.execute("pragma query_only = on")
+    connection.execute("select count(*) from calls")
+    return connection
+
+
+def _take_lock(path: Path) -> IO[str] | None:
+    """Return the open file that keeps other writers away until it is closed; None where the system has no such locks.
+
+    It lies beside the journal: closing another handle of the journal itself would end SQLite's own locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    held = path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.seek(0)
+        holder = held.read().strip()
+        held.close()
+        raise InputError(
+            f"another run{f' (process {holder})' if holder else ''} works with {path}",
+            expected="one run at a time in a folder: two would spend its budget twice",
+            action="wait until it has ended, or name another folder",
+        ) from None
+    except OSError:  # a file system without locks
+        held.close()
+        return None
+    held.truncate(0)
+    held.write(f"{os.getpid()}\n")
+    held.flush()
+    return held
+
+
+def _forget_doubted(connection: sqlite3.Connection) -> int:
+    """Take out what an older version may have mistaken for an answer, once; what was spent on it stays in the books.
+
+    It is empty, ended of itself, and no token was counted: an error with status 200, or the answer of a server that
+    writes nothing and counts nothing, which is asked once more.
+    """
+    if connection.execute("pragma user_version").fetchone()[0] >= VERSION:
+        return 0
+    with connection:
+        connection.execute(
+            "insert or ignore into spending "
+            "select model, count(*), sum(prompt_tokens), sum(completion_tokens), 0, 0, 0 from calls group by model"
+        )
+        gone = connection.execute(
+            "delete from calls where text = '' and finish = 'stop' and prompt_tokens + completion_tokens = 0 "
+            "and model like 'openai:%'"
+        )
+        connection.execute(f"pragma user_version = {VERSION}")
+    return gone.rowcount
 
 
 def _call_row(one: Finished) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,13 +23,15 @@ from urllib.request import getproxies, proxy_bypass
 from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.forms import Forms
+from embedsmith.llm.health import LONGEST
 from embedsmith.llm.throttle import Throttle
-from embedsmith.llm.traffic import FIRST_FAILURES, Attempt, Terms, Traffic
+from embedsmith.llm.traffic import Attempt, Terms, Traffic
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["FIRST_FAILURES", "RETRIES", "TIMEOUT", "OpenAIChat"]
+__all__ = ["RETRIES", "TIMEOUT", "OpenAIChat"]
 
 RETRIES = 6  # with waits that double, and Retry-After where the server sends it
 DRAWING = re.compile(r"\\?['\"`](temperature|top_p|seed)\\?['\"`]")  # as servers name a parameter they refuse
@@ -38,6 +41,11 @@ CONCURRENCY = 256  # calls in flight, at most
 OPENAI = "https://api.openai.com/v1"
 PASSING = frozenset({408, 409, 425})  # beside 5xx: worth another try
 QUOTA = "insufficient_quota"  # a 429 that no waiting ends
+OVERLOADED = frozenset({503, 529})  # with Retry-After (529: always) they mean all calls, as 429 does
+ENDED = frozenset({"length", "content_filter"})  # finishes of a choice that some servers leave without a message
+
+# What a request says beside the prompt: the form of the answer, the name of the token limit, parameters left out.
+Asked = tuple[str, str, frozenset[str]]
 
 
 class OpenAIChat:
@@ -45,12 +53,14 @@ class OpenAIChat:
 
     Rate limits, server errors, timeouts and dropped connections are tried again (six times, rate limits more often,
     waiting as long as the server asks). A call that still fails is a completion with finish "error"; when none of
-    the first calls succeeds, or the key or the model is refused, the run stops with the reason.
+    the first calls succeeds, the key or the model is refused, the credit is used up, or the server counts as dead
+    (`embedsmith.llm.health`), the run stops with the reason.
 
     Args:
         base_url: default is OpenAI's own, or the environment's OPENAI_BASE_URL.
         api_key: default is the environment's OPENAI_API_KEY; local servers need none. Never stored.
         timeout: seconds for a call, at most; a call that takes far longer than others is given up earlier.
+        outage: seconds for which a server that has answered may fail before the run stops; default is five minutes.
     """
 
     def __init__(
@@ -62,14 +72,22 @@ class OpenAIChat:
         concurrency: int = CONCURRENCY,
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
+        outage: float | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._model = model
-        self._terms = Terms(max(concurrency, 1), retries, timeout, self._nothing_succeeds)
+        self._terms = Terms(
+            max(concurrency, 1),
+            retries,
+            timeout,
+            max(LONGEST, 2 * timeout) if outage is None else outage,
+            self._is_dead,
+        )
         self._throttle = Throttle(self._terms.concurrency)
-        self._formats: list[str] = ["json_schema", "json_object", "none"]  # the first that the server takes
-        self._tokens_name = "max_completion_tokens"
+        self._forms = Forms()
+        self._token_names = ["max_completion_tokens", "max_tokens"]  # the first is sent, the next where it is refused
+        self._overran = False  # the server has ignored the first name of the token limit
         self._unsent: frozenset[str] = frozenset()  # parameters that the server refused and the call can do without
         self._last_error = ""
         self._proxy = _find_proxy(self.base_url)
@@ -89,8 +107,8 @@ class OpenAIChat:
         """Yield completions as they arrive; no more calls are out than the reader has room for.
 
         Raises:
-            LanguageModelError: the key or the model is refused, the server cannot be reached, or none of
-                the first calls succeeds. What arrived until then has been yielded.
+            LanguageModelError: the key or the model is refused, the credit is used up, the server cannot be reached
+                or counts as dead. What arrived until then has been yielded.
         """
         with contextlib.closing(self._stream(iter(prompts), sampling, None)) as stream:
             for arrived in stream:
@@ -115,45 +133,55 @@ class OpenAIChat:
     def write_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """Return the body of the request for a prompt, in the terms that the server is known to take."""
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        form, tokens_name, unsent = self._ask(prompt)
         body: dict[str, Any] = {
             "model": self._model,
             "messages": prompt.messages,
-            self._tokens_name: sampling.max_tokens,
-            **{name: value for name, value in drawn.items() if value is not None and name not in self._unsent},
+            tokens_name: sampling.max_tokens,
+            **{name: value for name, value in drawn.items() if value is not None and name not in unsent},
         }
-        if self._formats[0] != "none":
-            body["response_format"] = _response_format(self._formats[0], prompt)
+        if form != "none":
+            body["response_format"] = _response_format(form, prompt)
         return body
 
-    def _step_down(self, message: str, terms: tuple[str, str, frozenset[str]], sampling: Sampling) -> bool:
+    def _ask(self, prompt: Prompt) -> Asked:
+        return self._forms.find(prompt), self._token_names[0], self._unsent
+
+    def _step_down(self, message: str, prompt: Prompt, asked: Asked, sampling: Sampling) -> bool:
         """Say whether a call that was refused is worth another try in simpler terms."""
-        if terms != self._present_terms():
+        form, tokens_name, unsent = asked
+        if (tokens_name, unsent) != (self._token_names[0], self._unsent):
             return True  # another call has stepped down since
-        if "max_completion_tokens" in message and self._tokens_name == "max_completion_tokens":
-            self._tokens_name = "max_tokens"
+        if len(self._token_names) > 1 and tokens_name in message:
+            self._token_names = self._token_names[1:]
             return True
         # Reasoning models refuse how to draw. What is asked for and cannot be had is an error, not a silence.
         refused = set(DRAWING.findall(message)) - self._unsent
         if refused:
-            asked = {name: getattr(sampling, name) for name in refused & {"temperature", "top_p"}}
-            if any(value != 1 for value in asked.values()):
-                raise self._undrawable(asked)
+            wanted = {name: getattr(sampling, name) for name in refused & {"temperature", "top_p"}}
+            if any(value != 1 for value in wanted.values()):
+                raise self._undrawable(wanted)
             self._unsent |= refused
             return True
-        if len(self._formats) > 1:
-            self._formats = self._formats[1:]
-            return True
-        return False
+        return self._forms.refuse(prompt, form, message)
 
-    def _present_terms(self) -> tuple[str, str, frozenset[str]]:
-        return self._formats[0], self._tokens_name, self._unsent
+    def _accept(self, prompt: Prompt, asked: Asked, completion: Completion, sampling: Sampling) -> None:
+        """Learn from an answer what the server takes, and whether it keeps to the token limit."""
+        self._forms.accept(prompt, asked[0])
+        if completion.completion_tokens > sampling.max_tokens and not self._overran:
+            self._overran = True  # older servers know the limit by its older name only, and ignore the other
+            self._token_names = ["max_tokens", "max_completion_tokens"]
 
     def _refused(self, status: int) -> LanguageModelError:
-        known = {401: "the API key", 403: "the API key", 404: f"the model {self._model!r}"}
+        known = {401: "the API key", 403: "the API key", 404: f"the model {self._model!r} or the address"}
+        if status in known:
+            check = "check OPENAI_API_KEY, the model's name and --base-url (it often ends in /v1)"
+        else:
+            check = "add credit or raise the limit there, then run the same command again"
         return LanguageModelError(
-            f"{self.base_url} answered {status} to {known.get(status, 'the call: the quota is used up')}",
+            f"{self.base_url} answered {status} to {known.get(status, 'the call: credit or quota is used up')}",
             expected="a completion",
-            action="check OPENAI_API_KEY, the model's name and --base-url; finished calls are kept",
+            action=f"{check}; finished calls are kept",
         )
 
     def _undrawable(self, asked: dict[str, float]) -> SamplingRefused:
@@ -164,9 +192,9 @@ class OpenAIChat:
             action="leave --temperature and --top-p at 1",
         )
 
-    def _nothing_succeeds(self, failed: int) -> LanguageModelError:
+    def _is_dead(self, why: str) -> LanguageModelError:
         return LanguageModelError(
-            f"the first {failed} calls to {self.base_url} all failed, the last with {self._last_error}",
+            f"{self.base_url}: {why}, the last with {self._last_error}",
             expected="completions",
             action="check the server; finished calls are kept, run the same command again to go on",
         )
@@ -177,6 +205,16 @@ class OpenAIChat:
             expected="an OpenAI-compatible server",
             action="check --base-url and the network; finished calls are kept",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request as it was sent, and when."""
+
+    prompt: Prompt
+    sampling: Sampling
+    asked: Asked
+    began: float
 
 
 class _Line:
@@ -204,20 +242,20 @@ class _Line:
         """Make one request and say what became of it."""
         import aiohttp
 
-        began, terms = time.monotonic(), self._chat._present_terms()
+        sent = _Request(prompt, sampling, self._chat._ask(prompt), time.monotonic())
         body = json.dumps(self._chat.write_body(prompt, sampling)).encode()
         try:
             status, headers, content = await self._post(body, patience)
         except TimeoutError:
-            return self._fail("late", f"no answer within {patience:.3g} s", began)
+            return self._fail("late", f"no answer within {patience:.3g} s", sent.began)
         except aiohttp.ClientConnectorError as error:
-            return self._fail("again", str(error), began, self._chat._unreachable(str(error)), unsent=True)
+            return self._fail("again", str(error), sent.began, self._chat._unreachable(str(error)), unsent=True)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            return self._fail("again", str(error) or type(error).__name__, began)
-        if status == 200:
-            return self._read(content, began)
+            return self._fail("again", str(error) or type(error).__name__, sent.began)
         try:
-            return self._refuse(status, headers, content, terms, sampling, began)
+            if status == 200:
+                return self._read(headers, content, sent)
+            return self._refuse(status, headers, content.decode("utf-8", "replace"), sent)
         except LanguageModelError as error:
             return Attempt("stop", used=Usage(1), error=error)
 
@@ -229,27 +267,19 @@ class _Line:
         async with self._session.post(self._url, data=body, proxy=self._chat._proxy, timeout=limit) as response:
             return response.status, response.headers, await response.read()
 
-    def _refuse(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        content: bytes,
-        terms: tuple[str, str, frozenset[str]],
-        sampling: Sampling,
-        began: float,
-    ) -> Attempt:
+    def _refuse(self, status: int, headers: Mapping[str, str], said: str, sent: _Request) -> Attempt:
         """Return what an answer that is no completion means."""
-        said = content.decode("utf-8", "replace")
-        what = f"status {status}: {_find_message(said)}"
-        if status in {401, 403, 404} or (status == 429 and QUOTA in said):
+        what, wait = f"status {status}: {_find_message(said)}", read_wait(headers)
+        if status in {401, 402, 403, 404} or (status == 429 and QUOTA in said):
             raise self._chat._refused(status)
-        if status in {400, 422} and self._chat._step_down(said, terms, sampling):
+        if status in {400, 422} and self._chat._step_down(said, sent.prompt, sent.asked, sent.sampling):
             return Attempt("simpler", used=Usage(1))
         if status == 429:
-            return self._fail("later", what, began, wait=read_wait(headers), unsent=True)
+            return self._fail("later", what, sent.began, wait=wait, unsent=True)
         if status >= 500 or status in PASSING:
-            return self._fail("again", what, began, wait=read_wait(headers))
-        return self._fail("failed", what, began, unsent=True)
+            failed = self._fail("again", what, sent.began, wait=wait)
+            return replace(failed, overloaded=status in OVERLOADED and (bool(wait) or status == 529))
+        return self._fail("failed", what, sent.began, unsent=True)
 
     def _fail(
         self,
@@ -262,25 +292,61 @@ class _Line:
         unsent: bool = False,
     ) -> Attempt:
         """Return a failed attempt; `unsent`: no model has seen the call, so it cannot have been billed."""
-        self._chat._last_error = reason.replace(self._chat._key, "***")
+        self._chat._last_error = said = reason.replace(self._chat._key, "***")
         completion = Completion(None, "error", seconds=time.monotonic() - began, model=self._chat._model)
-        return Attempt(kind, completion, wait, Usage(1) if unsent else None, error)
+        return Attempt(kind, completion, wait, Usage(1) if unsent else None, error, reason=said)
 
-    def _read(self, content: bytes, began: float) -> Attempt:
+    def _read(self, headers: Mapping[str, str], content: bytes, sent: _Request) -> Attempt:
+        """Return what a body with status 200 holds: a completion, or the error of a server behind the server."""
         try:
             answer = json.loads(content)
-            completion = read_completion(answer, self._chat._model, time.monotonic() - began)
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-            return self._fail("again", f"an answer that is no completion ({type(error).__name__})", began)
+            error = find_error(answer)
+            completion = None if error else read_completion(answer, self._chat._model, time.monotonic() - sent.began)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as wrong:
+            return self._fail("again", f"an answer that is no completion ({type(wrong).__name__})", sent.began)
+        if completion is None:
+            return self._refuse(read_status(error), headers, json.dumps({"error": error}), sent)
+        self._chat._accept(sent.prompt, sent.asked, completion, sent.sampling)
         tokens = completion.prompt_tokens, completion.completion_tokens
         return Attempt("answer", completion, used=Usage(1, *tokens) if any(tokens) else None)
 
 
-def read_completion(answer: Any, model: str, seconds: float) -> Completion:
-    """Return the completion in the body of an answer; an empty one is an answer: counted, not repeated."""
-    usage = answer.get("usage") or {}
+def find_error(answer: Any) -> Any:
+    """Return the error that the body of an answer tells of, of the whole or of its choice; None if it does not."""
     choice = (answer.get("choices") or [{}])[0]
-    message = choice.get("message") or {}
+    if answer.get("error") or choice.get("error"):
+        return answer.get("error") or choice["error"]
+    return "finish_reason is error" if choice.get("finish_reason") == "error" else None
+
+
+def read_status(error: object) -> int:
+    """Return the status that an error inside an answer with status 200 stands for; 502 where it has no number.
+
+    >>> read_status({"code": 429}), read_status({"message": "upstream"})
+    (429, 502)
+    """
+    said = json.dumps(error).lower()
+    if QUOTA in said:
+        return 402
+    if "unexpected endpoint" in said:  # LM Studio, to an address without /v1
+        return 404
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if code.isascii() and code.isdigit() and 400 <= int(code) < 600 else 502
+
+
+def read_completion(answer: Any, model: str, seconds: float) -> Completion:
+    """Return the completion in the body of an answer; an empty one is an answer: counted, not repeated.
+
+    Raises:
+        ValueError, TypeError, AttributeError, LookupError: the body has an error, or no choice with a message.
+    """
+    if find_error(answer):
+        raise ValueError("an error")
+    usage = answer.get("usage") or {}
+    choice = answer["choices"][0]
+    message = choice.get("message") or ({} if choice.get("finish_reason") in ENDED else None)
+    if message is None:
+        raise ValueError("no message")
     text = message.get("content")
     if isinstance(text, list):  # parts, as some servers write it
         text = "".join(part.get("text") or "" for part in text)

@@ -21,12 +21,12 @@ from itertools import count
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.health import Health
 from embedsmith.llm.throttle import Throttle
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds before another try, doubled each time
 LONGEST_ASKED = 300.0  # seconds of Retry-After that are waited for
 REFUSALS = 5  # times as many 429s as other failures are put up with: they say "later", not "no"
-FIRST_FAILURES = 5  # calls that fail before any succeeds, after which a run stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Attempt:
             time); "simpler" (at once again, in other terms); "stop" (the run cannot go on).
         retry_after: seconds that the server asked for.
         used: what the server says it used; None: unknown, and it may have been billed.
+        overloaded: the server said that it has too much to do, and all calls wait, as after a 429.
+        reason: in words.
     """
 
     kind: str
@@ -45,6 +47,8 @@ class Attempt:
     retry_after: float | None = None
     used: Usage | None = None
     error: LanguageModelError | None = None
+    overloaded: bool = False
+    reason: str = ""
 
 
 Session = Callable[[], AbstractAsyncContextManager[object]]
@@ -62,20 +66,22 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How calls are made: most in flight, tries after the first, most seconds a try, and words for a dead server."""
+    """How calls are made: most in flight, tries after the first, most seconds a try and of an outage, and its error."""
 
     concurrency: int
     retries: int
     timeout: float
-    explain: Callable[[int], LanguageModelError]
+    outage: float
+    explain: Callable[[str], LanguageModelError]
 
 
 @dataclass(slots=True)
 class _Inbox:
-    """What the loop's thread hands to the reader."""
+    """What the loop's thread hands to the reader, and whether the reader may have more for it."""
 
     arrived: queue.SimpleQueue[tuple[int, Completion] | None] = field(default_factory=queue.SimpleQueue)
     stop: BaseException | None = None
+    more: bool = True
 
 
 class Traffic:
@@ -91,7 +97,7 @@ class Traffic:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._first: _Call | None = None  # the first call goes alone: it finds out what the server takes
-        self._succeeded, self._failed = False, 0
+        self._health = Health(terms.outage)
 
     def stream(self, prompts: Iterator[Prompt], session: Session) -> Iterator[list[tuple[int, Completion]]]:
         """Yield what arrived since the last time; what was yielded makes room when the reader comes back.
@@ -147,11 +153,10 @@ class Traffic:
     ) -> Iterator[list[tuple[int, Completion]]]:
         out, place = 1, 1
         batch = [_Call(0, first)]
-        more = True
         while True:
-            while more and out < self._terms.concurrency and self._inbox.stop is None:
+            while self._inbox.more and out < self._terms.concurrency and self._inbox.stop is None:
                 prompt = next(prompts, None)
-                more = prompt is not None
+                self._inbox.more = prompt is not None
                 if prompt is not None:
                     batch.append(_Call(place, prompt))
                     out, place = out + 1, place + 1
@@ -181,7 +186,7 @@ class Traffic:
     # What follows runs in the thread of the loop.
 
     def _take(self, calls: list[_Call]) -> None:
-        if self._first is None and calls and not self._succeeded and not self._failed:
+        if self._first is None and calls and not self._health.succeeded and not self._health.failed:
             self._first = calls[0]
         self._fresh.extend(calls)
         self._pump()
@@ -213,7 +218,12 @@ class Traffic:
             return None
         if self._again and (self._first is not None or not self._fresh):
             delay = max(delay, self._again[0][0] - now)
+        if self._health.is_down and self._untried():
+            return None if self._tasks else max(delay, self._health.delay(now))
         return delay
+
+    def _untried(self) -> bool:
+        return bool(self._fresh) or self._inbox.more
 
     def _start(self, now: float) -> bool:
         """Send the next call; say whether there was one that could be paid for."""
@@ -267,6 +277,7 @@ class Traffic:
         now = time.monotonic()
         if attempt.kind == "answer":
             self._throttle.answer(now, sent)
+            self._health.answer()
             self._deliver(call, attempt.completion)
         elif attempt.kind == "simpler":
             heapq.heappush(self._again, (now, next(self._ties), call))
@@ -274,35 +285,44 @@ class Traffic:
             self._inbox.stop = self._inbox.stop or attempt.error
             self._first = None
         elif attempt.kind == "failed":
-            self._deliver(call, attempt.completion)
+            self._health.refuse(attempt.reason)
+            self._give_up(call, attempt)
         else:
             self._delay(call, attempt, now, sent, crowd)
+        self._check(now)
 
     def _delay(self, call: _Call, attempt: Attempt, now: float, sent: float, crowd: int) -> None:
         """Put a call off that was refused or failed, unless it was often enough."""
         asked = min(attempt.retry_after, LONGEST_ASKED) if attempt.retry_after is not None else None
-        if attempt.kind == "later":
+        if attempt.kind == "later" or attempt.overloaded:
             self._throttle.push_back(now, sent, crowd=crowd, retry_after=asked)
+        if attempt.kind == "later":
             call.refusals += 1
         else:
             call.failures += 1
+            self._health.fault(now)
             if attempt.kind == "late":
                 self._throttle.time_out(now, sent)
         tries = call.failures + call.refusals
         if attempt.error is not None and tries > self._terms.retries:
             self._inbox.stop = self._inbox.stop or attempt.error
         elif call.failures > self._terms.retries or call.refusals > REFUSALS * self._terms.retries:
-            self._deliver(call, attempt.completion)
+            self._give_up(call, attempt)
         else:
             wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT) * random.uniform(0.75, 1.0)
             due = now + (wait if asked is None else asked)
             heapq.heappush(self._again, (due, next(self._ties), call))
 
+    def _give_up(self, call: _Call, attempt: Attempt) -> None:
+        self._health.give_up(pushed_back=attempt.kind == "later")
+        self._deliver(call, attempt.completion)
+
     def _deliver(self, call: _Call, completion: Completion | None) -> None:
-        completion = completion or Completion(None, "error")
-        good = completion.finish != "error"
-        self._succeeded, self._failed = self._succeeded or good, self._failed + (not good)
         self._first = None
-        self._inbox.arrived.put((call.place, completion))
-        if not self._succeeded and self._failed >= FIRST_FAILURES:
-            self._inbox.stop = self._inbox.stop or self._terms.explain(self._failed)
+        self._inbox.arrived.put((call.place, completion or Completion(None, "error")))
+
+    def _check(self, now: float) -> None:
+        """Stop where the server counts as dead."""
+        why = self._health.judge(now, untried=self._untried())
+        if why:
+            self._inbox.stop = self._inbox.stop or self._terms.explain(why)

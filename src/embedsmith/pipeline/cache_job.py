@@ -296,7 +296,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         return
     (folder / "calibration.json").unlink(missing_ok=True)
     chosen, reported = halve(judged, seed=job.seed)
-    with folder.stage("calibration", inputs, settings, ["calibration_check.json"]):
+    outputs = ["calibration_check.json"]
+    with folder.stage("calibration", inputs, settings, outputs):
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         try:
@@ -314,6 +315,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
+            outputs.append("calibration.json")  # only there where a threshold keeps the promise
             watch.say(
                 f"threshold: {found.threshold:.3f} (false hits ≤ {percent(job.delta)} with {percent(1 - job.alpha)}; "
                 f"of the pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"

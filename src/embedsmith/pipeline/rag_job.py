@@ -47,6 +47,7 @@ from embedsmith.pipeline.common import (
     has_failed_calls,
     pick_examples,
     read_rows,
+    require,
     say_counts,
     write_counts,
 )
@@ -257,6 +258,7 @@ def _synthesis(
 ) -> list[PositivePair]:
     inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), "llm": llm.name, **job.origin}
     inputs |= {"queries": fingerprint(sorted(task.queries.values()))} if task is not None else {}
+    inputs |= {"prompts": fingerprint_file(require(Path(job.plan.prompts)))} if job.plan.prompts else {}
     settings = {"plan": plain(job.plan), "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):

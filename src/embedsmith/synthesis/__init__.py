@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedsmith.corpus import Query
 from embedsmith.errors import InputError
-from embedsmith.examples import LabelledPair, Rejected, read_examples
+from embedsmith.examples import Example, LabelledPair, Rejected, read_examples
 from embedsmith.llm import LanguageModel, Prompt, Sampling
 from embedsmith.llm.budget import Budget
 from embedsmith.llm.calls import Calls, Progress
@@ -91,21 +91,21 @@ def explain(
     paraphrases: int = 3,
     distinct: int = 3,
     prompts: Path | str | None = None,
-    examples: Sequence[LabelledPair] = (),
+    examples: Sequence[Example] = (),
     rejected: Sequence[Rejected] = (),
     completions: Mapping[str, str] | None = None,
 ) -> list[Explanation]:
     """Return, for each query, the prompts exactly as they are sent and what they led to.
 
     Args:
-        examples, rejected: of a finished synthesis.
+        examples, rejected: of a finished synthesis; examples of other recipes belong to no query, and are passed over.
         completions: text of the completion by prompt fingerprint (`Journal.texts`).
     """
     asked = load_recipe(recipe, paraphrases=paraphrases, distinct=distinct, prompts=prompts)
     shown = []
     for query in queries:
         rendered = tuple(render(asked, query))
-        kept = tuple(pair for pair in examples if pair.group == query.id)
+        kept = tuple(one for one in examples if isinstance(one, LabelledPair) and one.group == query.id)
         lost = tuple(item for item in rejected if item.source == query.id)
         texts = tuple((completions or {}).get(prompt.fingerprint) for prompt in rendered)
         shown.append(Explanation(query, rendered, texts, kept, lost))
@@ -116,16 +116,23 @@ def explain(
 class StoredSynthesis:
     """What a finished synthesis left on disk."""
 
-    examples: tuple[LabelledPair, ...]
+    examples: tuple[Example, ...]
     rejected: tuple[Rejected, ...]
     completions: Mapping[str, str]
 
 
 def read_synthesis(folder: Path | str) -> StoredSynthesis:
-    """Return the examples, the rejected candidates and the completions of the synthesis in `folder`."""
+    """Return the examples, the rejected candidates and the completions of the synthesis in `folder`, of any recipe.
+
+    A synthesis of which nothing could be used has no examples; another run may be writing its journal.
+
+    Raises:
+        InputError: the folder holds no synthesis.
+    """
     folder = Path(folder)
-    pairs = read_examples(folder / EXAMPLES, kind=LabelledPair).examples
-    with Journal(folder / "journal.sqlite") as journal:
+    written = folder / EXAMPLES
+    empty = written.is_file() and not written.stat().st_size
+    examples = () if empty else read_examples(written).examples
+    with Journal(folder / "journal.sqlite", writable=False) as journal:
         texts = journal.texts()
-    kept = tuple(pair for pair in pairs if isinstance(pair, LabelledPair))
-    return StoredSynthesis(kept, read_rejected(folder / REJECTED), texts)
+    return StoredSynthesis(tuple(examples), read_rejected(folder / REJECTED), texts)

@@ -93,11 +93,19 @@ def order_e5(plan: E5Plan, *, evaluation: Iterable[str] = ()) -> Order:
     leaks = tuple(evaluation)
     return Order(
         "e5",
-        {row.id: 2 if row.group in TWO_STEPS else 1 for row in plan.rows()},
+        {row.id: 2 if row.group in TWO_STEPS and row.number % plan.used == 0 else 1 for row in plan.rows()},
         lambda calls: synthesize_e5(plan, calls, evaluation=leaks),
         lambda count: order_e5(replace(plan, tasks=min(count, plan.tasks)), evaluation=leaks),
-        lambda name: name.removesuffix("/tasks"),
+        lambda name: _row_of_brainstorm(name, plan.used),
     )
+
+
+def _row_of_brainstorm(name: str, used: int) -> str:
+    """Return the first of the rows that a call is for."""
+    if not name.endswith("/tasks"):
+        return name
+    group, number = name.removesuffix("/tasks").rsplit("/", 1)
+    return f"{group}/{int(number) * used}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -67,6 +68,11 @@ class Synthesis:
                 f"{self.calls.cut} of {self.calls.calls} answers ended at the token limit (models that think need "
                 "more of them): raise --max-tokens."
             )
+        if self.calls.overlong:
+            said.append(
+                f"{self.calls.overlong} of {self.calls.calls} answers are longer than --max-tokens: the server "
+                "ignores it or counts otherwise. Once that is seen, a budget reserves as much for each call."
+            )
         if self.calls.missing > OFTEN * self.calls.calls:
             said.append(f"{self.calls.missing} of {self.calls.calls} calls have no answer.")
         return tuple(said)
@@ -111,18 +117,23 @@ def collect(
             if on_row is not None:
                 on_row(kept, counts.total())
     if not kept:
-        raise _nothing_usable(counts)
+        raise _nothing_usable(counts, out)
     folder = Path(out) if out is not None else None
     about = {"kept": kept, **dict(sorted(counts.items()))}
     return Synthesis(about, deepcopy(calls.tally), dict(sorted(writers.items())), folder, tuple(held))
 
 
-def _nothing_usable(counts: Counter[str]) -> InputError:
+def _nothing_usable(counts: Counter[str], out: Path | str | None) -> InputError:
     reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+    shown = "look at what was sent and what came back: `embedsmith synthesize … --pilot 3`"
+    if out is not None:
+        place = shlex.quote(str(out))
+        shown += f", or, for the queries of a log, `embedsmith explain LOG --synthesis {place}`; the reasons are in "
+        shown += shlex.quote(str(Path(out) / REJECTED))
     return InputError(
         f"not one usable example came of it ({reasons or 'no answers'})",
         expected="answers in the form that the prompts ask for",
-        action="look at what was sent and what came back with `embedsmith explain`; try another model",
+        action=f"{shown}. Or try another model",
     )
 
 
