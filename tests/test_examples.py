@@ -75,6 +75,14 @@ def test_a_passage_with_a_label_or_a_score_is_not_taken_for_a_right_one(
     assert found.lines == (2,)
 
 
+@pytest.mark.parametrize("row", ['{"text": "a", "label": null}', '{"sentence1": "a", "sentence2": "b", "score": NaN}'])
+def test_a_class_or_a_score_that_is_none_is_no_row(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{row}\n")
+    with pytest.raises(InputError, match="no usable row"):
+        read_examples(path)
+
+
 @pytest.mark.parametrize("columns", ["a b", "foo bar", "", "sentence1 sentence2 label score"])
 def test_what_fits_no_layout_is_refused_with_the_layouts(columns: str) -> None:
     with pytest.raises(InputError):

@@ -253,7 +253,7 @@ def test_many_threads_may_ask_at_once(exported: Path, precision: Any) -> None:
 
 
 def test_automatic_choices_are_explained(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(runtime, "count_cores", lambda: 16)
     encoder = OnnxEncoder(exported)
     assert encoder.threads == runtime.MOST_THREADS
     assert [reason.split(":")[0] for reason in encoder.explained] == ["precision int8", f"threads {encoder.threads}"]

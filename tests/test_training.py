@@ -422,7 +422,7 @@ def test_what_is_trained_with_a_prompt_on_both_sides_is_read_with_it_ever_after(
     assert (saved.default_prompt_name, saved.prompts) == ("query", {"query": "query: ", "document": "passage: "})
     encoder = load_encoder(tmp_path / "model")
     assert isinstance(encoder, TorchEncoder)
-    plain = TorchEncoder(encoder.network, prompt="")
+    plain = TorchEncoder(encoder.network, name="plain", prompt="")
     np.testing.assert_allclose(encoder.encode(["card one"]), plain.encode(["query: card one"]), atol=1e-5)
 
 

@@ -5,6 +5,7 @@ Column names are those of sentence-transformers; the order of columns never matt
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -272,14 +273,29 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
         scores = _scores(row, layout, 1 + len(negatives))
         return Triplet(text("anchor"), text("positive"), negatives, scores=scores, **shared)
     if layout.kind is LabelledText:
-        return LabelledText(text("text"), str(row[layout.columns["label"][0]]), **shared)
+        return LabelledText(text("text"), _class(row, layout), **shared)
     left, right = text("sentence1"), text("sentence2")
     if layout.kind is ScoredPair:
-        return ScoredPair(left, right, float(row[layout.columns["score"][0]]), **shared)
+        return ScoredPair(left, right, _score(row, layout), **shared)
     label = row[layout.columns["label"][0]]
     if str(label).strip() not in {"0", "1", "0.0", "1.0", "True", "False"}:
         raise ValueError(f"{layout.columns['label'][0]} is {label!r}, not 0 or 1")
     return LabelledPair(left, right, int(str(label).strip() in {"1", "1.0", "True"}), **shared)
+
+
+def _class(row: Mapping[str, Any], layout: Format) -> str:
+    name = layout.columns["label"][0]
+    if row[name] is None or not str(row[name]).strip():
+        raise ValueError(f"{name} has no class")
+    return str(row[name])
+
+
+def _score(row: Mapping[str, Any], layout: Format) -> float:
+    name = layout.columns["score"][0]
+    value = float(row[name])
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, no number")
+    return value
 
 
 def _negatives(row: Mapping[str, Any], layout: Format) -> tuple[str, ...]:

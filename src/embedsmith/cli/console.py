@@ -56,8 +56,11 @@ Across = Annotated[
 ]
 Prompts = Annotated[Path | None, typer.Option(help="Your own prompts file (TOML).")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Most calls in flight at once; fewer, as the server keeps up.")]
-MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls over all runs into this folder.")]
-MaxCost = Annotated[float | None, typer.Option(min=0.0, help="Most US dollars over all runs; needs --price.")]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Most calls over all runs with this model into this folder.")]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Most US dollars over all runs with this model into this folder; needs --price."),
+]
 PriceOption = Annotated[
     str | None, typer.Option("--price", help="INPUT,OUTPUT: US dollars for a million tokens, such as 0.15,0.60.")
 ]
