@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that does other things as well is no fault of a strategy, and no test here is about time.
+settings.register_profile("embedsmith", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("embedsmith")
 
 
 @pytest.fixture(scope="session")
