@@ -169,10 +169,9 @@ def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: P
 
 
 def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Path, tmp_path: Path) -> None:
-    half = tmp_path / ".model.new"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"torn")
-    (tmp_path / ".model.checkpoint.tmp").write_bytes(b"torn")
+    for half, file in ((".model.new", "model.safetensors"), (".model.checkpoint.new", ".tmpA1b2C3")):
+        (tmp_path / half).mkdir()
+        (tmp_path / half / file).write_bytes(b"torn")
     train(make_examples(8), base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4, precision="fp32"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

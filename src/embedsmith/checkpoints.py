@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _unfinished(path)
+    room = _unfinished(path)
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir()
+    temporary = room / path.name
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory}
     save_file(tensors, str(temporary), metadata=about)
@@ -46,6 +50,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     finally:
         os.close(descriptor)
     temporary.replace(path)
+    room.rmdir()
     sync_folder(path.parent)
 
 
@@ -83,8 +88,9 @@ def read_about(path: Path) -> About | None:
 def remove_checkpoint(path: Path) -> None:
     """Delete the checkpoint of a finished run, and what a kill left of one that was being written."""
     path.unlink(missing_ok=True)
-    _unfinished(path).unlink(missing_ok=True)
+    shutil.rmtree(_unfinished(path), ignore_errors=True)
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    """Return the folder in which a checkpoint is written: safetensors writes beside it, under names of its own."""
+    return path.with_name(f".{path.name}.new")
