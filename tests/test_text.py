@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.signatures import NearTexts
-from embedsmith.text import exact_form, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import OwnNames, exact_form, jaccard, normalize, same_facts, trigrams
 from near_texts import compare_all
 
 QUESTIONS = st.text(alphabet="abc de", min_size=1, max_size=25)
@@ -100,3 +100,12 @@ def test_the_exact_form_is_its_own_exact_form(text: str) -> None:
 def test_what_has_one_exact_form_has_one_normal_form(left: str, right: str) -> None:
     if exact_form(left) == exact_form(right):
         assert normalize(left) == normalize(right)
+
+
+@given(st.lists(st.sampled_from(["7", "7~2", "7~3", "8"]), max_size=30))
+def test_own_names_are_the_first_free_ones(asked: list[str]) -> None:
+    names, taken = OwnNames(), list[str]()
+    for name in asked:
+        free = next(one for one in (name, *(f"{name}~{number}" for number in range(2, 99))) if one not in taken)
+        assert names.give(name) == free
+        taken.append(free)

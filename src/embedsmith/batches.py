@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.errors import InputError
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
+from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet, is_asymmetric
 
 Index = NDArray[np.int64]
 Numbers = NDArray[np.float32]
@@ -165,11 +165,13 @@ def prompts_of(example: Example, prompts: Prompts, *, symmetric: bool | None = N
     Args:
         symmetric: the query prompt for both; None leaves it to the kind of the example.
     """
-    asymmetric = isinstance(example, (PositivePair, Triplet))
     instruction = example.instruction if isinstance(example, (PositivePair, Triplet)) else None
     query = prompts.query.replace(INSTRUCTION, instruction or "")
-    symmetric = symmetric if symmetric is not None else not asymmetric
-    return query, query if symmetric else prompts.document
+    return query, query if _has_equal_sides(example, symmetric) else prompts.document
+
+
+def _has_equal_sides(example: Example, symmetric: bool | None) -> bool:
+    return symmetric if symmetric is not None else not is_asymmetric(example)
 
 
 def saved_prompts(sources: Sequence[Source], prompts: Prompts) -> tuple[Prompts, tuple[str, ...]]:
@@ -197,10 +199,9 @@ def prompt_alone(sources: Sequence[Source], prompts: Prompts) -> str:
     found: Counter[str] = Counter()
     for source in sources:
         for example in source.examples:
-            query, _ = prompts_of(example, source.prompts or prompts, symmetric=source.symmetric)
-            alike = not isinstance(example, (PositivePair, Triplet)) if source.symmetric is None else source.symmetric
-            found[query] += alike
-    return found.most_common(1)[0][0] if found.total() else ""
+            if _has_equal_sides(example, source.symmetric):
+                found[prompts_of(example, source.prompts or prompts, symmetric=True)[0]] += 1
+    return found.most_common(1)[0][0] if found else ""
 
 
 # ── The order of the rows

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
-from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
 from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_rows
-from embedsmith.text import is_storable, normalize
+from embedsmith.text import OwnNames, is_storable, normalize
 
 TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
 ID_COLUMNS = ("id", "query_id", "_id", "qid")  # not uid: that is a user, who asks more than once
@@ -61,7 +59,7 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
     """
     found_column = False
     columns: set[str] = set()
-    taken: set[str] = set()
+    ids = OwnNames()
     for index, (line, row) in enumerate(read_rows(path)):
         columns.update(row)
         name = column if column is not None else _find_column(row)
@@ -78,9 +76,7 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
                 "not-storable", f"{name} has half a character or a NUL, which UTF-8 files do not hold", path, line
             )
             continue
-        name = _find_free(_find_id(row, index), taken)
-        taken.add(name)
-        yield Query(name, text.strip())
+        yield Query(ids.give(_find_id(row, index)), text.strip())
     if not found_column:
         raise InputError(
             f"{path} has no column {column!r}" if column else f"{path} has no text column",
@@ -142,11 +138,6 @@ def _find_column(row: Mapping[str, Any]) -> str | None:
 def _find_id(row: Mapping[str, Any], index: int) -> str:
     found = next((row[name] for name in ID_COLUMNS if row.get(name) not in (None, "")), index)
     return str(found)
-
-
-def _find_free(name: str, taken: Set[str]) -> str:
-    names = chain([name], (f"{name}~{number}" for number in count_up(2)))
-    return next(name for name in names if name not in taken)
 
 
 def require_own_ids(queries: Iterable[Query]) -> None:

@@ -184,12 +184,8 @@ def compare(
 
 
 def _adjust(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, float]]:
-    tests = [(name, metric) for name, found in differences.items() for metric in found]
-    adjusted = adjust_holm([differences[name][metric].p_value for name, metric in tests])
-    return {
-        name: {metric: value for (own, metric), value in zip(tests, adjusted, strict=True) if own == name}
-        for name in differences
-    }
+    adjusted = iter(adjust_holm([change.p_value for changes in differences.values() for change in changes.values()]))
+    return {name: {metric: next(adjusted) for metric in changes} for name, changes in differences.items()}
 
 
 def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[LabelledPair], list[LabelledPair]]:

@@ -434,6 +434,11 @@ def connect(examples: Sequence[Example]) -> dict[str, list[int]]:
     return dict(units)
 
 
+def is_asymmetric(example: Example) -> bool:
+    """Say whether the anchor is a query and the other texts are documents."""
+    return isinstance(example, (PositivePair, Triplet))
+
+
 def units_of(examples: Sequence[Example]) -> list[str]:
     """Return the unit of each example, (n,): rows that share a group or a text are resampled together."""
     names = [""] * len(examples)

@@ -25,6 +25,7 @@ from embedsmith.examples import (
     PositivePair,
     ScoredPair,
     Triplet,
+    is_asymmetric,
     read_examples,
     texts_of,
     units_of,
@@ -98,11 +99,6 @@ class Numbering:
     def number(self, side: str, text: str) -> int:
         """Return the number of a text as it is read on a side: "query", "document", or "" by itself."""
         return self.places.setdefault((side, text), len(self.places))
-
-
-def is_asymmetric(example: Example) -> bool:
-    """Say whether the anchor is a query and the other texts are documents."""
-    return isinstance(example, (PositivePair, Triplet))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from embedsmith.artifacts import fingerprint, read_jsonl, write_json, write_json
 from embedsmith.batches import Prompts, prompts_of
 from embedsmith.encoder import normalize as to_unit_rows
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
-from embedsmith.examples import Example, texts_of
-from embedsmith.guards import VALIDATION, Measured, is_asymmetric, make_measure, shipped_guards
+from embedsmith.examples import Example, is_asymmetric, texts_of
+from embedsmith.guards import VALIDATION, Measured, make_measure, shipped_guards
 from embedsmith.metrics import Difference, Estimate, difference, estimate
 from embedsmith.model import Precision, autocast, embed, encoding_budget, tokenize_for
 from embedsmith.optimization import Ends

@@ -153,3 +153,26 @@ def _facts(text: str) -> tuple[list[str], int, list[str]]:
     found = WORD.findall(plain)
     denials = sum(word in NEGATIONS or word in FOREIGN_NEGATIONS or word.endswith("n't") for word in found)
     return sorted(NUMBER.findall(plain)), denials, sorted(word for word in found if word[-1] in "+#")
+
+
+class OwnNames:
+    """Gives every name once: where one was given before, its stem with the first free number gets in its place.
+
+    >>> names = OwnNames()
+    >>> [names.give(name) for name in ("7", "7", "8", "7")]
+    ['7', '7~2', '8', '7~3']
+    """
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._next: dict[str, int] = {}  # by stem: no smaller number is free, however often it comes
+
+    def give(self, name: str, stem: str | None = None) -> str:
+        """Return `name`, or the stem (default: the name itself) with a number behind it."""
+        stem = name if stem is None else stem
+        while name in self._given:
+            number = self._next.get(stem, 2)
+            self._next[stem] = number + 1
+            name = f"{stem}~{number}"
+        self._given.add(name)
+        return name

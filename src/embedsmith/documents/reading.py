@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import count as count_up
 from pathlib import Path
 
 from embedsmith.documents.chunking import Size, chunk_document
@@ -16,6 +15,7 @@ from embedsmith.documents.sentences import estimate_tokens
 from embedsmith.documents.structure import Document, split_paragraphs
 from embedsmith.errors import EmbedsmithError, InputError
 from embedsmith.examples import Rejected
+from embedsmith.text import OwnNames
 
 TOKENS = 256
 Advance = Callable[[int, int], None]  # (files done, files in all)
@@ -123,14 +123,8 @@ def _chunk(documents: Iterable[Document | Rejected], size: Size) -> Iterator[Pas
 
 def _number(rows: Iterable[Passage | Rejected]) -> Iterator[Passage | Rejected]:
     """Give passages whose id was there before another one: rows of two tables may both begin with 0."""
-    seen: set[str] = set()
+    ids = OwnNames()
     for row in rows:
         if isinstance(row, Passage):
-            row = replace(row, id=_find_name(row, seen)) if row.id in seen else row
-            seen.add(row.id)
+            row = replace(row, id=ids.give(row.id, row.document))
         yield row
-
-
-def _find_name(passage: Passage, taken: Set[str]) -> str:
-    names = (f"{passage.document}~{number}" for number in count_up(2))
-    return next(name for name in names if name not in taken)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,12 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     check_model(job.base)  # before the first call that costs money
-    read_guards(job.guards)
+    guards = read_guards(job.guards)
     queries = _corpus(job, folder, watch)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
     _hardness(job, examples, folder, watch)
-    _training(job, examples, folder, watch)
-    _evaluation(job, evaluation, folder, watch)
+    _training(job, examples, guards, folder, watch)
+    _evaluation(job, evaluation, guards, folder, watch)
     _calibration(job, evaluation, folder, watch)
     return _report(job, llm, folder)
 
@@ -209,13 +209,18 @@ def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch
         watch.say(f"warning: {warning['text']}. To do: {warning['action']}")
 
 
-def _training(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
+def _training(
+    job: Job,
+    examples: Sequence[Example],
+    guards: Mapping[str, tuple[Example, ...]],
+    folder: RunDirectory,
+    watch: Watcher,
+) -> None:
     """Train on most of the examples; the others, with the guards, choose how much of it the weights keep.
 
     The user's labelled pairs have no say here, so they can choose the threshold and judge.
     """
     taught, choosing = set_apart(examples, seed=job.seed)
-    guards = read_guards(job.guards)
     inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base), "guards": fingerprint(guards)}
     config = replace(job.training, seed=job.seed)
     settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force}
@@ -253,7 +258,13 @@ def set_apart(examples: Sequence[Example], *, seed: int) -> tuple[list[Example],
     return parts["train"], tuple(pairs)
 
 
-def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
+def _evaluation(
+    job: Job,
+    judged: Sequence[LabelledPair],
+    guards: Mapping[str, tuple[Example, ...]],
+    folder: RunDirectory,
+    watch: Watcher,
+) -> None:
     inputs = {
         "pairs": fingerprint(judged),
         "model": fingerprint_model(folder / "model"),
@@ -268,7 +279,6 @@ def _evaluation(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, 
         watch.say(f"evaluation: {len(judged)} labelled pairs, {len(names)} models")
         encoders = {name: load_encoder(spec, base_url=job.base_url) for name, spec in names.items()}
         comparison = compare(encoders, judged, baseline="base", seed=job.seed)
-        guards = read_guards(job.guards)
         general = {name: evaluate_general(encoders[name], guards, seed=job.seed) for name in ("base", "tuned")}
         texts = [pair.sentence1 for pair in judged][:500]
         latency = {name: measure_latency(encoder, texts) for name, encoder in encoders.items()}

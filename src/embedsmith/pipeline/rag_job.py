@@ -32,7 +32,7 @@ from embedsmith.documents import Passage, read_passages, read_passages_file, wri
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import InputError, ModelRefused
-from embedsmith.examples import PositivePair, Rejected, Triplet, connect, read_examples, split, write_examples
+from embedsmith.examples import Example, PositivePair, Rejected, Triplet, connect, read_examples, split, write_examples
 from embedsmith.guards import read_guards
 from embedsmith.lexical import LexicalIndex, warn_of_silence
 from embedsmith.llm import LanguageModel, Sampling
@@ -154,7 +154,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     check_model(job.base)  # before the first call that costs money
-    read_guards(job.guards)
+    guards = read_guards(job.guards)
     for note in _describe(job):
         watch.say(f"base: {note}")
     task = read_beir(job.evaluation) if job.evaluation is not None else None
@@ -165,7 +165,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     parts = _split(job, pairs, held_out=task is None)
     taught, length = _teaching(job, parts.train, passages, base, folder, watch)
     dimensions = choose_dimensions(length)
-    _training(job, taught, parts, passages, dimensions, folder, watch)
+    _training(job, taught, parts, guards, passages, dimensions, folder, watch)
     _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, folder, watch)
     result = _report(job, llm, task is None, folder)
     refuse_what_is_worse(job, result)
@@ -354,13 +354,13 @@ def _training(
     job: RagJob,
     taught: Sequence[Triplet],
     parts: _Parts,
+    guards: Mapping[str, tuple[Example, ...]],
     passages: Sequence[Passage],
     dimensions: tuple[int, ...],
     folder: RunDirectory,
     watch: Watcher,
 ) -> None:
     config = replace(job.training, seed=job.seed, dimensions=job.training.dimensions or dimensions)
-    guards = read_guards(job.guards)
     inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force, "slack": SLACK}
