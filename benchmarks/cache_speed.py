@@ -6,7 +6,8 @@
 384-dimensional unit vectors; a query lies near a stored one. Each system runs in a process of its own and
 takes its turn in each round; redisvl talks to a Redis 8 on loopback that this script starts. One thread for
 every numeric library. `p50` and `p99` are of the search with its decision, `lookup_p50` and `lookup_p99` (ours
-alone) of a whole `SemanticCache.lookup`. Writes benchmarks/results/cache_speed.json.
+alone) of a whole `SemanticCache.lookup`. Writes benchmarks/results/cache_speed.json; what that file says of other
+numbers of entries stays in it, with the machine, commit and rounds it was measured with.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from servers import start_redis  # the contract tests' own
 from common import describe_machine, write_result
 
 DIMENSION, QUERIES = 384, 520
+RESULT = HERE / "results" / "cache_speed.json"
 MOST = {"gptcache": 10_000, "redisvl": 10_000}  # entries: filling more takes a peer too long
 
 
@@ -60,7 +62,8 @@ def main() -> None:
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": describe_machine(), "rounds": options.rounds, "entries": {}}
+    measured = {"machine": describe_machine(), "rounds": options.rounds}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, start_redis() as redis:
         for count in options.entries:
             vectors = Path(folder) / f"{count}.npz"
@@ -72,7 +75,7 @@ def main() -> None:
                 {name: run(name, python, vectors, redis) for name, python in systems.items()}
                 for _ in range(options.rounds)
             ]
-            result["entries"][str(count)] = {
+            found[str(count)] = measured | {
                 name: {
                     figure: {
                         "median": statistics.median(item[name][figure] for item in rounds),
@@ -83,8 +86,9 @@ def main() -> None:
                 }
                 for name in systems
             }
-            print(count, json.dumps(result["entries"][str(count)]), flush=True)
-    write_result("cache_speed", result)
+            print(count, json.dumps(found[str(count)]), flush=True)
+    entries = (json.loads(RESULT.read_text())["entries"] if RESULT.is_file() else {}) | found
+    write_result("cache_speed", {"entries": {count: entries[count] for count in sorted(entries, key=int)}})
 
 
 if __name__ == "__main__":
