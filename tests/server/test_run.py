@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 from embedsmith.errors import ConfigurationError
 from embedsmith.server.run import read_secret
+from embedsmith.testing import FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
 
@@ -105,6 +107,17 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1
     assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
+    with FaultyServer(faults={"hang": 1.0}, hang=120) as upstream, ThreadPoolExecutor(1) as pool:
+        options = ["--upstream", upstream.base_url, "--grace", "1"]
+        with running(tiny_model, *options) as (address, _):
+            asked = pool.submit(ask, client_of(address), "hello there")
+            while not upstream.calls:
+                time.sleep(0.01)
+        # `running` has sent SIGTERM, and would have failed had the process not ended long before the upstream answers
+        assert isinstance(asked.exception(timeout=30), httpx.HTTPError | KeyError)
 
 
 def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:

@@ -216,6 +216,7 @@ def serve(
     completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
         str, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
@@ -255,6 +256,7 @@ def serve(
         prompt_price=prompt_price,
         completion_price=completion_price,
         ignored_headers=tuple(ignore_header or ()),
+        grace=grace,
     )
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 

@@ -19,6 +19,7 @@ from embedsmith.errors import ConfigurationError, MissingPartError
 
 SIMULATOR = "simulator:"
 SECRET_BYTES = 32
+GRACE = 25  # seconds: Kubernetes kills after 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Service:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
+        grace: seconds that a stop (SIGTERM, Ctrl-C) waits for answers on their way before it cuts them off.
     """
 
     upstream: str
@@ -46,6 +48,7 @@ class Service:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
+    grace: int = GRACE
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
@@ -100,7 +103,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         say(f"dashboard         {address}/dashboard{asked}")
         gc.collect()
         gc.freeze()  # what is there now stays: no collection need look through it while requests wait
-        make_server(app).run(sockets=[listener])
+        make_server(app, graceful=service.grace).run(sockets=[listener])
 
 
 @contextmanager
