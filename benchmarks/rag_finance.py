@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/rag_finance.py --ways run # the job itself only
 
 Data: 5,520 passages of 10-K filings, recorded completions for 640 of them, 1,383 questions of another source that judge
-(none is trained on; one half chose the method, and the other half is what docs/results.md reports). Base: all-MiniLM-L6-v2. Ways:
+(none is trained on; one half chose the method, and the other half is what docs/results.md reports).
+Base: all-MiniLM-L6-v2. Ways:
 
 - run: what `embedsmith run --recipe rag` does: passages graded by base and BM25 (weight from SciFact), distilled at all
   dimensions, weights on the line to the base chosen on a fifth of the written questions.
