@@ -3,7 +3,7 @@
 The promise: among the answers that the cache serves at this threshold, at most a share δ is wrong, and
 the procedure that chose the threshold keeps this with probability at least 1 − α over the draw of the
 labelled pairs. It holds for traffic like the validation pairs: same kind of questions, same share of
-duplicates. Pairs are taken as independent given their similarities.
+duplicates. Pairs are taken as independent given their similarities (`cache.rules.draw_sample` sees to it).
 
 Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresholds to test are fixed
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
@@ -64,6 +64,7 @@ class Calibration:
         verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
         precision: what the encoder computed in, "" where it did not tell. guard: whether the vetoes of the cache's
             guard are in the similarities. An older file says neither: "" and None.
+        written: a language model wrote the pairs, so the promise is for questions like those it writes.
     """
 
     threshold: float
@@ -85,6 +86,7 @@ class Calibration:
     weight: float = 0.0
     precision: str = ""
     guard: bool | None = None
+    written: bool = False
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -105,6 +107,7 @@ def calibrate(
     weight: float = 0.0,
     precision: str = "",
     guard: bool | None = None,
+    written: bool = False,
     against: Sequence[float] | NDArray[np.floating] = (),
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
@@ -118,7 +121,7 @@ def calibrate(
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
         traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
-        precision, guard: what else made them; see `Calibration`. They are only written down.
+        precision, guard, written: what else made them; see `Calibration`. They are only written down.
         against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
             false hits in every test, and in nothing else, so they can only raise the threshold.
 
@@ -163,6 +166,7 @@ def calibrate(
         weight=weight,
         precision=precision,
         guard=guard,
+        written=written,
     )
 
 

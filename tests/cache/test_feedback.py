@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from embedsmith.cache.feedback import Feedback, Judged, read_all_feedback, read_feedback
+from embedsmith.cache.feedback import Feedback, Judged, read_all_feedback, read_feedback, refuse_feedback
 from embedsmith.errors import InputError
 from embedsmith.examples import LabelledPair, read_examples
 
@@ -137,3 +137,13 @@ def test_a_mark_that_is_repeated_counts_once_and_a_sample_as_often_as_it_was_dra
             Feedback(tmp_path / name).append(row)
     rows, _ = read_all_feedback([tmp_path / "one", tmp_path / "two"])
     assert sorted(rows, key=repr) == sorted([mark, *other, sample, sample], key=repr)
+
+
+def test_what_people_marked_is_no_sample_to_make_a_promise_on(tmp_path: Path) -> None:
+    marked, labelled = tmp_path / "marked.jsonl", tmp_path / "labelled.jsonl"
+    Feedback(marked).append(ROW)
+    labelled.write_text('{"sentence1": "a b", "sentence2": "b a", "label": 1, "source": "our team"}\n')
+    refuse_feedback(labelled)
+    with pytest.raises(InputError, match="1 rows were marked") as caught:
+        refuse_feedback(marked)
+    assert "embedsmith recalibrate" in str(caught.value)

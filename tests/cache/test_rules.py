@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedsmith.cache.rules import choose_rules, part_units
+from embedsmith.cache.rules import choose_rules, draw_sample, part_units
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import write_calibration
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import CalibrationRefused, ConfigurationError
 from embedsmith.examples import LabelledPair
 from embedsmith.testing import FakeEncoder
 
@@ -123,3 +123,26 @@ def test_a_cache_refuses_rules_whose_verifier_is_not_there(tmp_path: Path) -> No
         SemanticCache(FakeEncoder(64), threshold=0.8, verifier=oracle, fingerprint="fake")
     cache = SemanticCache(FakeEncoder(64), calibration=path, verifier=oracle, fingerprint="fake")
     assert cache.policy.reach == pytest.approx(4 * found.weight)
+
+
+def test_a_pair_that_stands_twice_counts_once_and_large_units_lend_one_pair() -> None:
+    single = [LabelledPair(f"left {row}", f"right {row}", row % 2) for row in range(20)]
+    assert draw_sample(single) == (single, "")
+    turned = [LabelledPair(pair.sentence2, pair.sentence1, pair.label) for pair in single[:5]]
+    kept, told = draw_sample([*single, *turned])
+    assert (kept, told) == (single, "5 pairs that stand twice count once")
+    alike = [
+        LabelledPair(f"{way} way to {row}", f"{way} road to {row}", 1, str(row)) for row in range(9) for way in "abcdef"
+    ]
+    kept, told = draw_sample(alike)
+    assert {pair.group for pair in kept} == {pair.group for pair in alike}
+    assert (len(kept), told) == (9, "one pair of each of 9 groups of alike pairs is counted, 54 in all")
+
+
+def test_alike_pairs_do_not_carry_a_promise_that_their_groups_cannot() -> None:
+    """40 questions asked in 50 ways each are 40 questions: 2,000 hits without a wrong one look like a proof."""
+    pairs = [
+        LabelledPair(f"left {row}{way}", f"right {row}{way}", 1, str(row)) for row in range(40) for way in range(50)
+    ]
+    with pytest.raises(CalibrationRefused):
+        choose_rules(FakeEncoder(), pairs, delta=0.05)

@@ -1,8 +1,9 @@
 """Judged pairs: what was asked, what is stored, and whether one answer serves both; one file that only grows.
 
-The file is JSON lines that `read_examples` takes as labelled pairs, to train and calibrate on. A pair was either
-noticed by a person (`source` "person") or drawn at random from the lookups (`source` "sample"). Only the second kind
-says how often the cache is wrong: people notice what is striking, so what they mark is no sample of anything.
+The file is JSON lines that `read_examples` takes as labelled pairs, to train on. A pair was either noticed by a person
+(`source` "person") or drawn at random from the lookups (`source` "sample"). Only the second kind says how often the
+cache is wrong: people notice what is striking, so what they mark is no sample of anything. Thresholds are made of the
+file by `cache.recalibration`, which knows the difference, and by nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import BinaryIO, Literal, get_args
 from embedsmith.artifacts import require_file
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.tables import read_rows
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
@@ -56,6 +58,7 @@ class Judged:
 
 
 NAMES = tuple(part.name for part in fields(Judged))
+NOTED = {"label", "source", "judge", "marked"}  # columns that tell a feedback file
 
 
 class Feedback:
@@ -106,6 +109,24 @@ def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
             reason = "cut-line" if isinstance(error, json.JSONDecodeError) else "bad-row"
             rejected.append(Rejected(reason, str(error), file=str(path), line=number))
     return rows, rejected
+
+
+def refuse_feedback(path: Path | str) -> None:
+    """Raise unless the labelled pairs of a file can be a sample of the traffic.
+
+    Raises:
+        InputError: rows of it are what the cache wrote as feedback.
+    """
+    path = Path(path)
+    if ".jsonl" not in path.name or not path.is_file():
+        return
+    rows = [row for _, row in read_rows(path) if row.keys() >= NOTED]
+    if rows:
+        raise InputError(
+            f"{path}: {len(rows)} rows were marked by people or drawn near a threshold (`serve --feedback` wrote them)",
+            expected="labelled pairs like the traffic: no other sample carries a promise",
+            action=f"embedsmith recalibrate {path} --model MODEL; the file is good to train on",
+        )
 
 
 def read_all_feedback(paths: list[Path]) -> tuple[list[Judged], list[Rejected]]:

@@ -8,8 +8,9 @@ promise knows nothing of that choice. Parts never separate pairs that share a qu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from embedsmith.examples import LabelledPair, units_of
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
 
 WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it
+DEPENDENT = 4.0  # pairs in the unit of a pair, on average, above which one of each unit is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,13 @@ class Rules:
         calibration: the threshold and its promise, with the verifier it is for.
         verifier: one sentence on the verifier: on, or off and why. "" when there was none.
         gain: what the verifier did on pairs that did not fit it; None when it could not be measured.
+        sample: one sentence on the pairs that were not counted, "" when all were.
     """
 
     calibration: Calibration
     verifier: str = ""
     gain: Gain | None = None
+    sample: str = ""
 
 
 def choose_rules(
@@ -62,8 +66,9 @@ def choose_rules(
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
+    pairs, told = draw_sample(pairs, seed=seed)
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
-    return choose_from_scores(
+    rules = choose_from_scores(
         labels_of(pairs),
         served_similarities(encoder, pairs),
         logits,
@@ -80,6 +85,30 @@ def choose_rules(
         verifier=verifier.fingerprint if verifier is not None else "",
         seed=seed,
     )
+    return replace(rules, sample=told)
+
+
+def draw_sample(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[LabelledPair], str]:
+    """Return the pairs that a promise may count, and one sentence on what was left out, "" for nothing.
+
+    The exact test takes pairs as independent. So a pair that stands there again counts once; and where pairs come in
+    large units (they share a question or a group), one of each unit is drawn. Simulated at δ = α = .05, with pairs of
+    a unit all alike, the promise breaks in 1% of the draws with one pair a unit, 4.5% with five, 14% with eight and
+    21.5% with twenty.
+    """
+    first: dict[tuple[frozenset[str], int], LabelledPair] = {}
+    for pair in pairs:
+        first.setdefault((frozenset((pair.sentence1, pair.sentence2)), pair.label), pair)
+    kept = list(first.values())
+    told = [f"{len(pairs) - len(kept)} pairs that stand twice count once"] if len(kept) < len(pairs) else []
+    units = units_of(kept)
+    sizes = np.array(list(Counter(units).values()), dtype=np.int64)
+    if len(kept) and (sizes**2).sum() / sizes.sum() > DEPENDENT:
+        order = np.random.default_rng(seed).permutation(len(kept))
+        drawn = {units[place]: place for place in order.tolist()}
+        told += [f"one pair of each of {len(sizes)} groups of alike pairs is counted, {len(kept)} in all"]
+        kept = [kept[place] for place in sorted(drawn.values())]
+    return kept, "; ".join(told)
 
 
 def choose_from_scores(

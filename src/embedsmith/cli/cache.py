@@ -246,6 +246,8 @@ def serve(
     )
     _say_sampling(cache)
     source = "given, without a promise" if threshold is not None else "from the calibration"
+    if threshold is None and cache.calibration is not None and cache.calibration.written:
+        source += ", whose pairs a language model wrote: calibrate on real ones before you rely on it"
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
     console.print(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "

@@ -311,7 +311,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
-    from embedsmith.cache.rules import Rules, choose_rules
+    from embedsmith.cache.feedback import refuse_feedback
+    from embedsmith.cache.rules import Rules, choose_rules, draw_sample
     from embedsmith.cache.settings import open_encoder
     from embedsmith.calibration import calibrate as calibrate_scores
     from embedsmith.calibration import write_calibration
@@ -321,6 +322,7 @@ def calibrate(
     from embedsmith.model import fingerprint_model, load_encoder
     from embedsmith.verifier import OnnxVerifier
 
+    refuse_feedback(pairs)
     rows = read_pairs(pairs)
     promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
     promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
@@ -330,15 +332,18 @@ def calibrate(
     else:
         encoder = load_encoder(model, base_url=base_url)
         made = {"precision": precision_of(encoder), "guard": False}
+        rows, told = draw_sample(rows)
         similarities = similarities_of(encoder, rows)
-        rules = Rules(calibrate_scores(labels_of(rows), similarities, **promise, **made))  # type: ignore[arg-type]
+        found = calibrate_scores(labels_of(rows), similarities, **promise, **made)  # type: ignore[arg-type]
+        rules = Rules(found, sample=told)
     found = rules.calibration
     write_calibration(out, found)
     if as_json:
-        print_json(plain(rules.calibration) | {"verifier_gain": plain(rules.gain), "explained": rules.verifier})
+        chosen = {"verifier_gain": plain(rules.gain), "explained": rules.verifier, "sample": rules.sample}
+        print_json(plain(rules.calibration) | chosen)
         return
-    if rules.verifier:
-        console.print(rules.verifier, markup=False, highlight=False)
+    for line in filter(None, (rules.sample, rules.verifier)):
+        console.print(line, markup=False, highlight=False)
     console.print(
         f"threshold {found.threshold:.4f}: at most {percent(delta)} of the answers served are wrong, with confidence "
         f"{percent(1 - alpha)}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "

@@ -24,7 +24,8 @@ from embedsmith.artifacts import (
     write_json,
     write_jsonl,
 )
-from embedsmith.cache.rules import served_similarities
+from embedsmith.cache.feedback import refuse_feedback
+from embedsmith.cache.rules import draw_sample, served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries
@@ -150,6 +151,8 @@ def _synthesis(
     job: Job, llm: LanguageModel, queries: Sequence[Query], folder: RunDirectory, watch: Watcher
 ) -> tuple[list[Example], list[LabelledPair]]:
     """Return (examples to train on, labelled pairs to judge by)."""
+    if job.evaluation:
+        refuse_feedback(job.evaluation)
     judged = _read_pairs(job.evaluation) if job.evaluation else []
     asked: dict[str, Any] = {"paraphrases": job.paraphrases, "distinct": job.distinct, "edits": job.edits}
     asked |= {"judge": job.judge, "prompts": job.prompts}
@@ -310,6 +313,9 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
     with folder.stage("calibration", inputs, settings, outputs):
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
+        chosen, told = draw_sample(chosen, seed=job.seed)
+        if told:
+            watch.say(f"threshold: {told}")
         try:
             similarities = served_similarities(encoder, chosen)
             found = calibrate(
@@ -320,6 +326,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
                 model=model,
                 precision=precision_of(encoder),
                 guard=True,
+                written=job.evaluation is None,
             )
             hit = served_similarities(encoder, reported) >= found.threshold
             wrong = int((hit & (labels_of(reported) == 0)).sum())

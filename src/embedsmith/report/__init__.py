@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import write_text
-from embedsmith.report.pages import render
+from embedsmith.report.pages import SURE, render
 from embedsmith.report.pareto import ALT, draw_pareto
 from embedsmith.report.plots import draw_curves, draw_general, draw_histograms, to_svg
 
@@ -64,6 +64,7 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
         metrics=METRICS,
         reasons=REASONS,
         verdict=judge(summary),
+        sure=SURE,
         histograms=draw_histograms(reports),
         curves=draw_curves(reports, summary["calibration"].get("calibration")),
         general_plot=draw_general(summary["general"]),
@@ -73,11 +74,14 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
 
 
 def judge(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the one sentence a reader wants first, and its tone: better, worse or open."""
+    """Return the one sentence a reader wants first, and its tone: better, worse or open.
+
+    Better is what holds after the correction for all metrics of the table.
+    """
     difference = summary["comparison"]["differences"]["tuned"]["average_precision"]
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     spread = f"average precision {value:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
-    if low > 0:
+    if low > 0 and summary["comparison"]["holm"]["tuned"]["average_precision"] < SURE:
         return {"tone": "better", "text": f"The tuned model is better than its base: {spread}."}
     if high < 0:
         return {

@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from embedsmith.metrics import percent
 
+SURE = 0.05  # p from which down, corrected, a difference is told as one
+
 
 def render(template: str, **values: Any) -> str:
     """Return the page that `template` (a file of this package) becomes with `values`."""

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import write_text
-from embedsmith.report.pages import render
+from embedsmith.report.pages import SURE, render
 from embedsmith.report.plots import to_svg
 from embedsmith.report.retrieval import ALT, draw_retrieval
-
-SURE = 0.05
 
 
 def write_rag_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
@@ -39,6 +37,6 @@ def judge_retrieval(summary: Mapping[str, Any]) -> dict[str, str]:
     )
     if change["low"] > 0 and report["holm"]["tuned"][report["primary"]] < SURE:
         return {"tone": "better", "text": f"The tuned model finds more: {figures}."}
-    if change["value"] < 0:
+    if change["high"] < 0:
         return {"tone": "worse", "text": f"The tuned model finds less than its base: {figures}. Do not deploy it."}
     return {"tone": "open", "text": f"No difference is proven: {figures}. More queries would narrow the interval."}
