@@ -372,3 +372,15 @@ def test_means_are_compared_on_the_same_rows() -> None:
     found = compare_means(first, first + 0.1, weights)
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert found.p_value == 1 / 10_001
+
+
+def test_rows_of_one_group_turn_together() -> None:
+    """Forty questions about ten passages, four each that all gain or all lose, are ten changes and not forty."""
+    gains = np.repeat([1.0, 1, 1, 1, 1, 1, 1, -1, -1, -1], 4)
+    passages = [f"passage {row // 4}" for row in range(40)]
+    weights = resample_weights(40, groups=passages, resamples=500)
+    alone = compare_means(np.zeros(40), gains, resample_weights(40, resamples=500))
+    found = compare_means(np.zeros(40), gains, weights, groups=passages)
+    assert found.value == alone.value
+    assert found.p_value == 352 / 1024  # |sum| of ten signs is at least 4
+    assert (alone.p_value < 0.05, found.low < alone.low, found.high > alone.high) == (True, True, True)

@@ -253,9 +253,8 @@ def resample_weights(
     """
     generator = np.random.default_rng(seed)
     names = [("row", row) if group is None else group for row, group in enumerate(groups or [None] * rows)]
-    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    unit = np.array([places[name] for name in names], dtype=np.int64)
-    count = len(places)
+    unit = _units(names)
+    count = int(unit.max(initial=-1)) + 1
     weights = np.empty((resamples, rows))
     for start in range(0, resamples, 100):
         drawn = generator.integers(0, count, size=(min(100, resamples - start), count))
@@ -263,6 +262,12 @@ def resample_weights(
         times = np.bincount(drawn.ravel(), minlength=len(drawn) * count).reshape(len(drawn), count)
         weights[start : start + len(drawn)] = times[:, unit]
     return weights
+
+
+def _units(names: Sequence[object]) -> NDArray[np.int64]:
+    """Return the number (n,) of each row's group, from 0 in order of appearance."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return np.array([places[name] for name in names], dtype=np.int64)
 
 
 def bootstrap(statistic: Callable[[Weights], float], weights: NDArray[np.float64], *, level: float = 0.95) -> Estimate:
@@ -302,16 +307,25 @@ def difference(value: float, draws: Scores, *, level: float = 0.95) -> Differenc
 
 
 def compare_means(
-    first: Scores, second: Scores, weights: NDArray[np.float64], *, level: float = 0.95, seed: int = 0
+    first: Scores,
+    second: Scores,
+    weights: NDArray[np.float64],
+    *,
+    groups: Sequence[object] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference:
     """Return the mean of second − first over paired rows (n,); interval by bootstrap, p-value by randomisation.
+
+    Rows of one group (those that `weights` were drawn by) turn their signs together.
 
     A mean over rows has an exact test of "no difference" (`randomization_p`); statistics that are no means, such as
     average precision over scored pairs, have only the resamples (`paired_bootstrap`).
     """
     changes = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     draws = np.asarray(weights @ changes / weights.sum(axis=1), dtype=np.float64)
-    return Difference(float(changes.mean()), *_interval(draws, level), randomization_p(changes, seed=seed), level)
+    turning = changes if groups is None else np.bincount(_units(groups), weights=changes).astype(np.float64)
+    return Difference(float(changes.mean()), *_interval(draws, level), randomization_p(turning, seed=seed), level)
 
 
 def randomization_p(changes: Scores, *, rounds: int = 10_000, seed: int = 0) -> float:

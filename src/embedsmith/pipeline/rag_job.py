@@ -32,7 +32,17 @@ from embedsmith.documents import Passage, read_passages, read_passages_file, wri
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import InputError, ModelRefused
-from embedsmith.examples import Example, PositivePair, Rejected, Triplet, connect, read_examples, split, write_examples
+from embedsmith.examples import (
+    Example,
+    PositivePair,
+    Rejected,
+    Triplet,
+    connect,
+    read_examples,
+    split,
+    units_of,
+    write_examples,
+)
 from embedsmith.guards import read_guards
 from embedsmith.lexical import LexicalIndex, warn_of_silence
 from embedsmith.llm import LanguageModel, Sampling
@@ -300,7 +310,8 @@ def _make_task(pairs: Sequence[PositivePair], passages: Sequence[Passage]) -> Re
         relevant.setdefault(queries[pair.anchor], {})[ids[pair.positive]] = 1
     documents = {passage.id: passage.text for passage in passages}
     asked = {key: text for text, key in queries.items()}
-    return RetrievalTask("questions held out", documents, asked, relevant, keep_own=True)
+    groups = {queries[pair.anchor]: unit for pair, unit in zip(pairs, units_of(pairs), strict=True)}
+    return RetrievalTask("questions held out", documents, asked, relevant, keep_own=True, groups=groups)
 
 
 def _teaching(

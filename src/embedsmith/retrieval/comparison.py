@@ -62,6 +62,7 @@ class RetrievalReport:
         depth: documents of a ranking that were looked at.
         left_out, unjudged, unknown: queries without a figure; missing: relevant documents that the corpus does not
             hold (see `RetrievalTask`). own: queries whose own document, that of the same id, was left out.
+        units: groups that are resampled whole; as many as queries where these are independent.
         unanswered: by ranker: queries for which it found nothing; they count with 0.
         dimensions: the Matryoshka table, empty if it was not asked for.
     """
@@ -83,6 +84,7 @@ class RetrievalReport:
     unjudged: int = 0
     unknown: int = 0
     own: int = 0
+    units: int = 0
 
     def list_notes(self) -> tuple[str, ...]:
         """Return what a reader of the figures has to know, a sentence each."""
@@ -168,9 +170,12 @@ def compare_rankings(
     """Return the report of what `rank_task` found (see `measure_retrieval`)."""
     cutoffs, base = parse_cutoffs(k), _require_baseline(rankings, baseline)
     values = {name: score_ranked(own.whole, task, k=cutoffs) for name, own in rankings.items()}
-    weights = resample_weights(len(task.queries), resamples=resamples, seed=seed)
+    units = task.units
+    weights = resample_weights(len(task.queries), groups=units, resamples=resamples, seed=seed)
     differences = {
-        name: {metric: compare_means(values[base][metric], own[metric], weights, seed=seed) for metric in own}
+        name: {
+            metric: compare_means(values[base][metric], own[metric], weights, groups=units, seed=seed) for metric in own
+        }
         for name, own in values.items()
         if name != base
     }
@@ -191,6 +196,7 @@ def compare_rankings(
         unjudged=task.unjudged,
         unknown=task.unknown,
         own=int((_find_dropped(task) >= 0).sum()),
+        units=len(set(units)),
     )
 
 
@@ -203,6 +209,8 @@ def _describe_gaps(report: RetrievalReport) -> Iterator[str]:
         yield f"{report.unknown:,} judged queries have no text: left out"
     if report.missing:
         yield f"{report.missing:,} relevant documents are not in the corpus: they count as not found"
+    if 0 < report.units < report.queries:
+        yield f"the queries are in {report.units:,} groups that share a passage: whole groups are resampled and tested"
     if report.own:
         yield f"{report.own:,} queries have the id of a document, which is left out of what they find, as in BEIR"
     for name, count in report.unanswered.items():
@@ -222,11 +230,11 @@ def _tabulate(
     """Return the Matryoshka table; () where no vectors were cut."""
     if all(len(own.cut) < 2 for own in rankings.values()):
         return ()
-    places = [(name, size) for name, own in rankings.items() for size in own.cut]
+    places, units = [(name, size) for name, own in rankings.items() for size in own.cut], task.units
     values = [score_ranked(rankings[name].cut[size], task, k=cutoffs) for name, size in places]
     itself = next((at for at, (name, _) in enumerate(places) if name == base), None)  # its whole vectors come first
     changes = [
-        {metric: compare_means(base_values[metric], own[metric], weights, seed=seed) for metric in own}
+        {metric: compare_means(base_values[metric], own[metric], weights, groups=units, seed=seed) for metric in own}
         for own in values
     ]
     tested = [change for at, change in enumerate(changes) if at != itself]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedsmith.errors import InputError
@@ -26,6 +26,8 @@ class RetrievalTask:
         keep_own: whether a query finds the document of its own id. BEIR leaves it out: in ArguAna and Quora the
             queries are documents of the corpus. Set where a document is judged relevant to the query of its own id:
             then the ids were given to both sides independently.
+        groups: by query: what it shares with others, such as the passage that all of them were written for. Whole
+            groups are resampled then, and turn their signs together. Empty: queries are independent.
     """
 
     name: str
@@ -37,6 +39,12 @@ class RetrievalTask:
     unjudged: int = 0
     unknown: int = 0
     keep_own: bool = False
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[str]:
+        """The group of each query; its own id where it has none."""
+        return [self.groups.get(query, f"query {query}") for query in self.queries]
 
 
 def read_beir(folder: Path | str, *, split: str = "test", keep_own: bool = False) -> RetrievalTask:
