@@ -225,26 +225,40 @@ TOPICS = (
 )
 
 
-def summary_of(value: float, low: float, high: float, p_value: float) -> dict[str, object]:
+def summary_of(
+    value: float, low: float, high: float, p_value: float, *, before: float = 0.7, held_out: bool = False
+) -> dict[str, object]:
     change = {"value": value, "low": low, "high": high, "p_value": p_value}
     return {
         "retrieval": {
             "primary": "ndcg@10",
             "baseline": "base",
             "queries": 300,
-            "metrics": {"base": {"ndcg@10": {"value": 0.7}}},
+            "metrics": {"base": {"ndcg@10": {"value": before}}},
             "differences": {"tuned": {"ndcg@10": change}},
             "holm": {"tuned": {"ndcg@10": p_value}},
-        }
+        },
+        "held_out": held_out,
     }
 
 
 @pytest.mark.parametrize(
     ("change", "tone"),
-    [((0.03, 0.01, 0.05, 0.001), "better"), ((0.01, -0.01, 0.03, 0.3), "open"), ((-0.01, -0.03, 0.0, 0.1), "worse")],
+    [
+        ((0.03, 0.01, 0.05, 0.001), "better"),
+        ((0.01, -0.01, 0.03, 0.3), "open"),
+        ((-0.0004, -0.02, 0.02, 0.9), "open"),
+        ((-0.01, -0.03, -0.001, 0.04), "worse"),
+    ],
 )
 def test_the_verdict_comes_first_and_is_plain(change: tuple[float, float, float, float], tone: str) -> None:
     assert judge_retrieval(summary_of(*change))["tone"] == tone
+
+
+def test_the_verdict_doubts_what_is_too_easy_and_what_the_model_wrote_itself() -> None:
+    assert "too easy to tell" in judge_retrieval(summary_of(0.0, 0.0, 0.0, 1.0, before=1.0))["text"]
+    found = judge_retrieval(summary_of(0.03, 0.01, 0.05, 0.001, held_out=True))
+    assert (found["tone"], "--eval" in found["text"]) == ("open", True)
 
 
 def test_a_model_below_its_base_is_refused_unless_it_is_forced(job: RagJob, tmp_path: Path) -> None:

@@ -192,12 +192,15 @@ def run(
         base_url=base_url,
         **allowed,
     )
+    from embedsmith.report import judge_pairs
+
     with watch_run() as watch:
         result = run_job(job, language_model(), watch)
     if as_json:
         print_json(result.summary)
         return
     print_comparison(result.summary["comparison"])
+    console.print(f"\n{judge_pairs(result.summary)['text']}", markup=False, highlight=False)
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
     console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
 
@@ -227,6 +230,7 @@ def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingReci
 def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
     from embedsmith.cli.rankings import print_retrieval
     from embedsmith.pipeline import run_rag
+    from embedsmith.report.rag import judge_retrieval
 
     with watch_run() as watch:
         result = run_rag(job, llm, watch)
@@ -234,6 +238,7 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
         print_json(result.summary)
         return
     print_retrieval(result.summary["retrieval"])
+    console.print(f"\n{judge_retrieval(result.summary)['text']}", markup=False, highlight=False)
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
     console.print(f"next    open the report, or serve the model: embedsmith serve --model {result.model}")
 

@@ -487,7 +487,7 @@ def refuse_what_is_worse(job: RagJob, result: RunResult) -> None:
     if change["value"] >= 0 or job.force:
         return
     raise ModelRefused(
-        f"the tuned model is not above its base on {report['queries']} queries: {report['primary']} "
+        f"the tuned model is below its base on {report['queries']} queries: {report['primary']} "
         f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]",
         expected="at least what the base has",
         action=f"do not deploy {result.model}; {result.report} shows the figures. More documents or questions help, or "

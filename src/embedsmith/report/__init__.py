@@ -63,7 +63,7 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
         holm=comparison["holm"],
         metrics=METRICS,
         reasons=REASONS,
-        verdict=judge(summary),
+        verdict=judge_pairs(summary),
         sure=SURE,
         histograms=draw_histograms(reports),
         curves=draw_curves(reports, summary["calibration"].get("calibration")),
@@ -73,15 +73,26 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
     return write_text(path, page)
 
 
-def judge(summary: Mapping[str, Any]) -> dict[str, str]:
+def _doubt(summary: Mapping[str, Any]) -> str:
+    """Return why a gain on held-out written pairs proves little."""
+    found = next((warning["text"] + ". " for warning in summary["hardness"]["warnings"]), "")
+    return (
+        f"The language model that wrote the training data wrote these, too. {found}Label a few hundred real pairs and "
+        "pass --eval before you believe it."
+    )
+
+
+def judge_pairs(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return the one sentence a reader wants first, and its tone: better, worse or open.
 
-    Better is what holds after the correction for all metrics of the table.
+    Better is what holds after the correction for all metrics of the table, on labelled pairs.
     """
     difference = summary["comparison"]["differences"]["tuned"]["average_precision"]
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     spread = f"average precision {value:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
     if low > 0 and summary["comparison"]["holm"]["tuned"]["average_precision"] < SURE:
+        if not summary["evaluation_data"]:
+            return {"tone": "open", "text": f"Ahead of its base on written pairs: {spread}. {_doubt(summary)}"}
         return {"tone": "better", "text": f"The tuned model is better than its base: {spread}."}
     if high < 0:
         return {
