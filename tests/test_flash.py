@@ -15,13 +15,15 @@ import torch
 import transformers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from embedsmith import flash
 from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.devices import repeatable
-from embedsmith.flash import FLASH_ATTN, VARLEN, Window, choose_kernel, find_kernels, window_of
+from embedsmith.flash import FLASH_ATTN, VARLEN, Kernel, Window, choose_kernel, find_kernels, window_of
 from embedsmith.model import load_network, run_block, tokenize_for
-from embedsmith.packing import BUCKETS, find_by_trial, find_packer
+from embedsmith.packing import BUCKETS, Packer, find_by_trial, find_packer
 from plain_kernels import Calls, plain_kernels
 from tiny_decoders import write_decoder
 
@@ -185,6 +187,41 @@ def test_without_a_kernel_on_this_machine_the_trial_says_so_and_pads(tmp_path: P
     assert reason.startswith(
         "texts are padded: packed on this cpu, 6 of them were not what padded ones are (NotImplemented"
     )
+
+
+class OneDevice(TorchDispatchMode):
+    """Finds operations on tensors of two devices; a single number may come from the processor."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor) and part.ndim]
+        devices = {part.device.type for part in given}
+        if "_to_copy" not in str(func):
+            assert len(devices) <= 1, f"{func} on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bert", "modernbert"])
+@pytest.mark.parametrize(
+    ("kernels", "kind", "form"), [([VARLEN], torch.bfloat16, VARLEN.name), ([], torch.float32, BUCKETS)]
+)
+def test_all_that_is_made_for_a_row_lies_where_the_network_is(
+    tmp_path: Path, tiny_model: Path, family: str, kernels: list[Kernel], kind: torch.dtype, form: str
+) -> None:
+    """On torch's device without numbers, which is not the processor; with gradients and dropout."""
+    network = load_network(tiny_model, attention="eager") if family == "bert" else load(tmp_path / family, family)
+    tokens = tokenize_for(network, TEXTS if kernels else ["no", "a", "why"])  # buckets see no windows
+    find_by_trial(network, tokens, np.arange(3), "fp32", [])  # enters the attention in transformers' table
+    network.to("meta", dtype=kind).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0 if kernels else 0.1
+    packer = Packer(network, causal="bert" not in family, first=0, leaner=False, kernels=kernels)
+    with OneDevice():
+        found = packer.run(tokens, np.arange(3))
+        found.sum().backward()
+    assert (found.device.type, found.shape) == ("meta", (3, 32))
+    assert packer.used == {form}
+    assert all(weight.grad.device.type == "meta" for weight in network.parameters() if weight.grad is not None)
 
 
 @pytest.mark.parametrize(("device", "strict"), [("cuda", True), ("cpu", False)])

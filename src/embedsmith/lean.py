@@ -24,7 +24,8 @@ LEVELS = 2**16  # dropout rates are multiples of 1 / LEVELS
 def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if rounded else tensor.dtype
 
 
 def draw_kept(like: Tensor, rate: float, kind: torch.dtype) -> tuple[Tensor, float]:
