@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, bf16 instructions, library versions and the commit."""
+    """Return processor, cores, bf16 instructions, library versions, the commit, and the GPU where there is one."""
     import torch
     import transformers
 
@@ -36,6 +36,7 @@ def describe_machine() -> dict[str, Any]:
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    gpu = {"gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}
     return {
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
@@ -44,6 +45,7 @@ def describe_machine() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
+        **gpu,
     }
 
 

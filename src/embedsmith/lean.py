@@ -24,14 +24,18 @@ LEVELS = 2**16  # dropout rates are multiples of 1 / LEVELS
 def working_kind(tensor: Tensor) -> torch.dtype:
     """Return the kind of numbers that matrix products of `tensor` run in here."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    rounded = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if rounded else tensor.dtype
 
 
 def draw_kept(like: Tensor, rate: float, kind: torch.dtype) -> tuple[Tensor, float]:
     """Return ones with share 1 − `rate` and zeros, shaped as `like`, and what to multiply the kept by: 1 / (1 − rate).
 
-    torch's own Bernoulli numbers cost a double each; here four of them share 64 random bits.
+    On a CPU torch's own Bernoulli numbers cost a double each; here four of them share 64 random bits. Other devices
+    draw their own way.
     """
+    if like.device.type != "cpu":
+        return torch.empty_like(like, dtype=kind).bernoulli_(1 - rate), 1 / (1 - rate)
     count = like.numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
     lost = min(max(round(rate * LEVELS), 0), LEVELS - 1)

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, prompt_alone, saved_prompts
+from embedsmith.batches import (
+    Numbers,
+    Plan,
+    Prompts,
+    Row,
+    Source,
+    collect,
+    localize,
+    order_batches,
+    prompt_alone,
+    saved_prompts,
+)
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import read_about, remove_checkpoint
 from embedsmith.checks import (
@@ -54,10 +65,11 @@ from embedsmith.probes import Movement, examine_batches, examine_examples, exami
 from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
-from embedsmith.step import EmbeddingTask, choose_budget, choose_held, describe_pool
-from embedsmith.tokens import Tokens, read_tokens, write_tokens
+from embedsmith.step import BUDGET, EmbeddingTask, choose_budget, choose_held, describe_pool
+from embedsmith.tokens import Tokens, cut_packed, read_tokens, write_tokens
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from embedsmith.packing import Packer
@@ -360,7 +372,7 @@ def _make_ready(
     report += report_of(check_crowds(data.rows, plan, names))
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
-    packer, packing_note = _find_packer(network, tokens, config, precision)
+    packer, packing_note = _find_packer(network, tokens, config, precision, next(iter(batches), []), devices)
     held, memory_note = choose_held(network, tokens, config, precision, packer)
     compile_note = (compile_layers(network),) if config.compile else ()
     if devices.sharded:
@@ -386,7 +398,7 @@ def _make_ready(
         *loss_notes,
         batch_reason,
         reason,
-        *packing_note,
+        packing_note,
         *pool,
         *memory_note,
         budget_note,
@@ -402,15 +414,33 @@ def _have_prompts(sources: Sequence[Source], prompts: Prompts) -> bool:
 
 
 def _find_packer(
-    network: SentenceTransformer, tokens: Tokens, config: TrainingConfig, precision: Precision
-) -> tuple[Packer | None, tuple[str, ...]]:
-    """Return what runs the network packed where that was measured to be faster, which is on a CPU."""
-    if network.device.type != "cpu":
-        return None, ()
+    network: SentenceTransformer,
+    tokens: Tokens,
+    config: TrainingConfig,
+    precision: Precision,
+    rows: Sequence[Row],
+    devices: Devices,
+) -> tuple[Packer | None, str]:
+    """Return what runs the network packed where all processes can, and the reason; `rows` come first in the run."""
     from embedsmith.packing import find_packer
 
-    packer, reason = find_packer(network, tokens, precision, compiled=config.compile)
-    return packer, (reason,)
+    texts, _ = localize(rows)
+    first = texts[cut_packed(tokens.lengths_of(texts), config.token_budget or BUDGET)[0]] if len(texts) else None
+    found = find_packer(network, tokens, precision, compiled=config.compile, first=first)
+    return agree_on_packer(*found, devices, network.device)
+
+
+def agree_on_packer(
+    packer: Packer | None, reason: str, devices: Devices, device: torch.device
+) -> tuple[Packer | None, str]:
+    """Return `packer` and the reason if every process has one, since all have to cut a batch into the same blocks."""
+    import torch
+
+    able = torch.tensor([float(packer is not None)], device=device)
+    devices.sum([able])
+    if packer is not None and int(able) < devices.size:
+        return None, "texts are padded: another process of this run cannot pack them"
+    return packer, reason
 
 
 def _make_whole(prepared: Prepared, build: Callable[[], Prepared], devices: Devices) -> Prepared:
