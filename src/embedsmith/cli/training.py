@@ -208,6 +208,8 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
             console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
         if len(found.rejected) > 5:
             console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        if found.unread:
+            console.print(f"not read: {', '.join(found.unread)} of {path}", markup=False)
         sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
     if apart or any(source.losses or source.weight for source in sources):
         return sources
