@@ -277,6 +277,8 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(1 / 90)
+    assert learning_rate_at(0, 100, replace(config, warmup=0.0)) == 1.0  # none was asked for
+    assert learning_rate_at(0, 1, config) == 1.0  # a tenth of one step is none
 
 
 def test_the_batch_is_smaller_where_a_small_set_would_give_few_steps() -> None:

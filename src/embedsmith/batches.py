@@ -236,11 +236,11 @@ def count_batches(rows: Sequence[Row], plan: Plan) -> int:
 def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
     """Return the rows of each batch of one epoch: no row twice in a batch, nor a group of a source that is not free.
 
-    There are `count_batches` of them, of nearly equal size: of a mixture where each batch has rows of all sources, a
-    source is dealt out from where the one before it stopped, so that sizes differ by one row at most. Without weights every row comes once; with them a
-    source goes on in its own order where it stopped in the epoch before. The order depends on (seed, epoch)
-    only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after row to
-    the next batch, so that the rows of a group (at most as many as batches) land in different ones.
+    There are `count_batches` of them, of nearly equal size. Where each has rows of all sources, a source is dealt out
+    from where the one before it stopped, so that sizes differ by one row at most. Without weights every row comes
+    once; with them a source goes on in its own order where it stopped in the epoch before. The order depends on
+    (seed, epoch) only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after
+    row to the next batch, so that the rows of a group (at most as many as batches) land in different ones.
     """
     shares = _shares(rows, plan)
     if len(shares) == 1:
@@ -541,7 +541,7 @@ def _exclude(contrasts: Sequence[tuple[int, int]], column: Mapping[int, int]) ->
     )
     own = _index(column[text] for _, text in contrasts)
     found = np.stack([numbers, columns], axis=1)[columns != own[numbers]]
-    return found[np.lexsort(found.T[::-1])]
+    return np.asarray(found[np.lexsort(found.T[::-1])], dtype=np.int64)
 
 
 def triple_up(rows: Sequence[Row]) -> Triples:

@@ -141,7 +141,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """The examples of a file with the line of each, its rows that are none, and its columns that no row was read from."""
+    """The examples of a file with the line of each, its rows that are none, and the columns that were not read."""
 
     kind: type[Example]
     examples: tuple[Example, ...]
