@@ -124,4 +124,6 @@ def _is_kind(value: object, kind: str) -> bool:
         return kind == "bool" and isinstance(value, bool)
     if kind == "tuple[int, ...]":
         return isinstance(value, (tuple, list)) and all(_is_kind(item, "int") for item in value)
-    return isinstance(value, {"int": int, "float": (int, float)}.get(kind, str))
+    if kind == "float":
+        return isinstance(value, (int, float))
+    return isinstance(value, int if kind == "int" else str)

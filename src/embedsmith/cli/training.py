@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from embedsmith.checks import Finding
     from embedsmith.examples import Example
     from embedsmith.optimization import TrainingConfig
-    from embedsmith.pipeline import Watcher
     from embedsmith.preparation import Preparation
     from embedsmith.retention import Retention
+    from embedsmith.training import Rehearsal, TrainingResult
 
 
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
@@ -121,6 +121,7 @@ def train(
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
     given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
     if dry_run:
+        given["retention"] = _retention(validation, guard, tolerance, force, lambda _: None)
         _rehearse(sources, given, as_json)
         return
     told_before: set[str] = set()
@@ -139,14 +140,14 @@ def train(
                 told_before.add(f"warning: {finding}")
                 watch.say(f"warning: {finding}")
 
-            kept = _retention(validation, guard, tolerance, force, watch)
+            kept = _retention(validation, guard, tolerance, force, watch.say)
             result = train_encoder(
                 sources, **given, card=facts, on_progress=watch.steps, on_finding=tell, retention=kept
             )
     if as_json:
         print_json(plain(result))
         return
-    for note in result.notes:
+    for note in (*result.notes, *_not_checked(result)):
         if note not in told_before:
             console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
@@ -185,13 +186,17 @@ def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool
         return
     for source in sources:
         console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
-    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings)):
+    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings), *_not_checked(found)):
         console.print(note, markup=False, highlight=False)
     whole = timedelta(seconds=round(found.seconds))
     pace = f"about {whole} (h:mm:ss) at {found.step_seconds:.2f} s a step, measured on one"
     console.print(
         f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
     )
+
+
+def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
+    return (f"not checked: {check}" for check in result.unchecked)
 
 
 def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
@@ -218,7 +223,7 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
 
 
 def _retention(
-    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
+    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, say: Callable[[str], None]
 ) -> Retention:
     from embedsmith.examples import read_examples
     from embedsmith.guards import read_guards
@@ -230,7 +235,7 @@ def _retention(
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
-        say=watch.say,
+        say=say,
         show=write_pareto if validation is not None else lambda _: None,
     )
 
