@@ -24,6 +24,7 @@ from embedsmith.checks import (
     Report,
     check_choosing,
     check_crowds,
+    check_effects,
     check_leaks,
     check_movement,
     report_of,
@@ -351,6 +352,7 @@ def _make_ready(
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
     report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
+    report += report_of(check_effects(config, preparation, given, sources))
     stop_on_errors(report.findings)
     prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
     keep_memory()

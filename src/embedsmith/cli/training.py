@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from embedsmith.training import Rehearsal, TrainingResult
 
 
+TOLERANCE = 0.01  # of the guards, where none is given
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
     {
         *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
@@ -92,7 +93,9 @@ def train(
         Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
     ] = None,
     guard: Guards = None,
-    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(help="How far a guard may fall below the base, in its metric.")
+    ] = TOLERANCE,
     force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
@@ -109,6 +112,7 @@ def train(
         raise ConfigurationError(
             "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
         )
+    _require_use(small=small, recipe=recipe, force=force, validation=validation, tolerance=tolerance, verifier=verifier)
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
@@ -152,6 +156,18 @@ def train(
             console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
     console.print(f"{result.model.name}  {result.model}")
+
+
+def _require_use(
+    *, small: bool, recipe: str | None, force: bool, validation: Path | None, tolerance: float, verifier: bool
+) -> None:
+    """Raise if an option was given without what it needs: it would do nothing."""
+    if small and recipe is None:
+        raise ConfigurationError("--small without --recipe: it takes that recipe's values", expected="--recipe with it")
+    if verifier and tolerance != TOLERANCE:
+        raise ConfigurationError("--tolerance with --verifier", expected="an embedding model")
+    if force and validation is None:
+        raise ConfigurationError("--force without --validation: nothing refuses the model", expected="--validation")
 
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
