@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,19 @@ def test_lowered_weights_come_back_before_merging(base: Path) -> None:
     merge_lora(network)
     for (name, one), (_, other) in zip(plain.named_parameters(), network.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_an_output_layer_of_the_base_is_not_reported_when_it_is_read_again(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = load_network(base)
+    lower_frozen(add_lora(network))
+    logging.getLogger("transformers").propagate = True
+    try:
+        restore_frozen(network)
+        assert "LOAD REPORT" not in caplog.text
+    finally:
+        logging.getLogger("transformers").propagate = False
 
 
 def test_weights_that_the_base_does_not_hold_are_not_restored(base: Path) -> None:

@@ -94,6 +94,16 @@ def test_a_contrast_never_has_another_positive_of_its_anchor_among_the_negatives
     assert len(both) == 7
 
 
+def test_an_answer_in_another_row_of_the_batch_is_no_negative_either() -> None:
+    """Each row of a file may have a group of its own: rows with one anchor meet in a batch then."""
+    rows = [Row(0, (1,), (3,), "g1"), Row(0, (2,), (1,), "g2"), Row(4, (5,), (), "g3")]
+    found = contrast(rows)
+    assert found.candidates.tolist() == [1, 2, 5, 3]
+    assert found.excluded.tolist() == [[0, 1], [1, 0]]
+    asked_back = contrast([Row(0, (1,), (), "g1"), Row(1, (0,), (), "g2")])  # an anchor is no negative of itself
+    assert asked_back.excluded.tolist() == [[0, 1], [1, 0]]
+
+
 def test_labels_follow_from_the_roles_and_grades_from_a_teacher() -> None:
     (row,) = collect_rows([Triplet("a", "b", ("c",), scores=(0.3, 0.2))]).rows
     assert [label for _, _, label in pairs_of(row)] == [1, 0, 0]
@@ -155,6 +165,16 @@ def test_batches_hold_one_source_each_or_all_in_their_shares() -> None:
     mixed = order_batches(rows, Plan(12, mixing="mixed"), seed=0, epoch=0)
     assert [sum(rows[row].source for row in batch) for batch in mixed] == [4] * 5
     assert sorted(row for batch in mixed for row in batch) == list(range(60))
+
+
+@given(counts=st.lists(st.integers(1, 12), min_size=2, max_size=12), size=st.integers(1, 20), seed=st.integers(0, 3))
+def test_batches_of_all_sources_have_the_same_size_and_none_is_empty(counts: list[int], size: int, seed: int) -> None:
+    """Sources with fewer rows than there are batches went into batches of their own choice: some were left empty."""
+    dealt = order_batches(mixture(*counts), Plan(size, mixing="mixed"), seed=seed, epoch=0)
+    sizes = [len(batch) for batch in dealt]
+    assert sum(sizes) == sum(counts)
+    assert max(sizes) - min(sizes) <= 1
+    assert 1 <= max(sizes) <= size
 
 
 @given(weights=st.tuples(st.integers(1, 5), st.integers(1, 5)), seed=st.integers(0, 5), mixed=st.booleans())

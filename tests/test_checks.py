@@ -16,12 +16,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
+from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Prompts, Source
 from embedsmith.checks import (
     Finding,
     Probe,
     Unchecked,
     Watch,
+    check_effects,
     check_leaks,
     check_movement,
     check_order,
@@ -189,6 +191,7 @@ PLANTED: list[tuple[str, Callable[[], Sequence[Any]], dict[str, Any], bool]] = [
      {"values": {"temperature": 2.0, "losses": {"distill_kl": 1.0}}}, False),
     ("crowded-group", lambda: [replace(item, group="one" if row % 2 else None) for row, item in enumerate(pairs())],
      {"values": {"batch": 12}}, False),
+    ("option-without-effect", pairs, {"values": {"margin": 0.3}}, False),
     ("repeated-source",
      lambda: [Source(tuple(pairs()), weight=0.3), Source(tuple(triplets()[:1]), "one row", {}, 0.7)],
      {"values": {"epochs": 6, "steps": 0}}, False),
@@ -254,7 +257,34 @@ def test_a_plain_model_is_no_judge_so_the_demo_model_is_asked(tmp_path: Path) ->
     assert not (tmp_path / "model").exists()
 
 
-def test_what_is_too_small_to_tell_is_said_for_programs_only(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        ({"temperature": 0.02, "symmetric": True, "guide": "self", "guide_margin": 0.1, "guide_relative": True}, set()),
+        ({"margin": 0.3, "mining": "all", "logistic_scale": 9.0}, {"margin", "mining", "logistic_scale"}),
+        ({"guide_margin": 0.1, "guide_relative": True}, {"guide_margin", "guide_relative"}),
+        ({"losses": {"infonce": 1.0}, "mixing": "mixed"}, {"losses", "mixing"}),
+    ],
+)
+def test_an_option_that_no_loss_of_the_run_reads_is_named(values: dict[str, Any], idle: set[str]) -> None:
+    source = Source(tuple(pairs()), losses={"infonce": 1.0})
+    found = list(check_effects(config_from(values), Preparation(), [source], [source]))
+    assert {str(finding).partition(" ")[0] for finding in found} == idle
+    several = Source(tuple(classed()), losses={"batch_triplet": 1.0})
+    assert not list(
+        check_effects(config_from({"mining": "all", "mixing": "mixed"}), Preparation(), [], [source, several])
+    )
+
+
+def test_weights_that_are_not_merged_need_adapters() -> None:
+    source = Source(tuple(labelled()), losses={"logistic": 1.0})
+    (finding,) = check_effects(TrainingConfig(), Preparation(merge=False), [source], [source])
+    assert isinstance(finding, Finding)
+    assert (finding.name, finding.severity) == ("option-without-effect", "warning")
+    assert not list(check_effects(TrainingConfig(), Preparation(merge=False, lora=LoraConfig()), [source], [source]))
+
+
+def test_what_is_too_small_to_tell_is_no_warning(tiny_model: Path, tmp_path: Path) -> None:
     result = train(triplets()[:9], base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4))
     assert "order: examples has 9 rows of a kind, too few of 20 to tell" in result.unchecked
     assert not any("too few" in note for note in result.notes)
@@ -484,6 +514,20 @@ def test_checks_change_no_weight(tiny_model: Path, tmp_path: Path) -> None:
 # ── The command line
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--small"], "--small without --recipe"),
+        (["--force"], "--force without --validation"),
+        (["--verifier", "--tolerance", "0.1"], "--tolerance with --verifier"),
+    ],
+)
+def test_an_option_without_what_it_needs_is_refused(options: list[str], found: str, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(app, ["train", "none.jsonl", "--base", "none", "--out", str(tmp_path), *options])
+    assert isinstance(ended.exception, ConfigurationError)
+    assert ended.exception.found.startswith(found)
+
+
 def test_a_dry_run_tells_all_and_trains_nothing(tiny_model: Path, tmp_path: Path) -> None:
     write_examples(tmp_path / "rows.jsonl", [*pairs(), *pairs()])
     arguments = ["train", str(tmp_path / "rows.jsonl"), "--base", str(tiny_model), "--out", str(tmp_path / "run")]
@@ -495,6 +539,16 @@ def test_a_dry_run_tells_all_and_trains_nothing(tiny_model: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
     found = CliRunner().invoke(app, [*arguments, "--dry-run", "--json"])
     assert {finding["name"] for finding in json.loads(found.stdout)["findings"]} == {"repeated-rows"}
+
+
+def test_a_dry_run_says_what_was_not_read_and_not_checked(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"anchor": row.anchor, "positive": row.positive, "negative_id": "doc17"} for row in pairs()[:9]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["train", str(tmp_path / "rows.jsonl"), "--base", str(tiny_model), "--out", str(tmp_path / "run")]
+    shown = CliRunner().invoke(app, [*arguments, "--dry-run"], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0, shown.output
+    assert "not read: negative_id of " in shown.output
+    assert "not checked: order: " in shown.output
 
 
 def test_a_held_out_file_that_was_trained_on_stops_the_command(tiny_model: Path, tmp_path: Path) -> None:

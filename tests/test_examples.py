@@ -75,6 +75,21 @@ def test_a_passage_with_a_label_or_a_score_is_not_taken_for_a_right_one(
     assert found.lines == (2,)
 
 
+def test_negatives_are_in_the_order_of_their_numbers_as_a_teachers_scores_are() -> None:
+    names = [f"negative_{number}" for number in range(1, 12)]
+    found = detect_format(["query", "positive", "scores", *names]).columns["negatives"]
+    assert found == tuple(names)
+    assert detect_format(["anchor", "positive", "neg_2", "negative"]).columns["negatives"] == ("negative", "neg_2")
+
+
+def test_what_is_told_of_a_negative_is_no_negative_and_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("anchor,positive,negative_text,negative_id,neg_score,group\na,b,c,doc17,0.83,7\n")
+    found = read_examples(path)
+    assert found.examples == (Triplet("a", "b", ("c",), "7"),)
+    assert found.unread == ("negative_id", "neg_score")
+
+
 @pytest.mark.parametrize("row", ['{"text": "a", "label": null}', '{"sentence1": "a", "sentence2": "b", "score": NaN}'])
 def test_a_class_or_a_score_that_is_none_is_no_row(tmp_path: Path, row: str) -> None:
     path = tmp_path / "rows.jsonl"

@@ -24,7 +24,6 @@ from steps import make_task
         ("logistic_bias", 1.5),
         ("seed", -1),
         ("checkpoint_seconds", -1.0),
-        ("epochs", "many"),
         ("average", float("nan")),
     ],
 )

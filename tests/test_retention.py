@@ -17,13 +17,14 @@ from embedsmith.batches import Prompts
 from embedsmith.cards import CardFacts
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
+from embedsmith.guards import shipped_guards
 from embedsmith.metrics import Difference
 from embedsmith.model import load_encoder, load_network
 from embedsmith.optimization import Ends, visited_steps
 from embedsmith.preparation import Preparation
 from embedsmith.report.pareto import write_pareto
 from embedsmith.retention import Candidate, Estimate, Figure, Retention, _Texts, describe_choice, pick, shares
-from embedsmith.training import Progress, TrainingConfig, train
+from embedsmith.training import Progress, TrainingConfig, rehearse, train
 
 THINGS = ["card", "pin", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account", "address"]
 WAYS = ["how do I change my {}", "change of the {} please", "I want another {}", "is there a new {} for me"]
@@ -369,6 +370,19 @@ def test_validation_rows_among_the_examples_are_an_error_that_counts_them(tmp_pa
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(held))
     with pytest.raises(InputError, match=r"1 of 1 \(100.0%\) mine rows"):
         train(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(guards={"mine": (shouted,)}))
+
+
+def test_the_guards_that_ship_may_not_be_trained_on_either(tmp_path: Path) -> None:
+    """They are the default, and decide how much of the tuning is kept."""
+    row = shipped_guards()["general_sts"][7]
+    with pytest.raises(InputError, match="general_pairs and general_sts rows are training rows"):
+        train((*TRAINED, row), base="not needed", out=tmp_path / "model", retention=Retention())
+
+
+def test_a_dry_run_says_what_is_wrong_with_the_rows_that_the_model_is_held_against(tmp_path: Path) -> None:
+    for wrong, words in ((TRAINED[:1], "validation rows are training rows"), (HELD[:1], "label 1 only")):
+        with pytest.raises(InputError, match=words):
+            rehearse(TRAINED, base="not needed", out=tmp_path / "model", retention=Retention(wrong))
 
 
 def test_validation_rows_among_the_held_out_ones_are_an_error(tmp_path: Path) -> None:

@@ -326,6 +326,17 @@ def test_a_model_that_saw_stsb_is_warned_of_on_the_sets_that_share_its_pairs(
     assert warn_of_overlap(tmp_path, [ScoredSet("BIOSSES", pairs)]) is None
 
 
+def test_the_folder_of_a_run_and_a_model_that_was_tuned_on_stsb_before_are_warned_of(tmp_path: Path) -> None:
+    for run, base, rows in (("first", "x", "stsb_train.jsonl"), ("second", tmp_path / "first", "mine.jsonl")):
+        folder = tmp_path / run / "model"
+        folder.mkdir(parents=True)
+        (folder / "modules.json").write_text("[]")
+        (folder / "README.md").write_text(f"Base: `{base}`. Tuned on 9 examples: the examples of {rows}.\n")
+        warning = warn_of_overlap(tmp_path / run, [ScoredSet("STS14", tuple(graded(5)))])
+        assert warning is not None
+        assert warning.startswith(f"{tmp_path / 'first'} was trained on STSb")
+
+
 # --- through mteb ---------------------------------------------------------------------------------
 
 needs_mteb = pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="mteb is not installed")

@@ -27,7 +27,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Mixing, Prompts, Source
-from embedsmith.cards import CardFacts
+from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
@@ -277,6 +277,8 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(1 / 11)
     assert max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(1 / 90)
+    assert learning_rate_at(0, 100, replace(config, warmup=0.0)) == 1.0  # none was asked for
+    assert learning_rate_at(0, 1, config) == 1.0  # a tenth of one step is none
 
 
 def test_the_batch_is_smaller_where_a_small_set_would_give_few_steps() -> None:
@@ -371,6 +373,17 @@ def test_steps_end_the_run_and_the_recipe_lies_in_the_folder(tiny_model: Path, t
     stored = read_recipe(tmp_path / "model" / "recipe.toml")
     assert (stored.configure(), stored.preparation) == (config, preparation)
     assert SentenceTransformer(str(tmp_path / "model")).prompts["query"] == "ask: "
+
+
+@pytest.mark.parametrize(
+    ("base", "named"), [("google/gemma", True), ("runs/a", False), ("./a", False), ("wheel:a", False)]
+)
+def test_a_base_in_a_folder_is_no_id_on_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert (f"base_model: {base}\n" in write_card(CardFacts(base, 1, "a file."))) is named
 
 
 def test_the_folder_records_each_source_with_its_loss_and_weight(tiny_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.decoders import quiet_transformers
+from embedsmith.errors import ConfigurationError, MissingPartError, ModelError, require_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +42,14 @@ class LoraConfig:
     targets: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
 
     def __post_init__(self) -> None:
+        require_kinds(self, prefix="lora.")
         if self.rank < 1:
             raise ConfigurationError(f"LoRA rank is {self.rank}", expected="at least 1")
         if not self.alpha > 0:
             raise ConfigurationError(f"LoRA alpha is {self.alpha}", expected="above 0")
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"LoRA dropout is {self.dropout}", expected="0 or more, less than 1")
-        if isinstance(self.targets, str) and self.targets != "all-linear":
+        if self.targets != "all-linear" and not isinstance(self.targets, (tuple, list)):
             raise ConfigurationError(f"LoRA targets are {self.targets!r}", expected='a tuple of names or "all-linear"')
         if not self.targets:
             raise ConfigurationError("LoRA has no targets", expected='a tuple of names or "all-linear"')
@@ -179,9 +181,10 @@ def restore_frozen(network: SentenceTransformer) -> SentenceTransformer:
     model = body_of(network)
     source = _base_name(model)
     try:
-        original = type(model).from_pretrained(
-            source, config=model.config, dtype=torch.float32, trust_remote_code=False
-        )
+        with quiet_transformers():  # it lists the heads of the base that the network has no use for
+            original = type(model).from_pretrained(
+                source, config=model.config, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"the base {source} cannot be read again: {error}", expected="the base model") from error
     values = original.state_dict()

@@ -236,21 +236,40 @@ def count_batches(rows: Sequence[Row], plan: Plan) -> int:
 def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
     """Return the rows of each batch of one epoch: no row twice in a batch, nor a group of a source that is not free.
 
-    There are `count_batches` of them, of nearly equal size. Without weights every row comes once; with them a
-    source goes on in its own order where it stopped in the epoch before. The order depends on (seed, epoch)
-    only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after row to
-    the next batch, so that the rows of a group (at most as many as batches) land in different ones.
+    There are `count_batches` of them, of nearly equal size. Where each has rows of all sources, a source is dealt out
+    from where the one before it stopped, so that sizes differ by one row at most. Without weights every row comes
+    once; with them a source goes on in its own order where it stopped in the epoch before. The order depends on
+    (seed, epoch) only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after
+    row to the next batch, so that the rows of a group (at most as many as batches) land in different ones.
     """
     shares = _shares(rows, plan)
+    if len(shares) == 1:
+        return _deal_apart(rows, shares[0], plan.size, seed, epoch)
     if plan.mixing == "mixed":
-        steps = count_batches(rows, plan)
-        dealt = [_deal(rows, share, steps, seed, epoch) for share in shares]
-        return [[row for batch in batches for row in batch] for batches in zip(*dealt, strict=True)]
-    dealt = [_deal(rows, share, share.batches(plan.size), seed, epoch) for share in shares]
-    if len(dealt) == 1:
-        return dealt[0]
-    batches = [batch for source in dealt for batch in source]
+        batches = _deal_mixed(rows, shares, count_batches(rows, plan), seed, epoch)
+    else:
+        batches = [batch for share in shares for batch in _deal_apart(rows, share, plan.size, seed, epoch)]
     return [batches[place] for place in np.random.default_rng([seed, epoch, 0]).permutation(len(batches)).tolist()]
+
+
+def _deal_apart(rows: Sequence[Row], share: _Share, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the batches of one source, in an order of their own."""
+    generator = share.generator(seed, epoch)
+    dealt = _deal(rows, share, share.batches(size), seed, epoch, generator)
+    if rows[share.places[0]].label >= 0:  # classes came as they fell
+        return dealt
+    return [dealt[place] for place in generator.permutation(len(dealt)).tolist()]
+
+
+def _deal_mixed(rows: Sequence[Row], shares: Sequence[_Share], steps: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return batches with rows of all sources, each dealt out from where the one before it stopped: none is empty."""
+    batches: list[list[int]] = [[] for _ in range(steps)]
+    first = 0
+    for share in shares:
+        for place, own in enumerate(_deal(rows, share, steps, seed, epoch, share.generator(seed, epoch))):
+            batches[(first + place) % steps] += own
+        first += share.wanted
+    return batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +336,10 @@ def _shares(rows: Sequence[Row], plan: Plan) -> list[_Share]:
     return shares
 
 
-def _deal(rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the share's rows of this epoch, dealt to `steps` batches."""
-    generator = share.generator(seed, epoch)
+def _deal(
+    rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int, generator: np.random.Generator
+) -> list[list[int]]:
+    """Return the share's rows of this epoch, dealt to `steps` batches; larger ones, by one row, come first."""
     drawn = _draw(share, seed, epoch) if share.wanted != len(share.places) else generator.permutation(share.places)
     members: dict[str, list[int]] = defaultdict(list)
     for row in drawn.tolist():
@@ -330,7 +350,7 @@ def _deal(rows: Sequence[Row], share: _Share, steps: int, seed: int, epoch: int)
     batches: list[list[int]] = [[] for _ in range(steps)]
     for place, row in enumerate(dealt):
         batches[place % steps].append(row)
-    return [batches[place] for place in generator.permutation(steps).tolist()]
+    return batches
 
 
 def _join_repeats(group: Sequence[int], steps: int) -> Sequence[int]:
@@ -495,23 +515,33 @@ def _drawn_pairs(row: Row) -> _Columns:
 def contrast(rows: Sequence[Row]) -> Contrasts:
     """Return one contrast for every positive; the candidates are the positives and negatives of all rows.
 
-    What answers the anchor as well (its other positives, the anchor itself) is excluded.
+    What answers the anchor as well (its other positives, in whichever row of the batch, and the anchor itself) is
+    excluded.
     """
-    contrasts = [(row, text) for row in rows for text in row.positives]
+    contrasts = [(row.anchor, text) for row in rows for text in row.positives]
     candidates = list(dict.fromkeys([text for _, text in contrasts] + [text for row in rows for text in row.negatives]))
     column = {text: index for index, text in enumerate(candidates)}
-    excluded = [
-        (index, column[text])
-        for index, (row, chosen) in enumerate(contrasts)
-        for text in sorted({row.anchor, *row.positives}, key=lambda text: column.get(text, -1))
-        if text in column and text != chosen
-    ]
-    return Contrasts(
-        anchors=_index(row.anchor for row, _ in contrasts),
-        candidates=_index(candidates),
-        positive_of=_index(column[text] for _, text in contrasts),
-        excluded=np.array(excluded, dtype=np.int64).reshape(-1, 2),
+    anchors, positive_of = _index(anchor for anchor, _ in contrasts), _index(column[text] for _, text in contrasts)
+    return Contrasts(anchors, _index(candidates), positive_of, _exclude(contrasts, column))
+
+
+def _exclude(contrasts: Sequence[tuple[int, int]], column: Mapping[int, int]) -> Index:
+    """Return the sorted (contrast, candidate) of all that answers a contrast's anchor besides its own positive."""
+    answers: dict[int, set[int]] = defaultdict(set)
+    asked: dict[int, list[int]] = defaultdict(list)
+    for number, (anchor, text) in enumerate(contrasts):
+        answers[anchor] |= {text, anchor} & column.keys()
+        asked[anchor].append(number)
+    several = [anchor for anchor, texts in answers.items() if len(texts) > 1]
+    if not several:
+        return np.zeros((0, 2), dtype=np.int64)
+    numbers = np.concatenate([np.repeat(asked[anchor], len(answers[anchor])) for anchor in several])
+    columns = np.concatenate(
+        [np.tile([column[text] for text in answers[anchor]], len(asked[anchor])) for anchor in several]
     )
+    own = _index(column[text] for _, text in contrasts)
+    found = np.stack([numbers, columns], axis=1)[columns != own[numbers]]
+    return np.asarray(found[np.lexsort(found.T[::-1])], dtype=np.int64)
 
 
 def triple_up(rows: Sequence[Row]) -> Triples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import plain
@@ -27,7 +28,8 @@ def write_card(facts: CardFacts) -> str:
     settings = json.dumps(plain(facts.configuration), indent=2, ensure_ascii=False)
     measured = "".join(f"| {name} | {value} |\n" for name, value in facts.figures.items())
     table = f"\n## Measured\n\n| metric | before → after |\n|---|---|\n{measured}" if measured else ""
-    base = "" if facts.base.startswith(("/", ".", "wheel:")) else f"base_model: {facts.base}\n"
+    local = facts.base.startswith(("/", "~", ".", "wheel:")) or Path(facts.base).exists()
+    base = "" if local else f"base_model: {facts.base}\n"  # hubs take it for an id of theirs
     task, tag, usage = _VERIFIER if facts.verifier else _ENCODER
     return f"""---
 library_name: sentence-transformers

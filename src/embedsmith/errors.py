@@ -6,6 +6,8 @@ The command line prints `str(error)` and exits with `error.exit_code`; a traceba
 from __future__ import annotations
 
 import traceback
+from dataclasses import fields
+from typing import Any
 
 
 class EmbedsmithError(Exception):
@@ -89,3 +91,39 @@ def describe_failure(error: BaseException) -> str:
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     cause = error.__cause__ or error.__context__
     return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")
+
+
+def require_kinds(settings: Any, *, prefix: str = "") -> None:
+    """Raise where a field of a dataclass of settings is not what its annotation says: bool, int, float, str, ints.
+
+    A file or `--set` gives whatever was written: `symmetric=False` is a text in TOML, and a text counts as true.
+
+    Args:
+        prefix: of the names in the message: "lora.".
+
+    Raises:
+        ConfigurationError: names the field, its value and what would be right.
+    """
+    for item in fields(settings):
+        value, (kind, _, optional) = getattr(settings, item.name), str(item.type).partition(" | ")
+        if kind in _KINDS and not (value is None and optional == "None") and not _is_kind(value, kind):
+            raise ConfigurationError(f"{prefix}{item.name} is {value!r}", expected=_KINDS[kind])
+
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "tuple[int, ...]": "a list of whole numbers, such as [256, 64]",
+}
+
+
+def _is_kind(value: object, kind: str) -> bool:
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if kind == "tuple[int, ...]":
+        return isinstance(value, (tuple, list)) and all(_is_kind(item, "int") for item in value)
+    if kind == "float":
+        return isinstance(value, (int, float))
+    return isinstance(value, int if kind == "int" else str)

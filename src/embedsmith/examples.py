@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ PAIR_NAMES = (
 )
 ANCHORS = ("anchor", "query", "question")
 POSITIVES = ("positive", "pos", "answer", "passage", "paraphrase", "document")
-NEGATIVES = ("negative", "neg", "negatives", "hard_negative")
+NEGATIVES = re.compile(r"(?:negatives?|neg|hard_negatives?)(?:_text)?(?:_(?P<number>\d+))?")
 LABELS = ("label", "is_duplicate")
 SCORES = ("score", "similarity", "similarity_score")
 CLASSES = ("label", "intent", "class")
@@ -140,16 +141,19 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """The examples of a file with the line of each, and its rows that are none."""
+    """The examples of a file with the line of each, its rows that are none, and the columns that were not read."""
 
     kind: type[Example]
     examples: tuple[Example, ...]
     rejected: tuple[Rejected, ...]
     lines: tuple[int, ...]
+    unread: tuple[str, ...] = ()
 
 
 def detect_format(columns: Iterable[str]) -> Format:
     """Return the format of a table by the names of its columns; their order never matters.
+
+    Negatives are in the order of their numbers (negative_2 before negative_10), since a teacher's scores are.
 
     Raises:
         InputError: no layout fits, or a pair has both a label and a score.
@@ -160,9 +164,7 @@ def detect_format(columns: Iterable[str]) -> Format:
         return next(((names[name],) for name in wanted if name in names), ())
 
     group = {"group": first(GROUPS)} if first(GROUPS) else {}
-    negatives = tuple(
-        names[name] for name in sorted(names) if name in NEGATIVES or name.startswith(("negative_", "neg_"))
-    )
+    negatives = tuple(names[name] for name in sorted(filter(NEGATIVES.fullmatch, names), key=_by_number))
     anchor, positive, text = first(ANCHORS), first(POSITIVES), first(("text",))
     label, score = first(LABELS), first(SCORES)
     if anchor and positive and not negatives and (label or score):  # what is judged need not be right
@@ -178,6 +180,12 @@ def detect_format(columns: Iterable[str]) -> Format:
     if text and first(CLASSES):
         return Format(LabelledText, {"text": text, "label": first(CLASSES)} | group)
     raise InputError(f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Return what columns of negatives are sorted by; one without a number comes first."""
+    found = NEGATIVES.fullmatch(name)
+    return int(found["number"]) if found and found["number"] else -1, name
 
 
 def _of_pair(
@@ -224,7 +232,13 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
     found = type(examples[0])
     if kind is not None and found is not kind:
         raise InputError(f"{path} has {found.__name__} rows", expected=f"{kind.__name__} rows")
-    return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines))
+    return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines), _unread(layouts))
+
+
+def _unread(layouts: Mapping[tuple[str, ...], Format]) -> tuple[str, ...]:
+    """Return the columns that no row was read from, in the order of the file."""
+    read = {name for layout in layouts.values() for part in layout.columns.values() for name in part} | {"provenance"}
+    return tuple(dict.fromkeys(name for columns in layouts for name in columns if name not in read))
 
 
 def as_triplet(example: Example) -> Example:

@@ -32,6 +32,7 @@ from embedsmith.examples import (
 )
 from embedsmith.metrics import RankCorrelation, Ranking, Scores, Weights, resample_weights
 
+SHIPPED = ("general_pairs", "general_sts")
 VALIDATION = "validation"  # the domain's own rows, wherever they stand beside guards
 MOST = 10_000  # rows of a guard that are looked at; drawn by the seed
 
@@ -47,7 +48,7 @@ def shipped_guards() -> dict[str, tuple[Example, ...]]:
     """Return the general pairs that ship with the package, by name."""
     folder = resources.files("embedsmith") / "data"
     found = {}
-    for name in ("general_pairs", "general_sts"):
+    for name in SHIPPED:
         with resources.as_file(folder / f"{name}.jsonl") as path:
             found[name] = read_examples(path).examples
     return found

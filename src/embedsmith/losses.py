@@ -254,13 +254,16 @@ def cosent(similarities: Tensor, scores: Tensor, *, temperature: float = 0.05) -
         similarities: (P,) cosine of each pair.
         scores: (P,) any scale, higher is closer; 0/1 labels will do.
     """
+    home = similarities
+    if similarities.device.type == "mps":  # has no float64
+        similarities, scores = similarities.cpu(), scores.cpu()
     order = scores.argsort(stable=True)
     # float64: the running sum of tens of thousands of terms loses the fifth digit in float32.
     ranked, scaled = scores[order], similarities[order].double() / temperature
     below = torch.searchsorted(ranked, ranked)  # how many pairs have a lower score
     last, higher = below[below > 0] - 1, scaled[below > 0]
     terms = torch.logcumsumexp(scaled, dim=0)[last] - higher
-    return torch.logsumexp(torch.cat([terms.new_zeros(1), terms]), dim=0).to(similarities.dtype)
+    return torch.logsumexp(torch.cat([terms.new_zeros(1), terms]), dim=0).to(home)
 
 
 def logistic(similarities: Tensor, labels: Tensor, *, scale: float = 15.0, bias: float = 0.65) -> Tensor:

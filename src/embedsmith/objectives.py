@@ -7,6 +7,7 @@ out to the devices of a run.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -312,10 +313,15 @@ def read_source_spec(spec: str) -> tuple[str, dict[str, float], float]:
 
 
 def check_losses(losses: Mapping[str, float]) -> None:
-    """Raise `ConfigurationError` where a name is no loss."""
+    """Raise `ConfigurationError` where a name is no loss, or a weight is not above 0: it would train backwards."""
+    if not isinstance(losses, Mapping):
+        raise ConfigurationError(f"losses is {losses!r}", expected="weights by name: { infonce = 1.0 }")
     unknown = sorted(set(losses) - set(LOSSES))
     if unknown:
         raise ConfigurationError(f"losses: {', '.join(unknown)}", expected=f"any of {', '.join(LOSSES)}")
+    for name, weight in losses.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            raise ConfigurationError(f"the loss {name} has the weight {weight!r}", expected="a number above 0")
 
 
 def _parts_by_kind(source: Source) -> list[Source]:

@@ -20,7 +20,7 @@ import numpy as np
 from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.devices import Alone, Devices, repeatable, require_shared
-from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused
+from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused, require_kinds
 from embedsmith.model import Precision
 from embedsmith.objectives import Mining, check_losses
 from embedsmith.sharding import gather_whole, spread_like
@@ -114,11 +114,10 @@ class TrainingConfig:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         check_losses(self.losses)
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not isinstance(value, (int, float)):
-                raise ConfigurationError(f"{name} is {value!r}", expected=f"a number, {low} to {high}")
             if value is not None and not low <= value <= high:
                 action = _SCALE.format(value, 1 / value) if name == "temperature" and value > high else ""
                 raise ConfigurationError(f"{name} is {value}", expected=f"{low} to {high}", action=action)
@@ -327,7 +326,7 @@ def visited_steps(steps: int) -> frozenset[int]:
 
 def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
     """Return the learning rate of `step` (from 0) of `steps`: linear warm-up, then the schedule to 0."""
-    warm = max(round(steps * config.warmup), 1)
+    warm = round(steps * config.warmup)
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
     share = (step - warm) / max(steps - warm, 1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts
 from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require_kinds
 from embedsmith.model import SIDES, Precision, default_prompt, describe_base, load_network, save_network
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ class Preparation:
     merge: bool = True
     prompts: Prompts = field(default_factory=Prompts)
 
+    def __post_init__(self) -> None:
+        require_kinds(self)
+        for name, kind in _NESTED.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "lora" and value is None):
+                own = ", ".join(f"{name}.{item.name}" for item in fields(kind))
+                raise ConfigurationError(f"{name} is {value!r}", expected=f"its values one by one: {own}")
+        require_kinds(self.prompts, prefix="prompts.")
+
+
+_NESTED: Mapping[str, type[Any]] = {"lora": LoraConfig, "prompts": Prompts}
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -58,9 +70,8 @@ class Prepared:
 
 def preparation_from(values: Mapping[str, Any]) -> Preparation:
     """Return the preparation with `values`, tables `lora` and `prompts`, over the defaults; no key may be unknown."""
-    nested = {"lora": LoraConfig, "prompts": Prompts}
     found = dict(_known(Preparation, values, "preparation"))
-    for name, kind in nested.items():
+    for name, kind in _NESTED.items():
         if isinstance(found.get(name), Mapping):
             found[name] = kind(**_known(kind, found[name], name))
     return Preparation(**found)

@@ -4,7 +4,7 @@ The sets come from the user's own files (`read_suite`) or through mteb from the 
 
 Never train on STSb and report STS12–16: STSb was drawn from the pairs of the SemEval tasks of 2012 to 2017, and its
 training part holds pairs of STS12–16, so their figures would be partly those of the training data.
-`warn_of_overlap` says so for a model whose card names STSb.
+`warn_of_overlap` says so for a model whose card, or that of its base, names STSb.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from embedsmith.errors import ConfigurationError, InputError, MissingPartError, 
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
 from embedsmith.metrics import Difference, Estimate, RankCorrelation, difference, estimate, resample_weights
+from embedsmith.model import resolve_model
 from embedsmith.tables import KINDS, detect_kind, read_rows
 
 CHUNK = 512  # texts between two moves of the progress bar
@@ -35,6 +36,7 @@ TRAINING = {"train", "training"}
 SCORE_NAMES = {"relatedness_score": "score", "relatedness": "score"}  # SICK's own
 ENGLISH = {"en", "en-en", "eng", "eng-latn"}
 STSB_NAME = re.compile(r"(?<![a-z0-9])sts[-_ ]?b(?:enchmark)?(?![a-z0-9])", re.I)
+CARD_BASE = re.compile(r"^Base: `(.+?)`\. Tuned on ", re.M)
 CARD_LINES = re.compile(r"^datasets:.*(?:\n[ \t]*-[ \t].*)*|^.*Tuned on .*$", re.M)
 
 
@@ -411,20 +413,33 @@ def read_task(spec: SuiteSet, task: Any) -> ScoredSet:
 
 
 def warn_of_overlap(model: str | Path, sets: Sequence[ScoredSet]) -> str | None:
-    """Return a warning where the model's card says that it saw STSb and `sets` holds STS12–16; else None.
+    """Return a warning where a card says that the model or its base saw STSb and `sets` holds STS12–16; else None.
 
-    The card is the folder's README.md: its `datasets` and the line that says what it was tuned on.
+    A card is a folder's README.md: its `datasets` and the line that says what it was tuned on.
+
+    Args:
+        model: a model's folder, or the folder of a run.
     """
-    card, shared = Path(model) / "README.md", [item.name for item in sets if item.name in SHARE_WITH_STSB]
-    if not shared or not card.is_file():
-        return None
-    record = "\n".join(CARD_LINES.findall(card.read_text(encoding="utf-8", errors="replace")))
-    if not STSB_NAME.search(record):
-        return None
-    return (
-        f"{model} was trained on STSb, as its card says; STSb shares pairs with {', '.join(shared)}, "
-        "so these figures and the mean are no held-out ones"
-    )
+    shared = [item.name for item in sets if item.name in SHARE_WITH_STSB]
+    for name, card in _read_cards(model) if shared else ():
+        if STSB_NAME.search("\n".join(CARD_LINES.findall(card))):
+            return (
+                f"{name} was trained on STSb, as its card says; STSb shares pairs with {', '.join(shared)}, "
+                "so these figures and the mean are no held-out ones"
+            )
+    return None
+
+
+def _read_cards(model: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and card of a model in a folder, then of the base that its card names, and so on."""
+    seen: set[str] = set()
+    while Path(model).expanduser().is_dir() and (folder := resolve_model(model)) not in seen:
+        seen.add(folder)
+        file = Path(folder) / "README.md"
+        card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        yield str(model), card
+        found = CARD_BASE.search(card)
+        model = found[1] if found else folder
 
 
 def measure_suite(

@@ -31,7 +31,7 @@ from embedsmith.checks.order import (
 )
 from embedsmith.checks.pool import BATCHES, check_pool
 from embedsmith.checks.prompts import check_default_prompt, check_prompts
-from embedsmith.checks.settings import check_crowds, check_mixture, check_settings
+from embedsmith.checks.settings import check_crowds, check_effects, check_mixture, check_settings
 
 __all__ = [
     "BATCHES",
@@ -46,6 +46,7 @@ __all__ = [
     "check_choosing",
     "check_crowds",
     "check_default_prompt",
+    "check_effects",
     "check_known_pooling",
     "check_leaks",
     "check_mixture",

@@ -56,18 +56,21 @@ def _judge_classes(name: str, count: Counter[str]) -> Iterator[Outcome]:
 
 
 def _count_negatives(rows: Sequence[Row], texts: Sequence[str], answers: Mapping[str, set[str]]) -> Counter[str]:
+    """Return how many anchors and negatives a batch has, and how many of them are false; linear in its texts."""
     places, local = localize(rows)
     found = contrast(local)
     plain = [normalize(texts[place]) for place in places.tolist()]
-    excluded: dict[int, set[int]] = defaultdict(set)
+    columns: dict[str, set[int]] = defaultdict(set)
+    for column, place in enumerate(found.candidates.tolist()):
+        columns[plain[place]].add(column)
+    left_out = [{own} for own in found.positive_of.tolist()]
     for number, column in found.excluded.tolist():
-        excluded[number].add(column)
+        left_out[number].add(column)
     counts = Counter({"anchors": len(found.anchors)})
-    for number, (anchor, own) in enumerate(zip(found.anchors.tolist(), found.positive_of.tolist(), strict=True)):
-        left = set(range(len(found.candidates))) - excluded[number] - {own}
-        known = answers[plain[anchor]]
-        false = sum(plain[found.candidates[column]] in known for column in left)
-        counts.update({"negatives": len(left), "alone": not left, "misled": false > 0, "false": false})
+    for anchor, out in zip(found.anchors.tolist(), left_out, strict=True):
+        left = len(found.candidates) - len(out)
+        false = sum(len(columns.get(text, set()) - out) for text in answers[plain[anchor]])
+        counts.update({"negatives": left, "alone": not left, "misled": false > 0, "false": false})
     return counts
 
 

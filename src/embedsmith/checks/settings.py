@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from embedsmith.batches import Plan, Row, Source, find_crowds
 from embedsmith.checks.findings import Finding, Outcome
 from embedsmith.optimization import TrainingConfig
+from embedsmith.preparation import Preparation
 
 
 def check_mixture(sources: Sequence[Source], counts: Sequence[int], config: TrainingConfig) -> Iterator[Outcome]:
@@ -55,6 +56,48 @@ def check_crowds(rows: Sequence[Row], plan: Plan, names: Sequence[str]) -> Itera
 _ROW = "row", "lower the weight of the source, or --batch"
 _GROUP = "group", "give rows with different answers different groups, leave some of the group out, or lower --batch"
 TEMPERED = frozenset({"infonce", "cosent", "angle", "distill_kl"})
+READERS: Mapping[str, frozenset[str]] = {  # the losses that an option is for
+    "temperature": TEMPERED,
+    "margin": frozenset({"online_contrastive", "contrastive", "triplet", "batch_triplet"}),
+    "mining": frozenset({"batch_triplet"}),
+    **dict.fromkeys(("symmetric", "guide", "guide_margin", "guide_relative"), frozenset({"infonce"})),
+    **dict.fromkeys(("logistic_scale", "logistic_bias"), frozenset({"logistic"})),
+}
+
+
+def check_effects(
+    config: TrainingConfig, preparation: Preparation, given: Sequence[Source], sources: Sequence[Source]
+) -> Iterator[Outcome]:
+    """Yield options that were set and do nothing in this run.
+
+    Args:
+        given: the sources as the user gave them, `sources` with their losses settled.
+    """
+    losses, plain = {name for source in sources for name in source.losses}, TrainingConfig()
+    idle = {
+        name: (f"no loss of this run reads it ({', '.join(sorted(losses))})", f"a loss of {', '.join(sorted(readers))}")
+        for name, readers in READERS.items()
+        if getattr(config, name) != getattr(plain, name) and not readers & losses
+    }
+    for name in ("guide_margin", "guide_relative"):
+        if getattr(config, name) != getattr(plain, name) and not config.guide:
+            idle.setdefault(name, ("there is no guide", "a guide: --set guide=self"))
+    if config.losses and all(source.losses for source in given):
+        idle["losses"] = "each source has losses of its own", "a source without"
+    if config.mixing == "mixed" and len(sources) == 1:
+        idle["mixing"] = "there is one source", "several: --mix, or FILE:LOSS"
+    if not preparation.merge and preparation.lora is None:
+        idle["merge"] = "there are no adapters", "adapters: --set lora.rank=8"
+    for name, (why, needed) in idle.items():
+        value = preparation.merge if name == "merge" else getattr(config, name)
+        yield Finding(
+            "option-without-effect",
+            "warning",
+            f"{name} is set to {value!r} and does nothing: {why}",
+            needed,
+            "leave it out, or give what it needs",
+            "configuration",
+        )
 
 
 def check_settings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from embedsmith.checks import Finding
     from embedsmith.examples import Example
     from embedsmith.optimization import TrainingConfig
-    from embedsmith.pipeline import Watcher
     from embedsmith.preparation import Preparation
     from embedsmith.retention import Retention
+    from embedsmith.training import Rehearsal, TrainingResult
 
 
+TOLERANCE = 0.01  # of the guards, where none is given
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
     {
         *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
@@ -92,7 +93,9 @@ def train(
         Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
     ] = None,
     guard: Guards = None,
-    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(help="How far a guard may fall below the base, in its metric.")
+    ] = TOLERANCE,
     force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
@@ -109,6 +112,7 @@ def train(
         raise ConfigurationError(
             "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
         )
+    _require_use(small=small, recipe=recipe, force=force, validation=validation, tolerance=tolerance, verifier=verifier)
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
@@ -121,6 +125,7 @@ def train(
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
     given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
     if dry_run:
+        given["retention"] = _retention(validation, guard, tolerance, force, lambda _: None)
         _rehearse(sources, given, as_json)
         return
     told_before: set[str] = set()
@@ -139,18 +144,30 @@ def train(
                 told_before.add(f"warning: {finding}")
                 watch.say(f"warning: {finding}")
 
-            kept = _retention(validation, guard, tolerance, force, watch)
+            kept = _retention(validation, guard, tolerance, force, watch.say)
             result = train_encoder(
                 sources, **given, card=facts, on_progress=watch.steps, on_finding=tell, retention=kept
             )
     if as_json:
         print_json(plain(result))
         return
-    for note in result.notes:
+    for note in (*result.notes, *_not_checked(result)):
         if note not in told_before:
             console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
     console.print(f"{result.model.name}  {result.model}")
+
+
+def _require_use(
+    *, small: bool, recipe: str | None, force: bool, validation: Path | None, tolerance: float, verifier: bool
+) -> None:
+    """Raise if an option was given without what it needs: it would do nothing."""
+    if small and recipe is None:
+        raise ConfigurationError("--small without --recipe: it takes that recipe's values", expected="--recipe with it")
+    if verifier and tolerance != TOLERANCE:
+        raise ConfigurationError("--tolerance with --verifier", expected="an embedding model")
+    if force and validation is None:
+        raise ConfigurationError("--force without --validation: nothing refuses the model", expected="--validation")
 
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
@@ -185,13 +202,17 @@ def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool
         return
     for source in sources:
         console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
-    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings)):
+    for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings), *_not_checked(found)):
         console.print(note, markup=False, highlight=False)
     whole = timedelta(seconds=round(found.seconds))
     pace = f"about {whole} (h:mm:ss) at {found.step_seconds:.2f} s a step, measured on one"
     console.print(
         f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
     )
+
+
+def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
+    return (f"not checked: {check}" for check in result.unchecked)
 
 
 def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
@@ -208,6 +229,8 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
             console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
         if len(found.rejected) > 5:
             console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        if found.unread:
+            console.print(f"not read: {', '.join(found.unread)} of {path}", markup=False)
         sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
     if apart or any(source.losses or source.weight for source in sources):
         return sources
@@ -216,7 +239,7 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
 
 
 def _retention(
-    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, watch: Watcher
+    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, say: Callable[[str], None]
 ) -> Retention:
     from embedsmith.examples import read_examples
     from embedsmith.guards import read_guards
@@ -228,7 +251,7 @@ def _retention(
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
-        say=watch.say,
+        say=say,
         show=write_pareto if validation is not None else lambda _: None,
     )
 
