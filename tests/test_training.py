@@ -26,15 +26,15 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from embedsmith.adapters import LoraConfig
-from embedsmith.batches import Mixing, Prompts, Source
+from embedsmith.batches import Mixing, Prompts, Source, collect
 from embedsmith.cards import CardFacts
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
-from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.model import TorchEncoder, load_encoder, load_network
 from embedsmith.optimization import optimize
-from embedsmith.preparation import Preparation
+from embedsmith.preparation import Preparation, settle_prompts
 from embedsmith.recipes import read_recipe
 from embedsmith.training import (
     Progress,
@@ -403,11 +403,77 @@ def test_a_default_prompt_of_the_base_gives_way_to_the_prompts_of_the_run(
     tokenizer = base.tokenizer
     assert tokenizer.decode(seen[: len(tokenizer("query: card one")["input_ids"])]) == "[CLS] query : card one [SEP]"
     result = train(rows, **given)
-    assert "the base's default prompt 'search: ' is left out: the run has prompts of its own" in result.notes
+    assert "the base's default prompt 'search: ' is left out: the run names its prompts" in result.notes
     again = SentenceTransformer(str(tmp_path / "model"))
     assert again.prompts == {"query": "query: ", "document": "passage: "}
     theirs = again.encode_query(["one"], normalize_embeddings=True)
     np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(["query: one"]), theirs, atol=1e-5)
+
+
+def with_prompts(tiny_model: Path, folder: Path, default: str | None = None, **prompts: str) -> Path:
+    base = SentenceTransformer(str(tiny_model), prompts=prompts, default_prompt_name=default)
+    base.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+ASKED = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+ALIKE = [LabelledPair(f"{word} one", f"{word} two", place % 2) for place, word in enumerate(WORDS)]
+
+
+def test_a_base_with_prompts_of_its_own_is_trained_with_them_unless_the_run_says_otherwise(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    own = {"query": "query: ", "document": "passage: ", "clustering": "topic: "}
+    base = with_prompts(tiny_model, tmp_path / "base", **own)
+    config = replace(CONFIG, steps=2)
+    result = train(ASKED, base=base, out=tmp_path / "model", config=config)
+    assert any("the base's own prompts are put before queries ('query: ')" in note for note in result.notes)
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, None)
+    named = Preparation(prompts=Prompts("query: ", "passage: "))
+    train(ASKED, base=base, out=tmp_path / "named", config=config, preparation=named)
+    for name, weight in weights(tmp_path / "model").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "named")[name], rtol=0, atol=0)
+
+    train(ASKED, base=base, out=tmp_path / "none", config=config, preparation=Preparation(prompts=Prompts()))
+    assert not any(SentenceTransformer(str(tmp_path / "none")).prompts.values())
+    train(ASKED, base=tiny_model, out=tmp_path / "bare", config=config)
+    assert weights(tmp_path / "none").keys() == weights(tmp_path / "bare").keys()
+    for name, weight in weights(tmp_path / "none").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "bare")[name], rtol=0, atol=0)
+
+
+def test_texts_that_stand_by_themselves_keep_the_default_prompt_of_the_base(tiny_model: Path, tmp_path: Path) -> None:
+    own = {"query": "query: ", "document": "passage: ", "same": "similar: "}
+    base = with_prompts(tiny_model, tmp_path / "base", "same", **own)
+    reading = settle_prompts(base, [Source(tuple(ASKED)), Source(tuple(ALIKE))], None)
+    assert reading.prompts == reading.saved == Prompts("query: ", "passage: ", "similar: ")
+    assert "similar: card one" in collect([Source(tuple(ALIKE))], reading.prompts).texts
+    train(ASKED, base=base, out=tmp_path / "model", config=replace(CONFIG, steps=1))
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, "same")
+
+
+def test_prompts_that_only_a_source_names_are_saved_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    asked = Source(tuple(ASKED), "asked", prompts=Prompts("ask: ", "say: "))
+    rare = Source((PositivePair("a", "b"),), "rare", prompts=Prompts("find: "))
+    reading = settle_prompts(tiny_model, [asked, rare], None)
+    assert (reading.saved, reading.named) == (Prompts("ask: ", "say: "), True)
+    assert "which 12 of 13 rows have" in reading.notes[0]
+    train([asked], base=tiny_model, out=tmp_path / "model", config=replace(CONFIG, steps=1))
+    assert SentenceTransformer(str(tmp_path / "model")).prompts == {"query": "ask: ", "document": "say: "}
+
+
+def test_a_base_that_leaves_its_prompt_out_of_the_pooling_is_not_trained_with_prompts(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = SentenceTransformer(str(tiny_model))
+    base.set_pooling_include_prompt(include_prompt=False)
+    base.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": replace(CONFIG, steps=1)}
+    with pytest.raises(ModelError, match="leaves its prompt out of the pooling"):
+        train(ASKED, **given, preparation=Preparation(prompts=Prompts("query: ")))
+    train(ASKED, **given)
 
 
 def test_what_is_trained_with_a_prompt_on_both_sides_is_read_with_it_ever_after(

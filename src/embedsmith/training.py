@@ -49,7 +49,7 @@ from embedsmith.optimization import (
     learning_rate_at,
     optimize,
 )
-from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
+from embedsmith.preparation import Preparation, Prepared, Reading, prepare, save_prepared, settle_prompts
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import Choice, Keeper, Retention, card_figures, describe_choice
@@ -191,7 +191,8 @@ def train(
     if devices.rank == 0:
         files = {"recipe.toml": write_recipe(ready.config, prepared.preparation, ready.sources)}
         told = _write_card(card, choice, ready.sources)
-        save_prepared(prepared, out, prompts=ready.prompts, alone=ready.alone, card=told, files=files)
+        saved = ready.prompts if ready.reading.named else None
+        save_prepared(prepared, out, prompts=saved, alone=ready.alone, card=told, files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
@@ -235,7 +236,7 @@ def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | Non
     return Keeper(
         ready.prepared.network,
         retention,
-        prompts=ready.prepared.preparation.prompts,
+        prompts=ready.reading.prompts,
         saved=ready.prompts,
         alone=ready.alone,
         precision=ready.task.precision,
@@ -299,7 +300,8 @@ class _Ready:
 
     prepared: Prepared
     build: Callable[[], Prepared]
-    prompts: Prompts
+    reading: Reading
+    prompts: Prompts  # those to save
     alone: str
     task: EmbeddingTask
     config: TrainingConfig
@@ -326,13 +328,14 @@ def _make_ready(
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses, temperature=config.temperature)
-    data = collect(sources, preparation.prompts)
+    reading = settle_prompts(base, sources, preparation.prompts)
+    data = collect(sources, reading.prompts)
     losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
-    report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
+    report = examine_examples(given, sources, data, reading.prompts, config, held_out)
     stop_on_errors(report.findings)
-    prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
+    prompts, prompt_notes = saved_prompts(sources, reading.saved)
     keep_memory()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
@@ -343,7 +346,7 @@ def _make_ready(
         precision=precision,
         seed=config.seed,
         attention=best_attention(),
-        own_prompts=_have_prompts(sources, preparation.prompts),
+        own_prompts=reading.named,
     )
     prepared = build()
     network = prepared.network
@@ -382,6 +385,7 @@ def _make_ready(
     pool = (*describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
     notes = (
         *prepared.notes,
+        *reading.notes,
         *prompt_notes,
         *loss_notes,
         batch_reason,
@@ -392,13 +396,8 @@ def _make_ready(
         budget_note,
         *compile_note,
     )
-    alone = prompt_alone(sources, preparation.prompts)
-    return _Ready(prepared, build, prompts, alone, task, config, key, notes, report, tuple(sources))
-
-
-def _have_prompts(sources: Sequence[Source], prompts: Prompts) -> bool:
-    """Say whether any text comes with a prompt of the run or of its source."""
-    return any(own.query or own.document for own in (prompts, *(source.prompts or Prompts() for source in sources)))
+    alone = prompt_alone(sources, reading.prompts)
+    return _Ready(prepared, build, reading, prompts, alone, task, config, key, notes, report, tuple(sources))
 
 
 def _find_packer(
