@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.batches import Numbers, Plan, Prompts, Source, collect, order_batches, prompt_alone, saved_prompts
+from embedsmith.batches import (
+    Numbers,
+    Plan,
+    Prompts,
+    Source,
+    TrainingSet,
+    collect,
+    order_batches,
+    prompt_alone,
+    saved_prompts,
+)
 from embedsmith.cards import CardFacts, write_card
-from embedsmith.checkpoints import read_about, remove_checkpoint
+from embedsmith.checkpoints import aside, read_about, remove_checkpoint
 from embedsmith.checks import (
     BATCHES,
     Finding,
@@ -34,7 +44,8 @@ from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import VALIDATION
-from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
+from embedsmith.guide import read_guide
+from embedsmith.model import Precision, fingerprint_model, tokenize_for
 from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
@@ -45,9 +56,13 @@ from embedsmith.optimization import (
     choose_precision,
     config_from,
     count_steps,
+    describe_memory,
     keep_memory,
+    keyed,
     learning_rate_at,
     optimize,
+    run_seed,
+    set_dropout,
 )
 from embedsmith.preparation import Preparation, Prepared, Reading, prepare, save_prepared, settle_prompts
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
@@ -58,6 +73,7 @@ from embedsmith.step import EmbeddingTask, choose_budget, choose_held, describe_
 from embedsmith.tokens import Tokens, read_tokens, write_tokens
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from embedsmith.packing import Packer
@@ -288,7 +304,7 @@ def rehearse(
 def _measure_step(task: EmbeddingTask) -> float:
     """Return the seconds of a step without its update, which is small beside it."""
     task.network.train()
-    for rows in task.order(task.config.seed, 0)[:1] * 2:
+    for rows in task.order(run_seed(task.config.seed, 0), 0)[:1] * 2:
         began = time.monotonic()
         task.accumulate(rows, seed=0)
     return round(time.monotonic() - began, 4)
@@ -352,14 +368,15 @@ def _make_ready(
     network = prepared.network
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
     stop_on_errors(report.findings)
-    settings = replace(config, sharded=False)  # a checkpoint holds whole weights either way
     weights = tuple(source.weight for source in sources)
     guide = "" if config.guide in NO_MODEL else fingerprint_model(config.guide)
-    key = fingerprint([data, losses, weights, fingerprint_model(base), guide, settings, preparation, precision])
-    report += report_of(check_checkpoint(checkpoint_beside(out), key))
+    key = fingerprint([data, losses, weights, fingerprint_model(base), guide, keyed(config), preparation, precision])
+    report += report_of(check_checkpoint(checkpoint_beside(out), key, config))
+    report += report_of(choose_dropout(network, config))
     tokens = _tokenize_once(network, data.texts, out, key, devices)
     plan = Plan(config.batch, weights, config.mixing, free_sources(losses))
-    batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
+    order = order_batches(data.rows, plan, seed=run_seed(config.seed, 0), epoch=0)  # that of the first run
+    batches = [[data.rows[row] for row in rows] for rows in order]
     report += report_of(check_crowds(data.rows, plan, names))
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
@@ -378,7 +395,7 @@ def _make_ready(
         plan,
         replace(config, held_tokens=held, token_budget=budget),
         precision,
-        guide=_guide(config, data.texts),
+        guide=_guide(config, data, sources, reading.prompts, out, devices),
         devices=devices,
         packer=packer,
     )
@@ -461,25 +478,57 @@ def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path
     return found
 
 
-def check_checkpoint(store: Path, key: str) -> Iterator[Finding]:
-    """Yield a checkpoint that this run will not go on from, since it is that of a run with other values."""
+def check_checkpoint(store: Path, key: str, config: TrainingConfig) -> Iterator[Finding]:
+    """Yield a checkpoint of a run with other values, and one of this run that was written under others of memory."""
     found = read_about(store)
     if found is not None and found.key != key:
+        place = aside(store, found.key).name
         yield Finding(
             "checkpoint-of-another-run",
             "warning",
-            f"{store} is the checkpoint of another run, at step {found.step}: this one starts anew and replaces it",
+            f"{store} is the checkpoint of another run, at step {found.step}: it is kept as {place}, and this run does "
+            "not go on from it",
             "the same examples, base and settings as in the run that was stopped",
-            "stop now and start with the values of that run, or move the file away",
+            f"start with the values of that run, which goes on from there, or delete {place}",
+            "configuration",
+        )
+        found = read_about(aside(store, key))
+    if found is not None and found.settings not in ("", describe_memory(config)):
+        yield Finding(
+            "memory-settings-changed",
+            "warning",
+            f"the run goes on from step {found.step}, made with {found.settings}: now {describe_memory(config)}",
+            "the same, for the same weights to the last bit",
+            "nothing, if rounding may differ (and, with dropout, what is drawn)",
             "configuration",
         )
 
 
-def _guide(config: TrainingConfig, texts: Sequence[str]) -> Numbers | None:
-    """Return the guide model's embeddings of all texts, (n, g), or None where there is none."""
+def _guide(
+    config: TrainingConfig,
+    data: TrainingSet,
+    sources: Sequence[Source],
+    prompts: Prompts,
+    out: Path,
+    devices: Devices,
+) -> Numbers | None:
+    """Return the guide model's vectors of all texts, (n, g), or None where there is none."""
     if config.guide in NO_MODEL:
         return None
-    return load_encoder(config.guide).encode(texts)
+    return read_guide(config.guide, data, sources, prompts, folder=_tokens_beside(out), devices=devices)
+
+
+def choose_dropout(network: torch.nn.Module, config: TrainingConfig) -> Iterator[Finding]:
+    """Set the dropout of the network before it is looked at; yield one that was asked for and has no place."""
+    if not set_dropout(network, config.dropout) and config.dropout:
+        yield Finding(
+            "dropout-without-effect",
+            "warning",
+            f"dropout is {config.dropout:g}, and the base has no layer that drops anything",
+            "a base with dropout, or none asked for",
+            "leave dropout out; for adapters, --set lora.dropout=0.1",
+            "configuration",
+        )
 
 
 def _has_cuda() -> bool:
