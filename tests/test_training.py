@@ -36,10 +36,11 @@ from embedsmith.devices import Alone
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.guide import read_guide
-from embedsmith.model import TorchEncoder, load_encoder, load_network
+from embedsmith.model import TorchEncoder, load_encoder, load_network, tokenize_for
 from embedsmith.optimization import optimize, set_dropout
 from embedsmith.preparation import Preparation, settle_prompts
 from embedsmith.recipes import read_recipe
+from embedsmith.retention import Retention
 from embedsmith.step import EmbeddingTask
 from embedsmith.training import (
     Progress,
@@ -503,6 +504,15 @@ def with_prompts(tiny_model: Path, folder: Path, default: str | None = None, **p
 
 
 ASKED = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+
+
+def make_pairs() -> list[Example]:
+    return [
+        LabelledPair(f"{word} lost", f"{word} {'gone' if place % 2 else 'new'}", place % 2)
+        for place, word in enumerate(WORDS)
+    ]
+
+
 ALIKE = [LabelledPair(f"{word} one", f"{word} two", place % 2) for place, word in enumerate(WORDS)]
 
 
@@ -559,7 +569,31 @@ def test_a_base_that_leaves_its_prompt_out_of_the_pooling_is_not_trained_with_pr
     given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": replace(CONFIG, steps=1)}
     with pytest.raises(ModelError, match="leaves its prompt out of the pooling"):
         train(ASKED, **given, preparation=Preparation(prompts=Prompts("query: ")))
-    train(ASKED, **given)
+    own = with_prompts(tmp_path / "base", tmp_path / "own", query="query: ")
+    with pytest.raises(ModelError, match="leaves its prompt out of the pooling"):
+        train(ASKED, **given | {"base": own})
+    for base in (given["base"], own):
+        train(ASKED, **given | {"base": base}, preparation=Preparation(prompts=Prompts()))
+
+
+def test_rows_that_a_run_is_held_against_have_the_prompts_of_the_base(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run has symmetric rows only, since the saved folder has the base's prompts for queries."""
+    own = {"query": "query: ", "document": "passage: ", "same": "similar: "}
+    base = with_prompts(tiny_model, tmp_path / "base", "same", **own)
+    seen: list[str] = []
+
+    def look(network: Any, texts: Any) -> Any:
+        seen.extend(texts)
+        return tokenize_for(network, texts)
+
+    monkeypatch.setattr("embedsmith.retention.tokenize_for", look)
+    kept = Retention(guards={"asked": tuple(ASKED), "alike": tuple(ALIKE)})
+    train(make_pairs(), base=base, out=tmp_path / "model", config=replace(CONFIG, steps=1), retention=kept)
+    assert {"query: card one", "passage: card two", "similar: card one"} <= set(seen)
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, "same")
 
 
 def test_what_is_trained_with_a_prompt_on_both_sides_is_read_with_it_ever_after(

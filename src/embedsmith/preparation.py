@@ -140,9 +140,6 @@ def prepare(
 
     Args:
         own_prompts: the texts come with prompts, so the base's default prompt is not put before them as well.
-
-    Raises:
-        ModelError: the base keeps its prompts out of the pooling, and there are some.
     """
     choices: dict[str, Any] = {
         "attention": attention,
@@ -158,12 +155,6 @@ def prepare(
     its_own = preparation.prompts is None and any(network.prompts.get(name) for name in SIDES)
     if own_prompts and default and not its_own:
         notes.append(f"the base's default prompt {default!r} is left out: the run names its prompts")
-    if (own_prompts or default) and not pools_prompts(network):
-        raise ModelError(
-            f"{base} leaves its prompt out of the pooling (include_prompt is false), and the texts have prompts",
-            expected="a base that pools all tokens, or texts without prompts",
-            action="--set prompts.query='' trains without prompts",
-        )
     if preparation.max_length:
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
         network.max_seq_length = preparation.max_length
@@ -177,6 +168,21 @@ def prepare(
     if preparation.checkpointing:
         checkpoint_gradients(network)
     return Prepared(network, preparation, tuple(notes))
+
+
+def require_pooled(network: SentenceTransformer, reading: Reading, sources: Sequence[Source]) -> None:
+    """Raise `ModelError` if texts have prompts and the network leaves their tokens out of the pooling.
+
+    Encoding knows one prompt for all texts; the texts of a run may each have another.
+    """
+    given = {reading.prompts, *(source.prompts for source in sources)} - {None, Prompts()}
+    prompted = bool(given) or bool(default_prompt(network))
+    if prompted and not pools_prompts(network):
+        raise ModelError(
+            "the base leaves its prompt out of the pooling (include_prompt is false), and the texts have prompts",
+            expected="a base that pools all tokens, or texts without prompts",
+            action="--set prompts.query='' trains without prompts",
+        )
 
 
 def save_prepared(

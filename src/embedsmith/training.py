@@ -64,7 +64,15 @@ from embedsmith.optimization import (
     run_seed,
     set_dropout,
 )
-from embedsmith.preparation import Preparation, Prepared, Reading, prepare, save_prepared, settle_prompts
+from embedsmith.preparation import (
+    Preparation,
+    Prepared,
+    Reading,
+    prepare,
+    require_pooled,
+    save_prepared,
+    settle_prompts,
+)
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import Choice, Keeper, Retention, card_figures, describe_choice
@@ -205,9 +213,11 @@ def train(
     prepared = _make_whole(ready.prepared, ready.build, devices)
     choice = keeper.choice if keeper is not None else None
     if devices.rank == 0:
-        files = {"recipe.toml": write_recipe(ready.config, prepared.preparation, ready.sources)}
+        how, reading = prepared.preparation, ready.reading
+        how = replace(how, prompts=reading.prompts) if reading.named else how  # those of the base are said as well
+        files = {"recipe.toml": write_recipe(ready.config, how, ready.sources)}
         told = _write_card(card, choice, ready.sources)
-        saved = ready.prompts if ready.reading.named else None
+        saved = ready.prompts if reading.named else None
         save_prepared(prepared, out, prompts=saved, alone=ready.alone, card=told, files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
@@ -252,7 +262,7 @@ def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | Non
     return Keeper(
         ready.prepared.network,
         retention,
-        prompts=ready.reading.prompts,
+        prompts=ready.reading.saved,
         saved=ready.prompts,
         alone=ready.alone,
         precision=ready.task.precision,
@@ -366,6 +376,7 @@ def _make_ready(
     )
     prepared = build()
     network = prepared.network
+    require_pooled(network, reading, sources)
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
     stop_on_errors(report.findings)
     weights = tuple(source.weight for source in sources)
