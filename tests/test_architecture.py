@@ -28,7 +28,7 @@ LAYERS = (
     ("optimization",),
     ("checks",),
     ("probes",),
-    ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention"),
+    ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention", "guide"),
     ("verifier", "suites", "retrieval", "mteb_tasks", "mining", "teacher"),
     ("cross_encoder", "export"),
     ("report", "cache"),

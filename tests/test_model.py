@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from embedsmith.encoder import Encoder, encode_unique, pair_similarities
 from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
 from embedsmith.model import (
     DEMO_MODEL,
+    TorchEncoder,
     describe_base,
     fingerprint_model,
     load_encoder,
@@ -21,6 +23,7 @@ from embedsmith.model import (
     resolve_model,
 )
 from embedsmith.testing import FakeEncoder, FaultyServer
+from tiny_decoders import write_decoder
 
 TEXTS = ["How do I freeze my card?", "", "word " * 400, "short", "How do I freeze my card?"]
 
@@ -31,6 +34,27 @@ def test_our_vectors_are_those_of_sentence_transformers() -> None:
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cls", "mean", "left-padded decoder"])
+def test_a_prompt_that_the_pooling_leaves_out_is_left_out(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "left-padded decoder":
+        network = load_network(write_decoder(tmp_path / "decoder"), pooling="mean", padding="left")
+    else:
+        network = load_network(tiny_model)
+        network[1].pooling_mode = kind
+    network.prompts = {"query": "represent this query: ", "document": ""}
+    network.set_pooling_include_prompt(include_prompt=False)
+    network.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    encoder = load_encoder(tmp_path / "model")
+    assert isinstance(encoder, TorchEncoder)
+    theirs = SentenceTransformer(str(tmp_path / "model"))
+    for name, prompted in (("query", encoder.prompted("query")), ("document", encoder)):
+        expected = theirs.encode(TEXTS, prompt_name=name, normalize_embeddings=True)
+        np.testing.assert_allclose(prompted.encode(TEXTS), expected, atol=1e-5)
+    theirs.set_pooling_include_prompt(include_prompt=True)
+    pooled = theirs.encode(TEXTS, prompt_name="query", normalize_embeddings=True)
+    assert np.abs(encoder.prompted("query").encode(TEXTS) - pooled).max() > 0.01
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -93,9 +117,24 @@ def test_wrong_models_are_refused_in_words(tmp_path: Path) -> None:
         load_encoder("wheel:something")
 
 
-def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
+def test_the_fingerprint_follows_weights_in_other_formats_where_there_are_no_safetensors(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    (copy / "training_args.bin").write_bytes(b"beside safetensors, so nothing reads it")
+    assert fingerprint_model(copy) == fingerprint_model(tiny_model)
+    for name in ("pytorch_model.bin", "2_Dense/pytorch_model.bin"):
+        (copy / "model.safetensors").unlink(missing_ok=True)
+        (copy / name).parent.mkdir(exist_ok=True)
+        seen = set()
+        for weights in (b"old", b"new"):
+            (copy / name).write_bytes(weights)
+            seen.add(fingerprint_model(copy))
+        assert len(seen) == 2
 
+
+def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model, copy)
     (copy / "README.md").write_text("another card")

@@ -18,7 +18,7 @@ from embedsmith.answers import write_rag_answer
 from embedsmith.batches import Prompts
 from embedsmith.encoder import sides_of
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
-from embedsmith.model import TorchEncoder, load_encoder
+from embedsmith.model import TorchEncoder, load_encoder, load_network
 from embedsmith.pipeline import RagJob, RunResult, Watcher, run_rag
 from embedsmith.pipeline.rag_job import choose_dimensions, open_base, refuse_what_is_worse
 from embedsmith.preparation import Preparation
@@ -272,3 +272,20 @@ def test_dimensions_are_the_whole_its_half_and_quarter_and_the_usual_short_ones(
     assert choose_dimensions(384) == (384, 192, 96, 64, 32)
     assert choose_dimensions(768) == (768, 384, 192, 128, 64, 32)
     assert choose_dimensions(32) == (32,)
+
+
+def test_the_base_is_searched_with_its_own_prompts_or_those_of_the_run_or_none(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    network = load_network(tiny_model)
+    network.prompts, network.default_prompt_name = {"query": "query: ", "document": "passage: "}, "query"
+    network.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    bare = load_encoder(tiny_model)
+    for asked, expected in (
+        (None, ("query: a", "passage: a")),
+        (Prompts("ask: "), ("ask: a", "a")),
+        (Prompts(), ("a", "a")),
+    ):
+        sides = sides_of(open_base(str(tmp_path / "base"), Preparation(max_length=30, prompts=asked)))
+        for side, text in zip(sides, expected, strict=True):
+            np.testing.assert_allclose(side.encode(["a"]), bare.encode([text]), atol=1e-5)

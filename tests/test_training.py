@@ -17,25 +17,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from embedsmith import training
 from embedsmith.adapters import LoraConfig
-from embedsmith.batches import Mixing, Prompts, Source
+from embedsmith.batches import Mixing, Prompts, Source, collect
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
-from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
+from embedsmith.devices import Alone
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
-from embedsmith.model import TorchEncoder, load_encoder, load_network
-from embedsmith.optimization import optimize
-from embedsmith.preparation import Preparation
+from embedsmith.guide import read_guide
+from embedsmith.model import TorchEncoder, load_encoder, load_network, tokenize_for
+from embedsmith.optimization import optimize, set_dropout
+from embedsmith.preparation import Preparation, settle_prompts
 from embedsmith.recipes import read_recipe
+from embedsmith.retention import Retention
+from embedsmith.step import EmbeddingTask
 from embedsmith.training import (
     Progress,
     TrainingConfig,
@@ -153,6 +159,87 @@ def test_a_mixture_with_other_weights_is_another_run(tiny_model: Path, tmp_path:
     assert result.resumed_from == 0
     (told,) = [finding for finding in result.findings if finding.name == "checkpoint-of-another-run"]
     assert "at step 6" in told.found
+    (kept,) = tmp_path.glob("m.checkpoint.*")
+    assert kept.name in told.found
+    assert kept.name in told.action
+    assert run(1.0).resumed_from == 6  # a value mistyped once loses nothing
+    assert not list(tmp_path.glob("m.checkpoint*"))
+
+
+def test_a_run_goes_on_with_other_memory_and_pauses_and_what_may_differ_is_said(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def run(name: str, on_progress: Callable[[Progress], None] | None = None, **values: Any) -> TrainingResult:
+        config = replace(CONFIG, **values)
+        return train(make_examples(), base=tiny_model, out=tmp_path / name, config=config, on_progress=on_progress)
+
+    whole = run("whole")
+    for name, values in (("memory", {"held_tokens": 1, "token_budget": 64}), ("pauses", {"checkpoint_seconds": 50.0})):
+        with pytest.raises(Killed):
+            run(name, kill_at(3))
+        result = run(name, **values)
+        assert result.resumed_from == 3
+        told = [finding.found for finding in result.findings if finding.name == "memory-settings-changed"]
+        assert bool(told) == (name == "memory")
+        for key, weight in weights(whole.model).items():
+            close = 1e-5 if told else 0.0
+            torch.testing.assert_close(weights(result.model)[key], weight, rtol=0, atol=close)
+
+
+def test_the_weight_of_the_base_may_be_named_after_a_run_was_killed(tiny_model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"base": tiny_model, "out": tmp_path / "m"}
+    with pytest.raises(Killed):
+        train(make_examples(), **given, config=CONFIG, on_progress=kill_at(3))
+    result = train(make_examples(), **given, config=replace(CONFIG, base_weight=1.0))
+    assert result.resumed_from == 3
+    base = SentenceTransformer(str(tiny_model))[0].auto_model.state_dict()
+    for name, weight in SentenceTransformer(str(result.model))[0].auto_model.state_dict().items():
+        torch.testing.assert_close(weight, base[name], rtol=0, atol=0)
+
+
+def test_the_batches_that_are_checked_are_those_the_run_begins_with(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Any] = []
+    trained: list[Any] = []
+    examine, step = training.examine_batches, EmbeddingTask.accumulate
+
+    def look(prepared: Any, base: Any, sources: Any, data: Any, tokens: Any, batches: Any, *rest: Any) -> Any:
+        checked.extend(batches)
+        return examine(prepared, base, sources, data, tokens, batches, *rest)
+
+    def accumulate(task: EmbeddingTask, rows: Any, seed: int) -> Any:
+        trained.append([task.data.rows[row] for row in rows])
+        return step(task, rows, seed)
+
+    monkeypatch.setattr(training, "examine_batches", look)
+    monkeypatch.setattr(EmbeddingTask, "accumulate", accumulate)
+    train(make_examples(), base=tiny_model, out=tmp_path / "m", config=replace(CONFIG, seed=3))
+    assert checked == trained[: len(checked)]
+
+
+def test_dropout_reaches_layers_that_hold_it_as_a_number(tmp_path: Path) -> None:
+    network = load_network(write_decoder(tmp_path / "decoder"))
+    layer = network[0].auto_model.layers[0].self_attn
+    assert layer.attention_dropout == 0
+    assert set_dropout(network, None) == set_dropout(network, 0.3) > 0
+    assert layer.attention_dropout == 0.3
+    config = transformers.OPTConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=16
+    )
+    opt = transformers.OPTModel(config)
+    set_dropout(opt, 0.0)  # what "none at all" says
+    ids = torch.arange(4)[None]
+    torch.testing.assert_close(opt.train()(ids)[0], opt.train()(ids)[0], rtol=0, atol=0)
+    assert set_dropout(torch.nn.Linear(2, 2), 0.3) == 0
+
+
+def test_dropout_that_a_base_has_no_place_for_is_told(tiny_model: Path) -> None:
+    asked = replace(CONFIG, dropout=0.3)
+    (told,) = training.choose_dropout(torch.nn.Linear(2, 2), asked)
+    assert "dropout is 0.3" in told.found
+    assert not list(training.choose_dropout(load_network(tiny_model), asked))
+    assert not list(training.choose_dropout(torch.nn.Linear(2, 2), CONFIG))
 
 
 def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
@@ -416,11 +503,110 @@ def test_a_default_prompt_of_the_base_gives_way_to_the_prompts_of_the_run(
     tokenizer = base.tokenizer
     assert tokenizer.decode(seen[: len(tokenizer("query: card one")["input_ids"])]) == "[CLS] query : card one [SEP]"
     result = train(rows, **given)
-    assert "the base's default prompt 'search: ' is left out: the run has prompts of its own" in result.notes
+    assert "the base's default prompt 'search: ' is left out: the run names its prompts" in result.notes
     again = SentenceTransformer(str(tmp_path / "model"))
     assert again.prompts == {"query": "query: ", "document": "passage: "}
     theirs = again.encode_query(["one"], normalize_embeddings=True)
     np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(["query: one"]), theirs, atol=1e-5)
+
+
+def with_prompts(tiny_model: Path, folder: Path, default: str | None = None, **prompts: str) -> Path:
+    base = SentenceTransformer(str(tiny_model), prompts=prompts, default_prompt_name=default)
+    base.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+ASKED = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
+
+
+def make_pairs() -> list[Example]:
+    return [
+        LabelledPair(f"{word} lost", f"{word} {'gone' if place % 2 else 'new'}", place % 2)
+        for place, word in enumerate(WORDS)
+    ]
+
+
+ALIKE = [LabelledPair(f"{word} one", f"{word} two", place % 2) for place, word in enumerate(WORDS)]
+
+
+def test_a_base_with_prompts_of_its_own_is_trained_with_them_unless_the_run_says_otherwise(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    own = {"query": "query: ", "document": "passage: ", "clustering": "topic: "}
+    base = with_prompts(tiny_model, tmp_path / "base", **own)
+    config = replace(CONFIG, steps=2)
+    result = train(ASKED, base=base, out=tmp_path / "model", config=config)
+    assert any("the base's own prompts are put before queries ('query: ')" in note for note in result.notes)
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, None)
+    named = Preparation(prompts=Prompts("query: ", "passage: "))
+    train(ASKED, base=base, out=tmp_path / "named", config=config, preparation=named)
+    for name, weight in weights(tmp_path / "model").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "named")[name], rtol=0, atol=0)
+
+    train(ASKED, base=base, out=tmp_path / "none", config=config, preparation=Preparation(prompts=Prompts()))
+    assert not any(SentenceTransformer(str(tmp_path / "none")).prompts.values())
+    train(ASKED, base=tiny_model, out=tmp_path / "bare", config=config)
+    assert weights(tmp_path / "none").keys() == weights(tmp_path / "bare").keys()
+    for name, weight in weights(tmp_path / "none").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "bare")[name], rtol=0, atol=0)
+
+
+def test_texts_that_stand_by_themselves_keep_the_default_prompt_of_the_base(tiny_model: Path, tmp_path: Path) -> None:
+    own = {"query": "query: ", "document": "passage: ", "same": "similar: "}
+    base = with_prompts(tiny_model, tmp_path / "base", "same", **own)
+    reading = settle_prompts(base, [Source(tuple(ASKED)), Source(tuple(ALIKE))], None)
+    assert reading.prompts == reading.saved == Prompts("query: ", "passage: ", "similar: ")
+    assert "similar: card one" in collect([Source(tuple(ALIKE))], reading.prompts).texts
+    train(ASKED, base=base, out=tmp_path / "model", config=replace(CONFIG, steps=1))
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, "same")
+
+
+def test_prompts_that_only_a_source_names_are_saved_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    asked = Source(tuple(ASKED), "asked", prompts=Prompts("ask: ", "say: "))
+    rare = Source((PositivePair("a", "b"),), "rare", prompts=Prompts("find: "))
+    reading = settle_prompts(tiny_model, [asked, rare], None)
+    assert (reading.saved, reading.named) == (Prompts("ask: ", "say: "), True)
+    assert "which 12 of 13 rows have" in reading.notes[0]
+    train([asked], base=tiny_model, out=tmp_path / "model", config=replace(CONFIG, steps=1))
+    assert SentenceTransformer(str(tmp_path / "model")).prompts == {"query": "ask: ", "document": "say: "}
+
+
+def test_a_base_that_leaves_its_prompt_out_of_the_pooling_is_not_trained_with_prompts(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    base = SentenceTransformer(str(tiny_model))
+    base.set_pooling_include_prompt(include_prompt=False)
+    base.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": replace(CONFIG, steps=1)}
+    with pytest.raises(ModelError, match="leaves its prompt out of the pooling"):
+        train(ASKED, **given, preparation=Preparation(prompts=Prompts("query: ")))
+    own = with_prompts(tmp_path / "base", tmp_path / "own", query="query: ")
+    with pytest.raises(ModelError, match="leaves its prompt out of the pooling"):
+        train(ASKED, **given | {"base": own})
+    for base in (given["base"], own):
+        train(ASKED, **given | {"base": base}, preparation=Preparation(prompts=Prompts()))
+
+
+def test_rows_that_a_run_is_held_against_have_the_prompts_of_the_base(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run has symmetric rows only, since the saved folder has the base's prompts for queries."""
+    own = {"query": "query: ", "document": "passage: ", "same": "similar: "}
+    base = with_prompts(tiny_model, tmp_path / "base", "same", **own)
+    seen: list[str] = []
+
+    def look(network: Any, texts: Any) -> Any:
+        seen.extend(texts)
+        return tokenize_for(network, texts)
+
+    monkeypatch.setattr("embedsmith.retention.tokenize_for", look)
+    kept = Retention(guards={"asked": tuple(ASKED), "alike": tuple(ALIKE)})
+    train(make_pairs(), base=base, out=tmp_path / "model", config=replace(CONFIG, steps=1), retention=kept)
+    assert {"query: card one", "passage: card two", "similar: card one"} <= set(seen)
+    saved = SentenceTransformer(str(tmp_path / "model"))
+    assert (saved.prompts, saved.default_prompt_name) == (own, "same")
 
 
 def test_what_is_trained_with_a_prompt_on_both_sides_is_read_with_it_ever_after(
@@ -444,6 +630,29 @@ def test_a_guide_model_masks_what_it_takes_for_answers(tiny_model: Path, tmp_pat
     config = replace(CONFIG, steps=1, guide=str(tiny_model), guide_margin=1.0)  # everything within 1 of the positive
     guided = train(rows, base=tiny_model, out=tmp_path / "guided", config=config)
     assert guided.losses[0][1] < plain.losses[0][1]
+
+
+def test_a_guide_reads_plain_texts_with_prompts_of_its_own_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"query": "find: ", "document": "text: "}
+    spec = str(with_prompts(tiny_model, tmp_path / "guide", **own))
+    sources = [Source(tuple(ASKED)), Source(tuple(ALIKE))]
+    prompts = Prompts("Instruct: answer\nQuery: ", "passage: ")
+    data = collect(sources, prompts)
+    given: dict[str, Any] = {"folder": tmp_path / "m.tokens", "devices": Alone()}
+    found = read_guide(spec, data, sources, prompts, **given)
+    expected = {
+        prompts.query + "card one": "find: card one",
+        "passage: card two": "text: card two",
+        prompts.query + "card two": "card two",  # of the labelled pairs, whose sides are alike
+    }
+    bare = load_encoder(tiny_model)
+    for text, read in expected.items():
+        np.testing.assert_allclose(found[data.texts.index(text)], bare.encode([read])[0], atol=1e-5)
+
+    monkeypatch.setattr("embedsmith.guide.load_encoder", lambda _: pytest.fail("asked again"))
+    np.testing.assert_array_equal(read_guide(spec, data, sources, prompts, **given), found)
 
 
 def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(

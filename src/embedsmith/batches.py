@@ -34,10 +34,12 @@ class Prompts:
     Attributes:
         query: before anchors, and before both sides where they play the same part (graded and labelled pairs).
         document: before positives and negatives.
+        alone: before both sides where they play the same part, instead of the query's; None is the query's.
     """
 
     query: str = ""
     document: str = ""
+    alone: str | None = None
 
 
 INSTRUCTION = "{instruction}"
@@ -167,10 +169,14 @@ def prompts_of(example: Example, prompts: Prompts, *, symmetric: bool | None = N
     """
     instruction = example.instruction if isinstance(example, (PositivePair, Triplet)) else None
     query = prompts.query.replace(INSTRUCTION, instruction or "")
-    return query, query if _has_equal_sides(example, symmetric) else prompts.document
+    if not has_equal_sides(example, symmetric):
+        return query, prompts.document
+    both = query if prompts.alone is None else prompts.alone
+    return both, both
 
 
-def _has_equal_sides(example: Example, symmetric: bool | None) -> bool:
+def has_equal_sides(example: Example, symmetric: bool | None) -> bool:
+    """Say whether both sides of an example are read with one prompt; `symmetric` is what its source says of that."""
     return symmetric if symmetric is not None else not is_asymmetric(example)
 
 
@@ -195,13 +201,16 @@ def saved_prompts(sources: Sequence[Source], prompts: Prompts) -> tuple[Prompts,
 
 
 def prompt_alone(sources: Sequence[Source], prompts: Prompts) -> str:
-    """Return what goes before a text that stands by itself: what most rows with equal sides were read with, else ""."""
+    """Return what goes before a text that stands by itself: what most rows with equal sides were read with.
+
+    Without such rows it is what the prompts name for them, else "".
+    """
     found: Counter[str] = Counter()
     for source in sources:
         for example in source.examples:
-            if _has_equal_sides(example, source.symmetric):
+            if has_equal_sides(example, source.symmetric):
                 found[prompts_of(example, source.prompts or prompts, symmetric=True)[0]] += 1
-    return found.most_common(1)[0][0] if found else ""
+    return found.most_common(1)[0][0] if found else prompts.alone or ""
 
 
 # ── The order of the rows

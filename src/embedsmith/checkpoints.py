@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedsmith.artifacts import sync_folder
+from embedsmith.artifacts import fingerprint, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state after `step` steps; tensors by "kind/parameter name", and what the task remembers of them."""
+    """The state after `step` steps; tensors by "kind/parameter name", and what the task remembers of them.
+
+    Attributes:
+        settings: of the run, such as do not belong to its key.
+    """
 
     step: int
     tensors: Mapping[str, torch.Tensor]
     memory: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class About:
 
     key: str
     step: int
+    settings: str = ""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
@@ -42,7 +48,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     room.mkdir()
     temporary = room / path.name
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-    about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory}
+    about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory, "settings": checkpoint.settings}
     save_file(tensors, str(temporary), metadata=about)
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
@@ -66,7 +72,7 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
             if about.get("key") != key:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(int(about["step"]), tensors, about.get("memory", ""))
+            return Checkpoint(int(about["step"]), tensors, about.get("memory", ""), about.get("settings", ""))
     except SafetensorError:
         return None
 
@@ -82,7 +88,21 @@ def read_about(path: Path) -> About | None:
             about = file.metadata() or {}
     except SafetensorError:
         return None
-    return About(about.get("key", ""), int(about.get("step", "0")))
+    return About(about.get("key", ""), int(about.get("step", "0")), about.get("settings", ""))
+
+
+def claim_checkpoint(path: Path, key: str) -> None:
+    """Make `path` that of the run `key`: another run's checkpoint goes to its own name, and this one's comes back."""
+    found = read_about(path)
+    if found is not None and found.key != key:
+        path.replace(aside(path, found.key))
+    if aside(path, key).exists() and not path.exists():
+        aside(path, key).replace(path)
+
+
+def aside(path: Path, key: str) -> Path:
+    """Return where the checkpoint of the run `key` lies while another run has `path`."""
+    return path.with_name(f"{path.name}.{fingerprint(key)[:8]}")
 
 
 def remove_checkpoint(path: Path) -> None:

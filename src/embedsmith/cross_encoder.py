@@ -45,6 +45,7 @@ from embedsmith.optimization import (
     choose_precision,
     count_work,
     keep_memory,
+    keyed,
     optimize,
 )
 from embedsmith.quantization import quantize
@@ -52,7 +53,7 @@ from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, tokenize_pairs
-from embedsmith.training import TrainingResult, describe_truncation, make_result
+from embedsmith.training import TrainingResult, check_checkpoint, describe_truncation, make_result
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport, hold_back
 
 if TYPE_CHECKING:
@@ -138,9 +139,10 @@ def train_verifier(
     tokens, firsts = tokenize_pairs(network.tokenizer, both, max_length=_limit(network))
     task = _PairTask(network, tokens, firsts, labels, config, precision)
     key = _key(data, base, config, precision)
+    told = tuple(f"warning: {found}" for found in check_checkpoint(checkpoint_beside(out), key, config))
     done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress)
     save_network(network, out, card=card or "")
-    notes = (f"batch {config.batch} pairs", reason, *describe_truncation(tokens), *export_verifier(out, texts))
+    notes = (*told, f"batch {config.batch} pairs", reason, *describe_truncation(tokens), *export_verifier(out, texts))
     remove_checkpoint(checkpoint_beside(out))
     rows, count = len(data.rows), len(labels)
     return make_result(Path(out), done, precision, notes, rows=rows, pairs=count, tokens=tokens)
@@ -158,7 +160,7 @@ def _require_pairs(examples: Sequence[Example]) -> None:
 
 
 def _key(data: TrainingSet, base: str | Path, config: TrainingConfig, precision: Precision) -> str:
-    return fingerprint(["verifier", data, fingerprint_model(base), config, precision])
+    return fingerprint(["verifier", data, fingerprint_model(base), keyed(config), precision])
 
 
 class _PairTask:

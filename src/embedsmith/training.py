@@ -21,6 +21,7 @@ from embedsmith.batches import (
     Prompts,
     Row,
     Source,
+    TrainingSet,
     collect,
     localize,
     order_batches,
@@ -28,7 +29,7 @@ from embedsmith.batches import (
     saved_prompts,
 )
 from embedsmith.cards import CardFacts, write_card
-from embedsmith.checkpoints import read_about, remove_checkpoint
+from embedsmith.checkpoints import aside, read_about, remove_checkpoint
 from embedsmith.checks import (
     BATCHES,
     Finding,
@@ -46,7 +47,8 @@ from embedsmith.devices import Devices, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
-from embedsmith.model import Precision, fingerprint_model, load_encoder, tokenize_for
+from embedsmith.guide import read_guide
+from embedsmith.model import Precision, fingerprint_model, tokenize_for
 from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
@@ -57,11 +59,23 @@ from embedsmith.optimization import (
     choose_precision,
     config_from,
     count_steps,
+    describe_memory,
     keep_memory,
+    keyed,
     learning_rate_at,
     optimize,
+    run_seed,
+    set_dropout,
 )
-from embedsmith.preparation import Preparation, Prepared, prepare, save_prepared
+from embedsmith.preparation import (
+    Preparation,
+    Prepared,
+    Reading,
+    prepare,
+    require_pooled,
+    save_prepared,
+    settle_prompts,
+)
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
 from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import ROWS, Choice, Keeper, Retention, card_figures, describe_choice
@@ -203,9 +217,12 @@ def train(
     prepared = _make_whole(ready.prepared, ready.build, devices)
     choice = keeper.choice if keeper is not None else None
     if devices.rank == 0:
-        files = {"recipe.toml": write_recipe(ready.config, prepared.preparation, ready.sources)}
+        how, reading = prepared.preparation, ready.reading
+        how = replace(how, prompts=reading.prompts) if reading.named else how  # those of the base are said as well
+        files = {"recipe.toml": write_recipe(ready.config, how, ready.sources)}
         told = _write_card(card, choice, ready.sources)
-        save_prepared(prepared, out, prompts=ready.prompts, alone=ready.alone, card=told, files=files)
+        saved = ready.prompts if reading.named else None
+        save_prepared(prepared, out, prompts=saved, alone=ready.alone, card=told, files=files)
         remove_checkpoint(checkpoint)
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
@@ -265,7 +282,7 @@ def _make_keeper(ready: _Ready, retention: Retention, out: Path) -> Keeper | Non
     return Keeper(
         ready.prepared.network,
         retention,
-        prompts=ready.prepared.preparation.prompts,
+        prompts=ready.reading.saved,
         saved=ready.prompts,
         alone=ready.alone,
         precision=ready.task.precision,
@@ -320,7 +337,7 @@ def rehearse(
 def _measure_step(task: EmbeddingTask) -> float:
     """Return the seconds of a step without its update, which is small beside it."""
     task.network.train()
-    for rows in task.order(task.config.seed, 0)[:1] * 2:
+    for rows in task.order(run_seed(task.config.seed, 0), 0)[:1] * 2:
         began = time.monotonic()
         task.accumulate(rows, seed=0)
     return round(time.monotonic() - began, 4)
@@ -332,7 +349,8 @@ class _Ready:
 
     prepared: Prepared
     build: Callable[[], Prepared]
-    prompts: Prompts
+    reading: Reading
+    prompts: Prompts  # those to save
     alone: str
     task: EmbeddingTask
     config: TrainingConfig
@@ -359,14 +377,15 @@ def _make_ready(
     if not any(source.examples for source in given):
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses, temperature=config.temperature)
-    data = collect(sources, preparation.prompts)
+    reading = settle_prompts(base, sources, preparation.prompts)
+    data = collect(sources, reading.prompts)
     losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
-    report = examine_examples(given, sources, data, preparation.prompts, config, held_out)
+    report = examine_examples(given, sources, data, reading.prompts, config, held_out)
     report += report_of(check_effects(config, preparation, given, sources))
     stop_on_errors(report.findings)
-    prompts, prompt_notes = saved_prompts(sources, preparation.prompts)
+    prompts, prompt_notes = saved_prompts(sources, reading.saved)
     keep_memory()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
@@ -377,20 +396,22 @@ def _make_ready(
         precision=precision,
         seed=config.seed,
         attention=best_attention(),
-        own_prompts=_have_prompts(sources, preparation.prompts),
+        own_prompts=reading.named,
     )
     prepared = build()
     network = prepared.network
+    require_pooled(network, reading, sources)
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
     stop_on_errors(report.findings)
-    settings = replace(config, sharded=False)  # a checkpoint holds whole weights either way
     weights = tuple(source.weight for source in sources)
     guide = "" if config.guide in NO_MODEL else fingerprint_model(config.guide)
-    key = fingerprint([data, losses, weights, fingerprint_model(base), guide, settings, preparation, precision])
-    report += report_of(check_checkpoint(checkpoint_beside(out), key))
+    key = fingerprint([data, losses, weights, fingerprint_model(base), guide, keyed(config), preparation, precision])
+    report += report_of(check_checkpoint(checkpoint_beside(out), key, config))
+    report += report_of(choose_dropout(network, config))
     tokens = _tokenize_once(network, data.texts, out, key, devices)
     plan = Plan(config.batch, weights, config.mixing, free_sources(losses))
-    batches = [[data.rows[row] for row in rows] for rows in order_batches(data.rows, plan, seed=config.seed, epoch=0)]
+    order = order_batches(data.rows, plan, seed=run_seed(config.seed, 0), epoch=0)  # that of the first run
+    batches = [[data.rows[row] for row in rows] for rows in order]
     report += report_of(check_crowds(data.rows, plan, names))
     report += examine_batches(prepared, base, sources, data, tokens, batches[:BATCHES], config, precision)
     stop_on_errors(report.findings)
@@ -409,13 +430,14 @@ def _make_ready(
         plan,
         replace(config, held_tokens=held, token_budget=budget),
         precision,
-        guide=_guide(config, data.texts),
+        guide=_guide(config, data, sources, reading.prompts, out, devices),
         devices=devices,
         packer=packer,
     )
     pool = (*describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
     notes = (
         *prepared.notes,
+        *reading.notes,
         *prompt_notes,
         *loss_notes,
         batch_reason,
@@ -426,13 +448,8 @@ def _make_ready(
         budget_note,
         *compile_note,
     )
-    alone = prompt_alone(sources, preparation.prompts)
-    return _Ready(prepared, build, prompts, alone, task, config, key, notes, report, tuple(sources))
-
-
-def _have_prompts(sources: Sequence[Source], prompts: Prompts) -> bool:
-    """Say whether any text comes with a prompt of the run or of its source."""
-    return any(own.query or own.document for own in (prompts, *(source.prompts or Prompts() for source in sources)))
+    alone = prompt_alone(sources, reading.prompts)
+    return _Ready(prepared, build, reading, prompts, alone, task, config, key, notes, report, tuple(sources))
 
 
 def _find_packer(
@@ -514,25 +531,57 @@ def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path
     return found
 
 
-def check_checkpoint(store: Path, key: str) -> Iterator[Finding]:
-    """Yield a checkpoint that this run will not go on from, since it is that of a run with other values."""
+def check_checkpoint(store: Path, key: str, config: TrainingConfig) -> Iterator[Finding]:
+    """Yield a checkpoint of a run with other values, and one of this run that was written under others of memory."""
     found = read_about(store)
     if found is not None and found.key != key:
+        place = aside(store, found.key).name
         yield Finding(
             "checkpoint-of-another-run",
             "warning",
-            f"{store} is the checkpoint of another run, at step {found.step}: this one starts anew and replaces it",
+            f"{store} is the checkpoint of another run, at step {found.step}: it is kept as {place}, and this run does "
+            "not go on from it",
             "the same examples, base and settings as in the run that was stopped",
-            "stop now and start with the values of that run, or move the file away",
+            f"start with the values of that run, which goes on from there, or delete {place}",
+            "configuration",
+        )
+        found = read_about(aside(store, key))
+    if found is not None and found.settings not in ("", describe_memory(config)):
+        yield Finding(
+            "memory-settings-changed",
+            "warning",
+            f"the run goes on from step {found.step}, made with {found.settings}: now {describe_memory(config)}",
+            "the same, for the same weights to the last bit",
+            "nothing, if rounding may differ (and, with dropout, what is drawn)",
             "configuration",
         )
 
 
-def _guide(config: TrainingConfig, texts: Sequence[str]) -> Numbers | None:
-    """Return the guide model's embeddings of all texts, (n, g), or None where there is none."""
+def _guide(
+    config: TrainingConfig,
+    data: TrainingSet,
+    sources: Sequence[Source],
+    prompts: Prompts,
+    out: Path,
+    devices: Devices,
+) -> Numbers | None:
+    """Return the guide model's vectors of all texts, (n, g), or None where there is none."""
     if config.guide in NO_MODEL:
         return None
-    return load_encoder(config.guide).encode(texts)
+    return read_guide(config.guide, data, sources, prompts, folder=_tokens_beside(out), devices=devices)
+
+
+def choose_dropout(network: torch.nn.Module, config: TrainingConfig) -> Iterator[Finding]:
+    """Set the dropout of the network before it is looked at; yield one that was asked for and has no place."""
+    if not set_dropout(network, config.dropout) and config.dropout:
+        yield Finding(
+            "dropout-without-effect",
+            "warning",
+            f"dropout is {config.dropout:g}, and the base has no layer that drops anything",
+            "a base with dropout, or none asked for",
+            "leave dropout out; for adapters, --set lora.dropout=0.1",
+            "configuration",
+        )
 
 
 def _has_cuda() -> bool:

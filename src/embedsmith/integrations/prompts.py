@@ -14,7 +14,7 @@ from embedsmith.artifacts import read_json
 from embedsmith.cache.settings import open_encoder
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
-from embedsmith.model import TorchEncoder, resolve_model
+from embedsmith.model import TorchEncoder, pools_prompts, resolve_model
 
 TEXT_NAMES = ("document", "passage", "corpus")  # in the order in which sentence-transformers takes them
 
@@ -79,7 +79,7 @@ def _read_prompts(path: str, encoder: Encoder) -> tuple[Mapping[str, str], str, 
     if isinstance(encoder, TorchEncoder):
         network = encoder.network
         prompts, name = network.prompts, network.default_prompt_name
-        pooled = all(getattr(module, "include_prompt", True) for module in network)
+        pooled = pools_prompts(network)
     else:
         file = Path(path) / "config_sentence_transformers.json"
         settings = read_json(file) if file.is_file() else {}

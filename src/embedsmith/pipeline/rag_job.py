@@ -129,6 +129,8 @@ class RagJob:
     def prepared(self) -> Preparation:
         """The preparation with the instruction in its place."""
         prompts = self.preparation.prompts
+        if prompts is None:
+            return self.preparation
         query = prompts.query.replace(INSTRUCTION, self.instruction)
         return replace(self.preparation, prompts=replace(prompts, query=query))
 
@@ -198,10 +200,10 @@ def open_base(spec: str, reading: Preparation) -> Encoder:
     """Return the base as it is before the training: with the pooling, the length and the prompts of the run."""
     if reading == Preparation():
         return load_encoder(spec)
-    network = prepare(spec, reading, precision="fp32", seed=0).network
-    prompts = dict(zip(SIDES, (reading.prompts.query, reading.prompts.document), strict=True))
-    if any(prompts.values()):
-        network.prompts = prompts
+    prompts = reading.prompts
+    network = prepare(spec, reading, precision="fp32", seed=0, own_prompts=prompts is not None).network
+    if prompts is not None:
+        network.prompts = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
     return TorchEncoder(network, name=spec)
 
 

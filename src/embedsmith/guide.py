@@ -1,0 +1,99 @@
+"""Guide: another model's vectors of a run's texts, whose cosines tell which candidates are no negatives.
+
+The guide reads the bare texts, with prompts of its own where it has any (GISTEmbed, Solatorio 2024, arXiv 2402.16829):
+a prompt that all texts of the run begin with would make all of its cosines alike. Its vectors are kept beside the
+tokens, so a run that goes on does not ask it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embedsmith.artifacts import fingerprint
+from embedsmith.batches import Numbers, Prompts, Source, TrainingSet, has_equal_sides, prompts_of
+from embedsmith.devices import Devices
+from embedsmith.encoder import Encoder, sides_of
+from embedsmith.errors import InputError
+from embedsmith.examples import texts_of
+from embedsmith.model import SIDES, fingerprint_model, load_encoder
+
+ALONE = ("", "")  # sides of an example whose texts play the same part
+
+
+def read_guide(
+    guide: str,
+    data: TrainingSet,
+    sources: Sequence[Source],
+    prompts: Prompts,
+    *,
+    folder: Path,
+    devices: Devices,
+) -> Numbers:
+    """Return the guide's vectors of all texts of `data`, (n, g) float32: made by the first process, mapped by all.
+
+    Args:
+        prompts: those of the run, for sources without their own; the guide's texts are without.
+        folder: where the vectors are kept.
+
+    Raises:
+        InputError: this process does not see what the first one wrote.
+    """
+    texts = bare_texts(data, sources, prompts)
+    key = fingerprint([fingerprint_model(guide), texts])
+    if devices.rank == 0 and _read(folder, key) is None:
+        _write(folder, _encode(load_encoder(guide), texts), key)
+    devices.agree(0)
+    found = _read(folder, key)
+    if found is None:
+        raise InputError(
+            f"process {devices.rank} does not see {folder}",
+            expected="an output folder that all machines share",
+            action="put --out on a shared file system",
+        )
+    return found
+
+
+def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -> list[tuple[str, str]]:
+    """Return (side, text without prompt) of each text of `data`; the side is "query", "document", or "" for neither.
+
+    A text that is on both sides, which can be without prompts only, is on the one where it comes first.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for source in sources:
+        for example in source.examples:
+            before, behind = prompts_of(example, source.prompts or prompts, symmetric=source.symmetric)
+            side, other = ALONE if has_equal_sides(example, source.symmetric) else SIDES
+            first, *others = texts_of(example)
+            found.setdefault(before + first, (side, first))
+            for text in others:
+                found.setdefault(behind + text, (other, text))
+    return [found[text] for text in data.texts]
+
+
+def _encode(guide: Encoder, texts: Sequence[tuple[str, str]]) -> Numbers:
+    readers = dict(zip(SIDES, sides_of(guide), strict=True))
+    rows = {side: [row for row, (own, _) in enumerate(texts) if own == side] for side in ("", *SIDES)}
+    parts = [readers.get(side, guide).encode([texts[row][1] for row in places]) for side, places in rows.items()]
+    vectors = np.concatenate(parts)
+    order = np.concatenate([np.array(places, dtype=np.int64) for places in rows.values()])
+    back = np.empty_like(vectors)
+    back[order] = vectors
+    return back
+
+
+def _write(folder: Path, vectors: Numbers, key: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "guide.key").unlink(missing_ok=True)
+    np.save(folder / "guide.npy", vectors, allow_pickle=False)
+    (folder / "guide.key").write_text(key, encoding="utf-8")
+
+
+def _read(folder: Path, key: str) -> Numbers | None:
+    """Return the vectors in `folder`, mapped, or None where there are none or those of other texts or guides."""
+    about = folder / "guide.key"
+    if not about.is_file() or about.read_text(encoding="utf-8") != key:
+        return None
+    return np.asarray(np.load(folder / "guide.npy", mmap_mode="r", allow_pickle=False))
