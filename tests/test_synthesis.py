@@ -212,6 +212,42 @@ def test_files_do_not_depend_on_the_order_of_answers_nor_on_faults(tmp_path: Pat
     assert [(pair.sentence2, pair.label) for pair in calm] == [(pair.sentence2, pair.label) for pair in stormy]  # type: ignore[union-attr]
 
 
+ADVICE = "\n- Call a doctor about your symptoms today\n- Visit the nearest pharmacy and ask there"
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "kept", "reason"),
+    [
+        ("how many pills can I take", "I'm sorry, but I can't help with that. Instead:" + ADVICE, 0, "refusal"),
+        ("how many pills can I take", "<think>no</think>I cannot assist with that." + ADVICE, 0, "refusal"),
+        ("how many pills can I take", "Sure:\n- what dose is safe\n- I can't help with that", 1, "refusal"),
+        ("how many pills can I take", '{"distinct": ["what dose is safe", "what is a safe dose"]}', 0, "too-few"),
+        (
+            "I can't help with that, says the bot",
+            "I can't help with that:\n- the bot tells me it can't help\n- the bot can't help, it writes",
+            2,
+            None,
+        ),
+    ],
+)
+def test_advice_in_a_refusal_and_the_answer_to_another_call_are_no_paraphrases(
+    query: str, answer: str, kept: int, reason: str | None
+) -> None:
+    known = json.dumps({"paraphrases": ["which medicine works best"]})  # so that one example comes of it
+    llm = FakeLLM(answer=lambda prompt: answer if query in prompt.user else known)
+    made = synthesize([Query("1", "what is the best pill"), Query("2", query)], llm=llm, paraphrases=2, distinct=0)
+    assert sum(pair.group == "2" for pair in made.examples) == kept  # type: ignore[union-attr]
+    assert [lost.reason for lost in made.rejected if lost.source == "2"] == ([reason] if reason else [])
+
+
+def test_texts_that_nobody_asked_for_are_recorded_and_no_sign_of_weakness() -> None:
+    texts = ["hold the card for 30 days", "block my card 30 days", "stop my card for 30 days", "pause it, 30 days"]
+    made = synthesize([QUERY], llm=answer_with(texts, []), paraphrases=1, distinct=0)
+    (lost,) = made.rejected
+    assert (lost.reason, lost.text.splitlines()) == ("surplus", texts[1:])
+    assert made.warnings == ()
+
+
 def test_recorded_completions_say_which_rows_they_lack(tmp_path: Path) -> None:
     recorded = tmp_path / "completions.jsonl"
     recorded.write_text(json.dumps({"id": 7, "paraphrases": ["hold the card, 30 days"], "distinct": ["is it frozen?"]}))

@@ -393,7 +393,10 @@ def call_key(prompt: Prompt, model: str, sampling: Sampling) -> str:
     # `fingerprint` of the four, with the sampling turned into JSON once: this is done twice for each of a million rows.
     canonical = _WRITE.encode([prompt.system, prompt.user, model, _plain(sampling)])
     key = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{key}:{prompt.row}:{prompt.task}" if model.startswith("recorded:") else key
+    if not model.startswith("recorded:"):
+        return key
+    # A row's name may hold half a character, which no store takes.
+    return f"{key}:{prompt.row}:{prompt.task}".encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=64)
