@@ -207,6 +207,8 @@ def _describe_results(found: Any) -> list[str]:
     lines = [
         f"batch: {found.stored} answers stored, {found.failed} failed, {found.missing} missing, {found.again} again"
     ]
+    if found.failed:
+        lines.append(f"batch: the first that failed: {found.first_failed}")
     if found.unreadable:
         lines.append(f"batch: {found.unreadable} lines are no results, the first: {found.first_unreadable}")
     return lines

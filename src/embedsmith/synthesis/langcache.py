@@ -15,7 +15,7 @@ from embedsmith.corpus import Query, require_own_ids
 from embedsmith.examples import LabelledPair, Provenance, Rejected
 from embedsmith.facts import raises_nouns
 from embedsmith.leakage import LeakIndex
-from embedsmith.llm import Completion, Prompt, name_failure
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
 from embedsmith.synthesis.edits import Edit, collect_names, draw_edits
@@ -149,7 +149,7 @@ def unanswered(query: Query, task: str, completion: Completion) -> Rejected:
     """Return the record of a call that has no answer."""
     reason = name_failure(completion)
     about = {"query": query.text, "task": task}
-    return Rejected(reason, f"finish: {completion.finish}", source=query.id, context=about)
+    return Rejected(reason, describe_finish(completion), source=query.id, context=about)
 
 
 def _note(reason: str, detail: str, query: Query, task: str, text: str) -> Rejected:
