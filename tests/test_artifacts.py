@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -119,3 +122,17 @@ def test_a_file_that_another_one_is_opening_is_waited_for(tmp_path: Path) -> Non
     busy.execute("begin exclusive")
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         write_ahead(third, wait=0.05)
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".rows.jsonl.{gone.pid}.tmp"
+    kept = [
+        tmp_path / name for name in (f".rows.jsonl.{os.getppid()}.tmp", f".rows.{gone.pid}.tmp", ".rows.jsonl.a.tmp")
+    ]
+    for file in (left, *kept):
+        file.write_text("{")
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
+    assert not left.exists()
+    assert all(file.exists() for file in kept)

@@ -72,6 +72,10 @@ def test_each_filter_says_why(candidate: str, reason: str | None) -> None:
         ("Why does f'{name}' raise NameError?", "What is wrong with {query}?", "prompt-echo"),
         ("Why does the string raise NameError?", "What is wrong with {topic}?", "prompt-echo"),
         ("你好，请问如何重置密码？我忘了，急！", "如何重置我的密码？", None),
+        ("怎么申请退款", "退款？", None),
+        ("怎么申请退款", "退", None),
+        ("怎么申请退款", "我想退款" * 11, "repeats-itself"),
+        ("怎么申请退款", "钱怎么退，什么时候到账，收费吗，能撤销吗", None),
         ("ขอโทษ ครับ รหัส หาย", "ลืมรหัสผ่านต้องทำอย่างไร", None),
         ("What is wrong with my 密 password", "resetPassword", "malformed"),
     ],
@@ -83,6 +87,15 @@ def test_a_paraphrase_is_no_refusal_no_echo_and_no_word_because_of_its_subject(
         [Query("1", query)], llm=answer_with([paraphrase], ["Who wrote Hamlet?"]), paraphrases=1, distinct=1
     )
     assert [lost.reason for lost in made.rejected] == ([reason] if reason else [])
+
+
+def test_a_piece_of_a_prompt_without_spaces_is_an_echo(tmp_path: Path) -> None:
+    own = "请用其他词语改写以下问题，不要改变意思：{quoted}，写{count}个"
+    prompts = tmp_path / "own.toml"
+    prompts.write_text("".join(f"[{task}]\nsystem = ''\nuser = '{own}'\n" for task in ("paraphrases", "distinct")))
+    llm = answer_with(["请用其他词语改写以下问题", "钱怎么退给我"], [])
+    made = synthesize([Query("1", "怎么申请退款")], llm=llm, paraphrases=2, distinct=0, prompts=prompts)
+    assert [lost.reason for lost in made.rejected] == ["prompt-echo"]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +225,42 @@ def test_files_do_not_depend_on_the_order_of_answers_nor_on_faults(tmp_path: Pat
     assert [(pair.sentence2, pair.label) for pair in calm] == [(pair.sentence2, pair.label) for pair in stormy]  # type: ignore[union-attr]
 
 
+ADVICE = "\n- Call a doctor about your symptoms today\n- Visit the nearest pharmacy and ask there"
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "kept", "reason"),
+    [
+        ("how many pills can I take", "I'm sorry, but I can't help with that. Instead:" + ADVICE, 0, "refusal"),
+        ("how many pills can I take", "<think>no</think>I cannot assist with that." + ADVICE, 0, "refusal"),
+        ("how many pills can I take", "Sure:\n- what dose is safe\n- I can't help with that", 1, "refusal"),
+        ("how many pills can I take", '{"distinct": ["what dose is safe", "what is a safe dose"]}', 0, "too-few"),
+        (
+            "I can't help with that, says the bot",
+            "I can't help with that:\n- the bot tells me it can't help\n- the bot can't help, it writes",
+            2,
+            None,
+        ),
+    ],
+)
+def test_advice_in_a_refusal_and_the_answer_to_another_call_are_no_paraphrases(
+    query: str, answer: str, kept: int, reason: str | None
+) -> None:
+    known = json.dumps({"paraphrases": ["which medicine works best"]})  # so that one example comes of it
+    llm = FakeLLM(answer=lambda prompt: answer if query in prompt.user else known)
+    made = synthesize([Query("1", "what is the best pill"), Query("2", query)], llm=llm, paraphrases=2, distinct=0)
+    assert sum(pair.group == "2" for pair in made.examples) == kept  # type: ignore[union-attr]
+    assert [lost.reason for lost in made.rejected if lost.source == "2"] == ([reason] if reason else [])
+
+
+def test_texts_that_nobody_asked_for_are_recorded_and_no_sign_of_weakness() -> None:
+    texts = ["hold the card for 30 days", "block my card 30 days", "stop my card for 30 days", "pause it, 30 days"]
+    made = synthesize([QUERY], llm=answer_with(texts, []), paraphrases=1, distinct=0)
+    (lost,) = made.rejected
+    assert (lost.reason, lost.text.splitlines()) == ("surplus", texts[1:])
+    assert made.warnings == ()
+
+
 def test_recorded_completions_say_which_rows_they_lack(tmp_path: Path) -> None:
     recorded = tmp_path / "completions.jsonl"
     recorded.write_text(json.dumps({"id": 7, "paraphrases": ["hold the card, 30 days"], "distinct": ["is it frozen?"]}))
@@ -267,6 +316,18 @@ def test_a_synthesis_can_be_read_while_it_is_written(tmp_path: Path) -> None:
 def test_a_server_that_ignores_the_token_limit_is_said(tmp_path: Path) -> None:
     made = synthesize(QUERIES, llm=FakeLLM(), sampling=Sampling(max_tokens=9))  # each answer has ten
     assert made.warnings[0].startswith("4 of 4 answers are longer than --max-tokens")
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "action"), [("99", "has no row '99'", "look at"), ("2", "it repeats row '0'", "--row 0")]
+)
+def test_explain_names_a_row_that_it_cannot_show(tmp_path: Path, row: str, found: str, action: str) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("where is my pin\nhow do i pay\nwhere is my PIN?\n")
+    asked = CliRunner().invoke(app, ["explain", str(log), "--row", "1", "--row", row])
+    assert isinstance(asked.exception, InputError)
+    assert found in str(asked.exception)
+    assert action in (asked.exception.action or "")
 
 
 def test_explain_shows_what_is_sent_and_what_came_of_it(tmp_path: Path) -> None:

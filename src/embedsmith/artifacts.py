@@ -8,6 +8,7 @@ bytes they had. Anything else is run again; a stale file is never reused.
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import io
@@ -166,6 +167,8 @@ def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
 class JsonLines:
     """A file of JSON lines that is written row by row and appears whole, when it is closed, or not at all.
 
+    What killed processes of this machine left of the same file is removed.
+
     Same rows, same bytes: keys keep their order and gzip (by the `.gz` ending) carries no time stamp. A half character
     (lone surrogate), which UTF-8 does not have, is written as JSON's escape and comes back.
 
@@ -177,6 +180,7 @@ class JsonLines:
         self.path, self.rows = Path(path), 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        _remove_leftovers(self.path)
         self._file = self._temporary.open("wb")
         packed = self.path.suffix == ".gz"
         self._lines: IO[bytes] = (
@@ -206,6 +210,22 @@ class JsonLines:
             return
         self._temporary.replace(self.path)
         sync_folder(self.path.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` left whose process is gone; where no process can be looked for, nothing."""
+    if os.name != "posix":
+        return
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = file.name.removesuffix(".tmp").rpartition(".")[2]
+        if not (process.isascii() and process.isdigit()):
+            continue
+        try:
+            os.kill(int(process), 0)  # asks, and ends nothing
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (PermissionError, OverflowError):
+            continue
 
 
 def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:

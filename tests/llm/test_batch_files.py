@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_errors_and_missing_answers_go_into_the_next_round(tmp_path: Path) -> No
             faults = [call.fault for call in server.calls]
         dropped, failed = faults.count("drop"), faults.count("server_error")
         assert min(dropped, failed) > 0
-        assert results == BatchResults(40 - dropped - failed, failed, dropped, 0, 0)
+        assert "status 500: " in results.first_failed
+        assert replace(results, first_failed="") == BatchResults(40 - dropped - failed, failed, dropped, 0, 0)
         (second,), finishes = write(journal, tmp_path, prompts)
         assert len(second.read_bytes().splitlines()) == dropped + failed == finishes.count("batched")
 
@@ -148,7 +150,8 @@ def test_an_error_in_the_body_of_an_answer_is_a_failed_call(tmp_path: Path) -> N
     file.write_text(json.dumps({**row, "response": {"status_code": 200, "body": body}}) + "\n", encoding="utf-8")
     with Journal(tmp_path / "journal.sqlite") as journal:
         write(journal, tmp_path, [prompt])
-        assert read_results([file], journal) == BatchResults(0, 1, 0, 0, 0)
+        said = f"{file}, line 1: status 200: Provider returned error"
+        assert read_results([file], journal) == BatchResults(0, 1, 0, 0, 0, first_failed=said)
         assert journal.count() == 0
 
 

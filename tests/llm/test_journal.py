@@ -211,6 +211,22 @@ def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
         assert journal.texts() == {prompt.fingerprint: whole.text}
 
 
+def test_why_a_call_failed_is_kept_also_in_the_journal_of_an_older_version(tmp_path: Path) -> None:
+    path, failed = tmp_path / "journal.sqlite", Completion(None, "error", detail="status 400: too long", model="m")
+    with Journal(path) as journal:
+        journal.put("known", write_prompts("a")[0], "openai:m", Completion("x", "stop"))
+        journal._connection.execute("alter table failures drop column detail")
+        journal._connection.execute("insert into failures values ('key', 'old', 'error', 0, 'm')")
+        journal._connection.commit()
+    with Journal(path, writable=False) as journal:
+        assert journal.count() == 1
+    for _ in range(2):
+        with Journal(path) as journal:
+            assert journal.get_failure("key", "old") == Completion(None, "error", model="m")
+            journal.put_many([Finished("other", "p", "openai:m", failed)], run="new")
+            assert journal.get_failure("other", "new") == failed
+
+
 def test_a_completion_is_committed_before_progress_is_reported(tmp_path: Path) -> None:
     """Seen through a second connection, as after a kill at that moment."""
     path = tmp_path / "journal.sqlite"

@@ -355,6 +355,7 @@ def test_one_prompt_that_the_server_refuses_does_not_stop_the_others(monkeypatch
         done = complete(connect(server), write_prompts(6))
     assert [one.finish for one in done].count("error") == 1
     assert done[2].finish == "error"
+    assert done[2].detail.startswith("status 400: ")
 
 
 def test_answers_that_were_paid_for_are_handed_on_before_the_run_stops() -> None:

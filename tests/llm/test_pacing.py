@@ -99,6 +99,18 @@ def test_steps_that_wait_for_one_another_add_up() -> None:
     assert whole.tally.calls > 1.5 * 30  # some of it verdicts
 
 
+@pytest.mark.parametrize("form", ["a#{}", "a+{}", "b.jsonl#{}~2"])
+def test_a_pilot_with_a_judge_takes_any_names_of_passages(form: str) -> None:
+    texts = [f"Section {n} of the Harbour Act sets a berth fee of {n}7 marks for Vessel{n} a day." for n in range(12)]
+    passages = [Passage(form.format(n), text, document=f"act{n // 4}") for n, text in enumerate(texts)]
+    plan = RagPlan(judge=True, trip="off", further=False, multi_passage=0.5)
+    llm = FakeLLM(answer=lambda prompt: write_rag_answer(prompt.user))
+    with Journal(":memory:") as journal:
+        tried = try_order(order_rag(plan, passages), Calls(llm, journal), 4)
+    assert tried.kept
+    assert tried.estimate is not None
+
+
 def test_a_pilot_from_the_journal_says_what_the_seconds_of_then_allow() -> None:
     with FaultyServer(delay=0.05) as server, Journal(":memory:") as journal:
         order = questions(40)

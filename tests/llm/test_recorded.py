@@ -10,6 +10,8 @@ import pytest
 
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.llm import Completion, Prompt, Sampling, open_llm
+from embedsmith.llm.calls import Calls
+from embedsmith.llm.journal import Journal
 from embedsmith.llm.recorded import Recorded
 from embedsmith.llm.structured import parse_list
 
@@ -77,6 +79,10 @@ def test_the_name_changes_with_the_content_of_the_file(recorded: Path) -> None:
         ('{"paraphrases": ["a"]}\n', "line 1: no id"),
         ('{"id": 1, "paraphrases": ["a"]}\n{"id": 2,\n', "line 2: not JSON"),
         ("[1]\n", "line 1: a JSON list"),
+        (
+            '{"id": 7, "paraphrases": ["a"]}\n{"id": "7", "paraphrases": ["b"]}\n',
+            "another answer for the id '7'",
+        ),
         ("", "is empty"),
         (None, "does not exist"),
     ],
@@ -88,6 +94,22 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, conte
     with pytest.raises(InputError, match=found) as caught:
         Recorded(path)
     assert "broken.jsonl" in str(caught.value)
+
+
+def test_a_row_that_comes_twice_with_one_answer_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": 7, "paraphrases": ["a"]}\n' * 2 + '{"id": 7, "distinct": ["b"]}\n', encoding="utf-8")
+    assert ask(Recorded(path), "7").text == '{"paraphrases": ["a"]}'
+    assert ask(Recorded(path), "7", "distinct").text == '{"distinct": ["b"]}'
+
+
+def test_a_row_whose_name_has_half_a_character_is_found_in_the_journal_too(tmp_path: Path) -> None:
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"id": "a\\ud800", "paraphrases": ["spoilt?"]}\n', encoding="utf-8")
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        prompts = [Prompt("", "", "a\ud800", "paraphrases")]
+        [(_, done)] = Calls(Recorded(path), journal).complete(lambda: prompts)
+    assert done.text == '{"paraphrases": ["spoilt?"]}'
 
 
 def test_open_llm_reads_the_kind_from_the_spec(recorded: Path) -> None:

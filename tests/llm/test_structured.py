@@ -42,6 +42,12 @@ def test_a_clean_answer_needs_no_note() -> None:
         ('{"paraphrases": [{"question": "a b"}, {"question": "c', ("a b",), ("truncated",)),
         ('{"paraphrases": [{"question": "a b"}, {"text": "c d"}]}', ("a b", "c d"), ()),
         ('{"questions": ["a b"]}', ("a b",), ()),  # another key, but only one list it can be
+        ('{"error": "no", "alternatives": ["a b"]}', (), ()),  # a list of something else
+        ('{"error": "no", "alternatives": ["a b", "c', (), ("not-json",)),
+        ('{"paraphrases": ["a b"]}\n{"paraphrases": ["c d"]}', ("a b", "c d"), ("repaired",)),
+        ('{"paraphrases": ["a b"]}, {"distinct": ["c d"]}', ("a b",), ("repaired",)),
+        ('{"paraphrases": ["how does the </think> tag work", "c', ("how does the </think> tag work",), ("truncated",)),
+        ('{"draft": 1} no.</think>\n{"paraphrases": ["a b"]}', ("a b",), ("thinking-removed",)),
         ('["a b"]', ("a b",), ()),
         ('{"paraphrases": "a b"}', ("a b",), ()),
         ('{"paraphrases": ["a b", 3, null, ["c"]]}', ("a b",), ()),
@@ -79,6 +85,12 @@ def test_a_broken_answer_may_speak_of_fences_and_tags() -> None:
         "why does ```x``` fail",
         "what is <think>",
     )
+
+
+@pytest.mark.parametrize("text", ['{"distinct": ["a b", "c d"]}', '{"distinct": ["a b", "c d", "e'])
+def test_the_list_of_another_call_is_not_taken(text: str) -> None:
+    assert parse_list(text, KEY, others=("paraphrases", "distinct")).items == ()
+    assert parse_list(text, KEY).items == ("a b", "c d")
 
 
 def test_the_list_that_was_asked_for_wins_over_other_lists() -> None:

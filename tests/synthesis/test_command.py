@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from embedsmith.answers import write_e5_answer, write_rag_answer
+from embedsmith.cli import app
+from embedsmith.errors import ConfigurationError
 from embedsmith.testing import FaultyServer, write_answer
 
 FILINGS = Path(__file__).resolve().parents[2] / "examples" / "filings"
@@ -50,13 +53,13 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("recipe", ["langcache", "rag", "e5"])
 def test_every_recipe_ends_whole_whatever_the_server_does(recipe: str, tmp_path: Path, log: Path) -> None:
-    sources = {"langcache": [log], "rag": [FILINGS], "e5": []}[recipe]
+    sources = {"langcache": [log], "rag": [FILINGS], "e5": ["--tasks", 24]}[recipe]
     with FaultyServer(faults=FAULTS, answer=answer, seed=5) as server:
-        found = run(server, tmp_path / "out", *sources, "--recipe", recipe, "--tasks", 24)
+        found = run(server, tmp_path / "out", *sources, "--recipe", recipe)
         asked = len(server.calls)
         assert found["counts"]["kept"] > 0
         assert found["calls"]["missing"] == 0
-        run(server, tmp_path / "out", *sources, "--recipe", recipe, "--tasks", 24)
+        run(server, tmp_path / "out", *sources, "--recipe", recipe)
         assert len(server.calls) == asked
     assert len({call.fault for call in server.calls}) > 3
     rows = (tmp_path / "out/examples.jsonl").read_text().splitlines()
@@ -129,6 +132,29 @@ def test_options_of_another_recipe_are_refused(option: tuple[str, ...], tmp_path
         assert not server.calls
     assert done.returncode == 2
     assert "--recipe e5" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option", "owner"),
+    [
+        ("langcache", ("--quota", "5"), "rag"),
+        ("rag", ("--sts-as", "scored"), "e5"),
+        ("langcache", ("--no-language-check",), "e5"),
+        ("rag", ("--distinct", "1"), "langcache"),
+        ("e5", ("--column", "text"), "langcache or rag"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    recipe: str, option: tuple[str, ...], owner: str, tmp_path: Path, log: Path
+) -> None:
+    sources = [] if recipe == "e5" else [str(log)]
+    chosen = ["--llm", "recorded:none", "--recipe", recipe, "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["synthesize", *sources, *chosen, *option])
+    name = option[0].replace("--no-", "--")
+    assert isinstance(done.exception, ConfigurationError)
+    assert f"{name} with --recipe {recipe}" in str(done.exception)
+    assert done.exception.expected == f"--recipe {owner}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_budget_is_never_exceeded_and_its_rows_wait_for_the_next_run(tmp_path: Path, log: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import islice, product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedsmith.facts import find_changes
-from embedsmith.synthesis.edits import collect_names, edit_queries, list_edits
+from embedsmith.synthesis.edits import OTHERS, collect_names, edit_queries, list_edits
 
 QUERIES = [
     "Can I take 200 mg of ibuprofen before breakfast?",
@@ -58,6 +61,37 @@ def test_names_are_swapped_with_names_that_stand_behind_the_same_words() -> None
     assert collect_names([*places, "we coded in Python then"]) == {"Leeds": ["Hull"], "Hull": ["Leeds"]}
     texts = {edit.text for edit in edit_queries([*places, "is rent high in Leeds?"], each=9)}
     assert "is rent high in Hull?" in texts
+
+
+def write_names(count: int) -> list[str]:
+    return ["".join(letters).title() for letters in islice(product("bdfgkl", "aeiou", "mnprst", "aeiou", "xz"), count)]
+
+
+@given(
+    st.lists(
+        st.frozensets(st.sampled_from(["to", "near", "from", "in", "at", "by"]), min_size=1), min_size=2, max_size=12
+    )
+)
+def test_no_name_of_a_kind_is_missed_and_no_other_is_found(words: list[frozenset[str]]) -> None:
+    before = {name: own for name, own in zip(write_names(12), words, strict=False) if len(own) >= 3}
+    texts = [f"we went {word} {name} then" for name, own in before.items() for word in own]
+    kinds = {
+        name: sorted(
+            other
+            for other, more in before.items()
+            if other != name and len(own & more) >= 3 and 2 * len(own & more) >= len(own | more)
+        )
+        for name, own in before.items()
+    }
+    assert collect_names(texts) == kinds
+
+
+def test_of_many_names_each_gets_some_the_same_in_any_order() -> None:
+    texts = [f"we went {word} {name} then" for name in write_names(500) for word in ("to", "near", "from")]
+    found = collect_names(texts)
+    assert {len(others) for others in found.values()} == {OTHERS}
+    assert all(name not in others for name, others in found.items())
+    assert found == collect_names(texts[::-1])
 
 
 @pytest.mark.parametrize("query", ["", "Hallo, wie geht es dir?", "如何取消订阅", "What is love?"])

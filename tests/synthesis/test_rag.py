@@ -23,6 +23,7 @@ from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example, PositivePair, Rejected, read_examples, write_examples
 from embedsmith.llm import LanguageModel, Prompt, open_llm
+from embedsmith.llm.budget import Budget
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.rag import (
@@ -594,7 +595,13 @@ def test_a_judge_keeps_what_is_answered_and_finds_further_positives() -> None:
     mute = FakeLLM(answer=lambda prompt: None)
     with Journal(":memory:") as other:
         unheard = run(passages[:1], obedient(), SMALL, judge_calls=Calls(mute, other))
-    assert set(reasons_of(unheard)) == {"not-judged"}
+    assert set(reasons_of(unheard)) == {"no-answer"}
+    with Journal(":memory:") as other:
+        unsaid = run(passages[:1], obedient(), SMALL, judge_calls=Calls(FakeLLM(answer=lambda _: "{}"), other))
+    assert set(reasons_of(unsaid)) == {"not-judged"}
+    with Journal(":memory:") as other:
+        unpaid = run(passages[:1], obedient(), SMALL, judge_calls=Calls(judge, other, budget=Budget(max_calls=0)))
+    assert set(reasons_of(unpaid)) == {"no-budget"}
 
 
 def _judged_twins() -> list[Example | Rejected]:

@@ -33,10 +33,9 @@ from embedsmith.cli.console import (
     make_sampling,
     print_json,
     print_table,
-    refuse_edits,
     watch_calls,
 )
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
     from embedsmith.corpus import Deduplicated, Query
@@ -48,12 +47,19 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.outcome import Synthesis
 
 RECIPES = ("langcache", "rag", "e5")
+OWNERS = {  # options that some recipes have and others do not
+    ("langcache",): ("paraphrases", "distinct", "edits"),
+    ("langcache", "rag"): ("column",),
+    ("rag",): ("quota", "base", "across"),
+    ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
+}
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
 LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 
 
 @app.command()
 def synthesize(
+    context: typer.Context,
     llm: Llm,
     sources: Annotated[
         list[str] | None,
@@ -113,12 +119,11 @@ def synthesize(
     from embedsmith.synthesis.rag import RagPlan
     from embedsmith.synthesis.recipes import load_recipe
 
+    _refuse_options_of_others(recipe, context)
     out = out if out is not None else Path("runs") / recipe
     priced = Price.parse(price) if price is not None else None
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     leaks = _read_leaks(evaluation or [])
-    if recipe != "langcache":
-        refuse_edits(recipe, edits)
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
@@ -170,6 +175,19 @@ def synthesize(
     _print_result(order, result, out, cost, as_json=as_json)
 
 
+def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
+    """Raise where the user gave an option that the recipe does not have: nothing is ignored silently."""
+    for owners, names in OWNERS.items():
+        sources = {name: context.get_parameter_source(name) for name in names}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if recipe not in owners and given:
+            raise ConfigurationError(
+                f"{', '.join('--' + name.replace('_', '-') for name in given)} with --recipe {recipe}",
+                expected=f"--recipe {' or '.join(owners)}",
+                action="leave it out, or name the recipe",
+            )
+
+
 def _read_leaks(files: Sequence[Path]) -> list[str]:
     """Return every text of evaluation files: examples of any kind, or a BEIR folder's queries."""
     from embedsmith.examples import read_examples, texts_of
@@ -207,6 +225,8 @@ def _describe_results(found: Any) -> list[str]:
     lines = [
         f"batch: {found.stored} answers stored, {found.failed} failed, {found.missing} missing, {found.again} again"
     ]
+    if found.failed:
+        lines.append(f"batch: the first that failed: {found.first_failed}")
     if found.unreadable:
         lines.append(f"batch: {found.unreadable} lines are no results, the first: {found.first_unreadable}")
     return lines
@@ -309,8 +329,7 @@ def explain(
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    queries = read_log(log, column).kept
-    wanted = [query for query in queries if query.id in row] if row else queries[:1]
+    wanted = _find_rows(log, read_log(log, column).kept, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -336,6 +355,21 @@ def explain(
             console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
         for lost in item.rejected:
             console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
+
+
+def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Sequence[Query]:
+    """Return the queries with these ids; without ids the first."""
+    known = {query.id for query in queries}
+    merged = {name: query.id for query in queries for name in query.also}
+    for name in ids:
+        if name not in known:
+            repeat = f": it repeats row {merged[name]!r}, which stands for both" if name in merged else ""
+            raise InputError(
+                f"{log} has no row {name!r}{repeat}",
+                expected="the id of a row that is used",
+                action=f"--row {merged[name]}" if name in merged else "look at the ids of the log; rows count from 0",
+            )
+    return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
 def read_log(log: Path, column: str | None) -> Deduplicated:

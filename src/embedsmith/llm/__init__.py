@@ -81,6 +81,7 @@ class Completion:
             row), "error" (the call failed for good; it is tried again in the next run) or "budget" (it was
             not made, since it could not be paid for) or "batched" (it is in a batch file).
         seconds: wall time of the call.
+        detail: why the call failed for good, in the server's words; "" where it did not, or nobody said.
     """
 
     text: str | None
@@ -89,6 +90,7 @@ class Completion:
     completion_tokens: int = 0
     seconds: float = 0.0
     model: str = ""
+    detail: str = ""
 
 
 FAILURES = {"missing": "no-completion", "budget": "no-budget", "batched": "waits-for-batch"}
@@ -97,6 +99,15 @@ FAILURES = {"missing": "no-completion", "budget": "no-budget", "batched": "waits
 def name_failure(completion: Completion) -> str:
     """Return the reason, to be counted, why a completion has no text."""
     return FAILURES.get(completion.finish, "no-answer")
+
+
+def describe_finish(completion: Completion) -> str:
+    """Return how a call ended, and why where it failed, for a record.
+
+    >>> describe_finish(Completion(None, "error", detail="status 400: too long"))
+    'finish: error (status 400: too long)'
+    """
+    return f"finish: {completion.finish}" + (f" ({completion.detail})" if completion.detail else "")
 
 
 class LanguageModel(Protocol):

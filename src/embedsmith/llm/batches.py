@@ -138,7 +138,7 @@ class BatchResults:
     Attributes:
         stored: answers now in the journal. failed: calls that ended with an error. missing: calls of the same batches
             that are in no file. Both may be sent again. again: lines of calls that were read before.
-        unreadable: lines that are no result, with the first of them.
+        unreadable: lines that are no result, with the first of them. first_failed: the first error, and where it is.
     """
 
     stored: int
@@ -147,6 +147,7 @@ class BatchResults:
     again: int
     unreadable: int
     first_unreadable: str = ""
+    first_failed: str = ""
 
 
 def read_results(files: Iterable[Path | str], journal: Journal) -> BatchResults:
@@ -171,7 +172,7 @@ class _Reader:
         self._taken: set[str] = set()  # since the last commit
         self._batches: set[tuple[str, int]] = set()
         self._counts = {"stored": 0, "failed": 0, "again": 0, "unreadable": 0}
-        self._first = ""
+        self._first = self._first_failed = ""
 
     def read(self, file: Path) -> None:
         before = dict(self._counts)
@@ -190,7 +191,9 @@ class _Reader:
 
     def finish(self) -> BatchResults:
         missing = sum(self._journal.release_batch(*batch) for batch in sorted(self._batches))
-        return BatchResults(**self._counts, missing=missing, first_unreadable=self._first)
+        return BatchResults(
+            **self._counts, missing=missing, first_unreadable=self._first, first_failed=self._first_failed
+        )
 
     def _take(self, row: dict[str, Any], place: str) -> None:
         key = row.get("custom_id")
@@ -205,6 +208,7 @@ class _Reader:
         completion = _read_row(row, call.model.removeprefix("openai:"))
         if completion is None:
             self._failed.append(call)
+            self._first_failed = self._first_failed or f"{place}: {_find_error(row)}"
         else:
             self._stored.append((call, completion))
 
@@ -238,3 +242,12 @@ def _read_row(row: dict[str, Any], model: str) -> Completion | None:
     return Completion(
         storable(done.text or ""), done.finish, done.prompt_tokens, done.completion_tokens, 0.0, done.model
     )
+
+
+def _find_error(row: dict[str, Any]) -> str:
+    """Return what a result line says of a call that failed, short."""
+    response = row["response"] if isinstance(row.get("response"), dict) else {}
+    body = response["body"] if isinstance(response.get("body"), dict) else {}
+    error = row.get("error") or body.get("error") or "no completion in it"
+    said = error["message"] if isinstance(error, dict) and "message" in error else error
+    return storable(f"status {response.get('status_code')}: {said}"[:300])

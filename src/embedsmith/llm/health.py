@@ -3,7 +3,8 @@
 Three signs, each after calls that succeeded, and ended by any answer:
 
 1. Attempts that fail through the server (5xx, no answer in time, a connection that breaks) in a row. From `FAULTS` of
-   them on, one call at a time finds out whether it is back; after `LONGEST` seconds the run stops.
+   them on, one call at a time finds out whether it is back; after `LONGEST` seconds the run stops. Where nobody listens
+   at the address no row is at fault: its calls are put off until then, the last ones, too.
 2. Calls that are refused in the same words (4xx: "your credit is used up") in a row: `ALIKE` of them.
 3. Calls that were given up after nothing but 429s, in a row: `FIRST_FAILURES` of them.
 
@@ -46,6 +47,10 @@ class Health:
         """Say whether one call at a time should find out if the server is back."""
         return self.succeeded and self._faults >= FAULTS
 
+    def is_gone(self, now: float) -> bool:
+        """Say whether a server is down for longer than it may be."""
+        return self.is_down and now - self._since > self.longest
+
     def delay(self, now: float) -> float:
         """Return seconds until the next call may find out whether a server that is down is back."""
         return max(self._probe_at - now, 0.0)
@@ -81,7 +86,7 @@ class Health:
         """
         if not self.succeeded:
             return f"the first {self.failed} calls all failed" if self.failed >= FIRST_FAILURES else ""
-        if self.is_down and untried and now - self._since > self.longest:
+        if untried and self.is_gone(now):
             return f"{self._faults} attempts in a row failed, over {now - self._since:.0f} s"
         if self._alike >= ALIKE:
             return f"{self._alike} calls in a row were refused in the same words"

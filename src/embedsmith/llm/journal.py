@@ -49,7 +49,8 @@ create table if not exists failures (
     run text not null,
     finish text not null,
     seconds real not null,
-    answered_by text not null
+    answered_by text not null,
+    detail text not null default ''
 ) without rowid;
 create table if not exists spending (
     model text primary key,
@@ -152,9 +153,9 @@ class Journal:
         """Return how the call `key` failed for good in this run, or None; other runs do not count."""
         with self.lock:
             row = self._connection.execute(
-                "select finish, seconds, answered_by from failures where key = ? and run = ?", (key, run)
+                "select finish, seconds, answered_by, detail from failures where key = ? and run = ?", (key, run)
             ).fetchone()
-        return None if row is None else Completion(None, row[0], seconds=row[1], model=row[2])
+        return None if row is None else Completion(None, row[0], seconds=row[1], model=row[2], detail=row[3])
 
     def knows(self, key: str, run: str) -> bool:
         """Say whether the call is finished, or has failed for good in this run."""
@@ -183,7 +184,7 @@ class Journal:
                 "insert or replace into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_call_row, stored)
             )
             self._connection.executemany(
-                "insert or replace into failures values (?, ?, ?, ?, ?)", (_failure_row(one, run) for one in failed)
+                "insert or replace into failures values (?, ?, ?, ?, ?, ?)", (_failure_row(one, run) for one in failed)
             )
             if budget is not None and finished:
                 self._write_spending(finished[0].model, *budget.books())
@@ -307,6 +308,8 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     write_ahead(connection, wait=WAIT)
     connection.execute("pragma synchronous = full")
     connection.executescript(SCHEMA)
+    if "detail" not in {column[1] for column in connection.execute("pragma table_info(failures)")}:
+        connection.execute("alter table failures add column detail text not null default ''")
     return connection
 
 
@@ -378,7 +381,8 @@ def _call_row(one: Finished) -> tuple[object, ...]:
 
 
 def _failure_row(one: Finished, run: str) -> tuple[object, ...]:
-    return one.key, run, one.completion.finish, one.completion.seconds, one.completion.model
+    done = one.completion
+    return one.key, run, done.finish, done.seconds, done.model, done.detail
 
 
 def _figures(usage: Usage) -> tuple[int, int, int]:
@@ -393,7 +397,10 @@ def call_key(prompt: Prompt, model: str, sampling: Sampling) -> str:
     # `fingerprint` of the four, with the sampling turned into JSON once: this is done twice for each of a million rows.
     canonical = _WRITE.encode([prompt.system, prompt.user, model, _plain(sampling)])
     key = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{key}:{prompt.row}:{prompt.task}" if model.startswith("recorded:") else key
+    if not model.startswith("recorded:"):
+        return key
+    # A row's name may hold half a character, which no store takes.
+    return f"{key}:{prompt.row}:{prompt.task}".encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=64)

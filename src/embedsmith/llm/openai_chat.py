@@ -25,6 +25,7 @@ from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 from embedsmith.llm.forms import Forms
 from embedsmith.llm.health import LONGEST
+from embedsmith.llm.structured import storable
 from embedsmith.llm.throttle import Throttle
 from embedsmith.llm.traffic import Attempt, Terms, Traffic
 
@@ -293,7 +294,9 @@ class _Line:
     ) -> Attempt:
         """Return a failed attempt; `unsent`: no model has seen the call, so it cannot have been billed."""
         self._chat._last_error = said = reason.replace(self._chat._key, "***")
-        completion = Completion(None, "error", seconds=time.monotonic() - began, model=self._chat._model)
+        completion = Completion(
+            None, "error", seconds=time.monotonic() - began, model=self._chat._model, detail=storable(said)
+        )
         return Attempt(kind, completion, wait, Usage(1) if unsent else None, error, reason=said)
 
     def _read(self, headers: Mapping[str, str], content: bytes, sent: _Request) -> Attempt:

@@ -1,7 +1,8 @@
 """Recorded completions: answers written earlier, found by row and task; a run without an LLM.
 
 One JSON object a line, plain or gzip: {"id": 7, "paraphrases": ["…"], "distinct": ["…"]}. Every key
-with a list of texts is a task.
+with a list of texts is a task. A row and task with two different answers is an error: nothing says which row of the log
+each belongs to.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ class Recorded:
                 raise InputError(f"{path}, line {line}: no id", expected="the id of the row of the log")
             for task, texts in row.items():
                 if isinstance(texts, list):
-                    self._answers[str(row["id"]), task] = texts
+                    self._add(str(row["id"]), task, texts, f"{path}, line {line}")
         self.name = f"recorded:{Path(path).name}@{fingerprint_file(path)}"
+
+    def _add(self, row: str, task: str, texts: list[str], place: str) -> None:
+        if self._answers.setdefault((row, task), texts) != texts:
+            raise InputError(
+                f"{place}: another answer for the id {row!r} and {task!r}",
+                expected="one answer for each row and task",
+                action="give each row an id of its own; in the names of the log, the second row 7 is '7~2'",
+            )
 
     def complete(self, prompts: Sequence[Prompt], _: Sampling, /) -> Iterator[tuple[int, Completion]]:
         """Yield the recorded answers in the order of the prompts."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-THINKING = re.compile(  # at the beginning of a line: a question may name the tag
-    r"^[ \t]*<(think|thinking|reasoning)>.*?(</\1>|\Z)|\A.*</(think|thinking|reasoning)>", re.S | re.I | re.M
+# At the beginning of a line: a question may name the tag. What ends before JSON, or began as none, are thoughts, too.
+THINKING = re.compile(
+    r"^[ \t]*<(think|thinking|reasoning)>.*?(</\1>|\Z)"
+    r"|\A(?!\s*[{\[`]).*</(think|thinking|reasoning)>"
+    r"|\A.*</(think|thinking|reasoning)>(?=\s*[{\[`])",
+    re.S | re.I | re.M,
 )
 FENCE = re.compile(r"^[ \t]*```[a-zA-Z]*\n?(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.S | re.M)
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 BULLET = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.+?)\s*$", re.M)
+FIRST_LIST = re.compile(r'\s*(?:\{\s*(?:"([^"]*)"\s*:\s*)?)?\[')  # of an answer, with its name
+BETWEEN = re.compile(r"[\s,]*")  # values that stand one after the other
+DECODER = json.JSONDecoder()
 TEXT_KEYS = ("question", "text", "query", "paraphrase", "content")
 
 
@@ -30,8 +37,10 @@ class Parsed:
     notes: tuple[str, ...] = ()
 
 
-def parse_list(text: str | None, key: str) -> Parsed:
+def parse_list(text: str | None, key: str, *, others: Collection[str] = ()) -> Parsed:
     """Return the texts under `key` of a JSON answer, repaired where it can be; never raises.
+
+    A list that stands alone in its object may have another name, but none of `others`: it answers another call.
 
     >>> parse_list('<think>hm</think>{"paraphrases": ["one", "two",]}', "paraphrases")
     Parsed(items=('one', 'two'), notes=('thinking-removed', 'repaired'))
@@ -39,7 +48,7 @@ def parse_list(text: str | None, key: str) -> Parsed:
     body, notes = _strip(text)
     if not body:
         return Parsed((), (*notes, "empty"))
-    found, how = _find_list(body, key)
+    found, how = _find_list(body, key, others)
     return Parsed(tuple(found), (*notes, how) if how else notes)
 
 
@@ -92,20 +101,24 @@ def _clean(value: Any) -> Any:
     return {storable(str(key)): _clean(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _find_list(body: str, key: str) -> tuple[list[str], str]:
+def _find_list(body: str, key: str, others: Collection[str]) -> tuple[list[str], str]:
     """Return the texts and the note for the first way that works, strictest first."""
     whole = _load(body)
     if whole is not None:
-        return _texts(whole, key), ""
+        return _texts(whole, key, others), ""
     start, end = _outline(body)
     if start >= 0:
         inner = _load(body[start:end])
         if inner is not None:
-            return _texts(inner, key), "repaired"
+            return _texts(inner, key, others), "repaired"
+        row = _load_row(body[start:end])
+        if row:
+            named = [value for value in row if isinstance(value, dict) and key in value]
+            return [text for value in named or row for text in _texts(value, key, others)], "repaired"
         mended = _load(_mend(body[start:end])) or _load_python(body[start:end])
         if mended is not None:
-            return _texts(mended, key), "repaired"
-        cut = _complete_strings(body[start:], key)
+            return _texts(mended, key, others), "repaired"
+        cut = _complete_strings(body[start:], key, others)
         if cut:
             return cut, "truncated"
     return [match.strip().strip("\"'") for match in BULLET.findall(body)], "not-json"
@@ -116,6 +129,19 @@ def _load(body: str) -> Any | None:
         return json.loads(body)
     except (ValueError, RecursionError):  # a model that loops writes brackets without end
         return None
+
+
+def _load_row(body: str) -> list[Any]:
+    """Return the JSON values that stand one after the other, as some models write a list; [] if there is more."""
+    found, place = [], 0
+    try:
+        while place < len(body):
+            value, end = DECODER.raw_decode(body, place)
+            found.append(value)
+            place = BETWEEN.match(body, end).end()  # type: ignore[union-attr]  # it matches nothing, too
+    except (ValueError, RecursionError):
+        return []
+    return found
 
 
 def _load_python(body: str) -> Any | None:
@@ -141,21 +167,23 @@ def _mend(body: str) -> str:
     return re.sub(r"[\x00-\x1f]+", " ", body)  # raw line breaks inside strings
 
 
-def _complete_strings(body: str, key: str) -> list[str]:
+def _complete_strings(body: str, key: str, others: Collection[str]) -> list[str]:
     """Return the strings of a list that was cut off; the last, unclosed one is lost."""
-    opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', body)
-    place = opening.end() if opening else body.find("[") + 1
+    opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', body) or FIRST_LIST.match(body)
+    if opening is None or (opening.lastindex and opening[1] in others):
+        return []
+    place = opening.end()
     texts = []
-    while place and (match := STRING.search(body, place)) and "]" not in body[place : match.start()]:
+    while (match := STRING.search(body, place)) and "]" not in body[place : match.start()]:
         texts.append(_load(match.group(0)))
         place = match.end()
     return [text for text in texts if isinstance(text, str) and text not in TEXT_KEYS]
 
 
-def _texts(value: Any, key: str) -> list[str]:
+def _texts(value: Any, key: str, others: Collection[str]) -> list[str]:
     if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = value.get(key, lists[0] if len(lists) == 1 else [])
+        alone = [item for name, item in value.items() if len(value) == 1 and name not in others]
+        value = value.get(key, alone[0] if alone and isinstance(alone[0], list) else [])
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):

@@ -38,6 +38,7 @@ class Attempt:
             time); "simpler" (at once again, in other terms); "stop" (the run cannot go on).
         retry_after: seconds that the server asked for.
         used: what the server says it used; None: unknown, and it may have been billed.
+        error: of "stop"; or of "again" where there was no server at the address, which is no fault of the call.
         overloaded: the server said that it has too much to do, and all calls wait, as after a 429.
         reason: in words.
     """
@@ -62,6 +63,7 @@ class _Call:
     began: float = 0.0
     failures: int = 0
     refusals: int = 0
+    unreached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +300,16 @@ class Traffic:
             self._throttle.push_back(now, sent, crowd=crowd, retry_after=asked)
         if attempt.kind == "later":
             call.refusals += 1
+        elif attempt.error is not None:
+            call.unreached += 1
+            self._health.fault(now)
         else:
             call.failures += 1
             self._health.fault(now)
             if attempt.kind == "late":
                 self._throttle.time_out(now, sent)
-        tries = call.failures + call.refusals
-        if attempt.error is not None and tries > self._terms.retries:
+        tries = call.failures + call.refusals + call.unreached
+        if attempt.error is not None and self._is_unreachable(call, now):
             self._inbox.stop = self._inbox.stop or attempt.error
         elif call.failures > self._terms.retries or call.refusals > REFUSALS * self._terms.retries:
             self._give_up(call, attempt)
@@ -312,6 +317,12 @@ class Traffic:
             wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT) * random.uniform(0.75, 1.0)
             due = now + (wait if asked is None else asked)
             heapq.heappush(self._again, (due, next(self._ties), call))
+
+    def _is_unreachable(self, call: _Call, now: float) -> bool:
+        """Say whether the run should stop since nobody is there; one who has answered may be started again."""
+        if self._health.succeeded:
+            return self._health.is_gone(now)
+        return call.unreached > self._terms.retries
 
     def _give_up(self, call: _Call, attempt: Attempt) -> None:
         self._health.give_up(pushed_back=attempt.kind == "later")

@@ -44,6 +44,7 @@ REASONS = {
     "changed-direction": "a paraphrase in the other direction",
     "changed-population": "a paraphrase about other people",
     "too-few": "an answer with fewer texts than asked for",
+    "surplus": "an answer with more texts than asked for",
     "no-completion": "no recorded completion for this row",
     "no-answer": "a call that failed",
     "no-budget": "a call that the budget does not pay for",

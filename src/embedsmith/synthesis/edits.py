@@ -17,6 +17,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
 from embedsmith.facts import find_changes
 from embedsmith.text import normalize
 
@@ -32,6 +34,7 @@ NUMBER = re.compile(r"(?<![\w.,:/$€£-])\d{1,6}(?![\w.,:/%-]|\s?(?:am|pm)\b)")
 YEAR = re.compile(r"\b20[0-3]\d\b|\b19\d\d\b")
 ROUTE = re.compile(r"\bfrom ((?:[A-Z]\w+ ?){1,2}|\w+) (to|into) ((?:[A-Z]\w+ ?){1,2}(?<! )|\w+)")
 OFTEN = 3
+OTHERS = 200  # names that one may be swapped with: a log of many names has as many lists
 Found = tuple[str, int, str]  # the edited query, grade, what was changed
 
 
@@ -113,7 +116,8 @@ def list_edits(query: str, names: Mapping[str, Sequence[str]], generator: random
 def collect_names(texts: Iterable[str]) -> dict[str, list[str]]:
     """Return for each name in the texts those that stand behind the same words: Leeds for York, not Python for York.
 
-    Two names are of a kind when they share at least three of the words before them, and half of all.
+    Two names are of a kind when they share at least three of the words before them, and half of all. Of more than
+    `OTHERS` of a kind, those that a hash puts first are taken.
     """
     before: dict[str, set[str]] = defaultdict(set)
     for text in texts:
@@ -121,14 +125,33 @@ def collect_names(texts: Iterable[str]) -> dict[str, list[str]]:
             for match in NAME.finditer(text):
                 before[match.group(0)].add(text[: match.start()].split()[-1].casefold())
     known = {name: words for name, words in sorted(before.items()) if len(words) >= OFTEN}
-    return {
-        name: [
-            other
-            for other, more in known.items()
-            if other != name and len(words & more) >= OFTEN and len(words & more) >= len(words | more) / 2
-        ]
-        for name, words in known.items()
-    }
+    drawn = sorted(known, key=lambda name: hashlib.sha256(name.encode()).digest())
+    find_kind = _index_words([known[name] for name in drawn])
+    kinds: dict[frozenset[str], list[str]] = {}  # one more than is taken: the name itself is among them
+    found = {}
+    for name, words in known.items():
+        same = frozenset(words)
+        if same not in kinds:
+            kinds[same] = [drawn[place] for place in find_kind(words)[: OTHERS + 1]]
+        found[name] = sorted([other for other in kinds[same] if other != name][:OTHERS])
+    return found
+
+
+def _index_words(sets: Sequence[set[str]]) -> Callable[[set[str]], list[int]]:
+    """Return what finds the places of the sets that are of a kind with one; numpy, since logs have many names."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, words in enumerate(sets):
+        for word in words:
+            places[word].append(place)
+    index = {word: np.array(found) for word, found in places.items()}
+    sizes = np.array([len(words) for words in sets])
+
+    def find(words: set[str]) -> list[int]:
+        shared = np.bincount(np.concatenate([index[word] for word in words]), minlength=len(sizes))
+        alike = (shared >= OFTEN) & (2 * shared >= len(words) + sizes - shared)
+        return np.flatnonzero(alike).tolist()
+
+    return find
 
 
 def _is_titled(text: str) -> bool:

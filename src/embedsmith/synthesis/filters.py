@@ -18,13 +18,15 @@ from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.recipes import quote
 from embedsmith.synthesis.refusals import find_refusal
-from embedsmith.text import is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
+from embedsmith.text import UNSPACED, is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
 
 NEAR = 0.9
 LONGEST = 2000  # characters of a question; three paraphrases of a longer one do not fit into an answer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
 RUNS_TO_REPEAT, NEW = 10, 0.5  # from so many runs of three words on, half are new; of 6,000 real passages all have more
+SIGNS = 6  # three words, where a word has two
+UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
 FRAME = re.compile(r"^\W*(?:\d{1,2}[.)]\s+)?(?:(?:question|query|title|q|paraphrase)(?: \d+)?\s*:)?", re.I)
 BRACES = re.compile(r"\{(\w+)\}")
 PLACEHOLDERS = frozenset({"query", "count", "quoted", "passage", "passages", "place", "styles", "number"})
@@ -43,7 +45,7 @@ class Context:
         accepted: texts of this row that passed so far, by task.
         elsewhere: row id by normalised text, for all texts of all rows so far, queries included.
         evaluation: finds texts of the evaluation sets.
-        asked: runs of three words of the prompt, without the query.
+        asked: runs of three words (or six signs) of the prompt, without the query.
         nouns_raised: the log writes all nouns with a capital (`facts.raises_nouns`).
     """
 
@@ -64,7 +66,7 @@ def check_form(text: str, context: Context) -> Verdict:
     """Reject what is no question: empty, no letters, far too long, one word for a question, one phrase repeated."""
     if not text.strip():
         return "malformed", "empty"
-    if sum(character.isalpha() for character in text) < 3:
+    if sum(character.isalpha() for character in text) < 3 and not is_unspaced(text):  # two signs are two words
         return "malformed", "fewer than three letters"
     if is_too_long(text):
         return "malformed", f"{len(text)} characters"
@@ -81,10 +83,24 @@ def is_too_long(text: str) -> bool:
 
 def find_repetition(text: str) -> Verdict:
     """Reject a text that says the same words over and over, as weak models do when they lose the thread."""
-    runs = runs_of(text)
+    runs = find_runs(text)
     if len(runs) >= RUNS_TO_REPEAT and len(set(runs)) < NEW * len(runs):
         return "repeats-itself", f"{len(set(runs))} of {len(runs)} runs of three words are new"
     return None
+
+
+def find_runs(text: str) -> list[str]:
+    """Return the runs of three words, in order; in writings without spaces those of six signs.
+
+    >>> find_runs("我想申请退款吗")
+    ['我想申请退款', '想申请退款吗']
+    """
+    return _runs_of_signs(text) if is_unspaced(text) else runs_of(text)
+
+
+def _runs_of_signs(text: str) -> list[str]:
+    signs = "".join(words(text))
+    return [signs[start : start + SIGNS] for start in range(len(signs) - SIGNS + 1)]
 
 
 def check_refusal(text: str, context: Context) -> Verdict:
@@ -95,7 +111,7 @@ def check_refusal(text: str, context: Context) -> Verdict:
 
 def check_echo(text: str, context: Context) -> Verdict:
     """Reject pieces of the prompt: its sentences, placeholders, the names of JSON keys."""
-    runs = runs_of(text)
+    runs = find_runs(text)
     shared = sum(run in context.asked for run in runs)
     if len(runs) >= WORDS_OF_A_QUESTION and shared >= ECHOED * len(runs):
         return "prompt-echo", f"{shared} of {len(runs)} runs of three words are the prompt's"
@@ -205,9 +221,10 @@ def judge(text: str, context: Context) -> Rejected | None:
 
 
 def index_prompt(prompt: str, query: str) -> frozenset[str]:
-    """Return what `check_echo` needs of a prompt: its runs of three words, those of the query left out."""
+    """Return what `check_echo` needs of a prompt: its runs of three words or six signs without those of the query."""
     quoted = quote(query)
-    return frozenset(runs_of(prompt.replace(quoted if quoted in prompt else query, " ")))
+    rest = prompt.replace(quoted if quoted in prompt else query, " ")
+    return frozenset([*runs_of(rest), *(_runs_of_signs(rest) if UNSPACED_SIGN.search(rest) else ())])
 
 
 def _near(others: Sequence[str], text: str, context: Context) -> tuple[str, float] | None:

@@ -15,15 +15,17 @@ from embedsmith.corpus import Query, require_own_ids
 from embedsmith.examples import LabelledPair, Provenance, Rejected
 from embedsmith.facts import raises_nouns
 from embedsmith.leakage import LeakIndex
-from embedsmith.llm import Completion, Prompt, name_failure
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_list
 from embedsmith.synthesis.edits import Edit, collect_names, draw_edits
 from embedsmith.synthesis.filters import CHECKS, LABEL, LONGEST, Context, index_prompt, is_too_long, judge
 from embedsmith.synthesis.pair_judge import judge_pairs
 from embedsmith.synthesis.recipes import TASKS, Recipe, render
+from embedsmith.synthesis.refusals import find_declined, find_refusal
 from embedsmith.text import normalize
 
+SHOWN = 500  # characters of an answer in a record
 EDITED = "controlled-edits"  # in the place of the model's name: nobody was asked
 
 
@@ -103,16 +105,24 @@ class _Sieve:
         if completion.text is None:
             yield unanswered(query, task, completion)
             return
-        parsed = parse_list(completion.text, task)
+        parsed = parse_list(completion.text, task, others=TASKS)
         self.calls.tally.notes.update(parsed.notes)
-        asked = self.recipe.counts[task]
-        if len(parsed.items) < asked:
-            yield _shortfall(query, task, f"{len(parsed.items)} of {asked} texts", completion)
+        refused = find_declined(completion.text) if "not-json" in parsed.notes else ""
+        if refused and not find_refusal(query.text):
+            yield _note("refusal", f"“{refused}”", query, task, completion.text)
+            return
+        asked, found = self.recipe.counts[task], len(parsed.items)
+        if found < asked:
+            detail = f"{found} of {asked} texts; finish: {completion.finish}"
+            yield _note("too-few", detail, query, task, completion.text)
         known = self._know(query, task, index_prompt(prompt.user, query.text))
         origin = Provenance(query.id, prompt.fingerprint, completion.model, self.calls.sampling.seed, CHECKS)
         for text in parsed.items[:asked]:
             objection = judge(text, known)
             yield objection if objection is not None else self._accept(text.strip(), query, task, origin)
+        if found > asked:
+            detail = f"{found} texts where {asked} were asked for; {found - asked} not read"
+            yield _note("surplus", detail, query, task, "\n".join(parsed.items[asked:]))
 
     def take(self, query: Query, edits: Iterable[Edit]) -> Iterator[LabelledPair | Rejected]:
         """Yield what the same filters say of edits of the query whose answers were read last."""
@@ -139,11 +149,9 @@ def unanswered(query: Query, task: str, completion: Completion) -> Rejected:
     """Return the record of a call that has no answer."""
     reason = name_failure(completion)
     about = {"query": query.text, "task": task}
-    return Rejected(reason, f"finish: {completion.finish}", source=query.id, context=about)
+    return Rejected(reason, describe_finish(completion), source=query.id, context=about)
 
 
-def _shortfall(query: Query, task: str, found: str, completion: Completion) -> Rejected:
-    """Return a record that the answer held fewer texts than asked for, so that the gap is not silent."""
-    about = {"query": query.text, "task": task}
-    detail = f"{found}; finish: {completion.finish}"
-    return Rejected("too-few", detail, (completion.text or "")[:500], source=query.id, context=about)
+def _note(reason: str, detail: str, query: Query, task: str, text: str) -> Rejected:
+    """Return a record about a whole answer, so that nothing of it is lost in silence."""
+    return Rejected(reason, detail, text[:SHOWN], source=query.id, context={"query": query.text, "task": task})

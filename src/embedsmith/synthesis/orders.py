@@ -19,7 +19,7 @@ from embedsmith.synthesis.e5 import E5Plan, synthesize_e5
 from embedsmith.synthesis.e5.plan import TWO_STEPS
 from embedsmith.synthesis.filters import is_too_long
 from embedsmith.synthesis.langcache import synthesize_langcache
-from embedsmith.synthesis.rag import RagPlan, render_prompts, synthesize_rag
+from embedsmith.synthesis.rag import RagPlan, render_targets, synthesize_rag
 from embedsmith.synthesis.recipes import Recipe, render
 
 
@@ -69,8 +69,11 @@ def order_rag(
     The search of the round trip goes through all passages in the pilot, too.
     """
     leaks = tuple(evaluation)
-    sizes = {prompt.row: len(prompt.system) + len(prompt.user) for prompt in render_prompts(plan, passages)}
-    rows = {row.partition("+")[0]: row for row in reversed(list(sizes))}  # a judge's call has the first passage's name
+    sizes: dict[str, int] = {}
+    rows: dict[str, str] = {}  # by the first passage's name, which a judge's call has
+    for own, prompt in render_targets(plan, passages):
+        sizes[prompt.row] = len(prompt.system) + len(prompt.user)
+        rows.setdefault(own[0].id, prompt.row)
     return Order(
         "rag",
         sizes,
@@ -78,7 +81,7 @@ def order_rag(
         lambda count: order_rag(
             replace(plan, quota=count * plan.per_passage), passages, encoder=encoder, evaluation=leaks
         ),
-        lambda name: name if name in sizes else rows[name.partition("#")[0]],
+        lambda name: name if name in sizes else rows[name.rpartition("#")[0]],
     )
 
 

@@ -17,7 +17,8 @@ from embedsmith.llm import FAILURES
 from embedsmith.llm.calls import Calls, CallTally
 
 MOSTLY, OFTEN = 0.5, 0.1  # shares from which on a warning is due
-UNWRITTEN = frozenset(FAILURES.values()) | {"no-answer", "no-task"}  # rows that no language model wrote for
+# Rows that no language model wrote for, and texts that nobody asked for: neither says how well it writes.
+UNWRITTEN = frozenset(FAILURES.values()) | {"no-answer", "no-task", "surplus"}
 EXAMPLES, REJECTED = "examples.jsonl", "rejected.jsonl"
 
 

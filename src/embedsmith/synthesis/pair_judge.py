@@ -19,7 +19,7 @@ from pathlib import Path
 from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
 from embedsmith.errors import ConfigurationError
 from embedsmith.examples import LabelledPair, Rejected, provenance_from
-from embedsmith.llm import Completion, Prompt, name_failure, object_schema
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, object_schema
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.structured import parse_object
 
@@ -95,7 +95,7 @@ def _hear(pair: LabelledPair, completion: Completion) -> LabelledPair | Rejected
     verdict, difference = read_verdict(completion.text)
     about = {"query": pair.sentence1, "label": str(pair.label), "step": "judge"}
     if completion.text is None:
-        detail = f"no verdict; finish: {completion.finish}"
+        detail = f"no verdict; {describe_finish(completion)}"
         return Rejected(name_failure(completion), detail, pair.sentence2, source=_source(pair), context=about)
     if (verdict, pair.label) in CONTRADICTIONS:
         reason = CONTRADICTIONS[verdict, pair.label]

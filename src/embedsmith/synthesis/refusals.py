@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from embedsmith.llm.structured import BULLET, THINKING
+
 # At the beginning of a text, and only in the words of an assistant: a letter may well say "I cannot come".
 OPENING = re.compile(
     r"^\W*(?:(?:i['’]m|i am)(?: really| very)? sorry|sorry|i apologi[sz]e|unfortunately)?[,.]?\s*(?:but )?"
@@ -30,3 +32,12 @@ def find_refusal(text: str) -> str:
     """
     found = OPENING.search(text[:400]) or ANYWHERE.search(text)
     return found.group(0) if found else ""
+
+
+def find_declined(answer: str) -> str:
+    """Return the words by which an answer refuses before it lists anything, "" if it does not: its list is advice.
+
+    >>> find_declined("I'm sorry, but I can't help with that. Instead:\\n- Call a doctor")
+    "I'm sorry, but I can't help with that"
+    """
+    return find_refusal(BULLET.split(THINKING.sub("", answer), maxsplit=1)[0].strip())

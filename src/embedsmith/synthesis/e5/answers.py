@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedsmith.examples import Example, PositivePair, Provenance, ScoredPair, Triplet
-from embedsmith.llm import Completion, name_failure
+from embedsmith.llm import Completion, describe_finish, name_failure
 from embedsmith.llm.structured import THINKING, parse_object, storable
 from embedsmith.synthesis.e5.plan import TWO_STEPS, StsForm
 from embedsmith.synthesis.e5.prompting import KEYS, Request
@@ -37,7 +37,7 @@ class Answer:
 def explain_absence(completion: Completion) -> tuple[str, str] | None:
     """Return the reason and the detail where a call brought no text at all, else None."""
     if completion.text is None:
-        return name_failure(completion), f"finish: {completion.finish}"
+        return name_failure(completion), describe_finish(completion)
     if not completion.text.strip():
         return "empty", f"finish: {completion.finish}"
     return None

@@ -19,7 +19,7 @@ from embedsmith.synthesis.e5.answers import explain_absence
 from embedsmith.synthesis.e5.filters import template_runs
 from embedsmith.synthesis.e5.plan import TWO_STEPS, E5Plan, Row
 from embedsmith.synthesis.e5.prompting import TASKS, Templates
-from embedsmith.synthesis.refusals import find_refusal
+from embedsmith.synthesis.refusals import find_declined, find_refusal
 from embedsmith.text import normalize, runs_of, words
 
 FEWEST_WORDS, FEWEST_LETTERS, MOST_CHARACTERS = 4, 12, 500
@@ -74,8 +74,9 @@ def read_tasks(
         return [], [_reject(call, *absence)]
     text = completion.text or ""
     parsed = parse_list(text, TASKS)
-    if not parsed.items:
-        refused = find_refusal(text)
+    declined = find_declined(text) if "not-json" in parsed.notes else ""
+    if declined or not parsed.items:
+        refused = declined or find_refusal(text)
         detail = f"“{refused}”" if refused else f"{', '.join(parsed.notes)}; finish: {completion.finish}"
         return [], [_reject(call, "refusal" if refused else "no-tasks", detail, text[:500])]
     kept: dict[bytes, str] = {}

@@ -16,7 +16,7 @@ from embedsmith.encoder import Encoder
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm.calls import Calls
-from embedsmith.synthesis.rag.asking import ask, render_prompts
+from embedsmith.synthesis.rag.asking import ask, render_prompts, render_targets
 from embedsmith.synthesis.rag.candidates import Spool, read_evidence, to_examples
 from embedsmith.synthesis.rag.checks import sum_up
 from embedsmith.synthesis.rag.judging import judge_candidates
@@ -33,6 +33,7 @@ __all__ = [
     "embed_passages",
     "read_evidence",
     "render_prompts",
+    "render_targets",
     "synthesize_rag",
 ]
 

@@ -8,7 +8,7 @@ from embedsmith.corpus import Query
 from embedsmith.documents import Passage
 from embedsmith.examples import Rejected
 from embedsmith.leakage import LeakIndex
-from embedsmith.llm import Completion, Prompt, name_failure
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.filters import (
     Context,
@@ -36,8 +36,15 @@ SURPLUS = 2  # times as many questions as asked for are read; a model that loops
 
 def render_prompts(plan: RagPlan, passages: Sequence[Passage]) -> Iterator[Prompt]:
     """Yield the prompts of the first step, exactly as they are sent and in their order: single passages, then sets."""
+    return (prompt for _, prompt in render_targets(plan, passages))
+
+
+def render_targets(plan: RagPlan, passages: Sequence[Passage]) -> Iterator[tuple[list[Passage], Prompt]]:
+    """Yield the prompts of the first step, each with the passages that it asks about."""
     prompts = load_prompts(plan.prompts)
-    return (_render(prompts, plan, [passages[place] for place in places]) for places in _targets(plan, passages))
+    for places in _targets(plan, passages):
+        own = [passages[place] for place in places]
+        yield own, _render(prompts, plan, own)
 
 
 def ask(
@@ -82,7 +89,7 @@ def _read(
     about = {"task": prompt.task, "passage": context.query.text[:SHOWN]}
     if completion.text is None:
         reason = name_failure(completion)
-        yield Rejected(reason, f"finish: {completion.finish}", source=prompt.row, context=about)
+        yield Rejected(reason, describe_finish(completion), source=prompt.row, context=about)
         return
     wanted = plan.per_passage if prompt.task == QUESTIONS else 1
     style = "" if prompt.task == QUESTIONS else MULTI

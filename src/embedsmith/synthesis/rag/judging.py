@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from embedsmith.documents import Passage
 from embedsmith.examples import Example, Rejected
-from embedsmith.llm import Completion, Prompt
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.rag.answers import Verdict, read_verdicts
 from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, Spool, reject, to_examples
@@ -45,6 +45,8 @@ def _hear(
     plan: RagPlan, passages: Sequence[Passage], candidate: Candidate, completion: Completion
 ) -> Candidate | Rejected:
     """Return the candidate with the positives that the judge confirms, or why it is not one."""
+    if completion.text is None:
+        return reject(name_failure(completion), f"no verdict; {describe_finish(completion)}", candidate, passages)
     verdicts = _assign(candidate, passages, completion)
     enough = ("yes",) if len(candidate.sources) == 1 else ("yes", "partly")
     for place in candidate.sources:
