@@ -29,7 +29,7 @@ from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.metrics import Difference, paired_bootstrap, resample_weights
 from embedsmith.model import fingerprint_model
-from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer
+from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer, read_text
 
 REPORT = "verifier.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -136,7 +136,7 @@ class PairGraph:
 
     def _run(self, left: str, right: str) -> tuple[float, int]:
         """Return the logit of a pair, and how many of its tokens were read."""
-        encoding = self._tokenizer.encode(left, right)
+        encoding = read_text(self._tokenizer, (left, right))
         ids = np.array([encoding.ids], dtype=np.int64)
         given = {INPUTS[0]: ids, INPUTS[1]: np.ones_like(ids), INPUTS[2]: np.array([encoding.type_ids], dtype=np.int64)}
         (logits,) = self._session.run(None, {name: given[name] for name in self._names})
