@@ -77,6 +77,12 @@ def test_a_text_that_just_fits_is_not_called_truncated() -> None:
     assert tokens.truncated.tolist() == [False, True]
 
 
+def test_texts_that_hold_a_token_are_found() -> None:
+    tokens = Tokens(np.array([7, 1, 1, 7, 7], np.int32), np.array([0, 2, 2, 3, 5]), np.zeros(4, np.bool_))
+    assert tokens.holding(7).tolist() == [True, False, False, True]
+    assert not tokens.holding(None).any()
+
+
 def read(model: Any, *, prompt: str = "") -> Unknown:
     return find_unknown(Tokenizer(model), prompt)
 

@@ -108,12 +108,11 @@ class TorchEncoder:
         tokens = tokenize_for(self.network, [text], prompt=self._prompt)
         if tokens.truncated[0]:
             return TOO_LONG
-        return UNKNOWN if self._unknown.id is not None and self._unknown.id in tokens.ids else ""
+        return UNKNOWN if tokens.holding(self._unknown.id)[0] else ""
 
     @cached_property
     def _unknown(self) -> Unknown:
-        fast = getattr(self.network.tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
-        return Unknown(None, 0) if fast is None else find_unknown(fast, self._prompt)
+        return find_unknown(self.network.tokenizer, self._prompt)
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""

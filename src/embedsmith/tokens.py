@@ -48,6 +48,11 @@ class Tokens:
         """Return the tokens of texts `rows`; reads their offsets only, where `lengths` reads all of them."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
+    def holding(self, id: int | None) -> NDArray[np.bool_]:
+        """Return which texts hold the token `id`, (n,) bool; none holds None."""
+        before = np.concatenate([[0], np.cumsum(self.ids == id)]) if id is not None else np.zeros(len(self.ids) + 1)
+        return np.asarray(before[self.offsets[1:]] > before[self.offsets[:-1]], dtype=np.bool_)
+
     def padded(self, rows: Index, *, fill: int, left: bool = False) -> tuple[Index, Index]:
         """Return (ids, mask) of texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
         lengths = self.lengths_of(rows)
@@ -84,11 +89,14 @@ class Unknown:
 
 
 def find_unknown(tokenizer: Any, prompt: str = "") -> Unknown:
-    """Return the unknown token of a tokenizer of the package tokenizers.
+    """Return the unknown token of a tokenizer of the package tokenizers, or of transformers where one is inside.
 
     Args:
         prompt: stands before every text; a token that it brings tells nothing of a text.
     """
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(tokenizer, "model"):  # one in Python: nothing is known of it
+        return Unknown(None, 0)
     name = getattr(tokenizer.model, "unk_token", None)
     id = _find_unknown_id(tokenizer) if name is None else tokenizer.token_to_id(name)
     if id is None or id in tokenizer.encode(prompt).ids:
