@@ -22,6 +22,7 @@ from embedsmith.decoders import (
     plan_base,
     set_padding,
 )
+from embedsmith.encoder import TOO_LONG
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.model import (
     TorchEncoder,
@@ -227,8 +228,8 @@ def test_prompts_are_kept_in_the_folder_and_used_by_both_libraries(llama: Path, 
     np.testing.assert_allclose(ours.prompted("query").encode(TEXTS), ours.encode(asked), atol=1e-6)
     assert np.abs(ours.prompted("query").encode(TEXTS) - ours.encode(TEXTS)).max() > 0.01
     assert ours.prompted("query").count_tokens(["ab"]) == [len(PROMPTS["query"]) + 2 + 1]
-    assert ours.reads_whole("x" * 80)
-    assert not ours.prompted("query").reads_whole("x" * 80)
+    assert ours.find_unread("x" * 80) == ""
+    assert ours.prompted("query").find_unread("x" * 80) == TOO_LONG
     with pytest.raises(ConfigurationError, match="no prompt 'passage'") as caught:
         ours.prompted("passage")
     assert "document, query" in caught.value.expected

@@ -23,7 +23,7 @@ from sentence_transformers.models import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2Model
 
 import embedsmith.runtime as runtime
-from embedsmith.encoder import reads_whole
+from embedsmith.encoder import TOO_LONG, UNKNOWN, find_unread
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.export import export, require, trace
@@ -293,6 +293,30 @@ def test_both_encoders_know_what_they_read_to_the_end(exported: Path) -> None:
     torch_encoder, onnx_encoder = load_encoder(exported), OnnxEncoder(exported)
     for words in (1, 44, 45, 46, 47, 60):  # 48 tokens are read, two of them stand around the text
         text = "word " * words
-        expected = words <= 46
-        assert reads_whole(torch_encoder, text) == reads_whole(onnx_encoder, text) == expected, words
-    assert reads_whole(FakeEncoder(), "word " * 1000)
+        expected = "" if words <= 46 else TOO_LONG
+        assert find_unread(torch_encoder, text) == find_unread(onnx_encoder, text) == expected, words
+    assert find_unread(FakeEncoder(), "word " * 1000) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["怎么开通账户", "does 🍆 mean", "ክፍት", "z" * 101, f"what does {'ab' * 51} mean, " * 3]
+)
+def test_both_encoders_know_what_their_tokenizer_does_not(exported: Path, text: str) -> None:
+    for encoder in (load_encoder(exported), OnnxEncoder(exported)):
+        assert find_unread(encoder, text) == UNKNOWN
+
+
+@pytest.mark.parametrize("text", ["naïve café", "Grüße, señor", "5 × 3 – é", "", " ", "\n\t", "z" * 40])
+def test_what_is_not_ascii_is_read_where_the_tokenizer_knows_it(exported: Path, text: str) -> None:
+    for encoder in (load_encoder(exported), OnnxEncoder(exported)):
+        assert find_unread(encoder, text) == ""
+
+
+@pytest.mark.parametrize("letters", [10, 50_000])
+def test_long_texts_are_read_as_short_ones_are(exported: Path, letters: int) -> None:
+    """They are read without the GIL; a beginning without any token must not decide."""
+    encoder = OnnxEncoder(exported)
+    assert find_unread(encoder, " " * letters + "one word") == ""
+    assert find_unread(encoder, "ab " * letters + "🍆") == (UNKNOWN if letters == 10 else TOO_LONG)
+    text = " " * letters + "one word"
+    np.testing.assert_array_equal(encoder.encode([text]), encoder.encode(["one word"]))

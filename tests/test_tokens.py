@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from embedsmith.model import DEMO_MODEL, load_network
-from embedsmith.tokens import BLOCK_PRICE, Tokens, cut_microbatches, tokenize
+from embedsmith.tokens import ASCII, BLOCK_PRICE, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
 
 
 def test_texts_of_like_length_share_a_microbatch() -> None:
@@ -73,3 +75,31 @@ def test_a_text_that_just_fits_is_not_called_truncated() -> None:
     tokenizer = load_network(DEMO_MODEL).tokenizer
     tokens = tokenize(tokenizer, ["one two three", "one two three four"], max_length=5)
     assert tokens.truncated.tolist() == [False, True]
+
+
+def test_texts_that_hold_a_token_are_found() -> None:
+    tokens = Tokens(np.array([7, 1, 1, 7, 7], np.int32), np.array([0, 2, 2, 3, 5]), np.zeros(4, np.bool_))
+    assert tokens.holding(7).tolist() == [True, False, False, True]
+    assert not tokens.holding(None).any()
+
+
+def read(model: Any, *, prompt: str = "") -> Unknown:
+    return find_unknown(Tokenizer(model), prompt)
+
+
+def test_the_unknown_token_is_found_in_every_kind_of_tokenizer() -> None:
+    letters = {letter: place for place, letter in enumerate(["?!", *ASCII])}
+    assert read(models.BPE(letters, [], unk_token="?!")) == Unknown(0, 1 << 62)
+    assert read(models.BPE(letters, [])) == Unknown(None, 0)
+    assert read(models.WordLevel({"<unk>": 0, "word": 1}, unk_token="<unk>")) == Unknown(0, 0)
+    assert read(models.WordLevel({"<unk>": 0}, unk_token="<unk>"), prompt="é: ") == Unknown(None, 0)
+    pieces = [('"unk_id": 7', -9.0), ("<unk>", 0.0), *((letter, -1.0) for letter in ASCII)]
+    assert read(models.Unigram(pieces, 1, False)) == Unknown(1, 1 << 62)
+
+
+def test_plain_words_need_no_tokenizer_and_others_do() -> None:
+    unknown = Unknown(100, 5)
+    assert all(unknown.surely_absent(text) for text in ("", "  ", "words of five", "five"))
+    assert not any(unknown.surely_absent(text) for text in ("letters", "naïf", "a letters b"))
+    assert Unknown(None, 0).surely_absent("怎么")
+    assert not Unknown(3, 0).surely_absent("word")

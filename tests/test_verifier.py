@@ -162,7 +162,7 @@ def test_what_the_guard_vetoed_stays_vetoed() -> None:
     assert moved.tolist() == [-1.0, pytest.approx(0.7)]
 
 
-def test_a_pair_that_is_not_read_to_its_end_is_never_moved_up(verifier: Path, tmp_path: Path) -> None:
+def test_a_pair_that_is_not_read_whole_is_never_moved_up(verifier: Path, tmp_path: Path) -> None:
     """The last words make the difference, and to this verifier all pairs look like one question."""
     folder = tmp_path / "trusting"
     shutil.copytree(verifier, folder)
@@ -171,9 +171,9 @@ def test_a_pair_that_is_not_read_to_its_end_is_never_moved_up(verifier: Path, tm
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     export_verifier(folder, PAIRS)
     beginning = "how do I change my card and my pin and my limit " * 8
-    pairs = [(f"{beginning} today", f"{beginning} never"), PAIRS[0]]
+    pairs = [(f"{beginning} today", f"{beginning} never"), ("怎么开通账户", "怎么关闭账户"), PAIRS[0]]
     raw = CrossEncoder(str(folder)).predict(pairs, activation_fn=torch.nn.Identity())
     assert raw.min() > 1
     for reader in (load_verifier(folder), OnnxVerifier(folder, precision="fp32")):
-        assert reader.score(pairs) == pytest.approx([0.0, raw[1]], abs=1e-4)
+        assert reader.score(pairs) == pytest.approx([0.0, 0.0, raw[2]], abs=1e-4)
     assert hold_back(np.array([3.0, -3.0, 3.0]), np.array([True, True, False])).tolist() == [0.0, -3.0, 3.0]

@@ -52,7 +52,7 @@ from embedsmith.quantization import quantize
 from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
-from embedsmith.tokens import Index, Tokens, tokenize_pairs
+from embedsmith.tokens import Index, Tokens, find_unknown, tokenize_pairs
 from embedsmith.training import TrainingResult, check_checkpoint, describe_truncation, make_result
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport, hold_back
 
@@ -75,7 +75,7 @@ class TorchVerifier:
         self.network, self.fingerprint, self.precision = network, fingerprint, precision
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
-        """Return (n,) logits that one answer serves both texts of a pair; of a pair that was cut off, 0 at most."""
+        """Return (n,) logits that one answer serves both texts of a pair; of one that was not read whole, 0 at most."""
         import torch
 
         if not pairs:
@@ -84,7 +84,8 @@ class TorchVerifier:
         self.network.eval()
         with torch.inference_mode(), autocast(self.network, self.precision):
             logits = _forward(self.network, tokens, firsts, np.arange(len(pairs)), budget=ENCODING_BUDGET)
-        return hold_back(logits.float().cpu().numpy().astype(np.float64), tokens.truncated)
+        unread = tokens.truncated | tokens.holding(find_unknown(self.network.tokenizer).id)
+        return hold_back(logits.float().cpu().numpy().astype(np.float64), unread)
 
 
 def load_verifier(folder: str | Path) -> TorchVerifier:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 Embeddings: TypeAlias = NDArray[np.float32]
 SPECIAL = 4  # tokens that a model puts around a text
+TOO_LONG = "longer than the model reads"
+UNKNOWN = "holds what the model cannot read"
 
 
 @runtime_checkable
@@ -61,6 +63,10 @@ class Remembering:
             self._known |= dict(zip(new, self._encoder.encode(new), strict=True))
         return np.stack([self._known[text] for text in texts]) if texts else self._encoder.encode(texts)
 
+    def find_unread(self, text: str) -> str:
+        """Return why the vector of `text` does not stand for all of it, "" where it does."""
+        return find_unread(self._encoder, text)
+
 
 def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     """Return `vectors` (n, d) as float32 with rows of length 1; a zero row stays zero."""
@@ -83,13 +89,14 @@ def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str
     return np.asarray(products, dtype=np.float64)
 
 
-def reads_whole(encoder: Encoder, text: str) -> bool:
-    """Say whether `encoder` reads `text` to its end; True where it cannot tell.
+def find_unread(encoder: Encoder, text: str) -> str:
+    """Return why the vector of `text` does not stand for all of it, "" where it does or `encoder` cannot tell.
 
-    Texts that differ only behind that end have the same vector. An encoder tells by a method `reads_whole(text)`.
+    Texts that differ only behind the model's end, or in characters that it does not know, have the same vector. An
+    encoder tells by a method `find_unread(text)`, which returns `TOO_LONG`, `UNKNOWN`, another reason, or "".
     """
-    tell = getattr(encoder, "reads_whole", None)
-    return tell is None or bool(tell(text))
+    tell = getattr(encoder, "find_unread", None)
+    return "" if tell is None else str(tell(text))
 
 
 def precision_of(encoder: Encoder) -> str:

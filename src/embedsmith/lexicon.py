@@ -1,4 +1,4 @@
-"""What is known of English words: numbers, units, stems, opposites, synonyms (data/words.toml).
+"""What is known of words, most of them English: numbers, units, stems, opposites, synonyms (data/words.toml).
 
 The cache's guard and the facts of synthetic examples stand on it.
 """
@@ -10,10 +10,18 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import chain
+from typing import Any
+
+from embedsmith.text import SIGNED
 
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
+SIGN = re.compile(f"[{SIGNED}]")
+HIRAGANA = map(chr, range(0x3041, 0x3097))
+KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
+WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +34,57 @@ class Lexicon:
     alike: dict[str, str]
     units: dict[str, tuple[str, float]]
     numbers: dict[str, float]
+    signs: re.Pattern[str]
+    names: dict[str, str]
 
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
     tables = tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
+    signs = tables["signs"]
     opposites: dict[str, set[str]] = {}
-    for left, right in tables["opposites"]:
+    for left, right in [*tables["opposites"], *signs["opposites"]]:
         one, other = ({stem(word) for word in side.split()} for side in (left, right))
         for word in one:
             opposites.setdefault(word, set()).update(other - {word})
         for word in other:
             opposites.setdefault(word, set()).update(one - {word})
+    names = _name_signs(signs)
+    longest = sorted(names, key=len, reverse=True)
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return Lexicon(
-        small=frozenset(tables["small"]),
+        small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA]),
         fillers=frozenset(stem(word) for word in tables["fillers"]),
-        directions=frozenset(stem(word) for word in tables["directions"]),
-        negators=frozenset(stem(word) for word in tables["negators"]),
+        directions=frozenset(stem(word) for word in [*tables["directions"], *signs["directions"].split()]),
+        negators=frozenset(stem(word) for word in [*tables["negators"], *signs["negators"].split()]),
         opposites={word: frozenset(others) for word, others in opposites.items()},
         alike=alike,
         units={stem(name): (kind, factor) for names, factor, kind in tables["units"] for name in names.split()},
         numbers={word: float(value) for word, value in tables["numbers"].items()},
+        signs=re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern])),
+        names=names,
     )
+
+
+def _name_signs(signs: dict[str, Any]) -> dict[str, str]:
+    """Return the name of each word of more than one sign, and of those that mean the same."""
+    lists = [signs["negators"], signs["plain"], signs["small"], signs["directions"], *chain(*signs["opposites"])]
+    names = {word: word for found in lists for word in found.split()}
+    return names | {word: group.split()[0] for group in signs["alike"] for word in group.split()}
+
+
+def holds_signs(text: str) -> bool:
+    """Say whether kana or Chinese signs are in `text`."""
+    return SIGN.search(text) is not None
+
+
+def part_signs(text: str, lexicon: Lexicon) -> str:
+    """Return `text` with spaces around each word of Chinese and Japanese that is known, else around each sign.
+
+    >>> part_signs("我可不可以退款", load_lexicon())
+    ' 我  可以  退  款 '
+    """
+    return lexicon.signs.sub(lambda match: f" {lexicon.names.get(match[0], match[0])} ", WHETHER.sub(r"\1", text))
 
 
 def expand_contractions(tokens: list[str]) -> list[str]:

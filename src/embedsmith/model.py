@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,11 +29,11 @@ from embedsmith.decoders import (
     require_adapter_parts,
     set_padding,
 )
-from embedsmith.encoder import Embeddings, Encoder, normalize, surely_fits
+from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
-from embedsmith.tokens import Index, Tokens, cut_microbatches, tokenize
+from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -104,11 +105,18 @@ class TorchEncoder:
             vectors = embed(self.network, tokens, np.arange(len(tokens)), budget=budget, skipped=skipped)
         return normalize(vectors.float().cpu().numpy())
 
-    def reads_whole(self, text: str) -> bool:
-        """Say whether nothing of `text` is cut off."""
-        if surely_fits(self._prompt + text, self.network.max_seq_length):
-            return True
-        return not tokenize_for(self.network, [text], prompt=self._prompt).truncated[0]
+    def find_unread(self, text: str) -> str:
+        """Return why the vector of `text` does not stand for all of it, "" where it does."""
+        if surely_fits(self._prompt + text, self.network.max_seq_length) and self._unknown.surely_absent(text):
+            return ""
+        tokens = tokenize_for(self.network, [text], prompt=self._prompt)
+        if tokens.truncated[0]:
+            return TOO_LONG
+        return UNKNOWN if tokens.holding(self._unknown.id)[0] else ""
+
+    @cached_property
+    def _unknown(self) -> Unknown:
+        return find_unknown(self.network.tokenizer, self._prompt)
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""

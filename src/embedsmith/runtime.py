@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json
-from embedsmith.encoder import Embeddings, normalize, surely_fits
+from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.machine import count_cores
 from embedsmith.model import check_model, fingerprint_model, resolve_model
-from embedsmith.tokens import cut_microbatches
+from embedsmith.tokens import cut_microbatches, find_unknown
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 Precision = Literal["fp32", "int8"]
 Choice = Literal["auto", "fp32", "int8"]
@@ -36,6 +36,8 @@ REPORT = "report.json"
 TOKENIZER = "tokenizer.json"
 INPUTS = ("input_ids", "attention_mask")
 TOKEN_BUDGET = 2048  # padded tokens a run: activations stay in the cache of one core
+LETTERS = 64  # of a token; more than any text has on the average
+LONG = 2048  # letters of a text: from here on the wait for the GIL counts
 MOST_THREADS = 4  # one short query has no work for more
 
 
@@ -140,9 +142,9 @@ class OnnxEncoder:
         """Return unit rows (n, d) float32 in the order of `texts`, as sentence-transformers encodes them."""
         return self._graph.encode(texts)
 
-    def reads_whole(self, text: str) -> bool:
-        """Say whether nothing of `text` is cut off."""
-        return self._graph.reads_whole(text)
+    def find_unread(self, text: str) -> str:
+        """Return why the vector of `text` does not stand for all of it, "" where it does."""
+        return self._graph.find_unread(text)
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text as the model reads it: with prompt and special tokens, cut at its limit."""
@@ -161,12 +163,13 @@ class Graph:
         self._alone = precision == "int8"
         self._threads = threads
         self._tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
+        self._unknown = find_unknown(self._tokenizer, report.prompt)
         self._session = load_session(folder / FILES[precision], threads=1 if self._alone else threads)
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32 in the order of `texts`."""
         if len(texts) == 1:  # a cache asks one at a time: no sorting, no padding
-            return self._run([self._tokenizer.encode(self.report.prompt + texts[0]).ids])
+            return self._run([read_text(self._tokenizer, self.report.prompt + texts[0]).ids])
         if not len(texts):
             return np.zeros((0, self.report.dimension), dtype=np.float32)
         encodings = self._tokenizer.encode_batch_fast([self.report.prompt + text for text in texts])
@@ -179,10 +182,18 @@ class Graph:
             vectors[block] = self._run([rows[place] for place in block])
         return vectors
 
-    def reads_whole(self, text: str) -> bool:
-        """Say whether nothing of `text` is cut off."""
-        text = self.report.prompt + text
-        return surely_fits(text, self.report.max_length) or not self._tokenizer.encode(text).overflowing
+    def find_unread(self, text: str) -> str:
+        """Return why the vector of `text` does not stand for all of it, "" where it does."""
+        text, limit = self.report.prompt + text, self.report.max_length
+        if surely_fits(text, limit) and self._unknown.surely_absent(text):
+            return ""
+        beginning = text if limit is None else text[: limit * LETTERS]  # 8 MB need not be read to see that
+        if len(beginning) < len(text) and read_text(self._tokenizer, beginning).overflowing:
+            return TOO_LONG
+        encoding = read_text(self._tokenizer, text)
+        if encoding.overflowing:
+            return TOO_LONG
+        return UNKNOWN if self._unknown.id is not None and self._unknown.id in encoding.ids else ""
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
         """Return the tokens of each text."""
@@ -286,6 +297,15 @@ def load_tokenizer(path: Path, max_length: int | None) -> Tokenizer:
     return tokenizer
 
 
+def read_text(tokenizer: Tokenizer, text: str | tuple[str, str], *, special: bool = True) -> Encoding:
+    """Return the tokens of one text, or of a pair; other threads go on while a long one is read."""
+    first, second = (text, None) if isinstance(text, str) else text
+    if len(first) + len(second or "") < LONG:
+        return tokenizer.encode(first, second, add_special_tokens=special)
+    (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=special)  # `encode` holds the GIL
+    return encoding
+
+
 def load_session(path: Path, *, threads: int) -> InferenceSession:
     """Return an onnxruntime session on the file `path`, on the CPU."""
     try:
@@ -332,7 +352,7 @@ def load_token_counter(base: str) -> Callable[[str], int]:
     file = Path(resolve_model(base)) / "tokenizer.json"
     if file.is_file():  # without torch, and twice as fast
         fast = load_tokenizer(file, None)
-        return lambda text: len(fast.encode(text, add_special_tokens=False).ids)
+        return lambda text: len(read_text(fast, text, special=False).ids)
     check_model(base)
     return _load_hub_tokenizer(base)
 

@@ -20,9 +20,10 @@ def _find_marks() -> str:
 
 
 MARKS = _find_marks()
-# Thai, Lao, Burmese, Khmer, kana, Chinese signs: writings that put no spaces between words.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
-UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Writings that put no spaces between words: Thai, Lao, Burmese, Khmer; kana, Chinese signs.
+SPELLED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+SIGNED = "\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = SPELLED + SIGNED
 WORD = re.compile(rf"[\w{MARKS}]+(?:['’][\w{MARKS}]+)*(?:\+\+|#(?!\w))?")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SIGN = re.compile("[$€£¥₹₩₽₺₫฿\u2600-\u27bf\U0001f300-\U0001faff]")  # currencies, emoji
@@ -89,6 +90,14 @@ def is_unspaced(text: str) -> bool:
     return letters > 0 and 2 * len(_UNSPACED_LETTER.findall(text)) > letters
 
 
+def is_spelled(text: str) -> bool:
+    """Say whether most letters are of writings without spaces whose letters are sounds (Thai, Lao, Burmese, Khmer)."""
+    if text.isascii() or not (found := len(_SPELLED_LETTER.findall(text))):
+        return False
+    return 2 * found > sum(character.isalpha() for character in text)
+
+
+_SPELLED_LETTER = re.compile(f"[{SPELLED}]")
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 BLOCK = 4096  # texts tokenised at once
 EXACT_CUT = 1024  # texts; beyond it the best cuts cost more time than they save
 BLOCK_PRICE = 32  # padded tokens that one more block costs (measured on MiniLM, 2 cores)
+
+ASCII = "".join(map(chr, range(33, 127)))
 
 Ids = NDArray[np.int32]
 Index = NDArray[np.int64]
@@ -45,6 +48,11 @@ class Tokens:
         """Return the tokens of texts `rows`; reads their offsets only, where `lengths` reads all of them."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
+    def holding(self, id: int | None) -> NDArray[np.bool_]:
+        """Return which texts hold the token `id`, (n,) bool; none holds None."""
+        before = np.concatenate([[0], np.cumsum(self.ids == id)]) if id is not None else np.zeros(len(self.ids) + 1)
+        return np.asarray(before[self.offsets[1:]] > before[self.offsets[:-1]], dtype=np.bool_)
+
     def padded(self, rows: Index, *, fill: int, left: bool = False) -> tuple[Index, Index]:
         """Return (ids, mask) of texts `rows`, each (len(rows), longest) int64; mask is 1 on real tokens."""
         lengths = self.lengths_of(rows)
@@ -59,6 +67,49 @@ class Tokens:
             places = starts + columns
         ids = np.where(mask, self.ids[np.where(mask, places, 0)], fill).astype(np.int64)
         return ids, mask.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """What a tokenizer makes of characters that it does not know: one token for all of them.
+
+    Attributes:
+        id: of that token; None where there is none, as in tokenizers that read bytes.
+        longest: letters up to which every word of ASCII is known, 0 where that is not sure.
+    """
+
+    id: int | None
+    longest: int
+
+    def surely_absent(self, text: str) -> bool:
+        """Say without the tokenizer whether all of `text` is known."""
+        if self.id is None:
+            return True
+        return text.isascii() and (len(text) <= self.longest or max(map(len, text.split()), default=0) <= self.longest)
+
+
+def find_unknown(tokenizer: Any, prompt: str = "") -> Unknown:
+    """Return the unknown token of a tokenizer of the package tokenizers, or of transformers where one is inside.
+
+    Args:
+        prompt: stands before every text; a token that it brings tells nothing of a text.
+    """
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(tokenizer, "model"):  # one in Python: nothing is known of it
+        return Unknown(None, 0)
+    name = getattr(tokenizer.model, "unk_token", None)
+    id = _find_unknown_id(tokenizer) if name is None else tokenizer.token_to_id(name)
+    if id is None or id in tokenizer.encode(prompt).ids:
+        return Unknown(None, 0)
+    read = tokenizer.encode_batch([letter * 9 for letter in ASCII], add_special_tokens=False)
+    known = not any(id in encoding.ids for encoding in read)
+    return Unknown(id, getattr(tokenizer.model, "max_input_chars_per_word", 1 << 62) if known else 0)
+
+
+def _find_unknown_id(tokenizer: Any) -> int | None:
+    """Return the id that a Unigram model, which has no name for it, writes into its file."""
+    found = re.search(r'(?<!\\)"unk_id":\s*(\d+)', tokenizer.to_str())
+    return int(found[1]) if found else None
 
 
 def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length: int | None) -> Tokens:

@@ -29,7 +29,8 @@ from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.metrics import Difference, paired_bootstrap, resample_weights
 from embedsmith.model import fingerprint_model
-from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer
+from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer, read_text
+from embedsmith.tokens import find_unknown
 
 REPORT = "verifier.json"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -124,31 +125,33 @@ class PairGraph:
     def __init__(self, folder: Path, report: VerifierReport, file: str, *, threads: int) -> None:
         self.report = report
         self._tokenizer = load_tokenizer(folder / TOKENIZER, report.max_length)
+        self._unknown = find_unknown(self._tokenizer)
         self._session = load_session(folder / file, threads=threads)
         self._names = [value.name for value in self._session.get_inputs()]
 
     def score(self, pairs: Sequence[tuple[str, str]], /) -> Logits:
         """Return (n,) logits; every pair runs by itself, so its neighbours never change it."""
         found = [self._run(left, right) for left, right in pairs]
-        limit = self.report.max_length
-        cut = np.array([limit is not None and length >= limit for _, length in found], dtype=np.bool_)
-        return hold_back(np.array([logit for logit, _ in found], dtype=np.float64), cut)
+        unread = np.array([cut for _, cut in found], dtype=np.bool_)
+        return hold_back(np.array([logit for logit, _ in found], dtype=np.float64), unread)
 
-    def _run(self, left: str, right: str) -> tuple[float, int]:
-        """Return the logit of a pair, and how many of its tokens were read."""
-        encoding = self._tokenizer.encode(left, right)
+    def _run(self, left: str, right: str) -> tuple[float, bool]:
+        """Return the logit of a pair, and whether anything of it was cut off or is unknown to the model."""
+        encoding = read_text(self._tokenizer, (left, right))
         ids = np.array([encoding.ids], dtype=np.int64)
         given = {INPUTS[0]: ids, INPUTS[1]: np.ones_like(ids), INPUTS[2]: np.array([encoding.type_ids], dtype=np.int64)}
         (logits,) = self._session.run(None, {name: given[name] for name in self._names})
-        return float(np.asarray(logits).reshape(-1)[0]), len(encoding.ids)
+        limit = self.report.max_length
+        cut = limit is not None and len(encoding.ids) >= limit
+        return float(np.asarray(logits).reshape(-1)[0]), cut or self._unknown.id in encoding.ids
 
 
-def hold_back(logits: Logits, cut: NDArray[np.bool_]) -> Logits:
-    """Return the logits (n,) of pairs, at most 0 where a pair was cut off: what was not read may make the difference.
+def hold_back(logits: Logits, unread: NDArray[np.bool_]) -> Logits:
+    """Return the logits (n,) of pairs, at most 0 where one was not read whole: what was not may make the difference.
 
     A pair that just fits counts as cut; its tokens do not tell.
     """
-    return np.where(cut, np.minimum(logits, 0.0), logits)
+    return np.where(unread, np.minimum(logits, 0.0), logits)
 
 
 def read_report(folder: Path) -> VerifierReport:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from embedsmith.cache.chat import Question, read_chat
+from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
+from embedsmith.cache.decision import partition_of
 
 
 def read(content: Any, *earlier: dict[str, Any], **fields: Any) -> Question:
@@ -55,3 +56,39 @@ def test_a_stream_tells_its_usage_when_asked(fields: dict[str, Any], wanted: tup
     question = read("hello", **fields)
     assert (question.stream, question.usage) == wanted
     assert question.scope == read("hello").scope
+
+
+def ask(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "what is new"}]} | fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"web_search_options": {}},
+        {"model": "gpt-4o-mini-search-preview"},
+        {"model": "maker/model:online"},
+        {"tools": [{"type": "web_search"}]},
+    ],
+)
+def test_answers_that_depend_on_the_day_pass_unless_they_are_allowed(fields: dict[str, Any]) -> None:
+    assert isinstance(read_chat(ask(**fields)), Passed)
+    assert isinstance(read_chat(ask(**fields), Allowances(tools=True)), Question)
+    assert isinstance(read_chat(ask(**fields, modalities=["audio"]), Allowances(tools=True)), Passed)
+
+
+def test_a_model_with_another_name_is_asked_from_the_cache() -> None:
+    assert isinstance(read_chat(ask(model="research-1", web_search_options=None)), Question)
+
+
+@pytest.mark.parametrize(("levels", "passed"), [(50, False), (99, False), (100, True), (900, True), (100_000, True)])
+def test_what_is_nested_too_deep_to_compare_passes(levels: int, passed: bool) -> None:
+    inner: Any = 1
+    for _ in range(levels):
+        inner = [inner]
+    found = read_chat(ask(odd=inner))
+    if passed:
+        assert found == Passed("the request is nested too deep to compare")
+    else:
+        assert isinstance(found, Question)
+        assert partition_of("n", found.scope)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +32,21 @@ TRAPS = [
     ("what is 10²", "what is 102", "number"),
     ("what is 2½", "what is 21/2", "number"),
     ("ASCII code of A", "ascii code of a", "letter"),
+    ("What are the symptoms of hepatitis A?", "What are the symptoms of hepatitis B?", "letter"),
+    ("what does vitamin a do", "what does vitamin d do", "letter"),
+    ("what does Medicare Part A cover", "what does Medicare Part B of them cover", "letter"),
+    ("who is he", "who is she", "opposite"),
+    ("怎么开通账户", "怎么关闭账户", "opposite"),
+    ("我可以退款吗", "我不可以退款吗", "negation"),
+    ("北京的天气怎么样", "上海的天气怎么样", "word"),
+    ("退款需要30天吗", "退款需要60天吗", "number"),
+    ("从北京到上海的车票", "从上海到北京的车票", "order"),
+    ("口座を開設するには", "口座を解約するには", "word"),
+    ("カードが使えるのはなぜですか", "カードが使えないのはなぜですか", "negation"),
+    ("ドルを円に両替したい", "円をドルに両替したい", "order"),
+    ("月曜日の営業時間", "日曜日の営業時間", "word"),
+    ("เปิดบัญชีอย่างไร", "ปิดบัญชีอย่างไร", "word"),
+    ("เปิด 30", "ปิด 30", "word"),
     ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()", "layout"),
     ("?", "...", "word"),
     ("cheapest hotel in leeds on friday", "cheapest hotel in york on friday", "word"),
@@ -53,8 +71,26 @@ SAME = [
     ("open in 2-3 days", "open in 2 to 3 days"),
     ("A friend called", "a friend called"),
     ("is it safe or not", "is it safe"),
+    ("can I rent a car for a week", "can I rent a car for one week"),
+    ("我可以退款吗", "我能不能退款"),
+    ("账户怎么注销", "怎么注销账户"),
+    ("差不多要多久", "要多久"),
+    ("荷物はいつ届きますか", "荷物が届くのはいつですか"),
+    ("払わなければならない税金", "払う税金"),
     ("which D.C. motor do i need", "which d.c. motor do I need"),
 ]
+
+
+UNSPACED = Path(__file__).parents[2] / "benchmarks" / "traps" / "unspaced.jsonl"
+
+
+def test_most_chinese_and_japanese_traps_are_seen_and_most_paraphrases_let_through() -> None:
+    rows = [json.loads(line) for line in UNSPACED.read_text(encoding="utf-8").splitlines()]
+    vetoed = [
+        sum(find_veto(row["text1"], row["text2"]) is not None for row in rows if row["label"] == k) for k in (0, 1)
+    ]
+    assert vetoed[0] >= 34  # of 36
+    assert vetoed[1] <= 3  # of 36
 
 
 @pytest.mark.parametrize(("left", "right", "kind"), TRAPS, ids=[f"{kind}: {one}" for one, _, kind in TRAPS])

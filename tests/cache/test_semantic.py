@@ -23,12 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.rules import veto_pairs
+from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, open_store
 from embedsmith.calibration import Calibration, write_calibration
-from embedsmith.encoder import Embeddings
+from embedsmith.encoder import Embeddings, Remembering
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.examples import LabelledPair
+from embedsmith.model import load_encoder
 from embedsmith.testing import FakeEncoder
 
 ASKED = "How do I freeze my card?"
@@ -382,6 +384,26 @@ def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model:
     assert not cache.lookup(beginning).hit
     cache.add("how do I set the clock?", "press the moon")
     assert cache.lookup("how do I set the clock, ").hit
+
+
+def test_texts_that_differ_in_what_the_model_cannot_read_must_be_equal(tiny_model: Path, tmp_path: Path) -> None:
+    """Every character outside its vocabulary becomes one token, so their cosine is 1."""
+    cache = SemanticCache(tiny_model, threshold=0.999, guard=False, feedback=tmp_path / "feedback.jsonl")
+    cache.add("怎么开通账户", "open it so")
+    found = cache.lookup("怎么关闭账户")
+    assert (found.hit, found.decision.reason) == (False, "holds what the model cannot read")
+    assert cache.look_again(found).decision == found.decision
+    assert cache.lookup(" 怎么开通账户").decision.tier == "exact"
+    cache.add("what does ፈ mean", "a letter")
+    assert not cache.lookup("what does mean").hit
+    cache.mark_wrong("怎么关闭账户", "id", "怎么开通账户")
+    assert '"cosine":-1.0' in (tmp_path / "feedback.jsonl").read_text().replace(" ", "")
+
+
+def test_a_calibration_knows_which_pairs_the_model_cannot_read(tiny_model: Path) -> None:
+    pairs = [LabelledPair("怎么开通账户", "怎么关闭账户", 0), LabelledPair("how are you", "how do you do", 1)]
+    unread, read = served_similarities(Remembering(load_encoder(tiny_model)), pairs, guard=False)
+    assert unread == -1 < read
 
 
 @pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])

@@ -30,6 +30,20 @@ def test_looking_for_what_has_expired_looks_at_no_other_entry(
     assert looked == []
 
 
+def test_limits_that_are_kept_cost_no_look_at_the_entries(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put([entry(f"{number}") for number in range(10)])
+    store.put([entry("3", answer="another, longer answer")])
+    store.delete(["4", "none"])
+    held = store.count()
+    assert held == store.count(entry("3").namespace)  # which adds up what is there
+    monkeypatch.setattr(store, "_worth", None)
+    assert store.evict(entries=held.entries, bytes=held.bytes) == 0
+    monkeypatch.undo()
+    assert store.evict(bytes=held.bytes - 1) == 1
+    store.close()
+    assert (store.count().entries, store.count().bytes) == (0, 0)
+
+
 def test_entries_that_are_replaced_for_ever_leave_nothing_behind(store: MemoryStore) -> None:
     for number in range(5000):
         store.put([entry("the same", expires=1e9 + number)])

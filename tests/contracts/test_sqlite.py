@@ -15,6 +15,7 @@ from places import entry, ids, units
 
 from embedsmith.cache.stores import Entry, StoreError, open_store
 from embedsmith.cache.stores.sqlite import IDLE, SWEEP, SQLiteStore
+from embedsmith.errors import ConfigurationError
 
 MANY = 3000
 
@@ -34,6 +35,16 @@ def open_here(path: Path, dimension: int = 4) -> SQLiteStore:
     store = open_store(f"sqlite:///{path}", dimension=dimension, model="m")
     assert isinstance(store, SQLiteStore)
     return store
+
+
+@pytest.mark.parametrize("url", ["sqlite://cache.db", "sqlite:cache.db", "sqlite:///", "sqlite:///~/cache.db"])
+def test_a_url_without_a_file_is_refused_before_anything_is_made(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="names no file"):
+        open_store(url, dimension=4, model="m")
+    assert list(tmp_path.iterdir()) == []
 
 
 def many(count: int, partition: str = "p", first: int = 0) -> list[Entry]:

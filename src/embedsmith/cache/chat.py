@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from embedsmith.text import is_storable
 
+DEEPEST = 100  # levels of a request; real ones have ten
 HARMLESS = frozenset(  # of a request: what does not change the answer
     {
         *("messages", "stream", "stream_options", "user", "metadata", "store", "n", "service_tier"),
@@ -47,7 +49,8 @@ class Allowances:
     """What else may be answered from the cache.
 
     Attributes:
-        tools: requests that offer tools; an answer that calls one is never stored.
+        tools: requests that offer tools, or have the web searched, whose answers depend on the day; an answer that
+            calls a tool is never stored.
         temperature: highest one at which an answer may be repeated; above, the user asks for variety.
     """
 
@@ -65,6 +68,8 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
         raise ValueError("messages must be a list of objects")
+    if _is_deep(body):
+        return Passed("the request is nested too deep to compare")
     if not _is_storable(body):
         return Passed("half characters or NUL in the request")
     reason = _reason_to_pass(body, messages, allowed)
@@ -86,11 +91,19 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     return Question(text, scope, stream, usage, bool(body.get("logprobs")))
 
 
+def _is_deep(body: Mapping[str, Any]) -> bool:
+    """Say whether something lies more than `DEEPEST` levels below `body`."""
+    level: list[Any] = [body]
+    for _ in range(DEEPEST):
+        inner = chain.from_iterable(item.values() if isinstance(item, Mapping) else item for item in level)
+        level = [item for item in inner if isinstance(item, (Mapping, list))]
+        if not level:
+            return False
+    return True
+
+
 def _is_storable(body: Mapping[str, Any]) -> bool:
-    try:
-        written = json.dumps(body, ensure_ascii=False)
-    except RecursionError:
-        return False
+    written = json.dumps(body, ensure_ascii=False)
     return "\\u0000" not in written and is_storable(written)  # JSON writes NUL as an escape
 
 
@@ -102,11 +115,18 @@ def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:
         return f"temperature {temperature:g} asks for variety"
-    if body.get("tools") or body.get("functions"):
-        return "" if allowed.tools else "tools are offered"
+    if (body.get("tools") or body.get("functions")) and not allowed.tools:
+        return "tools are offered"
+    if (body.get("web_search_options") is not None or _searches(body.get("model"))) and not allowed.tools:
+        return "the web is searched"
     if body.get("modalities") not in (None, ["text"]) or body.get("audio"):
         return "more than text is asked for"
     return ""
+
+
+def _searches(model: object) -> bool:
+    """Say whether a model of this name searches the web for each answer (gpt-4o-search-preview, NAME:online)."""
+    return isinstance(model, str) and ("-search-" in model or model.endswith(("-search", ":online")))
 
 
 def _text_of(content: object) -> str | None:

@@ -97,7 +97,7 @@ class Decision:
         similarity: of the entry served, or of the nearest one that was not; 1 in the exact tier, None
             where there was nothing.
         reason: "same text", "similar", "verified" (the verifier was asked), "nothing stored", "below threshold",
-            "verifier", "guard: KIND" or "longer than the model reads".
+            "verifier", "guard: KIND", or one of `encoder`: `TOO_LONG`, `UNKNOWN`.
         moved: the cosine that decided, where a verifier moved it.
         nearest: the closest entry that was looked at, served or not.
     """

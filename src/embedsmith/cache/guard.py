@@ -6,13 +6,17 @@ not share decide: near misses are mostly one sentence with one word exchanged, t
 other sentences. So it vetoes a candidate when
 
 - the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or
-- there is no word in it to compare, or
+- there is no word in it to compare, as in Thai, Lao, Burmese and Khmer, whose words nothing here can part, or
 - among mostly the same words: an odd number of negations differs, a word meets its opposite, two words change
   places (from A to B, from B to A), a name or other word is exchanged, or what is written beside the words differs
-  where it counts (5 + 3, 5 - 3, 5!; among the same words, the letters A and a, and the indentation of code).
+  where it counts (5 + 3, 5 - 3, 5!; hepatitis A, hepatitis B; among the same words, the letters A and a, and the
+  indentation of code).
 
-It only ever turns a hit into a miss. What it knows of English is in data/words.toml (`lexicon`). Its figures are
-those of `benchmarks/cache_traps.py`.
+In Chinese and Japanese every sign is a word, but for runs of katakana and the words that are listed; the order counts
+only around a direction there, since what is asked about may stand first or last.
+
+It only ever turns a hit into a miss. What it knows of English, Chinese and Japanese is in data/words.toml (`lexicon`).
+Its figures are those of `benchmarks/cache_traps.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +29,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from embedsmith.lexicon import TOKEN, Lexicon, expand_contractions, load_lexicon, read_number, read_unit, stem
-from embedsmith.text import normalize
+from embedsmith.lexicon import (
+    TOKEN,
+    Lexicon,
+    expand_contractions,
+    holds_signs,
+    load_lexicon,
+    part_signs,
+    read_number,
+    read_unit,
+    stem,
+)
+from embedsmith.text import is_spelled, normalize
 
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Turn = tuple[str, str, str]  # word before, direction, word behind
@@ -40,6 +54,7 @@ PART = re.compile(r"[¼-¾⅐-⅞↉]")
 SIGN = re.compile(r"(?<=[\d)])!|[*+^×÷<>=≤≥≠±√]+|(?<=[\d)]) ?[-/](?= ?[\d(])|(?P<negative>(?<![\w)])-(?=\d))")
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
+SIGNS = 6  # the same where each sign is a word
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 
 
@@ -65,6 +80,7 @@ class Facts:
         quantities: (kind, value) as written, with their counts. implied: those that "a week", "one day" may mean.
         negations: how many.
         content: stems that carry meaning, synonyms under one name.
+        signed: words of a writing without spaces are among them, each sign by itself where no list knows its word.
     """
 
     words: tuple[str, ...]
@@ -73,6 +89,7 @@ class Facts:
     implied: Counter[Quantity]
     negations: int
     content: frozenset[str]
+    signed: bool = False
 
     @property
     def silent(self) -> bool:
@@ -113,7 +130,7 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     if left.negations % 2 != right.negations % 2:  # "not slow" and "fast": two turns lead back
         return None if opposite else Veto("negation", f"{left.negations} / {right.negations}")
     found = opposite or _find_order(left, right) or _find_exchange(left, right, alike) or _find_turn(left, right)
-    return found or _find_mark(query, candidate, left, right)
+    return found or _find_mark(query, candidate, left, right, alike)
 
 
 def likeness(left: Facts, right: Facts) -> float:
@@ -145,6 +162,8 @@ def _find_opposite(left: Facts, right: Facts) -> Veto | None:
 
 def _find_order(left: Facts, right: Facts) -> Veto | None:
     fillers = load_lexicon().fillers
+    if left.signed or right.signed:  # what is asked about may stand first or last
+        return None
     if not (left.content ^ right.content) <= fillers:
         return None
     ours, theirs = ([word for word in side.words if word not in fillers] for side in (left, right))
@@ -168,19 +187,33 @@ def _find_turn(left: Facts, right: Facts) -> Veto | None:
     return Veto("order", f"{before} {direction} {behind} / {behind} {direction} {before}")
 
 
-def _find_mark(query: str, candidate: str, left: Facts, right: Facts) -> Veto | None:
+def _find_mark(query: str, candidate: str, left: Facts, right: Facts, alike: float) -> Veto | None:
     one, other = read_marks(query), read_marks(candidate)
     if one == other:
         return None
     ours, theirs = one.signs - other.signs, other.signs - one.signs
     if (ours and theirs) or any(sign in found for found in (ours, theirs) for sign in ("!", "negative")):
         return Veto("sign", f"{' '.join(sorted(ours)) or 'none'} / {' '.join(sorted(theirs)) or 'none'}")
-    if left.content == right.content:
-        for letter in sorted(one.letters - other.letters):
-            if letter.swapcase() in other.letters - one.letters:
-                return Veto("letter", f"{letter} / {letter.swapcase()}")
+    letter = _find_letter(one.letters - other.letters, other.letters - one.letters, left, right, alike)
+    if letter is not None:
+        return letter
     if one.layout != other.layout and left.words == right.words:
         return Veto("layout", "indentation")
+    return None
+
+
+def _find_letter(ours: frozenset[str], theirs: frozenset[str], left: Facts, right: Facts, alike: float) -> Veto | None:
+    """Return the veto on a letter for another; the words do not tell, since "a" is an article to them."""
+    if not ours or not theirs:
+        return None
+    if left.content == right.content:
+        for letter in sorted(ours):
+            if letter.swapcase() in theirs:
+                return Veto("letter", f"{letter} / {letter.swapcase()}")
+    one, other = ({letter.casefold() for letter in side} for side in (ours, theirs))
+    named = len(left.words) == len(right.words) or (any(map(str.isupper, ours)) and any(map(str.isupper, theirs)))
+    if alike >= SAME and named and one - other and other - one:  # hepatitis A, hepatitis B
+        return Veto("letter", f"{min(one - other)} / {min(other - one)}")
     return None
 
 
@@ -195,7 +228,7 @@ def _sort_choices(words: Sequence[str]) -> list[str]:
 
 def _find_exchange(left: Facts, right: Facts, alike: float) -> Veto | None:
     ours, theirs = left.content - right.content, right.content - left.content
-    if alike >= SAME and ours and theirs and len(ours) + len(theirs) <= MANY:
+    if alike >= SAME and ours and theirs and len(ours) + len(theirs) <= (SIGNS if left.signed else MANY):
         return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
     return None
 
@@ -211,7 +244,11 @@ def read_facts(text: str) -> Facts:
     """Return the facts of a question."""
     lexicon = load_lexicon()
     plain = spell_digits(text)
-    tokens = expand_contractions(TOKEN.findall(OR_NOT.sub("", normalize(plain))))
+    if is_spelled(plain):
+        return Facts((), {}, Counter(), Counter(), 0, frozenset())
+    read = OR_NOT.sub("", normalize(plain))
+    signed = not text.isascii() and holds_signs(read)
+    tokens = expand_contractions(TOKEN.findall(part_signs(read, lexicon) if signed else read))
     found: dict[bool, Counter[Quantity]] = {True: Counter(), False: Counter()}
     words: list[str] = []
     negations = place = 0
@@ -232,7 +269,7 @@ def read_facts(text: str) -> Facts:
     content = frozenset(
         lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
     )
-    return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content)
+    return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content, signed)
 
 
 @lru_cache(maxsize=1 << 14)

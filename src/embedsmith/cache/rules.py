@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from embedsmith.cache.guard import find_veto
 from embedsmith.calibration import Calibration, calibrate
-from embedsmith.encoder import Encoder, precision_of
+from embedsmith.encoder import Encoder, find_unread, precision_of
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import labels_of, similarities_of
 from embedsmith.examples import LabelledPair, units_of
@@ -199,8 +199,13 @@ def part_units(units: Sequence[str], shares: Sequence[float], *, seed: int) -> l
 
 
 def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair], *, guard: bool = True) -> NDArray[np.float64]:
-    """Return the cosine of each pair (n,) as the cache serves: −1 where its guard, if on, would not serve the pair."""
-    similarities = similarities_of(encoder, pairs)
+    """Return the cosine of each pair (n,) as the cache serves.
+
+    That is −1 where the model does not read all of a text, and where the guard, if on, would not serve the pair.
+    """
+    unread = {text for pair in pairs for text in (pair.sentence1, pair.sentence2) if find_unread(encoder, text)}
+    lost = np.array([bool(unread & {pair.sentence1, pair.sentence2}) for pair in pairs], dtype=bool)
+    similarities = np.where(lost, -1.0, similarities_of(encoder, pairs))
     return veto_pairs(similarities, pairs_of(pairs)) if guard else similarities
 
 

@@ -22,7 +22,7 @@ from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, open_encoder, read_promises
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
-from embedsmith.encoder import Embeddings, Encoder, reads_whole
+from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, find_unread
 from embedsmith.errors import ConfigurationError, InputError, describe_failure
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
@@ -190,8 +190,8 @@ class SemanticCache:
         began, now = time.perf_counter(), self._clock()
         vector, encoding = asked.vector, asked.encoding
         decision = decide_exact(self.store.get(asked.id, now))
-        if decision is None and not reads_whole(self.encoder, asked.text):
-            decision = Decision(None, None, None, "longer than the model reads")
+        if decision is None and (unread := self._find_unread(asked)):
+            decision = Decision(None, None, None, unread)
         elif decision is None:
             if vector is None:
                 started = time.perf_counter()
@@ -209,14 +209,21 @@ class SemanticCache:
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
         return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
 
+    def _find_unread(self, asked: Lookup) -> str:
+        """Return why the question's vector says nothing, "" where it does; a question is read once for that."""
+        if asked.vector is not None:
+            return ""
+        known = asked.decision.reason
+        return known if known in {TOO_LONG, UNKNOWN} else find_unread(self.encoder, asked.text)
+
     def _near(self, partition: str, vector: Embeddings, policy: Policy, now: float) -> list[Match]:
         """Return the closest entry and all others that could be served or sampled, closest first."""
         floor = policy.floor - (self.samples.rule.margin if self.samples is not None else 0.0)
         found = self.store.search(partition, vector, policy.candidates, now, floor=floor)
-        whole = [match for match in found if reads_whole(self.encoder, match.entry.text)]
+        whole = [match for match in found if not find_unread(self.encoder, match.entry.text)]
         if len(whole) < len(found):  # the closest of the others may lie below the floor
             found = self.store.search(partition, vector, policy.candidates, now)
-            whole = [match for match in found if reads_whole(self.encoder, match.entry.text)]
+            whole = [match for match in found if not find_unread(self.encoder, match.entry.text)]
         return whole
 
     def _probability(self, decision: Decision) -> float | None:
@@ -464,6 +471,7 @@ class SemanticCache:
             return False
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
+        vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))
         self._feedback.append(
             Judged(
                 sentence1=asked,

@@ -205,7 +205,7 @@ def serve(
     delta: Annotated[
         float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
     ] = None,
-    allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools, too.")] = False,
+    allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools or search the web, too.")] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     ignore_header: Annotated[

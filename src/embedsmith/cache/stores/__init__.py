@@ -182,8 +182,8 @@ def open_store(url: str, *, dimension: int, model: str) -> Store:
         dimension: of the vectors. model: fingerprint of the model that makes them; kept in the store.
 
     Raises:
-        ConfigurationError: another kind of URL. MissingPartError: the store's driver is not installed.
-        ModelMismatch: the store holds vectors of another model. StoreError: it cannot be reached.
+        ConfigurationError: another kind of URL, or one without a file. MissingPartError: the store's driver is not
+            installed. ModelMismatch: the store holds vectors of another model. StoreError: it cannot be reached.
     """
     kind = url.partition(":")[0]
     if kind == "memory":

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import numpy as np
-
 from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
@@ -30,6 +28,7 @@ class MemoryStore:
         self._uses: dict[str, tuple[float, int]] = {}  # id -> last use, number of uses
         self._ends: list[tuple[float, int]] = []  # a heap of expiries and keys, of replaced entries too
         self._next = 0
+        self._bytes = 0  # of all entries
 
     def get(self, id: str, now: float) -> Entry | None:
         entry = self._entries.get(id)
@@ -50,6 +49,7 @@ class MemoryStore:
             for entry, vector in zip(entries, checked, strict=True):
                 self._remove([entry.id])
                 self._entries[entry.id] = entry
+                self._bytes += entry.size
                 self._keys[entry.id], self._ids[self._next] = self._next, entry.id
                 self._uses[entry.id] = (entry.created, 0)
                 self._index.add(entry.partition, [self._next], vector[None])
@@ -89,14 +89,17 @@ class MemoryStore:
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         with self._lock:
-            left = self.count()
-            going: list[str] = []
-            for entry in sorted(self._entries.values(), key=lambda entry: self._worth(entry, order)):
-                if (entries is None or left.entries <= entries) and (bytes is None or left.bytes <= bytes):
-                    break
-                left = Counts(left.entries - 1, left.bytes - entry.size)
-                going.append(entry.id)
-            return self._remove(going)
+            if not self._exceeds(entries, bytes):
+                return 0
+            before = len(self._entries)
+            least = [self._worth(entry, order) for entry in self._entries.values()]
+            heapq.heapify(least)  # one of many goes, mostly: no need to sort them all
+            while self._exceeds(entries, bytes):
+                self._remove([heapq.heappop(least)[2]])
+            return before - len(self._entries)
+
+    def _exceeds(self, entries: int | None, bytes: int | None) -> bool:
+        return (entries is not None and len(self._entries) > entries) or (bytes is not None and self._bytes > bytes)
 
     def _worth(self, entry: Entry, order: Order) -> tuple[float, float, str]:
         used, uses = self._uses[entry.id]
@@ -104,8 +107,10 @@ class MemoryStore:
 
     def count(self, namespace: str | None = None) -> Counts:
         with self._lock:
-            found = [entry.size for entry in self._entries.values() if namespace in (None, entry.namespace)]
-        return Counts(len(found), int(np.sum(found)))
+            if namespace is None:
+                return Counts(len(self._entries), self._bytes)
+            found = [entry.size for entry in self._entries.values() if entry.namespace == namespace]
+        return Counts(len(found), sum(found))
 
     def scan(self, namespace: str | None = None) -> Iterator[Entry]:
         with self._lock:
@@ -122,4 +127,5 @@ class MemoryStore:
             key = self._keys.pop(entry.id)
             del self._ids[key], self._uses[entry.id]
             self._index.remove(entry.partition, [key])
+            self._bytes -= entry.size
         return len(gone)

@@ -30,6 +30,7 @@ from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.cache.stores.sqlite_schema import prepare, read_about
 from embedsmith.encoder import Embeddings
+from embedsmith.errors import ConfigurationError
 
 Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
@@ -54,7 +55,8 @@ class SQLiteStore:
     """Entries in the file of `url` (`sqlite:///relative.db`, `sqlite:////absolute.db`).
 
     Raises:
-        StoreError: the file cannot be opened, or is no store. ModelMismatch: vectors of another model.
+        ConfigurationError: the URL names no file. StoreError: the file cannot be opened, or is no store.
+        ModelMismatch: vectors of another model.
     """
 
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
@@ -371,8 +373,19 @@ def _read_tags(written: str) -> tuple[str, ...]:
 
 
 def path_of(url: str) -> Path:
-    """Return the file of `sqlite:///FILE`."""
-    return Path(url.removeprefix("sqlite:///"))
+    """Return the file of `sqlite:///FILE`.
+
+    Raises:
+        ConfigurationError: there are not three slashes, no name behind them, or a "~", which no shell has expanded.
+    """
+    name = url.removeprefix("sqlite:///")
+    if name == url or not Path(name).name or name.startswith("~"):
+        raise ConfigurationError(
+            f"{url!r} names no file",
+            expected="sqlite:///relative.db or sqlite:////absolute.db; ~ is not expanded",
+            action="write three slashes before the path of the file, and the path in full",
+        )
+    return Path(name)
 
 
 def connect(path: Path) -> sqlite3.Connection:
