@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import quote, unquote_to_bytes
 
 import httpx
@@ -20,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from embedsmith.server.answers import Answer, StreamReader
+from embedsmith.server.connections import Connections
 from embedsmith.server.edge import refuse
 from embedsmith.server.headers import ASKED, HOPS
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
@@ -27,8 +27,6 @@ from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
 from embedsmith.server.watch import Watch
 
 OWN = "x-embedsmith-"
-# As many connections as there are requests: httpx would let the 101st wait for another to end, however long it takes.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -45,11 +43,11 @@ class Upstream:
         self._key, self._watch = key, watch
         self.timeout = timeout
         self._waits = httpx.Timeout(timeout, connect=min(timeout, 10.0)).as_dict()
-        self._client = httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])), limits=LIMITS)
+        self._connections = Connections()
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._client.aclose()
+        await self._connections.close()
 
     async def send(self, request: Request, raw: bytes) -> Call | Response:
         """Return the upstream's answer, its body unread, or the response that says why there is none."""
@@ -69,7 +67,7 @@ class Upstream:
         )
         try:
             async with asyncio.timeout(self.timeout):  # httpx counts from one piece of the head to the next
-                call.take(await self._client.send(sent, stream=True))
+                call.take(await self._connections.send(sent))
         except (httpx.TimeoutException, TimeoutError):
             return call.missing(504, "the upstream did not answer in time")
         except httpx.HTTPError as error:
@@ -108,14 +106,14 @@ class Upstream:
 class WatchedStream(StreamingResponse):
     """A stream that says when it is over, however it ends."""
 
-    over: Callable[[], None]
+    over: Callable[[], Awaitable[None]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.over()
+            await self.over()
 
 
 @dataclass(slots=True)
@@ -132,6 +130,7 @@ class Call:
     began: float
     patience: float
     _answer: httpx.Response | None = None
+    _ended: bool = False
 
     def take(self, answer: httpx.Response) -> None:
         """Take the head of the answer."""
@@ -176,10 +175,11 @@ class Call:
             async with asyncio.timeout(max(left, 0.0)):  # blank lines keep a connection alive, and tell nothing
                 return b"".join([part async for part in self.answer.aiter_raw()])
         except (httpx.TimeoutException, TimeoutError):
-            await self.answer.aclose()
             return self.missing(504, "the upstream did not end its answer in time", told=told)
         except httpx.HTTPError as error:
             return self.missing(502, "the upstream broke off its answer", type(error).__name__, told)
+        finally:
+            await self.answer.aclose()
 
     async def stream(self, reader: StreamReader | None = None) -> AsyncGenerator[bytes]:
         """Yield the bytes of the answer as they come, let `reader` see them, and end the call."""
@@ -189,27 +189,32 @@ class Call:
                     reader.feed(data)
                 yield data
             if reader is not None and self.span.recording:
-                self.answered(reader.answer())
+                self.answered(await asyncio.to_thread(reader.answer))
         except httpx.HTTPError as error:
             self.watch.failed("the upstream cut a stream")
             self.trail.failure = "the upstream cut a stream"
             self.span.fail(type(error).__name__)
             raise
         finally:
-            await self.answer.aclose()
-            self._end()
+            await self.close()
+
+    async def close(self) -> None:
+        """Let go of the answer, whether or not it was read; a second call does nothing."""
+        await self.answer.aclose()
+        self._end()
 
     def response(
         self,
         content: bytes | AsyncIterator[bytes],
         told: Mapping[str, str] | None = None,
         *,
-        over: Callable[[], None] = lambda: None,
+        over: Callable[[], Awaitable[None]] | None = None,
     ) -> Response:
         """Return the answer with its status and headers, and what the cache has to say.
 
         Args:
-            over: called when a stream was sent, or its client has gone.
+            over: called when a stream was sent, or its client has gone, maybe before the first byte was asked for;
+                by default the call is closed then.
         """
         made: Response
         if isinstance(content, bytes):
@@ -217,12 +222,15 @@ class Call:
             self._end()
         else:
             made = WatchedStream(content, self.status_code)
-            made.over = over
+            made.over = over or self.close
         made.raw_headers += kept_headers(self.answer.headers.raw)
         made.raw_headers += [(name.encode(), value.encode("latin-1")) for name, value in (told or {}).items()]
         return made
 
     def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
         self.trail.upstream = time.perf_counter() - self.began
         self.span.end()
 
