@@ -306,11 +306,7 @@ class Proxy:
         task = asyncio.create_task(self._read_stream(ask, found, relay, reader, flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-        async def leave() -> None:
-            relay.leave()
-
-        return call.response(relay.parts(), ask.told(found), over=leave)
+        return call.response(relay.parts(), ask.told(found), over=relay.leave)
 
     async def _read_stream(
         self, ask: Ask, found: Lookup, relay: Relay, reader: StreamReader, flight: Flight | None

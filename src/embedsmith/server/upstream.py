@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
@@ -106,14 +106,14 @@ class Upstream:
 class WatchedStream(StreamingResponse):
     """A stream that says when it is over, however it ends."""
 
-    over: Callable[[], Awaitable[None]]
+    over: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self.over()
+            self.over()
 
 
 @dataclass(slots=True)
@@ -130,7 +130,6 @@ class Call:
     began: float
     patience: float
     _answer: httpx.Response | None = None
-    _ended: bool = False
 
     def take(self, answer: httpx.Response) -> None:
         """Take the head of the answer."""
@@ -196,25 +195,20 @@ class Call:
             self.span.fail(type(error).__name__)
             raise
         finally:
-            await self.close()
-
-    async def close(self) -> None:
-        """Let go of the answer, whether or not it was read; a second call does nothing."""
-        await self.answer.aclose()
-        self._end()
+            await self.answer.aclose()
+            self._end()
 
     def response(
         self,
         content: bytes | AsyncIterator[bytes],
         told: Mapping[str, str] | None = None,
         *,
-        over: Callable[[], Awaitable[None]] | None = None,
+        over: Callable[[], None] = lambda: None,
     ) -> Response:
         """Return the answer with its status and headers, and what the cache has to say.
 
         Args:
-            over: called when a stream was sent, or its client has gone, maybe before the first byte was asked for;
-                by default the call is closed then.
+            over: called when a stream was sent, or its client has gone.
         """
         made: Response
         if isinstance(content, bytes):
@@ -222,15 +216,12 @@ class Call:
             self._end()
         else:
             made = WatchedStream(content, self.status_code)
-            made.over = over or self.close
+            made.over = over
         made.raw_headers += kept_headers(self.answer.headers.raw)
         made.raw_headers += [(name.encode(), value.encode("latin-1")) for name, value in (told or {}).items()]
         return made
 
     def _end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
         self.trail.upstream = time.perf_counter() - self.began
         self.span.end()
 
