@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,7 +18,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from embedsmith.cache.chat import Question
-from embedsmith.server.answers import Answer, StreamReader, load_answer, parse, read_body, stream_events
+from embedsmith.server.answers import (
+    BLOCK,
+    Answer,
+    StreamReader,
+    in_blocks,
+    load_answer,
+    parse,
+    read_body,
+    stream_events,
+)
 
 from .conftest import TOKEN, Served
 from .scripted import USAGE, chunk, completion, events, upstream
@@ -135,6 +147,55 @@ def test_no_stream_breaks_its_reader_and_what_is_kept_can_be_given_in_both_forms
         assert list(stream_events(again, usage=True))
 
 
+def test_a_line_without_an_end_is_not_copied_with_every_piece_of_it() -> None:
+    reader = StreamReader()
+    tracemalloc.start()
+    try:
+        for piece in (b"x" * (4 << 20), b"y"):
+            reader.feed(piece)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(10):
+            reader.feed(b"y")
+        assert tracemalloc.get_traced_memory()[1] - before < 1 << 20
+    finally:
+        tracemalloc.stop()
+    reader.feed(b"\r\n" + events(*SAID))
+    assert reader.answer() is not None
+
+
+def test_a_stream_is_read_and_put_together_beside_the_loop(scripted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, says, _ = scripted
+    says["stream"] = events(*SAID)
+    where, read = [], StreamReader.answer
+
+    def answer(self: StreamReader) -> Answer | None:
+        where.append(threading.current_thread().name)
+        return read(self)
+
+    monkeypatch.setattr(StreamReader, "answer", answer)
+    for _ in range(2):
+        assert send(served, stream=True).content == says["stream"]
+    assert len(where) == 1
+    assert where[0] != "server"
+
+
+def test_a_long_stream_is_replayed_in_blocks() -> None:
+    long = [chunk({"content": f"word {number} "}) for number in range(5000)]
+    reader = StreamReader()
+    reader.feed(events(*long, chunk({}, "stop")))
+    answer = reader.answer()
+    assert answer is not None
+    one_by_one = list(stream_events(answer, usage=False))
+
+    async def collect() -> list[bytes]:
+        return [block async for block in in_blocks(one_by_one)]
+
+    blocks = asyncio.run(collect())
+    assert b"".join(blocks) == b"".join(one_by_one) == events(*long, chunk({}, "stop"))
+    assert len(blocks) <= 1 + sum(map(len, one_by_one)) // BLOCK
+
+
 def test_a_stream_that_is_too_long_is_not_kept() -> None:
     reader = StreamReader(largest=1000)
     for _ in range(100):
@@ -192,6 +253,18 @@ def test_an_upstream_that_never_tells_usage_is_not_asked_for_it_again(scripted: 
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("forms", [["plain", "usage"], ["usage", "plain"], ["stream", "plain", "usage"]])
+def test_clients_of_an_upstream_without_usage_do_not_replace_each_others_answers_for_ever(
+    scripted: Any, forms: list[str]
+) -> None:
+    served, says, calls = scripted
+    says |= {"plain": json.dumps({**completion(), "usage": None}).encode(), "stream": events(*SAID)}
+    for form in forms * 3:
+        last = send(served, **FORMS[form])
+    assert last.headers["x-embedsmith-cache"] == "hit"
+    assert len(calls) <= 2
+
+
 PROBS: list[dict[str, Any]] = [
     {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("hi ", "there")
 ]
@@ -223,12 +296,14 @@ def test_logprobs_and_reasoning_go_from_one_form_into_the_other(scripted: Any, f
     assert len(calls) == 1
 
 
-def test_an_answer_without_the_logprobs_that_are_asked_for_serves_its_own_form_only() -> None:
-    answer = read_body(completion())
-    assert answer is not None
-    asked = Question("x", {}, logprobs=True)
-    assert answer.lacks(asked) == ""
-    assert answer.lacks(replace(asked, stream=True)) == "stored without logprobs"
+def test_a_stream_without_the_logprobs_that_are_asked_for_is_no_plain_answer_but_the_reverse_is() -> None:
+    plain = read_body(completion())
+    assert plain is not None
+    stream, asked = replace(plain, chunks=("{}",)), Question("x", {}, logprobs=True)
+    assert stream.lacks(replace(asked, stream=True)) == ""
+    assert stream.lacks(asked) == "stored without logprobs"
+    # A plain answer says all that its upstream has to say: it would be asked again at every change of form.
+    assert plain.lacks(asked) == plain.lacks(replace(asked, stream=True)) == ""
 
 
 def test_what_a_plain_answer_cannot_hold_is_given_as_a_stream_only(scripted: Any) -> None:

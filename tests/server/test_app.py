@@ -18,12 +18,13 @@ import pytest
 from starlette.applications import Starlette
 
 from embedsmith.cache.decision import entry_id
+from embedsmith.cache.reencoding import reencode
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import StoreError
 from embedsmith.encoder import Embeddings
 from embedsmith.server.answers import Answer
-from embedsmith.server.app import create_app
+from embedsmith.server.app import create_app, find_entries
 from embedsmith.server.proxy import missed
 from embedsmith.server.watch import LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
@@ -237,7 +238,7 @@ def test_a_long_answer_is_shown_as_text_and_cut(serve: Serve) -> None:
     served = serve(answer=lambda _: "word “and” " * 400)
     ask(served)
     served.cache.add("in a program", "plain text")
-    long, plain = (
+    plain, long = (
         entry["answer"] for entry in httpx.get(f"{served.url}/admin/entries", headers=ADMIN).json()["entries"]
     )
     assert (long, plain) == (("word “and” " * 400)[:2000] + " …", "plain text")
@@ -342,6 +343,69 @@ def test_reasons_are_counted_without_what_the_guard_found_in_each_pair(serve: Se
         ask(served, f"what happens {days} days after my payment is late")
     assert state(served)["reasons"] == {"miss: guard: number": 2, "miss: nothing stored": 1}
     assert state(served)["latest"][0]["reason"].startswith("guard: number (")
+
+
+def test_a_cache_that_fails_is_seen_until_it_works_again(serve: Serve, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/cache.db"
+    served = serve(cache={"store": url})
+    ask(served)
+    assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+    reencode(url, FakeEncoder(64), model="another")
+    assert ask(served, cache="ttl=9")[:2] == ("pass", "the cache failed")
+    assert httpx.get(f"{served.url}/health").json() == {"status": "degraded", "failing": ["the cache failed"]}
+    (trouble,) = state(served)["troubles"]
+    assert "restart this server" in trouble["told"]
+    assert "ModelMismatch at" in trouble["told"]
+    ask(served)
+    assert state(served)["troubles"] == [trouble]  # since its beginning
+
+
+def test_a_trouble_ends_with_the_first_lookup_or_addition_that_works(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("the store at redis://secret@host is gone")
+
+    for name, text, what in (
+        ("get", ASKED, "the cache failed"),
+        ("put", "what is a standing charge?", "an answer could not be stored"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(served.cache.store, name, fail)
+            ask(served, text)
+            (trouble,) = state(served)["troubles"]
+            assert trouble["told"].startswith(f"{what}: StoreError at")
+            assert "secret" not in trouble["told"]
+        ask(served, text)
+        assert state(served)["troubles"] == []
+
+
+def test_a_store_that_fails_is_a_503_for_the_admin(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError("the store at redis://secret@host is gone")
+
+    for name in ("scan", "delete", "purge"):
+        monkeypatch.setattr(served.cache.store, name, fail)
+    answers = [httpx.get(f"{served.url}/admin/entries", headers=ADMIN)]
+    answers += [post(served, "/admin/purge", body) for body in ({"id": "x"}, {"all": True})]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+        assert "the store failed (StoreError)" in answer.json()["error"]["message"]
+
+
+def test_the_newest_entries_are_found_first_and_how_many_there_are() -> None:
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    for number in range(5):
+        cache.add(f"question {number}", "an answer")
+    found = find_entries(cache.store, "question", most=2)
+    assert [entry["text"] for entry in found["entries"]] == ["question 4", "question 3"]
+    assert (found["found"], found["whole"]) == (5, True)
+    assert find_entries(cache.store, "question 1")["found"] == 1
+    assert find_entries(cache.store, "question", seconds=-1.0) == {"entries": [], "found": 0, "whole": False}
 
 
 def test_entries_are_searched_and_purged(serve: Serve) -> None:

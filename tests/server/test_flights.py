@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -132,6 +133,40 @@ def test_nobody_waits_for_an_answer_that_will_not_be_stored(before: Start) -> No
         assert (first.result().status_code, second.result().status_code) == (200, 200)
 
 
+@pytest.mark.parametrize(("status", "field"), [(401, "user"), (404, "user"), (400, ""), (422, "")])
+def test_what_the_upstream_will_not_take_it_is_asked_once_for_all_who_wait(
+    before: Start, status: int, field: str
+) -> None:
+    handler = Counting(failures=99, status=status, seconds=0.5)
+    served = before(handler)
+
+    def ask(number: int) -> httpx.Response:
+        return send(served, **({field: str(number)} if field else {}))
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(ask, range(10)))
+    assert [answer.status_code for answer in answers] == [status] * 10
+    assert handler.calls < 5  # once, but for those who come when the first has landed
+
+
+def test_what_is_wrong_with_one_request_is_not_said_of_another(before: Start) -> None:
+    arrived = threading.Event()
+
+    async def judge(request: Request) -> Response:
+        if "user" not in await request.json():
+            return JSONResponse(completion())
+        arrived.set()
+        await asyncio.sleep(0.3)
+        return JSONResponse({"error": "user"}, 400)
+
+    served = before(judge)
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(send, served, user="")
+        assert arrived.wait(10)
+        assert send(served).json() == completion()
+        assert refused.result().status_code == 400
+
+
 class Endless:
     """An upstream whose first stream sends comments for ever; all else it answers at once."""
 
@@ -191,6 +226,22 @@ def test_a_stream_that_will_not_be_stored_is_not_read_for_nobody(
     handler = Endless()
     leave_early(before(handler), "no-store")
     assert handler.ended.wait(5)  # long before the 600 s that the upstream may take
+
+
+def test_an_answer_whose_client_left_before_its_head_came_is_let_go(before: Start) -> None:
+    arrived, handler = threading.Event(), Endless()
+
+    async def late(request: Request) -> Response:
+        arrived.set()
+        await asyncio.sleep(0.3)
+        return await handler(request)
+
+    served = before(late)
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert arrived.wait(10)
+    assert handler.ended.wait(10)
 
 
 def test_a_plain_answer_that_trickles_has_a_time_limit(before: Start) -> None:

@@ -95,6 +95,23 @@ def test_text_is_a_summary_a_minute_and_every_kind_of_failure_once() -> None:
     assert "14 requests" in stream.getvalue().splitlines()[-1]
 
 
+def test_a_miss_that_only_if_cached_asked_for_is_no_failure(serve: Serve) -> None:
+    stream = io.StringIO()
+    log = TextLog(stream)
+    served = serve(app={"log": log})
+    body = {"model": "m", "messages": [{"role": "user", "content": ASKED}]}
+    headers = {"x-embedsmith-cache": "only-if-cached"}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "not_cached")
+    ask(served)  # the line of the first request was written before this one came
+    log.close()
+    (summary,) = stream.getvalue().splitlines()
+    assert "1 miss" in summary or "2 miss" in summary
+    assert "0 failed" in summary
+    assert Trail("id", status=504, failure="the upstream did not answer in time").failed
+    assert Trail("id", status=500).failed
+
+
 def test_off_says_nothing(serve: Serve) -> None:
     with logged("off") as (log, stream):
         served = serve(app={"log": log, "upstream": "http://127.0.0.1:1/v1"})
@@ -191,8 +208,9 @@ def test_a_failure_that_nobody_foresaw_is_a_500_with_an_id_to_look_for(
         def fail() -> None:
             raise RuntimeError("with a secret text")
 
-        monkeypatch.setattr(served.cache.store, "scan", fail)
-        answer = httpx.get(f"{served.url}/admin/entries", headers={"authorization": f"Bearer {TOKEN}"})
+        assert served.watch is not None
+        monkeypatch.setattr(served.watch.oversight, "state", fail)
+        answer = httpx.get(f"{served.url}/admin/state", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"
     (line,) = lines_of(stream, 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -88,6 +89,7 @@ def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, 
     finally:
         process.send_signal(signal.SIGTERM)
         lines += process.communicate(timeout=30)[0].splitlines()
+    assert process.returncode == -signal.SIGTERM
 
 
 def client_of(address: str) -> httpx.Client:
@@ -107,6 +109,15 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1
     assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+        client = client_of(address)
+        assert [ask(client, "hello there") for _ in range(4)] == ["miss", *["hit"] * 3]
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as stored:
+        assert stored.execute("select sum(uses) from entries").fetchall() == [(3,)]
+    assert "4 requests, 3 hit, 1 miss" in lines[-1]
 
 
 def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:

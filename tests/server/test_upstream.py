@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,9 +16,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from embedsmith.server import connections
+from embedsmith.server.connections import EACH, Connections
 from embedsmith.testing import FaultyServer
 
 from .conftest import Served, listen
+from .scripted import upstream
 from .test_proxy import Serve, connect
 
 STREAM = b'event: a\r\ndata: {"x": 1}\r\n\r\n: a comment\n\ndata: \xff\x00 raw bytes\n\ndata: [DONE]\n\n'
@@ -124,3 +129,44 @@ def test_an_upstream_that_is_gone_is_a_502_everywhere(serve: Serve, path: str) -
     served = serve(app={"upstream": address})
     method = "GET" if path == "models" else "POST"
     assert httpx.request(method, f"{served.url}/v1/{path}", json={}).status_code == 502
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "embeddings"])
+def test_an_encoded_body_goes_on_as_it_is(serve: Serve, path: str) -> None:
+    received = []
+
+    async def keep(request: Request) -> Response:
+        received.append((request.headers.get("content-encoding"), await request.body()))
+        return JSONResponse({"taken": True})
+
+    body = {"model": "m", "input": "x", "messages": [{"role": "user", "content": "hello"}]}
+    packed = gzip.compress(json.dumps(body).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with upstream(keep) as url:
+        served = serve(app={"upstream": url})
+        answer = httpx.post(f"{served.url}/v1/{path}", content=packed, headers=headers)
+    assert (answer.json(), received) == ({"taken": True}, [("gzip", packed)])
+    if path == "chat/completions":
+        told = [answer.headers[f"x-embedsmith-{name}"] for name in ("cache", "reason")]
+        assert told == ["pass", "the body is encoded"]
+
+
+def test_connections_are_shared_out_and_go_when_a_burst_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go(url: str) -> None:
+        held = Connections()
+        burst = [await held.send(httpx.Request("GET", f"{url}/models")) for _ in range(2 * EACH + 1)]
+        assert [pool.busy for pool in held.pools] == [EACH, EACH, 1]
+        for answer in burst:
+            await answer.aread()
+        assert [pool.busy for pool in held.pools] == [0, 0, 0]
+        monkeypatch.setattr(connections, "KEPT", 0.0)
+        answer = await held.send(httpx.Request("GET", f"{url}/models"))
+        assert [pool.busy for pool in held.pools] == [1]
+        await answer.aclose()  # unread
+        with pytest.raises(httpx.ConnectError):
+            await held.send(httpx.Request("GET", "http://127.0.0.1:1/v1"))
+        assert [pool.busy for pool in held.pools] == [0]
+        await held.close()
+
+    with FaultyServer() as simulated:
+        asyncio.run(go(simulated.base_url))

@@ -9,8 +9,9 @@ that could not be written out again (NaN, half characters), is never stored.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from embedsmith.text import is_storable
 
 DONE = "[DONE]"
 LARGEST = 8 << 20  # bytes of a stream that is kept
+BLOCK = 1 << 16  # bytes of a replayed stream that are sent together
 OWN = frozenset({"object", "choices", "usage", "obfuscation"})  # of a chunk, or of an answer: not the same in the other
 MOST_TOKENS = 1 << 53
 STREAMED, NO_USAGE, NO_LOGPROBS = "stored as a stream only", "stored without usage", "stored without logprobs"
@@ -49,13 +51,13 @@ class Answer:
 
     def lacks(self, question: Question) -> str:
         """Return what `question` asks for that this answer cannot give in its form; "" when nothing is missing."""
-        if not self.chunks and not question.stream:
-            return ""
-        if self.chunks and question.stream:
+        if not self.chunks:
+            return ""  # a plain answer has all that its upstream tells: who asked again would get the same, for ever
+        if question.stream:
             return NO_USAGE if question.usage and not self.asked and not self.body.get("usage") else ""
         if self.partial:
             return STREAMED
-        if (question.usage or not question.stream) and not self.body.get("usage"):
+        if not self.body.get("usage"):
             return NO_USAGE
         return NO_LOGPROBS if question.logprobs and not self.body["choices"][0].get("logprobs") else ""
 
@@ -140,7 +142,7 @@ class StreamReader:
     chunks: list[str] = field(default_factory=list)
     finished: bool = False
     _read: int = 0
-    _rest: bytes = b""
+    _rest: bytearray = field(default_factory=bytearray)  # a line whose end has not come
 
     @property
     def full(self) -> bool:
@@ -152,9 +154,14 @@ class StreamReader:
         self._read += len(data)
         if self.full:
             self.chunks.clear()
-            self._rest = b""
+            self._rest.clear()
             return
-        *lines, self._rest = (self._rest + data).replace(b"\r\n", b"\n").split(b"\n")
+        ends, _, rest = data.rpartition(b"\n")
+        if len(rest) == len(data):
+            self._rest += data
+            return
+        self._rest += ends
+        lines, self._rest = self._rest.split(b"\n"), bytearray(rest)
         for line in lines:
             if line.startswith(b"data:"):
                 text = line[5:].strip().decode("utf-8", "replace")
@@ -183,7 +190,8 @@ class _Joined:
     """
 
     about: dict[str, Any] = field(default_factory=dict)
-    message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": ""})
+    role: str = "assistant"
+    texts: dict[str, list[str]] = field(default_factory=lambda: {"content": []})
     choice: dict[str, Any] = field(default_factory=dict)
     usage: Any = None
     partial: bool = False
@@ -215,12 +223,11 @@ class _Joined:
         return True
 
     def _add_field(self, name: str, value: object) -> None:
-        before = self.message.get(name, "")
         if name == "role" and isinstance(value, str):
-            self.message["role"] = value or "assistant"
-        elif isinstance(value, str) and isinstance(before, str):
+            self.role = value or "assistant"
+        elif isinstance(value, str):
             if value:
-                self.message[name] = before + value
+                self.texts.setdefault(name, []).append(value)
         elif value:  # how its pieces make a whole is the upstream's secret
             self.partial = True
 
@@ -230,11 +237,15 @@ class _Joined:
             self.partial = True
             return
         for name, part in value.items():
-            known[name] = part if known.get(name) is None else [*known[name], *(part or ())]
+            if known.get(name) is None:
+                known[name] = part
+            else:
+                known[name] += part or ()
 
     def body(self) -> dict[str, Any]:
         """Return the `chat.completion` object."""
-        choice = {"index": 0, "message": self.message, "finish_reason": None} | self.choice
+        message = {"role": self.role} | {name: "".join(parts) for name, parts in self.texts.items()}
+        choice = {"index": 0, "message": message, "finish_reason": None} | self.choice
         told = {**self.about, "object": "chat.completion", "choices": [choice]}
         return told | ({"usage": self.usage} if self.usage else {})
 
@@ -250,6 +261,19 @@ def stream_events(answer: Answer, *, usage: bool) -> Iterator[bytes]:
         if usage or not _is_usage_alone(chunk):
             yield f"data: {chunk}\n\n".encode()
     yield f"data: {DONE}\n\n".encode()
+
+
+async def in_blocks(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield `parts` joined into blocks, and let others have their turn after each: one by one they take far longer."""
+    block = bytearray()
+    for part in parts:
+        block += part
+        if len(block) >= BLOCK:
+            yield bytes(block)
+            block.clear()
+            await asyncio.sleep(0)
+    if block:
+        yield bytes(block)
 
 
 def _is_usage_alone(chunk: str) -> bool:

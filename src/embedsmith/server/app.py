@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
-import itertools
 import json
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from starlette.routing import Route
 
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.cache.stores import Entry
+from embedsmith.cache.stores import Entry, Store
 from embedsmith.server.batching import ROOM
 from embedsmith.server.dashboard import page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
@@ -31,12 +32,14 @@ from embedsmith.server.openapi import describe_api
 from embedsmith.server.oversight import read_answer
 from embedsmith.server.proxy import LARGEST, Proxy
 from embedsmith.server.spans import Spans
+from embedsmith.server.trail import trail_of
 from embedsmith.server.upstream import Upstream
-from embedsmith.server.watch import Prices, Seen, Watch
+from embedsmith.server.watch import Prices, Seen, Watch, explain
 from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
 FOUND, LONGEST = 100, 2000  # entries of a search, and characters of the answer of each
+SEARCH = 5.0  # seconds that it may take
 NO_PAIR = "there is nothing to mark: no two different questions; a wrong answer is removed by /admin/purge"
 EVERYTHING = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -89,7 +92,8 @@ def create_app(
         await way.close()
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        failing = list(watch.troubles)  # the server answers all the same, so it is not to be restarted for this
+        return JSONResponse({"status": "degraded", "failing": failing} if failing else {"status": "ok"})
 
     async def metrics(_: Request) -> Response:
         return Response(await run_in_threadpool(watch.exposition), media_type="text/plain; version=0.0.4")
@@ -148,17 +152,18 @@ class Admin:
         return HTMLResponse(page(), headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
 
     async def state(self, _: Request) -> Response:
-        latest = tuple(self._watch.latest)  # here on the loop, where it grows: a thread could read it while it does
-        return await _show(lambda: state(self._cache, self._watch, latest))
+        watch = self._watch
+        # Taken here on the loop, where they grow: a thread could read them while they do.
+        latest, troubles = tuple(watch.latest), tuple(watch.troubles.values())
+        return await _show(lambda: state(self._cache, watch, latest, troubles))
 
     async def search(self, request: Request) -> Response:
+        """Return the newest entries that hold a text, how many hold it, and whether all were looked through."""
         wanted = request.query_params.get("text", "").casefold()
-
-        def find() -> dict[str, Any]:
-            fitting = (entry for entry in self._cache.store.scan() if wanted in entry.text.casefold())
-            return {"entries": [_describe(entry) for entry in itertools.islice(fitting, FOUND)]}
-
-        return await _show(find)
+        try:
+            return await _show(lambda: find_entries(self._cache.store, wanted))
+        except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
+            return _refuse_store(request, error)
 
     async def mark(self, request: Request) -> Response:
         """Mark lookup `number` as a wrong hit (verdict "wrong") or as a miss that was a duplicate ("same")."""
@@ -217,11 +222,32 @@ class Admin:
         rules = _read_purge(body) if body is not None else None
         if rules is None:
             return refuse(400, 'expected {"id": text}, {"namespace": text, "tag": text} or {"all": true}')
-        if "id" in rules:
-            gone = await run_in_threadpool(self._cache.store.delete, [rules["id"]])
-        else:
-            gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
+        try:
+            if "id" in rules:
+                gone = await run_in_threadpool(self._cache.store.delete, [rules["id"]])
+            else:
+                gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
+        except Exception as error:  # noqa: BLE001  as in `search`
+            return _refuse_store(request, error)
         return JSONResponse({"removed": gone})
+
+
+def find_entries(store: Store, wanted: str, *, most: int = FOUND, seconds: float = SEARCH) -> dict[str, Any]:
+    """Return the `most` newest entries whose question holds `wanted`, newest first.
+
+    "found" is how many hold it; "whole" is false where it took longer than so many seconds, and only the oldest
+    entries were looked through.
+    """
+    latest: deque[Entry] = deque(maxlen=most)
+    found, whole, until = 0, True, time.monotonic() + seconds
+    for entry in store.scan():
+        if time.monotonic() > until:
+            whole = False
+            break
+        if wanted in entry.text.casefold():
+            latest.append(entry)
+            found += 1
+    return {"entries": [_describe(entry) for entry in reversed(latest)], "found": found, "whole": whole}
 
 
 def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
@@ -252,6 +278,11 @@ def _describe(entry: Entry) -> dict[str, Any]:
 async def _show(read: Callable[[], dict[str, Any]]) -> Response:
     """Return as JSON what `read` finds in a thread."""
     return Response(await run_in_threadpool(lambda: render(read())), media_type="application/json")
+
+
+def _refuse_store(request: Request, error: Exception) -> Response:
+    trail_of(request).failure = explain(error)
+    return refuse(503, f"the store failed ({_name(error)}); the log says more under this request's id")
 
 
 def _name(error: Exception) -> str:

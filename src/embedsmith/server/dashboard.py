@@ -12,7 +12,7 @@ from typing import Any
 
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import describe_failure
-from embedsmith.server.watch import Seen, Watch
+from embedsmith.server.watch import Seen, Trouble, Watch
 
 BINS = 40  # of the histogram of similarities, from 0 to 1
 
@@ -22,11 +22,13 @@ def page() -> str:
     return (resources.files("embedsmith.server") / "dashboard.html").read_text(encoding="utf-8")
 
 
-def state(cache: SemanticCache, watch: Watch, latest: Sequence[Seen]) -> dict[str, Any]:
+def state(
+    cache: SemanticCache, watch: Watch, latest: Sequence[Seen], troubles: Sequence[Trouble] = ()
+) -> dict[str, Any]:
     """Return everything the dashboard shows; the histogram is of the latest lookups.
 
     Args:
-        latest: taken from the watch where it is written to, on the event loop; this may run in a thread.
+        latest, troubles: taken from the watch where they are written to, on the event loop; this may run in a thread.
     """
     times = sorted(seen.milliseconds for seen in latest)
     return {
@@ -35,6 +37,7 @@ def state(cache: SemanticCache, watch: Watch, latest: Sequence[Seen]) -> dict[st
         "model": cache.fingerprint,
         "store": cache.store.url,
         **_count(cache),
+        "troubles": [asdict(trouble) for trouble in troubles],
         "lookups": watch.lookups,
         "hits": watch.hits,
         "saved_tokens": watch.savings.tokens,

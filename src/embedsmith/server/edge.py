@@ -118,7 +118,7 @@ def _describe(trail: Trail, scope: Scope) -> None:
     )
     if route is not None:
         trail.span.rename(f"{trail.method} {route}")
-    if trail.failure or trail.status >= 500:
+    if trail.failed:
         trail.span.fail(trail.failure.partition(" at ")[0] or str(trail.status))
 
 
@@ -151,10 +151,14 @@ def require_json(request: Request) -> None:
         raise HTTPException(415, "the body must be application/json", {"accept": "application/json"})
 
 
-def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an error in the protocol's form."""
-    kind = "invalid_request_error" if status < 500 else "upstream_error" if status in (502, 504) else "server_error"
+def refuse(status: int, message: str, headers: Mapping[str, str] | None = None, *, kind: str = "") -> JSONResponse:
+    """Return an error in the protocol's form; its type is `kind`, by default what the status says."""
+    kind = kind or _kind_of(status)
     return JSONResponse({"error": {"message": message, "type": kind, "code": None}}, status, headers)
+
+
+def _kind_of(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "upstream_error" if status in (502, 504) else "server_error"
 
 
 async def refuse_route(_: Request, error: Exception) -> Response:

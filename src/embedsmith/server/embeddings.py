@@ -18,7 +18,7 @@ from embedsmith.errors import describe_failure
 from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
 from embedsmith.server.edge import refuse, require_json
-from embedsmith.server.proxy import Proxy, bar
+from embedsmith.server.proxy import Proxy, bar, is_encoded
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
@@ -51,6 +51,8 @@ class Embedder:
         """Answer POST /v1/embeddings."""
         require_json(request)
         raw = await self._proxy.read(request)
+        if is_encoded(request):
+            return await self._proxy.forward(request, raw)
         try:
             body = json.loads(raw)
             if not isinstance(body, dict):

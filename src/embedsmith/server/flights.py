@@ -13,6 +13,9 @@ from embedsmith.cache.semantic import Lookup
 from embedsmith.cache.stores import Entry
 from embedsmith.cache.stores.ranking import score
 
+OF_SENDER = frozenset({401, 404})  # statuses that speak of the key and the model, which all in a partition share
+OF_REQUEST = frozenset({400, 403, 413, 422})  # and those that may speak of the rest of the request
+
 
 class Landing(Enum):
     """How a flight ended, and so what those who waited do next."""
@@ -29,11 +32,18 @@ class Failure:
         response: what the one who asked was told. reason: the same for the log; "" for an error of the upstream's own.
         final: it was gone or silent, and those who waited as long get this error; else one of them tries again,
             the rest wait on, and this is for who has no time left.
+        sent: the request that failed.
     """
 
     response: Response
     reason: str = ""
     final: bool = False
+    sent: bytes = b""
+
+    def awaits(self, sent: bytes) -> bool:
+        """Say whether the request `sent`, of the same partition, would get this error again."""
+        status = self.response.status_code
+        return self.final or status in OF_SENDER or (status in OF_REQUEST and sent == self.sent)
 
 
 class Flight:

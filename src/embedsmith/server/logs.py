@@ -89,7 +89,7 @@ class TextLog:
         self._seen.update(["requests", trail.outcome])
         if trail.lookup is not None:
             self._lookups.append(trail.lookup)
-        if trail.failure or trail.status >= 500:
+        if trail.failed:
             self._seen["failed"] += 1
             if self._held.is_new((trail.status, trail.failure)):
                 told = f"{trail.status or 'no answer'} {trail.method} {trail.path}: {trail.failure or trail.reason}"

@@ -24,7 +24,7 @@ REFUSED = {
     400: "Not JSON, not an object, or a field with a wrong value.",
     401: "The admin token is missing or wrong.",
     409: "There is a verdict already, or no such sample.",
-    503: "The verdict could not be written.",
+    503: "The store failed, or the verdict could not be written.",
     408: "The body did not come to its end in time.",
     413: "The body is larger than the server takes.",
     415: "The body says that it is something else than JSON.",
@@ -108,7 +108,8 @@ def _own_paths() -> Json:
     return {
         "/health": {
             "get": _operation(
-                "Say that the server lives.", {"200": _json("It lives.", _object(status={"const": "ok"}))}
+                "Say that the server lives, and whether its cache works: where it does not, the upstream answers.",
+                {"200": _json("It lives.", _ref("Health"))},
             )
         },
         "/metrics": {
@@ -134,8 +135,10 @@ def _admin_paths() -> Json:
         },
         "/admin/entries": {
             "get": _operation(
-                "The first hundred entries whose question holds a text.",
-                {"200": _json("The entries.", _object(entries=_list(_ref("Entry"))))},
+                "The newest hundred entries whose question holds a text, newest first; how many hold it; and whether "
+                "there was time to look through all: if not, the entries are of the oldest.",
+                {"200": _json("The entries.", _object(entries=_list(_ref("Entry")), found=WHOLE, whole=YES))}
+                | _refusals(503),
                 parameters=[search],
             )
         },
@@ -164,7 +167,7 @@ def _admin_paths() -> Json:
         "/admin/purge": {
             "post": _operation(
                 "Remove one entry, those of a namespace, those with a tag, or all.",
-                {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415),
+                {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415, 503),
                 body=_ref("Purge"),
             )
         },
@@ -321,6 +324,11 @@ def _or_null(kind: str) -> Json:
 
 SCHEMAS: Json = {
     "Error": _object(error={**_object(message=TEXT, type=TEXT), "additionalProperties": True}),
+    "Health": {
+        "type": "object",
+        "properties": {"status": {"enum": ["ok", "degraded"]}, "failing": _list(TEXT)},
+        "required": ["status"],
+    },
     "ChatRequest": {
         "type": "object",
         "description": "OpenAI's request. What is not named here must be equal for a stored answer to serve.",
@@ -414,6 +422,7 @@ SCHEMAS: Json = {
         guard={"type": "boolean"},
         model=TEXT,
         store=TEXT,
+        troubles=_list(_object(since=NUMBER, told=TEXT)),
         entries=_or_null("integer"),
         bytes=_or_null("integer"),
         lookups=WHOLE,

@@ -15,12 +15,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry
-from embedsmith.errors import describe_failure
 from embedsmith.server.answers import (
     UNFIT,
     UNREADABLE,
     Answer,
     StreamReader,
+    in_blocks,
     load_answer,
     parse,
     read_body,
@@ -33,12 +33,14 @@ from embedsmith.server.headers import ASKED, Asker, read_asker
 from embedsmith.server.relay import Relay
 from embedsmith.server.trail import Trail, trail_of
 from embedsmith.server.upstream import Call, Upstream
-from embedsmith.server.watch import Watch
+from embedsmith.server.watch import LOOKING, STORING, Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
 GRACE = 1.0  # seconds
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
+OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
+ENCODED = "the body is encoded"
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 LOCAL = ("memory:", "sqlite:")  # stores that no network lies before
 
@@ -98,6 +100,8 @@ class Proxy:
         """Answer /v1/chat/completions from the cache, or from the upstream."""
         require_json(request)
         raw = await self.read(request)
+        if is_encoded(request):
+            return await self._pass(request, raw, ENCODED)
         try:
             control = read_control(request.headers.getlist(ASKED))
             body = json.loads(raw)
@@ -110,13 +114,16 @@ class Proxy:
         except ValueError as error:
             question = Passed(str(error))
         if isinstance(question, Passed):
-            self.watch.passed(question.reason)
-            trail_of(request).passed(question.reason)
-            return await self.forward(request, raw, describe(None, question.reason))
+            return await self._pass(request, raw, question.reason)
         asker = read_asker(request.headers.raw, request.url.query, self.secret, control.namespace, self.ignored)
         if asker.scope:
             question = replace(question, scope={**question.scope, "headers": asker.scope})
         return await self._answer(Ask(request, raw, question, control, asker))
+
+    async def _pass(self, request: Request, raw: bytes, reason: str) -> Response:
+        self.watch.passed(reason)
+        trail_of(request).passed(reason)
+        return await self.forward(request, raw, describe(None, reason))
 
     async def _answer(self, ask: Ask) -> Response:
         control = ask.control
@@ -134,7 +141,7 @@ class Proxy:
             return self._serve(ask, found, answer)
         if control.only_cached:
             self._note(ask, found, served=entry)
-            return refuse(504, NOT_CACHED, ask.told(found))
+            return refuse(504, NOT_CACHED, ask.told(found), kind="not_cached")
         if self.shadow or not control.read or not control.write:  # an own answer, for which nobody else can wait
             return await self._fetch(ask, found, served=entry)
         return await self._share(ask, found)
@@ -166,7 +173,7 @@ class Proxy:
             landing = await flight.wait(end - now())
             if isinstance(landing, Failure):
                 failure = landing
-            if failure is not None and (failure.final or landing is None):
+            if failure is not None and (landing is None or failure.awaits(ask.raw)):
                 return self._fail_too(ask, found, failure)
             if landing is Landing.STORED:
                 try:
@@ -204,14 +211,13 @@ class Proxy:
         self._note(ask, found)
         ask.trail.failure = failure.reason
         error = failure.response
-        kept = {name: error.headers[name] for name in ("content-type", "retry-after") if name in error.headers}
+        kept = {name: error.headers[name] for name in OF_ERRORS if name in error.headers}
         return Response(error.body, error.status_code, kept | ask.told(found))
 
     async def _go_around(self, ask: Ask, error: Exception) -> Response:
-        LOG.warning("the cache failed, the upstream answers: %s", describe_failure(error))
-        self.watch.failed("the cache failed")
-        ask.trail.passed("the cache failed")
-        return await self.forward(ask.request, ask.raw, describe(None, "the cache failed"))
+        LOG.warning("%s", self.watch.cache_failed(LOOKING, error))
+        ask.trail.passed(LOOKING)
+        return await self.forward(ask.request, ask.raw, describe(None, LOOKING))
 
     async def _look_up(self, ask: Ask) -> Lookup:
         span = ask.trail.span.child("embedsmith.lookup")
@@ -251,7 +257,7 @@ class Proxy:
         self._note(ask, found, answer, found.decision.entry)
         if not ask.question.stream:
             return JSONResponse(answer.body, headers=ask.told(found))
-        events = stream_events(answer, usage=ask.question.usage)
+        events = in_blocks(stream_events(answer, usage=ask.question.usage))
         return StreamingResponse(events, headers=ask.told(found), media_type="text/event-stream")
 
     async def _fetch(
@@ -274,7 +280,7 @@ class Proxy:
                 return content
             kept = await self._keep(ask, call, found, content)
             response = call.response(content, ask.told(found))
-            landing = Failure(response, ask.trail.failure) if call.status_code >= 400 else kept
+            landing = Failure(response, ask.trail.failure, sent=ask.raw) if call.status_code >= 400 else kept
             return response
         finally:
             if flight is not None and landing is not None:
@@ -313,7 +319,7 @@ class Proxy:
                     self.watch.failed("a stream that nobody took any more did not end")
                 landing = Failure(refuse(502, reason), reason)
             else:
-                landing = await self._store(ask, found, reader.answer())
+                landing = await self._store(ask, found, await asyncio.to_thread(reader.answer))
         finally:
             if flight is not None:
                 flight.land(landing)
@@ -324,10 +330,9 @@ class Proxy:
         span = ask.trail.span.child("embedsmith.store")
         life = ask.control.life(self.cache.ttl)
         try:
-            await asyncio.to_thread(self.cache.add, found, answer.dump(), ttl=life)
+            await asyncio.to_thread(lambda: self.cache.add(found, answer.dump(), ttl=life))
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
-            LOG.warning("an answer could not be stored: %s", describe_failure(error))
-            self.watch.failed("an answer could not be stored")
+            LOG.warning("%s", self.watch.cache_failed(STORING, error))
             span.fail(type(error).__name__)
             return Landing.EMPTY
         finally:
@@ -351,6 +356,11 @@ class Proxy:
         return call if isinstance(call, Response) else call.response(call.stream(), told)
 
 
+def is_encoded(request: Request) -> bool:
+    """Say whether a request's body is compressed, or written in another way that only the upstream may know."""
+    return any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding"))
+
+
 def is_quick(cache: SemanticCache) -> bool:
     """Say whether a lookup is done within milliseconds, as nothing in it waits for a network or another model."""
     encoder = getattr(cache.encoder, "quick", False) and cache.policy.verifier is None and cache.judge is None
@@ -363,7 +373,7 @@ def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | N
         control = read_control(request.headers.getlist(ASKED))
     except ValueError as error:
         return refuse(400, str(error))
-    return refuse(504, NOT_CACHED, told) if control.only_cached else None
+    return refuse(504, NOT_CACHED, told, kind="not_cached") if control.only_cached else None
 
 
 def missed(found: Lookup, reason: str) -> Lookup:

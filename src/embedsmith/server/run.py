@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -52,7 +53,7 @@ class Service:
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
-    """Serve until the process is told to stop; the store is closed on the way out."""
+    """Serve until the process is told to stop; the store is closed on the way out. For the main thread."""
     try:
         from embedsmith.server.app import create_app
         from embedsmith.server.logs import open_log
@@ -71,7 +72,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
     spans, flush = spans_from_environment()
     given = os.environ.get("EMBEDSMITH_ADMIN_TOKEN")
     token = given or secrets.token_urlsafe(24)
-    with ExitStack() as stack:
+    with _unwind_at_stop(), ExitStack() as stack:
         stack.callback(cache.close)
         stack.callback(flush)
         if log is not None:
@@ -104,6 +105,31 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         gc.collect()
         gc.freeze()  # what is there now stays: no collection need look through it while requests wait
         make_server(app, graceful=service.grace).run(sockets=[listener])
+
+
+class _Stop(BaseException):
+    """SIGTERM, as an exception: it goes up through everything that has something to close."""
+
+
+@contextmanager
+def _unwind_at_stop() -> Iterator[None]:
+    """Let SIGTERM leave the block as an exception does, and end the process by that signal only then.
+
+    uvicorn finishes its answers and raises the signal again: by default that ends the process on the spot, and with
+    it the store's last uses, the last spans and the log's last line. A second SIGTERM waits for nothing.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Stop:
+        signal.raise_signal(signal.SIGTERM)  # so that who has stopped the process sees that it obeyed
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

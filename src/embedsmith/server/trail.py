@@ -64,6 +64,11 @@ class Trail:
         self.outcome, self.reason = "pass", reason
 
     @property
+    def failed(self) -> bool:
+        """Say whether something went wrong; a 504 of ours without a failure is what only-if-cached asks for."""
+        return bool(self.failure) or (self.status >= 500 and self.status != 504)
+
+    @property
     def seconds(self) -> float:
         """Seconds since the request began."""
         return time.perf_counter() - self.began

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import quote, unquote_to_bytes
 
 import httpx
@@ -20,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from embedsmith.server.answers import Answer, StreamReader
+from embedsmith.server.connections import Connections
 from embedsmith.server.edge import refuse
 from embedsmith.server.headers import ASKED, HOPS
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
@@ -27,8 +27,6 @@ from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
 from embedsmith.server.watch import Watch
 
 OWN = "x-embedsmith-"
-# As many connections as there are requests: httpx would let the 101st wait for another to end, however long it takes.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -45,11 +43,11 @@ class Upstream:
         self._key, self._watch = key, watch
         self.timeout = timeout
         self._waits = httpx.Timeout(timeout, connect=min(timeout, 10.0)).as_dict()
-        self._client = httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])), limits=LIMITS)
+        self._connections = Connections()
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._client.aclose()
+        await self._connections.close()
 
     async def send(self, request: Request, raw: bytes) -> Call | Response:
         """Return the upstream's answer, its body unread, or the response that says why there is none."""
@@ -69,7 +67,7 @@ class Upstream:
         )
         try:
             async with asyncio.timeout(self.timeout):  # httpx counts from one piece of the head to the next
-                call.take(await self._client.send(sent, stream=True))
+                call.take(await self._connections.send(sent))
         except (httpx.TimeoutException, TimeoutError):
             return call.missing(504, "the upstream did not answer in time")
         except httpx.HTTPError as error:
@@ -176,10 +174,11 @@ class Call:
             async with asyncio.timeout(max(left, 0.0)):  # blank lines keep a connection alive, and tell nothing
                 return b"".join([part async for part in self.answer.aiter_raw()])
         except (httpx.TimeoutException, TimeoutError):
-            await self.answer.aclose()
             return self.missing(504, "the upstream did not end its answer in time", told=told)
         except httpx.HTTPError as error:
             return self.missing(502, "the upstream broke off its answer", type(error).__name__, told)
+        finally:
+            await self.answer.aclose()
 
     async def stream(self, reader: StreamReader | None = None) -> AsyncGenerator[bytes]:
         """Yield the bytes of the answer as they come, let `reader` see them, and end the call."""
@@ -189,7 +188,7 @@ class Call:
                     reader.feed(data)
                 yield data
             if reader is not None and self.span.recording:
-                self.answered(reader.answer())
+                self.answered(await asyncio.to_thread(reader.answer))
         except httpx.HTTPError as error:
             self.watch.failed("the upstream cut a stream")
             self.trail.failure = "the upstream cut a stream"

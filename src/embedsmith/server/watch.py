@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry
+from embedsmith.cache.stores import Entry, ModelMismatch
+from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer
 from embedsmith.server.oversight import Oversight, measure
 
 LATEST = 500
 MOST_TOKENS = 10**9  # of one answer; more is no count
+LOOKING, STORING = "the cache failed", "an answer could not be stored"  # what may fail in the cache
+RESTART = (
+    "the store belongs to another model now, as after embedsmith reencode; to do: restart this server with "
+    "that model, until then everything is asked of the upstream"
+)
 SIMILARITIES = tuple(step / 20 for step in range(21))
 
 
@@ -51,6 +57,14 @@ class Prices:
 
     prompt: float = 0.0
     completion: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What fails in the cache, from its first failure (seconds since 1970) until it has worked again."""
+
+    since: float
+    told: str
 
 
 @dataclass(slots=True)
@@ -99,6 +113,7 @@ class Watch:
         self.oversight = Oversight(cache, self.registry, shadow=shadow)
         self.latest: deque[Seen] = deque(maxlen=LATEST)  # of the event loop alone; a thread gets a tuple of it
         self.marked: set[int] = set()
+        self.troubles: dict[str, Trouble] = {}
         self.lookups = self.hits = 0
         self.savings = Savings(prices or Prices())
         self._numbers = itertools.count(1)
@@ -139,6 +154,7 @@ class Watch:
             served: where a hit has become a miss (shadow mode, no-cache), the entry that would have been served.
         """
         decision = found.decision
+        self.troubles.pop(LOOKING, None)
         self.lookups += 1
         self.hits += found.hit
         self._lookups.labels(_outcome(found), decision.reason).inc()
@@ -155,12 +171,25 @@ class Watch:
         self._passed.labels(reason.partition(" ")[0] if reason.startswith("temperature") else reason).inc()
 
     def failed(self, reason: str) -> None:
-        """Count a failure of the upstream."""
+        """Count a failure of the upstream, or of the cache."""
         self._failures.labels(reason).inc()
+
+    def cache_failed(self, what: str, error: Exception) -> str:
+        """Count a failure of the cache and keep it in sight; return it as it may be told.
+
+        Args:
+            what: LOOKING or STORING; the next lookup, or addition, that works ends the trouble.
+        """
+        self.failed(what)
+        told = f"{what}: {explain(error)}"
+        known = self.troubles.get(what)
+        self.troubles[what] = Trouble(known.since if known is not None else time.time(), told)
+        return told
 
     def stored(self, seconds: float | None = None) -> None:
         """Count an answer that was stored, for which the upstream took `seconds`."""
         self._stored.inc()
+        self.troubles.pop(STORING, None)
         if seconds is not None:
             self.savings.answered(seconds)
 
@@ -175,6 +204,12 @@ class Watch:
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def explain(error: Exception) -> str:
+    """Return what failed and where, and what to do where we know it; no text of the error, which may quote rows."""
+    told = describe_failure(error)
+    return f"{RESTART} ({told})" if isinstance(error, ModelMismatch) else told
 
 
 def _outcome(found: Lookup) -> str:
