@@ -189,8 +189,8 @@ def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
 
 
 def _read_leaks(files: Sequence[Path]) -> list[str]:
-    """Return every text of evaluation files: examples of any kind, or a BEIR folder's queries."""
-    from embedsmith.examples import read_examples, texts_of
+    """Return every text of evaluation files: examples of any kind, bad rows too, or a BEIR folder's queries."""
+    from embedsmith.examples import read_examples
     from embedsmith.retrieval import read_beir
 
     texts: list[str] = []
@@ -198,7 +198,7 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
         if path.is_dir():
             texts += read_beir(path).queries.values()
         else:
-            texts += [text for item in read_examples(path).examples for text in texts_of(item)]
+            texts += read_examples(path).texts
     return texts
 
 
@@ -214,7 +214,7 @@ def _read_passages(sources: Sequence[str], column: str | None, out: Path) -> lis
     from embedsmith.documents import read_passages, write_passages
     from embedsmith.examples import Rejected
 
-    rows = list(read_passages(sources, column=column))
+    rows = list(read_passages(sources, column=column, without=(out,)))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
@@ -373,9 +373,10 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
 
 
 def read_log(log: Path, column: str | None) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries
+    from embedsmith.corpus import deduplicate, read_queries, require_queries
 
     found = deduplicate(read_queries(log, column=column))
+    require_queries(found, log)
     if found.rejected:
         first = found.rejected[0]
         console.print(
