@@ -82,8 +82,8 @@ def test_an_upstream_that_fails_is_never_asked_the_same_twice_at_once(before: St
 
 def test_who_has_no_time_left_gets_the_error_of_the_others(before: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedsmith.server.proxy.GRACE", 0.0)
-    handler = Counting(failures=99, status=503, seconds=0.3)
-    answers = send_many(before(handler, timeout=0.5), 12)
+    handler = Counting(failures=99, status=503, seconds=0.6)
+    answers = send_many(before(handler, timeout=1.1), 12)
     assert [answer.status_code for answer in answers] == [503] * 12
     assert handler.calls < 6
     assert handler.most == 1
