@@ -43,6 +43,8 @@ def test_half_a_character_comes_back(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"a": 1}\nnot json\n', "line 2: not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "line 1: not JSON .a number of more digits"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1: not JSON .brackets within brackets"),
         (b"[1, 2]\n", "a JSON list, not an object"),
         (b'{"a": "\xff\xfe"}\n', "not UTF-8"),
         (b"", "is empty"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedsmith.corpus import Query, deduplicate, read_queries
+from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.tables import read_rows
@@ -31,6 +31,9 @@ def texts(path: Path, column: str | None = None) -> list[str]:
         ("log.jsonl", '{"query": "first question"}\n\n{"query": "second, with comma"}\n'),
         ("log.csv", 'id,Text\n1,first question\n2,"second, with comma"\n'),
         ("log.tsv", "question\tn\nfirst question\t1\nsecond, with comma\t2\n"),
+        ("log.csv", "id;question;n\n1;first question;2,5\n2;second, with comma;3,5\n"),
+        ("log.csv", "id\tquestion, as asked\ttext\n1\t\tfirst question\n2\t;\tsecond, with comma\n"),
+        ("log.csv", '"a, b"|text\nx|first question\nx|second, with comma\n'),
         ("log.txt", "\ufefffirst question\r\nsecond, with comma\r\n"),
     ],
 )
@@ -40,6 +43,12 @@ def test_the_same_queries_come_out_of_every_form(tmp_path: Path, name: str, cont
     data = content.encode()
     path.write_bytes(gzip.compress(data) if zipped else data)
     assert texts(path) == ["first question", "second, with comma"]
+
+
+def test_a_column_is_found_in_another_case_unless_there_is_the_very_name(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("Anfrage,anfrage\nfirst,second\n")
+    assert texts(tmp_path / "log.csv", "anfrage") == ["second"]
+    assert texts(tmp_path / "log.csv", "ANFRAGE") == ["first"]
 
 
 def test_parquet_and_fields_with_line_breaks(tmp_path: Path) -> None:
@@ -78,6 +87,61 @@ def test_ids_are_the_rows_own_or_their_number(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"id": 7, "text": "a"}\n{"text": "b"}\n{"query_id": "q", "text": "c"}\n')
     assert [row.id for row in read_queries(path) if isinstance(row, Query)] == ["7", "1", "q"]
+
+
+def test_ids_of_a_column_of_floats_are_those_of_integers(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"id": [1.0, float("nan"), None, 2.5], "text": ["a", "b", "c", "d"]})
+    parquet.write_table(table, tmp_path / "log.parquet")
+    assert [row.id for row in read_queries(tmp_path / "log.parquet") if isinstance(row, Query)] == [
+        "1",
+        "1~2",
+        "2",
+        "2.5",
+    ]
+
+
+def test_a_log_without_a_text_is_named_with_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"text": " "}\n{"text": ""}\n')
+    with pytest.raises(
+        InputError, match=r"log.jsonl has no row with a text: 2 rows not used, e.g. line 1: text is empty"
+    ):
+        require_queries(deduplicate(read_queries(path)), path)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / name
+    if name == "log.parquet":
+        parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), path)
+    else:
+        path.write_text("text,text,,\na,b,,\n".replace(",", "\t" if name == "log.tsv" else ","))
+    with pytest.raises(InputError, match=f"{name} has 'text' more than once among its columns"):
+        texts(path)
+
+
+def test_columns_without_a_name_may_be_many(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("text,,\nhow do I pay,,\n")
+    assert texts(tmp_path / "log.csv") == ["how do I pay"]
+
+
+def test_a_damaged_page_of_a_parquet_file_is_said_in_words(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "log.parquet"
+    table = pyarrow.table({"text": [f"question number {number}" for number in range(2000)]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:2000] + b"\xff" * 200 + raw[2200:])
+    with pytest.raises(InputError, match=r"log\.parquet is not Parquet, or damaged"):
+        texts(path)
 
 
 def test_a_name_of_a_user_is_no_id_and_an_id_that_comes_again_gets_an_ending(tmp_path: Path) -> None:
@@ -166,6 +230,8 @@ def test_a_text_of_several_lines_that_a_spreadsheet_wrote_comes_back(
     [
         ("log.jsonl", b'{"body": "x"}\n', None, "no text column"),
         ("log.jsonl", b'{"text": "x"}\n', "body", "no column 'body'"),
+        ("log.csv", b"Anfrage;id\nx;1\n", "anfragen", "has: Anfrage, id\nTo do: --column Anfrage"),
+        ("log.csv", b"id;text\n1;x;y\n", None, "2 fields between ';'"),
         ("log.csv", "text\ncaf\u00e9\n".encode("latin-1"), None, "not UTF-8"),
         ("log.xyz", b"text", None, "has the ending"),
         ("log.csv", b"text\na,b,c\n", None, "more fields than columns"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -354,6 +355,73 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> No
         ("scan.pdf", "no-text"),
         ("table.parquet", "broken"),
     ]
+
+
+def test_names_ids_and_titles_that_no_file_can_hold_lose_nothing(tmp_path: Path) -> None:
+    for number, name in enumerate((b"r\xe8.txt", b"r\xe9.txt")):
+        Path(tmp_path, os.fsdecode(name)).write_text(prose(number, 20))
+    write(tmp_path, "a.jsonl", '{"id": "x\\ud83d", "title": "bad \\ud83d", "text": "A row."}\n')
+    write(tmp_path, "b.jsonl", '{"id": 7.0, "text": "Another row."}\n')
+    found = passages_of(tmp_path)
+    assert [p.document for p in found] == ["a.jsonl#x\ufffd", "b.jsonl#7", "r\\udce8.txt", "r\\udce9.txt"]
+    assert [(p.id, p.headings) for p in found[:2]] == [("x\ufffd", ("bad \ufffd",)), ("7", ())]
+    shown = run(tmp_path, "--out", tmp_path / "out.jsonl")
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_name_that_is_not_utf_8_can_be_printed(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "A text.")
+    Path(tmp_path, os.fsdecode(b"r\xe9.png")).write_text("no text")
+    shown = run(tmp_path, "--out", tmp_path / "out.jsonl")
+    assert shown.returncode == 0, shown.stderr
+    assert "rejected, unknown-format" in shown.stdout
+
+
+def test_results_inside_the_sources_are_no_documents(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "A text.")
+    write(tmp_path, "runs/x/passages.jsonl", '{"id": "1", "text": "Ours."}')
+    write(tmp_path, "runs/x/deep/report.html", "<p>Ours</p>")
+    write(tmp_path, "runs/x/docs/b.txt", "A text that was put there.")
+    out = tmp_path / "runs/x"
+    for source in (tmp_path, tmp_path / "**" / "*"):
+        rows = list(read_passages([source], without=[out]))
+        assert [p.document for p in rows if isinstance(p, Passage)] == ["a.txt"]
+        assert [(r.file, r.reason) for r in rows if isinstance(r, Rejected)] == [(str(out), "own-output")]
+    for named in (out / "docs", out / "docs" / "*.txt", out / "docs" / "b.txt"):
+        assert [p.document for p in passages_of(named, without=[out])] == ["b.txt"]
+    with pytest.raises(InputError, match="is the folder of the results"):
+        passages_of(tmp_path, without=[tmp_path])
+
+
+def test_a_second_chunk_command_does_not_read_what_the_first_one_wrote(tmp_path: Path) -> None:
+    write(tmp_path, "in/a.md", "# Title\n\nA text with a number, 17.")
+    out = tmp_path / "in" / "p.jsonl"
+    for _ in range(2):
+        assert run(tmp_path / "in", "--out", out).returncode == 0
+        assert [passage.document for passage in read_passages_file(out)] == ["a.md"]
+    assert run(out, "--out", out).returncode == 0  # it was asked for
+    assert [passage.document for passage in read_passages_file(out)] == [
+        f"p.jsonl#{passages_of(tmp_path / 'in/a.md')[0].id}"
+    ]
+
+
+def test_a_file_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(tmp_path, "a.csv", "text\nA row.\n")
+    write(tmp_path, "a.txt", "A text.")
+    monkeypatch.setattr(Path, "open", refuse)  # root may open everything
+    assert rejections_of(tmp_path) == [("a.csv", "unreadable"), ("a.txt", "unreadable")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n", "\t\r\n"])
+def test_a_line_end_after_a_blank_ends_no_paragraph(tmp_path: Path, end: str) -> None:
+    text = f"The rate applies to all{end}loans granted before May.{end}{end}Next."
+    inner = " " * end.startswith(" ") + "\t" * end.startswith("\t")
+    paragraphs = [f"The rate applies to all{inner}\nloans granted before May.", "Next."]
+    assert blocks_of(read_one(write(tmp_path, "a.txt", text))) == paragraphs
+    assert blocks_of(read_one(write(tmp_path, "a.jsonl", json.dumps({"text": text})))) == paragraphs
 
 
 def test_a_small_archive_of_a_huge_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,19 @@ def test_a_document_may_quote_a_question_where_only_questions_are_searched() -> 
     assert [index.find(elsewhere) is not None for index in (free, bound)] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("asked", "longer", "other"),
+    [
+        ("如何在生产环境中回滚失败的数据库迁移？", "您好，请问如何在生产环境中回滚失败的数据库迁移？谢谢您", "失败"),
+        ("失敗したデータベース移行を元に戻すには？", "こんにちは、失敗したデータベース移行を元に戻すには？", "移行"),
+    ],
+)
+def test_a_question_without_spaces_is_found_in_a_longer_one(asked: str, longer: str, other: str) -> None:
+    index = LeakIndex([asked], same_kind=True)
+    assert str(index.find(longer)).startswith("has 100% of the runs of 8 words")
+    assert index.find(longer.replace(other, "別個")) is None
+
+
 def test_a_leak_says_what_was_found() -> None:
     index = LeakIndex([ASKED, "", " "])
     assert len(index) == 1

@@ -20,6 +20,7 @@ from reportlab.platypus import PageBreak, Paragraph, Spacer
 from embedsmith.documents.files import UnusableFile
 from embedsmith.documents.html import parse_html
 from embedsmith.documents.pdf import parse_pdf, worker
+from embedsmith.documents.pdf.layout import Page, lay_out
 from embedsmith.documents.structure import Document
 from minimal_pdf import write_pdf
 from pdf_files import (
@@ -346,6 +347,18 @@ def test_a_page_that_takes_too_much_is_named_and_the_others_are_read(
     assert len(broken) == 1
     assert broken[0].startswith("page 2: ")
     assert remark in broken[0]
+
+
+def test_a_page_that_cannot_be_laid_out_is_named_and_the_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(row: dict[str, Any]) -> Page:
+        if row["page"] == 2:
+            raise ZeroDivisionError("float division by zero")
+        return lay_out(row)
+
+    monkeypatch.setattr("embedsmith.documents.pdf.lay_out", stumble)
+    document, broken = parse_pdf("odd.pdf", write_pdf([["The first page."], ["An odd one."], ["The third page."]]))
+    assert [text for _, text in blocks_of(document)] == ["The first page.", "The third page."]
+    assert broken == ["page 2: ZeroDivisionError: float division by zero"]
 
 
 def test_a_file_with_too_many_such_pages_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.signatures import NearTexts
-from embedsmith.text import OwnNames, exact_form, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import OwnNames, count_words, exact_form, jaccard, normalize, runs_of, same_facts, trigrams
 from near_texts import compare_all
 
 QUESTIONS = st.text(alphabet="abc de", min_size=1, max_size=25)
@@ -16,6 +16,43 @@ QUESTIONS = st.text(alphabet="abc de", min_size=1, max_size=25)
 def test_the_normal_form_drops_case_spaces_and_closing_marks() -> None:
     assert normalize("  How do I  FREEZE my card?? ") == normalize("how do i freeze my card")
     assert normalize("ﬁx it…") == "fix it"
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("ما هو الرصيد؟", "ما هو الرصيد"),
+        ("\u200fما هو الرصيد؟\u200f", "ما هو الرصيد"),
+        ("मेरा बैलेंस क्या है।", "मेरा बैलेंस क्या है"),
+        ("Πώς πληρώνω\u037e", "Πώς πληρώνω"),
+        ("Ինչպե՞ս վճարել", "Ինչպես վճարել"),
+        ("¿Cómo pago?", "Cómo pago"),
+        ("\ufeffHow do I pay\u200b?", "How do I pay"),
+        ("pay\u00adment", "payment"),
+        ("a\u200b\u0301", "á"),
+    ],
+)
+def test_marks_of_other_writings_and_what_is_not_seen_are_no_difference(marked: str, plain: str) -> None:
+    assert normalize(marked) == normalize(plain)
+
+
+@pytest.mark.parametrize("telling", ["c++", "c#", "5%", "f(x)", "می\u200cخواهم", "👩\u200d💻"])
+def test_signs_that_say_something_stay(telling: str) -> None:
+    assert normalize(f"{telling}?") == telling
+
+
+def test_two_signs_of_a_writing_without_spaces_are_a_word_of_a_run() -> None:
+    assert runs_of("How do I pay?", 3) == ["how do i", "do i pay"]
+    assert runs_of("申请退款", 2) == ["申 请 退 款"]
+    assert runs_of("用 GPT-4 申请退款", 2) == ["用 gpt 4", "gpt 4", "4 申 请", "申 请 退 款"]
+    assert [count_words(text) for text in ("How do I pay?", "我想申请退款", "ไทย now", "")] == [4, 3, 2.5, 0]
+
+
+@given(st.text(alphabet="ab 申请退ก。", max_size=40), st.integers(1, 8))
+def test_every_run_has_its_length_and_no_start_is_left_out(text: str, length: int) -> None:
+    runs = runs_of(text, length)
+    assert all(length <= count_words(run) < length + 1 for run in runs)
+    assert bool(runs) == (count_words(text) >= length)
 
 
 @given(st.text(max_size=40))

@@ -67,11 +67,12 @@ def write_json(path: Path | str, value: object) -> Path:
 def read_json(path: Path | str) -> Any:
     """Read one JSON file; a clear `InputError` when it is missing or broken."""
     with open_text(path) as handle, explain_bytes(path):
+        text = handle.read()
         try:
-            return json.load(handle)
-        except json.JSONDecodeError as error:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path} is not JSON (line {error.lineno}: {error.msg})",
+                f"{path} is not JSON ({_describe_json(error)})",
                 expected="one JSON value",
                 action="restore the file, or delete it and run the stage that writes it again",
             ) from None
@@ -148,9 +149,9 @@ def iterate_lines(handle: IO[str], path: Path | str) -> Iterator[str]:
 def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}, line {number}: not JSON ({error.msg})",
+            f"{path}, line {number}: not JSON ({_describe_json(error, one_line=True)})",
             expected="one JSON object a line",
             action="mend or remove the line",
         ) from None
@@ -161,6 +162,14 @@ def _parse_object(line: str, path: Path | str, number: int) -> dict[str, Any]:
             action="mend or remove the line",
         )
     return value
+
+
+def _describe_json(error: ValueError | RecursionError, *, one_line: bool = False) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg if one_line else f"line {error.lineno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return "brackets within brackets, too many to follow"
+    return "a number of more digits than can be read"
 
 
 class JsonLines:

@@ -14,7 +14,7 @@ from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
 from embedsmith.signatures import NearTexts
-from embedsmith.tables import read_rows
+from embedsmith.tables import read_id, read_rows
 from embedsmith.text import OwnNames, is_storable, normalize
 
 TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
@@ -118,6 +118,18 @@ def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> 
     return Deduplicated(tuple(map(_merge, kept, repeats)), tuple(merged), lost)
 
 
+def require_queries(found: Deduplicated, path: Path | str) -> None:
+    """Raise `InputError` if a log has no row with a text."""
+    if found.kept:
+        return
+    lost = [f"line {row.line}: {row.detail}" for row in found.rejected[:1]]
+    raise InputError(
+        f"{path} has no row with a text{f': {len(found.rejected)} rows not used, e.g. {lost[0]}' if lost else ''}",
+        expected="at least one query",
+        action="check how the log was written, and --column",
+    )
+
+
 def _merge(query: Query, repeats: list[Query]) -> Query:
     if not repeats:
         return query
@@ -154,8 +166,7 @@ def _no_column(path: Path | str, column: str | None, columns: set[str]) -> Input
 
 
 def _find_id(row: Mapping[str, Any], index: int) -> str:
-    found = next((row[name] for name in ID_COLUMNS if row.get(name) not in (None, "")), index)
-    return str(found)
+    return next((found for name in ID_COLUMNS if (found := read_id(row.get(name))) is not None), str(index))
 
 
 def require_own_ids(queries: Iterable[Query]) -> None:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from embedsmith.examples import Example, texts_of
 from embedsmith.signatures import NearTexts
-from embedsmith.text import normalize, words
+from embedsmith.text import count_words, normalize, runs_of
 
-GRAM = 8  # words in a row that two people rarely write by chance
+GRAM = 8  # words in a row, or 16 signs without spaces, that two people rarely write by chance
 COVERED = 0.7  # share of an evaluation text's runs of 8 words from which on it counts as contained (PaLM, 2204.02311)
 TIMES = 4  # words for each of an evaluation text: a question with a greeting; a document is of another kind
 DOCUMENT = 50  # words of an evaluation text from which on a share of its runs is enough
@@ -27,7 +27,7 @@ class Leak:
 
     Attributes:
         how: "exact" (in normal form), "near" (trigram Jaccard ≥ .9, same numbers and negations) or "8-gram" (70% of
-            the evaluation text's runs of eight words stand in the text).
+            the evaluation text's runs of eight words stand in the text; two signs of a writing without spaces are one).
         evaluation: the text of the evaluation set.
         closeness: Jaccard, or the share of the runs; 1 where exact.
     """
@@ -89,7 +89,7 @@ class _Runs:
     def __init__(self, texts: Sequence[str]) -> None:
         runs = [_hash_runs(text) for text in texts]
         self._sizes = [len(own) for own in runs]
-        self._words = [len(words(text)) if size else 0 for text, size in zip(texts, self._sizes, strict=True)]
+        self._words = [count_words(text) if size else 0 for text, size in zip(texts, self._sizes, strict=True)]
         hashes = np.concatenate([*runs, np.empty(0, dtype=np.int64)])
         places = np.repeat(np.arange(len(texts), dtype=np.int32), self._sizes)
         order = np.argsort(hashes, kind="stable")
@@ -105,7 +105,7 @@ class _Runs:
             return None
         met = np.concatenate([self._places[starts[at] : ends[at]] for at in hit])
         places, counts = np.unique(met, return_counts=True)
-        longest = len(words(text))
+        longest = count_words(text)
         shares = {
             place: count / self._sizes[place]
             for place, count in zip(places.tolist(), counts.tolist(), strict=True)
@@ -119,8 +119,7 @@ class _Runs:
 
 def _hash_runs(text: str) -> NDArray[np.int64]:
     """Return a number for each distinct run; Python's hash of a string has 64 bits and a key of its own a process."""
-    found = words(text)
-    runs = {hash(" ".join(found[start : start + GRAM])) for start in range(len(found) - GRAM + 1)}
+    runs = set(map(hash, runs_of(text, GRAM)))
     return np.fromiter(runs, dtype=np.int64, count=len(runs))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -52,6 +53,21 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from _read_csv(path, kind)
 
 
+def read_id(value: Any) -> str | None:
+    """Return a row's own id as text, None where it has none; a whole float is its integer.
+
+    A column of integers with a gap becomes one of floats, and nan where the gap is, in Parquet and pandas.
+
+    >>> read_id(7), read_id(7.0), read_id(float("nan")), read_id("")
+    ('7', '7', None, None)
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None or value == "" else str(value)
+
+
 def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a text file, blank lines included."""
     with open_text(path) as handle:
@@ -71,6 +87,7 @@ def _read_csv(path: Path | str, kind: str) -> Iterator[tuple[int, dict[str, Any]
         _, header = next(records, (0, []))
         if not header:
             raise InputError(f"{path} has no header", expected="column names in the first line")
+        _require_own_names(header, path)
         for number, fields in records:
             if len(fields) > len(header):
                 raise InputError(
@@ -95,6 +112,17 @@ def _find_separator(header: str) -> str:
             return 0
 
     return max(SEPARATORS, key=count)
+
+
+def _require_own_names(columns: Iterable[str], path: Path | str) -> None:
+    """Raise `InputError` if two columns have one name: of their values only one could be read."""
+    repeated = [name for name, count in Counter(columns).items() if count > 1 and name.strip()]
+    if repeated:
+        raise InputError(
+            f"{path} has {' and '.join(repr(name) for name in repeated)} more than once among its columns",
+            expected="a name of its own for each column",
+            action="rename or remove the others",
+        )
 
 
 def _cut_csv(lines: Iterator[str], path: Path | str, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -190,17 +218,18 @@ def _open_quote(path: Path | str, number: int) -> InputError:
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise MissingPartError("reading Parquet needs pyarrow", action="pip install pyarrow") from None
     try:
-        file = ParquetFile(path)
-    except ArrowInvalid as error:
-        raise InputError(f"{path} is not Parquet: {error}", expected="a Parquet file") from None
-    number = 0
-    with file:
-        for batch in file.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        with ParquetFile(path) as file:
+            _require_own_names(file.schema_arrow.names, path)
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=4096))
+            yield from enumerate(chain.from_iterable(batches), start=1)
+    except PermissionError:
+        raise
+    except (ArrowException, UnicodeDecodeError, OSError) as error:  # a damaged page is an OSError
+        raise InputError(
+            f"{path} is not Parquet, or damaged: {error}", expected="a Parquet file", action="write or copy it again"
+        ) from None

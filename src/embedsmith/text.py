@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from functools import lru_cache
+from itertools import accumulate
 
 
 def _find_marks() -> str:
@@ -23,6 +25,7 @@ MARKS = _find_marks()
 # Thai, Lao, Burmese, Khmer, kana, Chinese signs: writings that put no spaces between words.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff"
 UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+SIGNS_A_WORD = 2  # in those
 WORD = re.compile(rf"[\w{MARKS}]+(?:['’][\w{MARKS}]+)*(?:\+\+|#(?!\w))?")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SIGN = re.compile("[$€£¥₹₩₽₺₫฿\u2600-\u27bf\U0001f300-\U0001faff]")  # currencies, emoji
@@ -34,7 +37,13 @@ FOREIGN_NEGATIONS = frozenset(
     sem inte ikke aldri aldrig nie bez नहीं
     """.split()  # noqa: SIM905 shorter to read than a list
 )
-CLOSING = " \t\r\n.?!…。？！"
+# Marks of the end of a sentence: Latin, Greek, Arabic and Urdu, Indic, Armenian, Burmese, Khmer, Ethiopic, Chinese.
+CLOSING = " .?!…;؟۔।॥։၊။។៕።፧。？！"
+OPENING = " ¿¡"
+# What is not seen (soft hyphens, spaces of no width, marks of direction), and how Armenian marks the tone of a word.
+UNSEEN = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\u055b\u055c\u055e]"
+)
 OPENERS = (
     "how what which who whose when where why can could should would do does did is are"  # no word in capitals is one
 )
@@ -47,12 +56,14 @@ REMEMBERED = 400  # letters of a text whose trigrams are kept for the next quest
 
 
 def normalize(text: str) -> str:
-    """Return `text` without differences that carry no meaning: NFKC, case, spaces, closing punctuation.
+    """Return `text` without differences that carry no meaning: NFKC, case, spaces, marks around a sentence.
 
     >>> normalize("  How do I  FREEZE my card?? ")
     'how do i freeze my card'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("’", "'").split()).rstrip(CLOSING)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", UNSEEN.sub("", text)).replace("’", "'")
+    return " ".join(text.casefold().split()).rstrip(CLOSING).lstrip(OPENING)
 
 
 def exact_form(text: str) -> str:
@@ -90,6 +101,7 @@ def is_unspaced(text: str) -> bool:
 
 
 _UNSPACED_LETTER = re.compile(rf"[{UNSPACED}]")
+_PARTS = re.compile(rf"[{UNSPACED}]|[^{UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
@@ -101,14 +113,50 @@ def words(text: str) -> list[str]:
     return WORD.findall(normalize(text))
 
 
-def runs_of(text: str) -> list[str]:
-    """Return the runs of three words, in order; none of a text of two.
+def runs_of(text: str, length: int = 3) -> list[str]:
+    """Return the runs of `length` words, in order; none of a shorter text. Two signs without spaces are a word.
 
-    >>> runs_of("How do I pay?")
-    ['how do i', 'do i pay']
+    >>> runs_of("How do I pay?"), runs_of("我想申请退款")
+    (['how do i', 'do i pay'], ['我 想 申 请 退 款'])
     """
     found = words(text)
-    return [" ".join(found[start : start + 3]) for start in range(len(found) - 2)]
+    if not _has_signs(found):
+        return [" ".join(found[start : start + length]) for start in range(len(found) - length + 1)]
+    found = _cut_signs(found)
+    ends = list(accumulate(map(_weigh, found), initial=0))  # in signs
+    runs = []
+    last = 0
+    for start in range(len(found)):
+        last = bisect_left(ends, ends[start] + SIGNS_A_WORD * length, lo=max(start, last))
+        if last == len(ends):
+            break
+        runs.append(" ".join(found[start:last]))
+    return runs
+
+
+def count_words(text: str) -> float:
+    """Return how many words a text has; in writings without spaces, two signs are one.
+
+    >>> count_words("How do I pay?"), count_words("我想申请退款")
+    (4.0, 3.0)
+    """
+    found = words(text)
+    return sum(map(_weigh, _cut_signs(found))) / SIGNS_A_WORD if _has_signs(found) else float(len(found))
+
+
+def _has_signs(found: list[str]) -> bool:
+    whole = "".join(found)
+    return not whole.isascii() and _UNSPACED_LETTER.search(whole) is not None
+
+
+def _cut_signs(found: list[str]) -> list[str]:
+    """Return words with each sign of a writing without spaces by itself."""
+    return [part for word in found for part in _PARTS.findall(word)]
+
+
+def _weigh(part: str) -> int:
+    """Return the length in signs: one, or that of a word."""
+    return 1 if _UNSPACED_LETTER.match(part) else SIGNS_A_WORD
 
 
 def trigrams(text: str) -> frozenset[str]:

@@ -41,10 +41,18 @@ def chunk(
     count = load_token_counter(base) if base else estimate_tokens
     tally = Tally(count)
     rejected: list[Rejected] = []
-    with draw_bar("files") as advance:
-        found = read_passages(sources, tokens=tokens, overlap=overlap, count=count, column=column, advance=advance)
-        written = write_passages(out, _take_passages(found, tally, rejected))
     lost = out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.jsonl')}_rejected.jsonl")
+    with draw_bar("files") as advance:
+        found = read_passages(
+            sources,
+            tokens=tokens,
+            overlap=overlap,
+            count=count,
+            column=column,
+            advance=advance,
+            without=(out, lost),
+        )
+        written = write_passages(out, _take_passages(found, tally, rejected))
     write_jsonl(lost, rejected)
     summary = tally.summarize()
     if not written:

@@ -196,7 +196,7 @@ def _read_passages(sources: Sequence[str], column: str | None, out: Path) -> lis
     from embedsmith.documents import read_passages, write_passages
     from embedsmith.examples import Rejected
 
-    rows = list(read_passages(sources, column=column))
+    rows = list(read_passages(sources, column=column, without=(out,)))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
@@ -339,9 +339,10 @@ def explain(
 
 
 def read_log(log: Path, column: str | None) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries
+    from embedsmith.corpus import deduplicate, read_queries, require_queries
 
     found = deduplicate(read_queries(log, column=column))
+    require_queries(found, log)
     if found.rejected:
         first = found.rejected[0]
         console.print(

@@ -7,7 +7,7 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,30 +46,45 @@ class UnusableFile(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-def find_files(sources: Iterable[Path | str]) -> Iterator[File | Rejected]:
+def find_files(sources: Iterable[Path | str], *, without: Iterable[Path] = ()) -> Iterator[File | Rejected]:
     """Yield the files that `sources` name, each once, in a fixed order; what is no document as `Rejected`.
 
     A folder is read with all folders in it, sorted; hidden files and folders are passed over, links are followed only
     to files inside the folder. A glob is one when no file has that name ("reports/**/*.md").
 
+    Args:
+        without: files and folders of our own, such as the results of an earlier run: one `Rejected` each if they lie
+            inside a source. A source that is one of these files, or lies inside one of these folders, is read.
+
     Raises:
-        InputError: a source that names nothing, or no source.
+        InputError: a source that names nothing, no source, or a source that is a folder of `without`.
     """
     seen: set[Path] = set()
     names: set[str] = set()
+    results = {path.resolve(): path for path in without}
     roots = [(root, source) for source in sources for root in _expand(str(source))]
     if not roots:
         raise InputError("no source", expected="files, folders or globs")
-    for root, _ in roots:
+    passed: set[Path] = set()
+    for root, source in roots:
+        own = _list_own(str(source), results)
         for path, name in _walk(root):
             if isinstance(name, Rejected):
                 yield name
                 continue
             real = path.resolve()
+            if (held := next((item for item in own if real.is_relative_to(item)), None)) is not None:
+                if held not in passed:
+                    yield Rejected(
+                        "own-output", "results of this command (--out), no document", file=str(results[held])
+                    )
+                passed.add(held)
+                continue
             if real in seen:
                 continue
             seen.add(real)
-            name = name if name not in names else path.as_posix()  # two folders may have files of one name
+            name = _as_storable(name)
+            name = name if name not in names else _as_storable(path.as_posix())  # two folders may have one name
             names.add(name)
             form = detect_format(path)
             yield File(path, name, form) if form else _no_document(path)
@@ -91,6 +106,21 @@ def _expand(source: str) -> list[Path]:
     return [Path(item) for item in found]
 
 
+def _list_own(source: str, results: Mapping[Path, Path]) -> list[Path]:
+    """Return the results that are no part of what a source names."""
+    path = Path(source).expanduser()
+    while not path.exists():  # a glob names what is below its last folder without a sign
+        path = path.parent
+    named = path.resolve()
+    if named in results and named.is_dir():
+        raise InputError(
+            f"{source} is the folder of the results (--out)",
+            expected="results in a folder of their own: those of one run would be the documents of the next",
+            action=f"give --out another folder; one inside {source} will do",
+        )
+    return [item for item in results if not named.is_relative_to(item)]
+
+
 def _walk(root: Path) -> Iterator[tuple[Path, str | Rejected]]:
     """Yield (path, name) of the files of a source; a link that leaves the folder as (path, Rejected)."""
     if not root.is_dir():
@@ -108,6 +138,11 @@ def _walk(root: Path) -> Iterator[tuple[Path, str | Rejected]]:
                 yield path, path.relative_to(root).as_posix()
     for error in closed:
         yield root, Rejected("unreadable", f"{type(error).__name__}: {error.strerror}", file=str(error.filename))
+
+
+def _as_storable(name: str) -> str:
+    """Return a name that UTF-8 can hold: half characters, which names that are not UTF-8 are given, as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _no_document(path: Path) -> Rejected:

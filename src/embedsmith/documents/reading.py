@@ -29,6 +29,7 @@ def read_passages(
     count: Callable[[str], int] = estimate_tokens,
     column: str | None = None,
     advance: Advance | None = None,
+    without: Iterable[Path] = (),
 ) -> Iterator[Passage | Rejected]:
     """Yield the passages of all documents, near-duplicates merged; what is not used as `Rejected` with file and reason.
 
@@ -43,20 +44,26 @@ def read_passages(
         count: tokens of a text, without special tokens; by default 1.3 a word.
         column: text column of tables; by default one of the usual names.
         advance: told of every file that is done.
+        without: results that are no documents, see `find_files`.
 
     Raises:
         InputError: a source names nothing. ConfigurationError: lengths that make no sense.
         MissingPartError: a parser that a file needs is not installed.
     """
     size = Size(tokens, tokens // 8 if overlap is None else overlap, count)
-    return merge_near(_number(_chunk(read_documents(sources, column=column, advance=advance), size)))
+    documents = read_documents(sources, column=column, advance=advance, without=without)
+    return merge_near(_number(_chunk(documents, size)))
 
 
 def read_documents(
-    sources: Iterable[Path | str], *, column: str | None = None, advance: Advance | None = None
+    sources: Iterable[Path | str],
+    *,
+    column: str | None = None,
+    advance: Advance | None = None,
+    without: Iterable[Path] = (),
 ) -> Iterator[Document | Rejected]:
     """Yield every document of `sources` as text with its blocks, in order of the sources, sorted within folders."""
-    found = list(find_files(sources))
+    found = list(find_files(sources, without=without))
     for done, file in enumerate(found, start=1):
         if isinstance(file, Rejected):
             yield file
@@ -74,6 +81,8 @@ def read_file(file: File, *, column: str | None = None) -> Iterator[Document | R
         yield Rejected(problem.reason, problem.detail, file=str(file.path))
     except InputError as error:
         yield Rejected("broken", error.found, file=str(file.path))
+    except OSError as error:
+        yield Rejected("unreadable", f"{type(error).__name__}: {error.strerror or error}", file=str(file.path))
     except EmbedsmithError:
         raise  # a missing part, or a counter that cannot be used: the same for every file
     except Exception as error:  # noqa: BLE001  parsers fail in any way on broken bytes; the other files can be read

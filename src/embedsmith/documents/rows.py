@@ -12,10 +12,10 @@ from typing import Any
 from embedsmith.artifacts import open_text, write_jsonl
 from embedsmith.documents.files import File, UnusableFile, decode, read_bytes
 from embedsmith.documents.passages import OTHER_ENCODING
-from embedsmith.documents.structure import Document, split_paragraphs
+from embedsmith.documents.structure import Document, make_storable, split_paragraphs
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
-from embedsmith.tables import detect_kind, read_rows
+from embedsmith.tables import detect_kind, read_id, read_rows
 
 TEXTS = ("text", "passage", "content", "body", "document", "contents", "paragraph", "chunk", "answer", "abstract")
 IDS = ("id", "_id", "passage_id", "doc_id", "docid", "document_id", "pid", "uid")
@@ -86,7 +86,8 @@ def _find(names: Iterable[str], wanted: Iterable[str]) -> str | None:
 def _value(row: Mapping[str, Any], wanted: Iterable[str]) -> str | None:
     name = _find(row, wanted)
     value = None if name is None else row[name]
-    return " ".join(str(value).split()) or None if isinstance(value, (str, int)) else None
+    found = read_id(value) if isinstance(value, (str, int, float)) else None
+    return " ".join(make_storable(found or "").split()) or None
 
 
 def _reject_columns(file: File, columns: Iterable[str], column: str | None, number: int, line: int) -> Rejected:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-SURROGATES = re.compile("[\ud800-\udfff\0]")  # no UTF-8 file and no store can hold them
+SURROGATES = re.compile("[\ud800-\udfff\0]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Builder:
 
     def add(self, text: str, *, level: int = 0) -> None:
         """Append one block; white space at its ends is dropped, and a block of nothing else is none."""
-        text = SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text).strip()
+        text = make_storable(text).strip()
         if not text:
             return
         self.length += 2 if self.parts else 0
@@ -71,10 +71,18 @@ class Builder:
         return Document(self.name, "\n\n".join(self.parts), tuple(self.blocks), pages=tuple(self.pages))
 
 
+def make_storable(text: str) -> str:
+    """Return `text` with a replacement character for what no UTF-8 file and no store can hold."""
+    return SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def split_paragraphs(name: str, text: str) -> Document:
-    """Return plain text as a document: paragraphs are what empty lines part; the text stays as it is."""
-    text = SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-    found = re.finditer(r"\S(?:.*\S)?(?:\n[^\S\n]*\S(?:.*\S)?)*", text)
+    """Return plain text as a document: paragraphs are what empty lines part, blanks in them or not.
+
+    The text stays as it is but for its line ends, which become \\n.
+    """
+    text = make_storable(text).replace("\r\n", "\n").replace("\r", "\n")
+    found = re.finditer(r"\S(?:.*\S)?(?:[^\S\n]*\n[^\S\n]*\S(?:.*\S)?)*", text)
     return Document(name, text, tuple(Block(match.start(), match.end()) for match in found))
 
 

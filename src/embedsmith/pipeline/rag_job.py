@@ -206,14 +206,15 @@ def open_base(spec: str, reading: Preparation) -> Encoder:
 
 
 def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passage]:
-    files = [file for file in find_files(job.sources) if not isinstance(file, Rejected)]
-    inputs = {f"file {file.name}": fingerprint_file(file.path) for file in files}
+    files = [file for file in find_files(job.sources, without=(job.out,)) if not isinstance(file, Rejected)]
+    inputs = {f"file {file.name}": _fingerprint(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"column": job.column, "tokens": job.tokens}
     outputs = ["passages.jsonl", "passages_rejected.jsonl"]
     if not folder.is_fresh("documents", inputs, settings):
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
-            found = read_passages(job.sources, tokens=job.tokens, count=load_token_counter(job.base), column=job.column)
+            count = load_token_counter(job.base)
+            found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
             write_passages(folder / outputs[0], _without_rejected(found, rejected))
     lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
     if not (folder / outputs[0]).stat().st_size:
@@ -222,6 +223,14 @@ def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passag
     said = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
     watch.say(f"documents: {len(passages)} passages of {len(files)} files{f'; not used: {said}' if said else ''}")
     return passages
+
+
+def _fingerprint(path: Path) -> str:
+    """Return the fingerprint of a document; one that cannot be opened is named where it is read."""
+    try:
+        return fingerprint_file(path)
+    except OSError:
+        return "unreadable"
 
 
 def _refuse_documents(job: RagJob, path: Path, lost: Mapping[str, int]) -> InputError:

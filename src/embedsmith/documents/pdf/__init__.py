@@ -55,7 +55,10 @@ def _read(raw: bytes) -> tuple[list[Page], dict[tuple[int, str], int], list[str]
             size += sum(len(word[0]) for word in row["words"])
             if size > LARGEST:
                 raise UnusableFile("too-large", f"more than {LARGEST >> 20} million characters")
-            pages.append(lay_out(row))
+            try:
+                pages.append(lay_out(row))
+            except Exception as error:  # noqa: BLE001  whatever is odd about one page, the others can be read
+                broken.append(f"page {row['page']}: {type(error).__name__}: {error}"[:500])
     return pages, outline, broken
 
 
