@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.cli.console import AsJson, Column, app, console, draw_bar, print_json, print_table
+from embedsmith.cli.console import AsJson, Column, app, check_file, console, draw_bar, print_json, print_table
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Counting = Annotated[str | None, typer.Option(help="Model whose tokenizer counts
 @app.command()
 def chunk(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="File for the passages (JSON lines).")],
+    out: Annotated[Path, typer.Option(help="File for the passages (JSON lines).", callback=check_file)],
     tokens: Annotated[int, typer.Option(min=16, help="Most tokens of a passage, special tokens aside.")] = 256,
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Most tokens repeated from the passage before; default: an eighth.")

@@ -221,7 +221,11 @@ def _load(spec: str) -> tuple[Any, Any]:
     path = Path(spec).expanduser()
     where, extra = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (spec, {})
     if path.suffix == ".gguf" and not path.is_file():
-        raise ModelError(f"{path} does not exist", expected="a GGUF file")
+        raise ModelError(
+            f"{path} does not exist",
+            expected="a GGUF file",
+            action="check the path; or name a model of the hub (local:OWNER/NAME), which is loaded once",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
         model = AutoModelForCausalLM.from_pretrained(

@@ -30,13 +30,14 @@ from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries
 from embedsmith.encoder import Remembering, precision_of
-from embedsmith.errors import CalibrationRefused
+from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
     compare,
     evaluate_general,
     halve,
     labels_of,
     measure_latency,
+    require_both_labels,
 )
 from embedsmith.examples import (
     Example,
@@ -71,6 +72,7 @@ from embedsmith.training import TrainingConfig, train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep
+FEWEST_QUERIES = 10  # of a log without labelled pairs
 FEWEST = 10  # such sources; fewer choose nothing
 TOLERANCE = 0.01  # how far a guard may fall below the base, in its metric
 
@@ -125,12 +127,26 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     check_model(job.base)  # before the first call that costs money
     guards = read_guards(job.guards)
     queries = _corpus(job, folder, watch)
+    _require_judges(job, queries)
     examples, evaluation = _synthesis(job, llm, queries, folder, watch)
     _hardness(job, examples, folder, watch)
     _training(job, examples, guards, folder, watch)
     _evaluation(job, evaluation, guards, folder, watch)
     _calibration(job, evaluation, folder, watch)
     return _report(job, llm, folder)
+
+
+def _require_judges(job: Job, queries: Sequence[Query]) -> None:
+    """Raise `InputError` where there is too little to judge the model by, before the first call."""
+    if job.evaluation:
+        for half in halve(_read_pairs(job.evaluation), seed=job.seed):
+            require_both_labels(half, "evaluation (half of --eval)")
+    elif len(queries) < FEWEST_QUERIES:
+        raise InputError(
+            f"{len(queries)} distinct queries in {job.log} are too few to judge a model by",
+            expected=f"at least {FEWEST_QUERIES}: a fifth of them is held out, in two halves",
+            action="give a longer log, or labelled pairs of your own (--eval PAIRS)",
+        )
 
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
