@@ -123,6 +123,17 @@ def test_nothing_is_left_of_a_file_that_cannot_get_its_name(tmp_path: Path) -> N
     assert [at.name for at in tmp_path.iterdir()] == ["taken"]
 
 
+def test_documents_without_a_passage_leave_no_file(embedsmith: Ended, tmp_path: Path) -> None:
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing")
+    (tmp_path / "passages.jsonl").write_text("of another day")
+    code, _, told = embedsmith("chunk", tmp_path / "broken.pdf", "--out", tmp_path / "passages.jsonl")
+    assert code == 2
+    assert "there is no passage in" in told
+    assert (tmp_path / "passages.jsonl").read_text() == "of another day"
+    assert f"see {tmp_path / 'passages_rejected.jsonl'}" in told
+    assert (tmp_path / "passages_rejected.jsonl").read_text()
+
+
 # --- models ----------------------------------------------------------------------------------------
 
 
