@@ -69,7 +69,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
             at_work.kill()
     assert at_work.returncode == 130
     assert "stopped; answers of the language model are kept" in told
-    assert f"to go on: embedsmith {shlex.join(command[3:])}" in told
+    assert f"to go on, the same command: embedsmith {shlex.join(command[3:])}" in told
     assert "Traceback" not in told
     assert json.loads(out)["exit_code"] == 130
 

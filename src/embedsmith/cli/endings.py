@@ -26,12 +26,12 @@ FAULTS = {  # of the machine, not of ours: what the user can do
     errno.ENOENT: "check the path",
 }
 SQLITE_FAULTS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}
-CALLS = "answers of the language model, finished stages and the last checkpoint of the training are kept"
+CALLS = "answers of the language model, finished stages and checkpoints of the training are kept"
 KEPT = {  # by command, when it is stopped
     "run": CALLS,
     "demo": CALLS,
     "synthesize": "answers of the language model are kept",
-    "train": "the last checkpoint is kept",
+    "train": "the training goes on at its last checkpoint, if there is one yet",
     "mine": "embeddings and judgements are kept",
     "reencode": "vectors that are done are kept, and the store still belongs to its old model",
 }
@@ -107,4 +107,6 @@ def _describe_stop() -> EmbedsmithError:
     kept = KEPT.get(next(iter(sys.argv[1:]), ""))
     if kept is None:
         return EmbedsmithError("stopped")
-    return EmbedsmithError(f"stopped; {kept}", action=f"to go on: embedsmith {shlex.join(sys.argv[1:])}")
+    return EmbedsmithError(
+        f"stopped; {kept}", action=f"to go on, the same command: embedsmith {shlex.join(sys.argv[1:])}"
+    )

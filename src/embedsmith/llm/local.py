@@ -224,7 +224,7 @@ def _load(spec: str) -> tuple[Any, Any]:
         raise ModelError(
             f"{path} does not exist",
             expected="a GGUF file",
-            action="check the path; or name a model of the hub (local:OWNER/NAME), which is loaded once",
+            action="check the path; or name a model of the hub (local:OWNER/NAME), downloaded once",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
