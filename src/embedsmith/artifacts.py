@@ -64,6 +64,16 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def write_text(path: Path | str, text: str) -> Path:
+    """Write UTF-8 text atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: object) -> Path:
+    """Write `value` (dataclasses allowed) as indented JSON, atomically."""
+    return write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
+
+
 def require_place(path: Path | str, *, folder: bool) -> None:
     """Raise `InputError` unless a file (or a folder with files) can be written at `path`; leaves nothing behind.
 
@@ -84,16 +94,6 @@ def require_place(path: Path | str, *, folder: bool) -> None:
             expected=f"a {kind} in a place that can be written to",
             action="name another place, or check the rights of the folder and the room on its disk",
         ) from None
-
-
-def write_text(path: Path | str, text: str) -> Path:
-    """Write UTF-8 text atomically."""
-    return write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(path: Path | str, value: object) -> Path:
-    """Write `value` (dataclasses allowed) as indented JSON, atomically."""
-    return write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

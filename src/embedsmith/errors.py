@@ -6,7 +6,6 @@ The command line prints `str(error)` and exits with `error.exit_code`; a traceba
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 
 
 class EmbedsmithError(Exception):
@@ -22,7 +21,7 @@ class EmbedsmithError(Exception):
     exit_code = 1
 
     def __init__(
-        self, found: str, *, expected: str = "", action: str = "", facts: Mapping[str, object] | None = None
+        self, found: str, *, expected: str = "", action: str = "", facts: dict[str, object] | None = None
     ) -> None:
         self.found = found
         self.expected = expected

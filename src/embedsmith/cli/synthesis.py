@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.outcome import Synthesis
 
 RECIPES = ("langcache", "rag", "e5")
+SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
+LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 USAGES = {
     "langcache": "embedsmith synthesize LOG --llm …: name one log",
     "rag": "embedsmith synthesize FOLDER --recipe rag --llm …: name documents",
     "e5": "embedsmith synthesize --recipe e5 --tasks 500 --llm …: it makes up its own topics, and checks none",
 }
-SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
-LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 
 
 @app.command()
