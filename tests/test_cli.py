@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedsmith import cli
 from embedsmith.cache.stores import Entry, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.model import fingerprint_model
@@ -187,6 +189,27 @@ def test_an_option_of_another_recipe_is_refused(log: Path, tmp_path: Path, recip
     found = embedsmith("run", log, *chosen, *options)
     assert found.returncode == 2
     assert f"{options[0]} with --recipe {recipe}" in found.stderr + found.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x.jsonl"), "make room on the disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x.jsonl"), "Permission denied: runs/x.jsonl"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.py"), None),  # a bug of ours: the traceback helps
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_words(
+    fault: OSError, words: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "3000")  # set by main, and to be put back
+    with pytest.raises(type(fault) if words is None else SystemExit):
+        cli.main()
+    assert (words or "") in "".join(capsys.readouterr())
 
 
 def test_an_unreachable_server_is_named(log: Path, tmp_path: Path) -> None:

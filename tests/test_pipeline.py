@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import LabelledPair
@@ -16,7 +20,7 @@ from embedsmith.llm import open_llm
 from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.synthesis.recipes import load_recipe
-from embedsmith.testing import FakeLLM, FaultyServer, write_answer
+from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
@@ -50,6 +54,47 @@ def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     assert summary["comparison"]["reports"]["tuned"]["pairs"] == 10
     assert summary["calibration"]["refused"]  # twenty pairs cannot promise anything
     assert not (job.out / "calibration.json").exists()
+
+
+def test_rows_that_are_not_used_are_told_of_and_their_texts_kept_out_of_the_training(job: Job) -> None:
+    assert job.evaluation is not None
+    written = REWORDINGS[0].format("how do I change my pin")
+    with job.evaluation.open("a") as file:
+        file.write(json.dumps({"a": written, "b": "another thing", "label": "yes"}) + "\n")
+    with job.log.open("a") as file:
+        file.write("\n")
+    said: list[str] = []
+    result = run(job, FakeLLM(), Watcher(say=said.append))
+    lost = "1 of 21 rows not used, e.g. line 21: label is 'yes', not 0 or 1"
+    assert f"warning: {job.evaluation}: {lost}" in said
+    assert "corpus: 10 distinct queries of 11 in log.txt, 1 rows not used (queries_rejected.jsonl)" in said
+    assert result.summary["evaluation_not_used"] == lost
+    assert lost.partition(":")[0] in result.report.read_text()
+    assert written not in (job.out / "synthesis/examples.jsonl").read_text()
+    assert written in (job.out / "synthesis/rejected.jsonl").read_text()
+
+
+def test_a_log_without_a_text_is_named(job: Job) -> None:
+    job.log.write_text("\n\n")
+    with pytest.raises(InputError, match=r"log.txt has no row with a text: 2 rows not used, e.g. line 1"):
+        run(job, FakeLLM())
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_one_works(job: Job) -> None:
+    def start_another(line: str) -> None:
+        if line.startswith("synthesis:"):  # its own lock is free again, and the training has not begun
+            script = (
+                "import sys; from embedsmith.artifacts import RunDirectory\nwith RunDirectory(sys.argv[1]).hold(): pass"
+            )
+            shown = subprocess.run([sys.executable, "-c", script, job.out], capture_output=True, text=True, check=False)
+            refused.append(shown.stderr)
+
+    refused: list[str] = []
+    run(job, FakeLLM(), Watcher(say=start_another))
+    assert f"another run (process {os.getpid()}) works with {job.out}" in refused[0]
+    with RunDirectory(job.out).hold(), pytest.raises(InputError, match="another run"):
+        run(job, FakeLLM())
+    run(job, FakeLLM())
 
 
 def test_the_threshold_of_a_run_says_what_it_was_made_on(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import transformers
 from embedsmith import synthesis
 from embedsmith.adapters import LoraConfig
 from embedsmith.answers import write_rag_answer
+from embedsmith.artifacts import RunDirectory
 from embedsmith.batches import Prompts
 from embedsmith.encoder import sides_of
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
@@ -179,6 +181,20 @@ def test_questions_of_the_evaluation_are_never_trained_on(job: RagJob, tmp_path:
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_whose_folder_lies_in_the_sources_does_not_read_its_own_results(job: RagJob) -> None:
+    folder = shutil.copytree(FILINGS, job.out.parent / "filings")
+    inside = replace(job, sources=(str(folder),), out=folder / "runs" / "x")
+    run_rag(inside, llm())
+    passages = (inside.out / "passages.jsonl").read_bytes()
+    (inside.out / "manifest.json").write_text('{"stages": {}}')
+    said: list[str] = []
+    run_rag(inside, llm(), Watcher(say=said.append))
+    assert (inside.out / "passages.jsonl").read_bytes() == passages
+    assert any("not used: 1 × own-output" in line for line in said)
+    with RunDirectory(inside.out).hold(), pytest.raises(InputError, match="another run"):
+        run_rag(inside, llm())
 
 
 def test_no_documents_is_an_error_before_any_call(job: RagJob, tmp_path: Path) -> None:

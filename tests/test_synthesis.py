@@ -15,10 +15,11 @@ from embedsmith.cli import app
 from embedsmith.corpus import Query
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import PositivePair, read_examples, write_examples
+from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Prompt, Sampling, open_llm
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis import explain, read_synthesis, synthesize
-from embedsmith.synthesis.filters import index_prompt
+from embedsmith.synthesis.filters import Context, check_echo, find_repetition, index_prompt
 from embedsmith.synthesis.orders import order_langcache
 from embedsmith.synthesis.recipes import load_recipe, render
 from embedsmith.testing import FakeLLM, FaultyServer, write_answer
@@ -57,6 +58,15 @@ def test_each_filter_says_why(candidate: str, reason: str | None) -> None:
     reasons = [lost.reason for lost in made.rejected]
     assert reasons == ([reason] if reason else [])
     assert made.counts["kept"] == 3 - len(reasons)
+
+
+def test_repetition_and_echo_are_found_in_writings_without_spaces() -> None:
+    assert find_repetition("我想退款" * 11) == ("repeats-itself", "4 of 39 runs of three words are new")
+    assert find_repetition("失败的数据库迁移在生产环境中怎么回滚并恢复之前的全部数据") is None
+    prompt = "请为下面的问题写出三个意思相同的问法，不要回答问题本身。问题：怎么申请退款"
+    context = Context(QUERY, "paraphrases", {}, {}, LeakIndex([]), index_prompt(prompt, "怎么申请退款"))
+    assert (check_echo("不要回答问题本身，写出三个意思相同的问法", context) or ("",))[0] == "prompt-echo"
+    assert check_echo("我买的东西不满意，想把钱要回来", context) is None
 
 
 @pytest.mark.parametrize(

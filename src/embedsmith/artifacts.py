@@ -64,6 +64,40 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def take_lock(path: Path, what: Path, *, expected: str) -> IO[str] | None:
+    """Return the open file that keeps others away until it is closed, "PATH.lock"; None where there are no such locks.
+
+    It lies beside the file itself: closing another handle of a SQLite file would end SQLite's own locks.
+
+    Raises:
+        InputError: another process has it; `what` is what that one works with.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    held = path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.seek(0)
+        holder = held.read().strip()
+        held.close()
+        raise InputError(
+            f"another run{f' (process {holder})' if holder else ''} works with {what}",
+            expected=expected,
+            action="wait until it has ended, or name another folder",
+        ) from None
+    except OSError:  # a file system without locks
+        held.close()
+        return None
+    held.truncate(0)
+    held.write(f"{os.getpid()}\n")
+    held.flush()
+    return held
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Write UTF-8 text atomically."""
     return write_bytes(path, text.encode("utf-8"))
@@ -317,6 +351,21 @@ class RunDirectory:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other runs out of the folder; a process that ends in any way lets go of it.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        expected = "one run at a time in a folder: two would train into the same model"
+        held = take_lock(self.path / "manifest.json", self.path, expected=expected)
+        try:
+            yield
+        finally:
+            if held is not None:
+                held.close()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

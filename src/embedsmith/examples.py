@@ -124,6 +124,7 @@ CLASSES = ("label", "intent", "class")
 GROUPS = ("group", "source_id")
 TEACHERS = ("scores", "teacher_scores")
 INSTRUCTIONS = ("instruction", "task")
+TEXT_PARTS = ("anchor", "positive", "negatives", "sentence1", "sentence2", "text")  # of `Format.columns`
 LAYOUTS = (
     "anchor + positive; anchor + positive + negative (also negative_1, negative_2, … or a list); "
     "sentence1 + sentence2 (or anchor + positive) + label (0 or 1) or score; text + label (a class)"
@@ -146,6 +147,20 @@ class ExampleSet:
     examples: tuple[Example, ...]
     rejected: tuple[Rejected, ...]
     lines: tuple[int, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text of the file, those of the rows that are no examples as well: what must not leak."""
+        own = [text for example in self.examples for text in texts_of(example)]
+        return own + [text for row in self.rejected for text in row.context.values()]
+
+    def describe_rejected(self) -> str:
+        """Return how many rows are no examples and why the first is none; "" where all are."""
+        if not self.rejected:
+            return ""
+        first = self.rejected[0]
+        rows = len(self.examples) + len(self.rejected)
+        return f"{len(self.rejected)} of {rows} rows not used, e.g. line {first.line}: {first.detail}"
 
 
 def detect_format(columns: Iterable[str]) -> Format:
@@ -219,7 +234,8 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
             lines.append(line)
         except (KeyError, ValueError, TypeError) as error:
             detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
-            rejected.append(Rejected("bad-row", detail, file=str(path), line=line))
+            texts = _find_texts(row, layouts[columns])
+            rejected.append(Rejected("bad-row", detail, file=str(path), line=line, context=texts))
     if not examples:
         first = f"; the first: line {rejected[0].line}, {rejected[0].detail}" if rejected else ""
         raise InputError(f"{path} has no usable row ({len(rejected)} rejected{first})", expected=LAYOUTS)
@@ -287,6 +303,17 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
     if str(label).strip() not in {"0", "1", "0.0", "1.0", "True", "False"}:
         raise ValueError(f"{layout.columns['label'][0]} is {label!r}, not 0 or 1")
     return LabelledPair(left, right, int(str(label).strip() in {"1", "1.0", "True"}), **shared)
+
+
+def _find_texts(row: Mapping[str, Any], layout: Format) -> dict[str, str]:
+    """Return the texts of a row that is no example, by column."""
+    found: dict[str, str] = {}
+    for name in (name for part in TEXT_PARTS for name in layout.columns.get(part, ())):
+        values = row.get(name)
+        for place, value in enumerate(values if isinstance(values, list) else [values]):
+            if isinstance(value, str) and value.strip():
+                found[f"{name}[{place}]" if place else name] = value
+    return found
 
 
 def _class(row: Mapping[str, Any], layout: Format) -> str:

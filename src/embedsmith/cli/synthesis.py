@@ -180,8 +180,8 @@ def synthesize(
 
 
 def _read_leaks(files: Sequence[Path]) -> list[str]:
-    """Return every text of evaluation files: examples of any kind, or a BEIR folder's queries."""
-    from embedsmith.examples import read_examples, texts_of
+    """Return every text of evaluation files: examples of any kind, bad rows too, or a BEIR folder's queries."""
+    from embedsmith.examples import read_examples
     from embedsmith.retrieval import read_beir
 
     texts: list[str] = []
@@ -189,7 +189,7 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
         if path.is_dir():
             texts += read_beir(path).queries.values()
         else:
-            texts += [text for item in read_examples(path).examples for text in texts_of(item)]
+            texts += read_examples(path).texts
     return texts
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from embedsmith.artifacts import plain, write_ahead
+from embedsmith.artifacts import plain, take_lock, write_ahead
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
@@ -115,7 +114,8 @@ class Journal:
         self.lock = threading.RLock()
         self.doubted = 0
         shared = str(path) != ":memory:"
-        held = _take_lock(Path(path)) if shared and writable else None
+        expected = "one run at a time in a folder: two would spend its budget twice"
+        held = take_lock(Path(path), Path(path), expected=expected) if shared and writable else None
         try:
             self._connection = _connect(path) if writable else _connect_to_read(path)
             self.doubted = _forget_doubted(self._connection) if writable else 0
@@ -317,37 +317,6 @@ def _connect_to_read(path: Path | str) -> sqlite3.Connection:
     connection.execute("pragma query_only = on")
     connection.execute("select count(*) from calls")
     return connection
-
-
-def _take_lock(path: Path) -> IO[str] | None:
-    """Return the open file that keeps other writers away until it is closed; None where the system has no such locks.
-
-    It lies beside the journal: closing another handle of the journal itself would end SQLite's own locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    held = path.with_name(f"{path.name}.lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.seek(0)
-        holder = held.read().strip()
-        held.close()
-        raise InputError(
-            f"another run{f' (process {holder})' if holder else ''} works with {path}",
-            expected="one run at a time in a folder: two would spend its budget twice",
-            action="wait until it has ended, or name another folder",
-        ) from None
-    except OSError:  # a file system without locks
-        held.close()
-        return None
-    held.truncate(0)
-    held.write(f"{os.getpid()}\n")
-    held.flush()
-    return held
 
 
 def _forget_doubted(connection: sqlite3.Connection) -> int:

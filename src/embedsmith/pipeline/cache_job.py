@@ -28,7 +28,7 @@ from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.rules import draw_sample, served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
-from embedsmith.corpus import Query, deduplicate, read_queries
+from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
 from embedsmith.encoder import Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
@@ -41,10 +41,10 @@ from embedsmith.evaluation import (
 )
 from embedsmith.examples import (
     Example,
+    ExampleSet,
     LabelledPair,
     read_examples,
     split,
-    texts_of,
 )
 from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
@@ -124,22 +124,24 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     """
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
-    check_model(job.base)  # before the first call that costs money
-    guards = read_guards(job.guards)
-    queries = _corpus(job, folder, watch)
-    _require_judges(job, queries)
-    examples, evaluation = _synthesis(job, llm, queries, folder, watch)
-    _hardness(job, examples, folder, watch)
-    _training(job, examples, guards, folder, watch)
-    _evaluation(job, evaluation, guards, folder, watch)
-    _calibration(job, evaluation, folder, watch)
-    return _report(job, llm, folder)
+    with folder.hold():
+        check_model(job.base)  # before the first call that costs money
+        guards = read_guards(job.guards)
+        labelled = _read_pairs(job.evaluation, watch) if job.evaluation else None
+        queries = _corpus(job, folder, watch)
+        _require_judges(job, queries, labelled)
+        examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
+        _hardness(job, examples, folder, watch)
+        _training(job, examples, guards, folder, watch)
+        _evaluation(job, judged, guards, folder, watch)
+        _calibration(job, judged, folder, watch)
+        return _report(job, llm, labelled, folder)
 
 
-def _require_judges(job: Job, queries: Sequence[Query]) -> None:
+def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | None) -> None:
     """Raise `InputError` where there is too little to judge the model by, before the first call."""
-    if job.evaluation:
-        for half in halve(_read_pairs(job.evaluation), seed=job.seed):
+    if labelled is not None:
+        for half in halve(_pairs_of(labelled), seed=job.seed):
             require_both_labels(half, "evaluation (half of --eval)")
     elif len(queries) < FEWEST_QUERIES:
         raise InputError(
@@ -155,21 +157,26 @@ def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     if not folder.is_fresh("corpus", inputs, settings):
         with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
             distinct = deduplicate(read_queries(job.log, column=job.column))
+            require_queries(distinct, job.log)
             write_jsonl(folder / "queries.jsonl", distinct.kept)
             write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
     queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
     rows_read = sum(query.frequency for query in queries)
-    watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}")
+    lost = sum("merged_into" not in row["context"] for _, row in read_rows(folder / "queries_rejected.jsonl"))
+    said = f", {lost} rows not used (queries_rejected.jsonl)" if lost else ""
+    watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}{said}")
     return queries
 
 
 def _synthesis(
-    job: Job, llm: LanguageModel, queries: Sequence[Query], folder: RunDirectory, watch: Watcher
+    job: Job,
+    llm: LanguageModel,
+    queries: Sequence[Query],
+    labelled: ExampleSet | None,
+    folder: RunDirectory,
+    watch: Watcher,
 ) -> tuple[list[Example], list[LabelledPair]]:
     """Return (examples to train on, labelled pairs to judge by)."""
-    if job.evaluation:
-        refuse_feedback(job.evaluation)
-    judged = _read_pairs(job.evaluation) if job.evaluation else []
     asked: dict[str, Any] = {"paraphrases": job.paraphrases, "distinct": job.distinct, "edits": job.edits}
     asked |= {"judge": job.judge, "prompts": job.prompts}
     recipe = load_recipe(**asked, seed=job.sampling.seed or 0)
@@ -185,23 +192,30 @@ def _synthesis(
                 **asked,
                 sampling=job.sampling,
                 budget=job.limits.open(),
-                evaluation=[text for pair in judged for text in texts_of(pair)],
+                evaluation=labelled.texts if labelled is not None else (),
                 out=folder / "synthesis",
                 on_progress=watch.calls,
             )
             write_counts(folder, result, llm)
     say_counts(folder, watch, kept="examples")
     examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
-    if judged:
-        return examples, judged
+    if labelled is not None:
+        return examples, _pairs_of(labelled)
     parts = split(examples, {"train": 1 - HELD_OUT, "judge": HELD_OUT}, seed=job.seed)
     watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
     return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
 
 
-def _read_pairs(path: Path) -> list[LabelledPair]:
+def _read_pairs(path: Path, watch: Watcher) -> ExampleSet:
+    """Return the user's labelled pairs; rows that are none are told of."""
     found = read_examples(require(path), kind=LabelledPair)
-    return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+    if lost := found.describe_rejected():
+        watch.say(f"warning: {path}: {lost}")
+    return found
+
+
+def _pairs_of(labelled: ExampleSet) -> list[LabelledPair]:
+    return [pair for pair in labelled.examples if isinstance(pair, LabelledPair)]
 
 
 def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
@@ -359,14 +373,14 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
         write_json(folder / "calibration_check.json", check)
 
 
-def _report(job: Job, llm: LanguageModel, folder: RunDirectory) -> RunResult:
-    summary = summarize(folder, job, llm.name)
+def _report(job: Job, llm: LanguageModel, labelled: ExampleSet | None, folder: RunDirectory) -> RunResult:
+    summary = summarize(folder, job, llm.name, labelled)
     write_json(folder / "report.json", summary)
     write_report(folder / "report.html", summary)
     return RunResult(folder.path, folder / "model", folder / "report.html", summary)
 
 
-def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
+def summarize(folder: RunDirectory, job: Job, llm: str, labelled: ExampleSet | None) -> dict[str, Any]:
     """Return everything the report shows, as plain JSON, from the files of the run directory."""
     rejected = [row for _, row in read_rows(folder / "synthesis/rejected.jsonl")]
     queries = [row for _, row in read_rows(folder / "queries.jsonl")]
@@ -375,6 +389,7 @@ def summarize(folder: RunDirectory, job: Job, llm: str) -> dict[str, Any]:
         "base": job.base,
         "llm": llm,
         "evaluation_data": str(job.evaluation) if job.evaluation else None,
+        "evaluation_not_used": labelled.describe_rejected() if labelled is not None else "",
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": "embedsmith " + shlex.join(sys.argv[1:]),
         "corpus": {

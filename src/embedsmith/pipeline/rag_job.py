@@ -163,23 +163,24 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     """
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
-    check_model(job.base)  # before the first call that costs money
-    guards = read_guards(job.guards)
-    for note in _describe(job):
-        watch.say(f"base: {note}")
-    task = read_beir(job.evaluation) if job.evaluation is not None else None
-    passages = _documents(job, folder, watch)
-    require_passages(job, len(passages))  # before the first call as well
-    base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
-    pairs = _synthesis(job, llm, passages, base, task, folder, watch)
-    parts = _split(job, pairs, held_out=task is None)
-    taught, length = _teaching(job, parts.train, passages, base, folder, watch)
-    dimensions = choose_dimensions(length)
-    _training(job, taught, parts, guards, passages, dimensions, folder, watch)
-    _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, folder, watch)
-    result = _report(job, llm, task is None, folder)
-    refuse_what_is_worse(job, result)
-    return result
+    with folder.hold():
+        check_model(job.base)  # before the first call that costs money
+        guards = read_guards(job.guards)
+        for note in _describe(job):
+            watch.say(f"base: {note}")
+        task = read_beir(job.evaluation) if job.evaluation is not None else None
+        passages = _documents(job, folder, watch)
+        require_passages(job, len(passages))  # before the first call as well
+        base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
+        pairs = _synthesis(job, llm, passages, base, task, folder, watch)
+        parts = _split(job, pairs, held_out=task is None)
+        taught, length = _teaching(job, parts.train, passages, base, folder, watch)
+        dimensions = choose_dimensions(length)
+        _training(job, taught, parts, guards, passages, dimensions, folder, watch)
+        _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, folder, watch)
+        result = _report(job, llm, task is None, folder)
+        refuse_what_is_worse(job, result)
+        return result
 
 
 def _describe(job: RagJob) -> tuple[str, ...]:
