@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from embedsmith.artifacts import require_place, write_json, write_jsonl
+from embedsmith.cache.feedback import NOTED
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import calibrate
 from embedsmith.cli import main
@@ -202,6 +203,9 @@ def test_a_log_too_short_to_judge_by_costs_no_call(tmp_path: Path, tiny_model: P
     (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(same)}\n{json.dumps(same | {'sentence2': 'c', 'label': 0})}\n")
     with pytest.raises(InputError, match="share texts or groups"):
         run(replace(job, evaluation=tmp_path / "pairs.jsonl"), model)
+    (tmp_path / "marks.jsonl").write_text(json.dumps(same | dict.fromkeys(NOTED, "x") | {"label": 1}))
+    with pytest.raises(InputError, match="marked by people"):
+        run(replace(job, evaluation=tmp_path / "marks.jsonl"), model)
     assert not model.calls
 
 

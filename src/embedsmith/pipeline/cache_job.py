@@ -208,7 +208,8 @@ def _synthesis(
 
 def _read_pairs(path: Path, watch: Watcher) -> ExampleSet:
     """Return the user's labelled pairs; rows that are none are told of."""
-    found = read_examples(require(path), kind=LabelledPair)
+    refuse_feedback(require(path))
+    found = read_examples(path, kind=LabelledPair)
     if lost := found.describe_rejected():
         watch.say(f"warning: {path}: {lost}")
     return found
