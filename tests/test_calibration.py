@@ -291,7 +291,7 @@ def test_the_promise_holds_in_traffic_with_rarer_duplicates() -> None:
 
 def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
     labels = np.array([1, 0] * 100)
-    with pytest.raises(CalibrationRefused, match=r"at 10.0% \(1.2% of these pairs, for traffic with 10% duplicates\)"):
+    with pytest.raises(CalibrationRefused, match=r"10.0% \(1.2% of these pairs, for traffic with 10% duplicates\)"):
         calibrate(labels, np.linspace(0, 1, 200), delta=0.1, duplicate_rate=0.1)
 
 

@@ -31,6 +31,9 @@ def texts(path: Path, column: str | None = None) -> list[str]:
         ("log.jsonl", '{"query": "first question"}\n\n{"query": "second, with comma"}\n'),
         ("log.csv", 'id,Text\n1,first question\n2,"second, with comma"\n'),
         ("log.tsv", "question\tn\nfirst question\t1\nsecond, with comma\t2\n"),
+        ("log.csv", "id;question;n\n1;first question;2,5\n2;second, with comma;3,5\n"),
+        ("log.csv", "id\tquestion, as asked\ttext\n1\t\tfirst question\n2\t;\tsecond, with comma\n"),
+        ("log.csv", '"a, b"|text\nx|first question\nx|second, with comma\n'),
         ("log.txt", "\ufefffirst question\r\nsecond, with comma\r\n"),
     ],
 )
@@ -40,6 +43,12 @@ def test_the_same_queries_come_out_of_every_form(tmp_path: Path, name: str, cont
     data = content.encode()
     path.write_bytes(gzip.compress(data) if zipped else data)
     assert texts(path) == ["first question", "second, with comma"]
+
+
+def test_a_column_is_found_in_another_case_unless_there_is_the_very_name(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("Anfrage,anfrage\nfirst,second\n")
+    assert texts(tmp_path / "log.csv", "anfrage") == ["second"]
+    assert texts(tmp_path / "log.csv", "ANFRAGE") == ["first"]
 
 
 def test_parquet_and_fields_with_line_breaks(tmp_path: Path) -> None:
@@ -221,6 +230,8 @@ def test_a_text_of_several_lines_that_a_spreadsheet_wrote_comes_back(
     [
         ("log.jsonl", b'{"body": "x"}\n', None, "no text column"),
         ("log.jsonl", b'{"text": "x"}\n', "body", "no column 'body'"),
+        ("log.csv", b"Anfrage;id\nx;1\n", "anfragen", "has: Anfrage, id\nTo do: --column Anfrage"),
+        ("log.csv", b"id;text\n1;x;y\n", None, "2 fields between ';'"),
         ("log.csv", "text\ncaf\u00e9\n".encode("latin-1"), None, "not UTF-8"),
         ("log.xyz", b"text", None, "has the ending"),
         ("log.csv", b"text\na,b,c\n", None, "more fields than columns"),

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,9 +41,18 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    _move(temporary, path)
     return path
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Give a finished file its name; where that cannot be, nothing is left."""
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -97,6 +107,28 @@ def write_text(path: Path | str, text: str) -> Path:
 def write_json(path: Path | str, value: object) -> Path:
     """Write `value` (dataclasses allowed) as indented JSON, atomically."""
     return write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def require_place(path: Path | str, *, folder: bool) -> None:
+    """Raise `InputError` unless a file (or a folder with files) can be written at `path`; leaves nothing behind.
+
+    For what is written after work that nobody wants to do twice.
+    """
+    path = Path(path)
+    kind = "folder" if folder else "file"
+    try:
+        if path.exists() and path.is_dir() != folder:
+            found, expected = f"{path} is a {'file' if folder else 'folder'}", f"a {kind} to write"
+            raise InputError(found, expected=expected, action="name another place")
+        above = next(at for at in ((path, *path.parents) if folder else path.parents) if at.exists())
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written at {path} ({error.strerror})",
+            expected=f"a {kind} in a place that can be written to",
+            action="name another place, or check the rights of the folder and the room on its disk",
+        ) from None
 
 
 def read_json(path: Path | str) -> Any:
@@ -251,8 +283,7 @@ class JsonLines:
         if kind is not None:
             self._temporary.unlink(missing_ok=True)
             return
-        self._temporary.replace(self.path)
-        sync_folder(self.path.parent)
+        _move(self._temporary, self.path)
 
 
 def _remove_leftovers(path: Path) -> None:

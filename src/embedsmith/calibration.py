@@ -145,7 +145,7 @@ def calibrate(
     if certified is None:
         promise = _Promise(delta, alpha, duplicate_rate, tested)
         carried = _find_carried(truth, hits, false_hits, known, promise, to_come)
-        raise _refuse(truth, hits, false_hits, promise, carried)
+        raise _refuse_for_few(truth, scores, promise, carried) or _refuse(truth, hits, false_hits, promise, carried)
     served, wrong = int(hits[certified]), int(false_hits[certified])
     return Calibration(
         threshold=float(thresholds[certified]),
@@ -338,6 +338,33 @@ def _find_carried(
     return None
 
 
+def _refuse_for_few(
+    truth: NDArray[np.int64], scores: NDArray[np.float64], promise: _Promise, carried: float | None
+) -> CalibrationRefused | None:
+    """Return the refusal of pairs that carry the promise for no model at all, None where another model could do.
+
+    One without a mistake would serve the duplicates that are not vetoed, and nothing else.
+    """
+    total, duplicates = len(truth), int(truth[scores > -1].sum())
+    needed = hits_needed(promise.tested, promise.alpha)
+    if not 0 < duplicates < needed:
+        return None
+    pairs = math.ceil(needed * total / duplicates)
+    vetoed = int(truth.sum()) - duplicates
+    return CalibrationRefused(
+        f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}, whatever "
+        f"the model: it takes {needed} right answers without a wrong one, and there are {duplicates} duplicates to "
+        f"serve{f' ({vetoed} more are vetoed by the guard)' if vetoed else ''}",
+        expected=f"at least {pairs} labelled pairs, {pairs - total} more than now (of the same kind)",
+        action=f"label more pairs, or {_looser(carried)}",
+        facts={"pairs": total, "pairs_needed": pairs, "delta_carried": carried},
+    )
+
+
+def _looser(carried: float | None) -> str:
+    return f"allow --delta {carried:g}, which these pairs carry" if carried is not None else "allow a higher --delta"
+
+
 def _refuse(
     truth: NDArray[np.int64],
     hits: NDArray[np.int64],
@@ -347,7 +374,7 @@ def _refuse(
 ) -> CalibrationRefused:
     """Say how many more pairs it would take, if new ones are like those at hand, and what these can carry."""
     total = len(truth)
-    looser = f"allow --delta {carried:g}, which these pairs carry" if carried is not None else "allow a higher --delta"
+    looser = _looser(carried)
     rates = false_hits / hits
     enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
     place = int(enough[rates[enough].argmin()])
@@ -358,6 +385,7 @@ def _refuse(
             f"no threshold keeps the false-hit rate at {promise.told}: {best}",
             expected=f"a model that separates better: {needed} hits without a false one would do",
             action=f"{looser}, or train on more and harder examples",
+            facts={"pairs": total, "pairs_needed": None, "delta_carried": carried},
         )
     # At least: the fewest pairs over all thresholds, were all of alpha spent on that one.
     below = enough[rates[enough] < promise.tested]
@@ -370,6 +398,7 @@ def _refuse(
         f"{total} labelled pairs are too few to promise {promise.told} at confidence {1 - promise.alpha:.0%}: {best}",
         expected=expected,
         action=f"label more pairs, or {looser}",
+        facts={"pairs": total, "pairs_needed": max(needed, total + 1), "delta_carried": carried},
     )
 
 

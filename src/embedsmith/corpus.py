@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
     ids = OwnNames()
     for index, (line, row) in enumerate(read_rows(path)):
         columns.update(row)
-        name = column if column is not None else _find_column(row)
+        name = _match_column(column, row) if column is not None else _find_column(row)
         if name is None or name not in row:
             yield _reject("no-text-column", f"columns: {', '.join(row) or 'none'}", path, line)
             continue
@@ -78,11 +80,7 @@ def read_queries(path: Path | str, *, column: str | None = None) -> Iterator[Que
             continue
         yield Query(ids.give(_find_id(row, index)), text.strip())
     if not found_column:
-        raise InputError(
-            f"{path} has no column {column!r}" if column else f"{path} has no text column",
-            expected=f"one of {', '.join(TEXT_COLUMNS)}, messages",
-            action=f"name it with --column; the file has: {', '.join(sorted(columns)) or 'no column'}",
-        )
+        raise _no_column(path, column, columns)
 
 
 def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
@@ -145,6 +143,26 @@ def _find_column(row: Mapping[str, Any]) -> str | None:
     if "messages" in row and (written is None or _read_messages(row["messages"]) is not None):
         return "messages"
     return written
+
+
+def _match_column(column: str, row: Mapping[str, Any]) -> str | None:
+    """Return the row's own spelling of a name that the user gave: "anfrage" is "Anfrage" where there is no other."""
+    if column in row:
+        return column
+    return next((name for name in row if name.strip().lower() == column.strip().lower()), None)
+
+
+def _no_column(path: Path | str, column: str | None, columns: set[str]) -> InputError:
+    there = ", ".join(sorted(columns)) or "no column"
+    if column is None:
+        return InputError(
+            f"{path} has no text column",
+            expected=f"one of {', '.join(TEXT_COLUMNS)}, messages",
+            action=f"name it with --column; the file has: {there}",
+        )
+    near = get_close_matches(column, sorted(columns), n=1)
+    action = f"--column {shlex.quote(near[0])}" if near else "name one of them, or leave --column out"
+    return InputError(f"{path} has no column {column!r}", expected=f"one that the file has: {there}", action=action)
 
 
 def _find_id(row: Mapping[str, Any], index: int) -> str:

@@ -17,14 +17,18 @@ class EmbedsmithError(Exception):
         found: what was found, in one sentence that names the file, row, option or model.
         expected: what would have been right.
         action: what the user can do now.
+        facts: what of it a program may want, under names of its own; part of what `--json` prints.
     """
 
     exit_code = 1
 
-    def __init__(self, found: str, *, expected: str = "", action: str = "") -> None:
+    def __init__(
+        self, found: str, *, expected: str = "", action: str = "", facts: dict[str, object] | None = None
+    ) -> None:
         self.found = found
         self.expected = expected
         self.action = action
+        self.facts = dict(facts or {})
         super().__init__(found)
 
     def __str__(self) -> str:
@@ -71,9 +75,24 @@ class SamplingRefused(LanguageModelError):
 
 
 class CalibrationRefused(EmbedsmithError):
-    """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing."""
+    """No threshold keeps the promise on the labelled pairs given; `found` says how many are missing.
+
+    `facts`: pairs (that counted), pairs_needed (None where more would not help) and delta_carried (the lowest rate of
+    wrong answers that they carry, None where there is none).
+    """
 
     exit_code = 4
+
+    def noting(self, note: str) -> CalibrationRefused:
+        """Return the same refusal with what else is known of the pairs, "" for nothing."""
+        found = f"{self.found} ({note})" if note else self.found
+        return CalibrationRefused(found, expected=self.expected, action=self.action, facts=self.facts)
+
+    def advising(self, action: str) -> CalibrationRefused:
+        """Return the same refusal with one thing more to do."""
+        return CalibrationRefused(
+            self.found, expected=self.expected, action=f"{self.action}; {action}", facts=self.facts
+        )
 
 
 class ModelRefused(EmbedsmithError):

@@ -163,7 +163,7 @@ def compare(
     """Return the encoders side by side on the same rows, each against the baseline (default: the first)."""
     chosen, reported = halve(pairs, seed=seed) if validation is None else (list(validation), list(pairs))
     for rows, what in ((chosen, "validation"), (reported, "reported")):
-        _require_both_labels(rows, what)
+        require_both_labels(rows, what)
     if baseline is not None and baseline not in encoders:
         raise ConfigurationError(f"the baseline {baseline!r} is not compared", expected=f"one of {', '.join(encoders)}")
     weights = resample_weights(len(reported), groups=units_of(reported), resamples=resamples, seed=seed)
@@ -198,7 +198,8 @@ def _only_pairs(examples: Sequence[Example]) -> list[LabelledPair]:
     return [example for example in examples if isinstance(example, LabelledPair)]
 
 
-def _require_both_labels(pairs: Sequence[LabelledPair], what: str) -> None:
+def require_both_labels(pairs: Sequence[LabelledPair], what: str) -> None:
+    """Raise `InputError` unless there are duplicates and others among the pairs, which are called `what`."""
     found = {pair.label for pair in pairs}
     if found != {0, 1}:
         raise InputError(

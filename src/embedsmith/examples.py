@@ -194,7 +194,11 @@ def detect_format(columns: Iterable[str]) -> Format:
         return _of_pair((names[pair[0]], names[pair[1]]), label, score, group)
     if text and first(CLASSES):
         return Format(LabelledText, {"text": text, "label": first(CLASSES)} | group)
-    raise InputError(f"no known layout in the columns {', '.join(names.values()) or '(none)'}", expected=LAYOUTS)
+    raise InputError(
+        f"no known layout in the columns {', '.join(names.values()) or '(none)'}",
+        expected=LAYOUTS,
+        action="texts without labels? `embedsmith run` and `embedsmith synthesize` write examples from them",
+    )
 
 
 def _by_number(name: str) -> tuple[int, str]:
@@ -282,7 +286,9 @@ def _detect(row: Mapping[str, Any], path: Path | str) -> Format:
     try:
         return detect_format(row)
     except InputError as error:
-        raise InputError(f"{path}: {error.found}", expected=error.expected, action="rename the columns") from None
+        raise InputError(
+            f"{path}: {error.found}", expected=error.expected, action=f"rename the columns; {error.action}"
+        ) from None
 
 
 def _parse(row: Mapping[str, Any], layout: Format) -> Example:

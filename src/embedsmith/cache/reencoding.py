@@ -61,6 +61,7 @@ class EntriesNotEncoded(StoreError):
             f"{len(self.failures)} entries of {url} cannot be encoded ({first}{'; …' if self.failures[3:] else ''})",
             expected="a vector for every entry; the store still serves the old model",
             action="remove these entries, or add --drop-failed (drop_failed=True) to let the command remove them",
+            facts={"failed": self.failures},
         )
 
 

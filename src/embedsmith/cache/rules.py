@@ -68,23 +68,26 @@ def choose_rules(
     """
     pairs, told = draw_sample(pairs, seed=seed)
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
-    rules = choose_from_scores(
-        labels_of(pairs),
-        served_similarities(encoder, pairs),
-        logits,
-        units_of(pairs),
-        promise={
-            "delta": delta,
-            "alpha": alpha,
-            "duplicate_rate": duplicate_rate,
-            "traffic": traffic,
-            "model": model,
-            "precision": precision_of(encoder),
-            "guard": True,
-        },
-        verifier=verifier.fingerprint if verifier is not None else "",
-        seed=seed,
-    )
+    try:
+        rules = choose_from_scores(
+            labels_of(pairs),
+            served_similarities(encoder, pairs),
+            logits,
+            units_of(pairs),
+            promise={
+                "delta": delta,
+                "alpha": alpha,
+                "duplicate_rate": duplicate_rate,
+                "traffic": traffic,
+                "model": model,
+                "precision": precision_of(encoder),
+                "guard": True,
+            },
+            verifier=verifier.fingerprint if verifier is not None else "",
+            seed=seed,
+        )
+    except CalibrationRefused as refusal:
+        raise refusal.noting(told) from None
     return replace(rules, sample=told)
 
 
@@ -140,8 +143,7 @@ def choose_from_scores(
     try:
         return Rules(calibrate(labels[rest], scores, **named, **promise), explained, gain)
     except CalibrationRefused as refusal:
-        found = f"{refusal.found} ({explained})"
-        raise CalibrationRefused(found, expected=refusal.expected, action=refusal.action) from None
+        raise refusal.noting(explained) from None
 
 
 def weigh(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,11 +69,11 @@ def read_promises(
     single = read_recalibration(own, model=fingerprint) if own is not None else None
     if single is not None and not single.thresholds:
         single = None  # it granted nobody anything, so nothing in it is served
-    policy = _policy_of(found, verifier) if found is not None else _bare_policy(threshold, verifier)
+    policy = _policy_of(found, verifier) if found is not None else _bare_policy(threshold, verifier, model, guard)
     for file, made in ((path, found), (own, single)):
         if file is not None and made is not None:
-            require_guard(file, made, guard)
-            warn_of_precision(file, made, encoder)
+            require_guard(file, made, guard, model)
+            warn_of_precision(file, made, encoder, model)
     if own is not None and single is not None:
         _require_scale(own, single, found)
     thresholds = single.thresholds if single is not None else {}
@@ -84,7 +85,9 @@ def read_promises(
     )
 
 
-def require_guard(path: Path, made: Calibration | Recalibration, guard: bool) -> None:
+def require_guard(
+    path: Path, made: Calibration | Recalibration, guard: bool, model: Encoder | Path | str = "MODEL"
+) -> None:
     """Refuse thresholds that were chosen with the guard where it is off, and the other way round.
 
     Raises:
@@ -92,25 +95,26 @@ def require_guard(path: Path, made: Calibration | Recalibration, guard: bool) ->
     """
     if made.guard is None or made.guard == guard:
         return
+    again = _tell_again(path, made, model, guard)
     if guard:
         raise ConfigurationError(
             f"{path} was made without the guard, and the guard is on",
             expected="thresholds that were chosen behind the guard: it may veto more right answers than wrong ones",
-            action=f"embedsmith calibrate MODEL PAIRS --for-cache --out {path}, or switch the guard off (--no-guard)",
+            action=f"{again}, or switch the guard off (--no-guard)",
         )
     raise ConfigurationError(
         f"{path} was made behind the guard, and the guard is off",
         expected="thresholds that were chosen without it: what it would veto is served now",
-        action="leave the guard on, or embedsmith calibrate MODEL PAIRS, or pass a threshold at your own risk",
+        action=f"leave the guard on, or {again}, or pass a threshold at your own risk",
     )
 
 
-def warn_of_precision(path: Path, made: Calibration | Recalibration, encoder: Encoder | None) -> None:
+def warn_of_precision(
+    path: Path, made: Calibration | Recalibration, encoder: Encoder | None, model: Encoder | Path | str = "MODEL"
+) -> None:
     """Say in the log where a promise was made on vectors that are not quite those that are served, or does not tell."""
     served = precision_of(encoder) if encoder is not None else ""
-    again = f"embedsmith calibrate MODEL PAIRS --for-cache --out {path}"
-    if isinstance(made, Recalibration):
-        again = "embedsmith recalibrate FEEDBACK --model MODEL"
+    again = _tell_again(path, made, model)
     if made.guard is None:
         LOG.warning(
             "%s is of an older version and does not say on which vectors it was made, nor whether behind the guard. "
@@ -123,6 +127,30 @@ def warn_of_precision(path: Path, made: Calibration | Recalibration, encoder: En
             "the answers are wrong was shown for the former only. To do: %s",
             *(path, made.precision, served, _tell_distance(encoder), 100 * made.delta, again),
         )
+
+
+def _tell_again(path: Path, made: Calibration | Recalibration, model: Encoder | Path | str, guard: bool = True) -> str:
+    """Return the command that makes thresholds again, into the file where they are looked for."""
+    if isinstance(made, Recalibration):
+        return f"embedsmith recalibrate FEEDBACK --model {tell_model(model)}{'' if guard else ' --no-guard'}"
+    return tell_calibrate(model, path, guard=guard)
+
+
+def tell_model(model: Encoder | Path | str) -> str:
+    """Return how a command names a model; MODEL for one that is in memory only."""
+    return shlex.quote(str(model)) if isinstance(model, (str, Path)) else "MODEL"
+
+
+def tell_calibrate(model: Encoder | Path | str, out: Path, *, guard: bool = True) -> str:
+    """Return the command that calibrates a model for a cache, PAIRS aside as it has to be typed."""
+    kind = "--for-cache" if guard else "--model-only"
+    return f"embedsmith calibrate {tell_model(model)} PAIRS {kind} --out {shlex.quote(str(out))}"
+
+
+def place_calibration(model: Encoder | Path | str) -> Path:
+    """Return where a calibration of the model is written, and looked for first: with a folder, in it."""
+    folder = Path(model) if isinstance(model, (str, Path)) else Path()
+    return (folder if folder.is_dir() else Path()) / "calibration.json"
 
 
 def _tell_distance(encoder: Encoder | None) -> str:
@@ -156,12 +184,17 @@ def _tell_verifier(verifier: str, weight: float) -> str:
     return f"with the verifier {verifier} at weight {weight:.4g}" if verifier else "without a verifier"
 
 
-def _bare_policy(threshold: float | None, verifier: object) -> Policy:
+def _bare_policy(
+    threshold: float | None, verifier: object, model: Encoder | Path | str = "MODEL", guard: bool = True
+) -> Policy:
     if threshold is None:
+        out = place_calibration(model)
+        then = "" if out.parent != Path() else f"; then serve with --calibration {out}"
         raise ConfigurationError(
             "there is no threshold from which on answers may be served",
             expected="calibration.json beside the model, or a threshold",
-            action="embedsmith calibrate MODEL PAIRS (labelled pairs), or pass a threshold at your own risk",
+            action=f"{tell_calibrate(model, out, guard=guard)} (PAIRS: labelled pairs){then}; or pass a threshold "
+            "(--threshold) at your own risk",
         )
     if not -1 <= threshold <= 1:
         raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")

@@ -13,6 +13,8 @@ from embedsmith.cli.console import (
     AsJson,
     Delta,
     app,
+    check_file,
+    check_folder,
     console,
     draw_bar,
     print_json,
@@ -45,7 +47,8 @@ def recalibrate(
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     guard: Annotated[bool, typer.Option(help="Whether the servers veto candidates that differ in a fact.")] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Default: calibration_namespaces.json beside the calibration.")
+        Path | None,
+        typer.Option(help="Default: calibration_namespaces.json beside the calibration.", callback=check_file),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +73,7 @@ def recalibrate(
     scale: dict[str, Any] = {"precision": precision_of(encoder), "guard": guard}
     if threshold is None and path is not None:
         common = read_calibration(path, model=mark)
-        require_guard(path, common, guard)
+        require_guard(path, common, guard, model)
         threshold = common.threshold
         if common.verifier:
             logits = open_verifier(common, verifier).score(pairs_of(pairs))
@@ -121,7 +124,9 @@ def _print_recalibration(found: Recalibration) -> None:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="The model folder (or a hub id, with --out).")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to copy the model to first.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to copy the model to first.", callback=check_folder)
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, or int8: faster, refused when it is not close.")] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
     as_json: AsJson = False,
@@ -301,9 +306,7 @@ def reencode(
                 store, encoder, model=mark, batch=batch, restart=restart, drop_failed=drop_failed, on_progress=advance
             )
     except EntriesNotEncoded as error:
-        if as_json:
-            print_json({"failed": error.failures})
-        else:
+        if not as_json:
             print_table("not encoded", ["entry", "reason"], [(one.id, one.reason) for one in error.failures])
         raise
     if as_json:

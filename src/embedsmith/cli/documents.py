@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.cli.console import AsJson, Column, app, console, draw_bar, print_json, print_table
+from embedsmith.cli.console import AsJson, Column, app, check_file, console, draw_bar, print_json, print_table
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Counting = Annotated[str | None, typer.Option(help="Model whose tokenizer counts
 @app.command()
 def chunk(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="File for the passages (JSON lines).")],
+    out: Annotated[Path, typer.Option(help="File for the passages (JSON lines).", callback=check_file)],
     tokens: Annotated[int, typer.Option(min=16, help="Most tokens of a passage, special tokens aside.")] = 256,
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Most tokens repeated from the passage before; default: an eighth.")
@@ -52,13 +52,15 @@ def chunk(
             advance=advance,
             without=(out, lost),
         )
-        written = write_passages(out, _take_passages(found, tally, rejected))
+        try:
+            write_passages(out, _take_passages(found, tally, rejected, f"in {', '.join(sources)}"))
+        except InputError as error:
+            if rejected:
+                write_jsonl(lost, rejected)
+                error.action = error.action or f"see {lost}"
+            raise
     write_jsonl(lost, rejected)
     summary = tally.summarize()
-    if not written:
-        raise InputError(
-            f"there is no passage in {', '.join(sources)}", expected="a document with text", action=f"see {lost}"
-        )
     if as_json:
         print_json({**plain(summary), "out": out, "rejected_file": lost})
         return
@@ -66,15 +68,22 @@ def chunk(
     console.print(f"passages  {out}\nrejected  {lost}", markup=False, highlight=False)
 
 
-def _take_passages(rows: Iterable[Passage | Rejected], tally: Tally, rejected: list[Rejected]) -> Iterator[Passage]:
+def _take_passages(
+    rows: Iterable[Passage | Rejected], tally: Tally, rejected: list[Rejected], where: str
+) -> Iterator[Passage]:
+    """Yield the passages; raise `InputError` after the last row where there is none, so that no empty file is left."""
     from embedsmith.documents import Passage
 
+    found = False
     for row in rows:
         tally.add(row)
         if isinstance(row, Passage):
+            found = True
             yield row
         else:
             rejected.append(row)
+    if not found:
+        raise InputError(f"there is no passage {where}", expected="a document with text")
 
 
 def _print_summary(summary: Summary, rejected: Iterable[Rejected]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import AsJson, BaseUrl, Seed, app, console, print_json, print_table
+from embedsmith.cli.console import AsJson, BaseUrl, Seed, app, check_folder, console, print_json, print_table
 
 Texts = Mapping[str, Any]
 
@@ -23,7 +23,9 @@ def inspect(
     base: Annotated[str | None, typer.Option(help="The model that will be tuned: how hard is the set for it?")] = None,
     rejected: Annotated[Path | None, typer.Option(help="rejected.jsonl beside it: its reasons are counted.")] = None,
     log: Annotated[Path | None, typer.Option(help="What the examples were made from, for the coverage.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for inspection.html and inspection.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for inspection.html and inspection.json.", callback=check_folder)
+    ] = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -202,7 +203,14 @@ def run(
     print_comparison(result.summary["comparison"])
     console.print(f"\n{judge_pairs(result.summary)['text']}", markup=False, highlight=False)
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
-    console.print(f"next    open the report, or try the model: embedsmith evaluate {result.model} YOUR_PAIRS.jsonl")
+    promised = (result.out / "calibration.json").is_file()
+    options = f"--model {quote(str(result.model))} --upstream URL"
+    shadow = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl (serves nothing, gathers pairs to judge)"
+    _say_next(f"embedsmith serve {options}{'' if promised else f' {shadow}'}")
+
+
+def _say_next(command: str) -> None:
+    console.print(f"next    open the report, then: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
@@ -240,7 +248,7 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
     print_retrieval(result.summary["retrieval"])
     console.print(f"\n{judge_retrieval(result.summary)['text']}", markup=False, highlight=False)
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
-    console.print(f"next    open the report, or serve the model: embedsmith serve --model {result.model}")
+    _say_next(f"embedsmith evaluate {quote(str(result.model))} --retrieval BEIR_FOLDER (questions of your own)")
 
 
 @app.command()

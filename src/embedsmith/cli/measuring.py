@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedsmith.artifacts import plain
+from embedsmith.artifacts import plain, require_place
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -18,6 +19,8 @@ from embedsmith.cli.console import (
     Seed,
     app,
     change,
+    check_file,
+    check_folder,
     console,
     draw_bar,
     print_comparison,
@@ -28,10 +31,13 @@ from embedsmith.cli.console import (
     sure,
 )
 from embedsmith.cli.rankings import RetrievalOptions, evaluate_retrieval, parse_numbers, print_retrieval
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import CalibrationRefused, ConfigurationError
 
 if TYPE_CHECKING:
+    from embedsmith.cache.rules import Rules
+    from embedsmith.calibration import Calibration
     from embedsmith.encoder import Encoder
+    from embedsmith.examples import LabelledPair
 
 
 @app.command()
@@ -62,8 +68,12 @@ def evaluate(
     ] = None,
     run: Annotated[list[Path] | None, typer.Option(help="A TREC run file to score, too. Repeatable.")] = None,
     qrels: Annotated[Path | None, typer.Option(help="Judgements for --run, TREC's or BEIR's, without texts.")] = None,
-    run_out: Annotated[Path | None, typer.Option(help="Folder for TREC run files of what was ranked.")] = None,
-    report: Annotated[Path | None, typer.Option(help="HTML page (and PNG) of the retrieval figures.")] = None,
+    run_out: Annotated[
+        Path | None, typer.Option(help="Folder for TREC run files of what was ranked.", callback=check_folder)
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page (and PNG) of the retrieval figures.", callback=check_file)
+    ] = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -292,13 +302,20 @@ def compare(
 def calibrate(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or openai:MODEL.")],
     pairs: Annotated[Path, typer.Argument(help="Labelled pairs that were not trained on.")],
-    out: Annotated[Path, typer.Option(help="Where calibration.json goes.")] = Path("calibration.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Default: calibration.json in the model's folder, where serve looks.", callback=check_file),
+    ] = None,
     delta: Delta = 0.05,
     alpha: Alpha = 0.05,
     base_url: BaseUrl = None,
     for_cache: Annotated[
-        bool, typer.Option("--for-cache", help="As the cache serves: with its guard, and the exported model if any.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--for-cache/--model-only",
+            help="As the cache serves, with its guard and the exported model if any; or the model by itself.",
+        ),
+    ] = True,
     verifier: Annotated[
         Path | None, typer.Option(help="A verifier's folder: switched on if it proves itself. Implies --for-cache.")
     ] = None,
@@ -312,40 +329,97 @@ def calibrate(
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
     from embedsmith.cache.feedback import refuse_feedback
-    from embedsmith.cache.rules import Rules, choose_rules, draw_sample
-    from embedsmith.cache.settings import open_encoder
-    from embedsmith.calibration import calibrate as calibrate_scores
+    from embedsmith.cache.settings import place_calibration
     from embedsmith.calibration import write_calibration
-    from embedsmith.encoder import precision_of
-    from embedsmith.evaluation import labels_of, similarities_of
-    from embedsmith.metrics import percent
-    from embedsmith.model import fingerprint_model, load_encoder
-    from embedsmith.verifier import OnnxVerifier
+    from embedsmith.model import fingerprint_model
 
     refuse_feedback(pairs)
     rows = read_pairs(pairs)
+    out = out if out is not None else place_calibration(model)
+    require_place(out, folder=False)
     promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
     promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
-    if for_cache or verifier is not None:
-        second = OnnxVerifier(verifier) if verifier is not None else None
-        rules = choose_rules(open_encoder(model)[0], rows, verifier=second, **promise)  # type: ignore[arg-type]
-    else:
-        encoder = load_encoder(model, base_url=base_url)
-        made = {"precision": precision_of(encoder), "guard": False}
-        rows, told = draw_sample(rows)
-        similarities = similarities_of(encoder, rows)
-        found = calibrate_scores(labels_of(rows), similarities, **promise, **made)  # type: ignore[arg-type]
-        rules = Rules(found, sample=told)
-    found = rules.calibration
-    write_calibration(out, found)
+    try:
+        if for_cache or verifier is not None:
+            rules = _choose_for_cache(model, rows, verifier, base_url, promise)
+        else:
+            rules = _choose_alone(model, rows, base_url, promise)
+    except CalibrationRefused as refusal:
+        raise refusal.advising(f"to gather judged pairs, serving nothing yet: {_tell_shadow(model)}") from None
+    write_calibration(out, rules.calibration)
     if as_json:
         chosen = {"verifier_gain": plain(rules.gain), "explained": rules.verifier, "sample": rules.sample}
-        print_json(plain(rules.calibration) | chosen)
+        print_json(plain(rules.calibration) | chosen | {"out": str(out)})
         return
+    _print_calibration(rules, out)
+    _say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
+
+
+def _choose_for_cache(
+    model: str, rows: Sequence[LabelledPair], verifier: Path | None, base_url: str | None, promise: Mapping[str, Any]
+) -> Rules:
+    from embedsmith.cache.rules import choose_rules
+    from embedsmith.cache.settings import open_encoder
+    from embedsmith.model import load_encoder
+    from embedsmith.verifier import OnnxVerifier
+
+    second = OnnxVerifier(verifier) if verifier is not None else None
+    hosted = model.startswith("openai:")
+    encoder = load_encoder(model, base_url=base_url) if hosted else open_encoder(model)[0]
+    return choose_rules(encoder, rows, verifier=second, **promise)
+
+
+def _choose_alone(model: str, rows: Sequence[LabelledPair], base_url: str | None, promise: Mapping[str, Any]) -> Rules:
+    from embedsmith.cache.rules import Rules, draw_sample
+    from embedsmith.calibration import calibrate as calibrate_scores
+    from embedsmith.encoder import precision_of
+    from embedsmith.evaluation import labels_of, similarities_of
+    from embedsmith.model import load_encoder
+
+    encoder = load_encoder(model, base_url=base_url)
+    made: Any = {"precision": precision_of(encoder), "guard": False, **promise}
+    counted, told = draw_sample(rows)
+    try:
+        found = calibrate_scores(labels_of(counted), similarities_of(encoder, counted), **made)
+    except CalibrationRefused as refusal:
+        raise refusal.noting(told) from None
+    return Rules(found, sample=told)
+
+
+def _print_calibration(rules: Rules, out: Path) -> None:
+    from embedsmith.metrics import percent
+
+    found = rules.calibration
     for line in filter(None, (rules.sample, rules.verifier)):
-        console.print(line, markup=False, highlight=False)
-    console.print(
-        f"threshold {found.threshold:.4f}: at most {percent(delta)} of the answers served are wrong, with confidence "
-        f"{percent(1 - alpha)}\n{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
+        _say(line)
+    _say(
+        f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
+        f"confidence {percent(1 - found.alpha)}{'' if found.guard else ', of the model without the guard'}\n"
+        f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
     )
+
+
+def _tell_serve(model: str, made: Calibration, out: Path, verifier: Path | None) -> str:
+    """Return the command that serves with this very calibration; the address alone is left to the user."""
+    from embedsmith.cache.settings import find_calibration, tell_model
+
+    options = [f"--model {tell_model(model)}", "--upstream URL"]
+    if find_calibration(model) != out:
+        options.append(f"--calibration {shlex.quote(str(out))}")
+    if made.verifier:
+        options.append(f"--verifier {shlex.quote(str(verifier))}")
+    if made.guard is False:
+        options.append("--no-guard")
+    return f"embedsmith serve {' '.join(options)}"
+
+
+def _tell_shadow(model: str) -> str:
+    from embedsmith.cache.settings import tell_model
+
+    watched = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl"
+    return f"embedsmith serve --model {tell_model(model)} --upstream URL {watched}"
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import AsJson, BaseUrl, Concurrency, Seed, app, console, open_bars, print_json, print_table
+from embedsmith.cli.console import (
+    AsJson,
+    BaseUrl,
+    Concurrency,
+    Seed,
+    app,
+    check_file,
+    console,
+    open_bars,
+    print_json,
+    print_table,
+)
 from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -27,11 +38,15 @@ WIDTH = 160  # characters of a text that are shown
 @app.command()
 def mine(
     examples: Annotated[Path, typer.Argument(help="Rows with anchor and positive (and negatives, which stay).")],
+    encoder: Annotated[
+        str, typer.Option(help="The model you are about to tune: a folder, a hub id, wheel:… or openai:MODEL.")
+    ],
     corpus: Annotated[
         Path | None, typer.Option(help="Passages: a table with a column such as text, or txt; default: all positives.")
     ] = None,
-    encoder: Annotated[str, typer.Option(help="A folder, a hub id, wheel:… or openai:MODEL.")] = "",
-    out: Annotated[Path, typer.Option(help="Where the mined rows go (JSON lines).")] = Path("mined.jsonl"),
+    out: Annotated[Path, typer.Option(help="Where the mined rows go (JSON lines).", callback=check_file)] = Path(
+        "mined.jsonl"
+    ),
     negatives: Annotated[int, typer.Option(min=1, help="Negatives for each row.")] = 4,
     window: Annotated[str, typer.Option(help="First and last rank; rank 1 is the nearest text.")] = "1:100",
     relative: Annotated[
@@ -65,8 +80,6 @@ def mine(
     from embedsmith.mining import Miner, MiningSettings, open_relabeller
     from embedsmith.model import fingerprint_model, load_encoder
 
-    if not encoder:
-        raise ConfigurationError("mining needs an encoder", action="--encoder MODEL, the model you are about to tune")
     chosen: Any = {"sampling": sampling, "ruling": ruling, "output": output, "search": search, "storage": storage}
     settings = MiningSettings(
         negatives=negatives,

@@ -29,6 +29,7 @@ from embedsmith.cli.console import (
     Seed,
     Temperature,
     app,
+    check_folder,
     console,
     make_sampling,
     print_json,
@@ -55,6 +56,11 @@ OWNERS = {  # options that some recipes have and others do not
 }
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
 LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
+USAGES = {
+    "langcache": "embedsmith synthesize LOG --llm …: name one log",
+    "rag": "embedsmith synthesize FOLDER --recipe rag --llm …: name documents",
+    "e5": "embedsmith synthesize --recipe e5 --tasks 500 --llm …: it makes up its own topics, and checks none",
+}
 
 
 @app.command()
@@ -66,7 +72,9 @@ def synthesize(
         typer.Argument(help="A log of queries (langcache), documents (rag), nothing (e5)."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="langcache, rag or e5.")] = "langcache",
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: runs/RECIPE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: runs/RECIPE.", callback=check_folder)
+    ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
     evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
@@ -142,6 +150,7 @@ def synthesize(
         raise ConfigurationError(
             f"--recipe {recipe} with {len(sources or [])} sources{' and --judge' if judge else ''}",
             expected="langcache with one log, rag with documents, or e5 with neither sources nor a judge",
+            action=USAGES.get(recipe, f"--recipe {' or '.join(RECIPES)}"),
         )
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from embedsmith.artifacts import fingerprint
@@ -158,4 +159,16 @@ def open_llm(
     raise ConfigurationError(
         f"--llm {spec!r} names no language model",
         expected="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE",
+        action=_tell_spec(spec, base_url),
     )
+
+
+def _tell_spec(spec: str, base_url: str | None) -> str:
+    """Return what a name without a kind was most likely meant as."""
+    if "://" in spec:
+        return "name the model (openai:MODEL), and its server with --base-url"
+    if Path(spec).exists() or spec.endswith(".gguf"):
+        kind = "recorded" if spec.removesuffix(".gz").endswith(".jsonl") else "local"
+    else:
+        kind = "local" if "/" in spec and base_url is None else "openai"
+    return f"did you mean {kind}:{spec.rpartition(':')[2]}?"

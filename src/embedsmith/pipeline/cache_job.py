@@ -30,13 +30,14 @@ from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
 from embedsmith.encoder import Remembering, precision_of
-from embedsmith.errors import CalibrationRefused
+from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
     compare,
     evaluate_general,
     halve,
     labels_of,
     measure_latency,
+    require_both_labels,
 )
 from embedsmith.examples import (
     Example,
@@ -71,6 +72,7 @@ from embedsmith.training import TrainingConfig, train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep
+FEWEST_QUERIES = 10  # of a log without labelled pairs
 FEWEST = 10  # such sources; fewer choose nothing
 TOLERANCE = 0.01  # how far a guard may fall below the base, in its metric
 
@@ -127,12 +129,26 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         guards = read_guards(job.guards)
         labelled = _read_pairs(job.evaluation, watch) if job.evaluation else None
         queries = _corpus(job, folder, watch)
+        _require_judges(job, queries, labelled)
         examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
         _hardness(job, examples, folder, watch)
         _training(job, examples, guards, folder, watch)
         _evaluation(job, judged, guards, folder, watch)
         _calibration(job, judged, folder, watch)
         return _report(job, llm, labelled, folder)
+
+
+def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | None) -> None:
+    """Raise `InputError` where there is too little to judge the model by, before the first call."""
+    if labelled is not None:
+        for half in halve(_pairs_of(labelled), seed=job.seed):
+            require_both_labels(half, "evaluation (half of --eval)")
+    elif len(queries) < FEWEST_QUERIES:
+        raise InputError(
+            f"{len(queries)} distinct queries in {job.log} are too few to judge a model by",
+            expected=f"at least {FEWEST_QUERIES}: a fifth of them is held out, in two halves",
+            action="give a longer log, or labelled pairs of your own (--eval PAIRS)",
+        )
 
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
@@ -184,7 +200,7 @@ def _synthesis(
     say_counts(folder, watch, kept="examples")
     examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
     if labelled is not None:
-        return examples, [pair for pair in labelled.examples if isinstance(pair, LabelledPair)]
+        return examples, _pairs_of(labelled)
     parts = split(examples, {"train": 1 - HELD_OUT, "judge": HELD_OUT}, seed=job.seed)
     watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
     return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
@@ -192,11 +208,15 @@ def _synthesis(
 
 def _read_pairs(path: Path, watch: Watcher) -> ExampleSet:
     """Return the user's labelled pairs; rows that are none are told of."""
-    refuse_feedback(path)
-    found = read_examples(require(path), kind=LabelledPair)
+    refuse_feedback(require(path))
+    found = read_examples(path, kind=LabelledPair)
     if lost := found.describe_rejected():
         watch.say(f"warning: {path}: {lost}")
     return found
+
+
+def _pairs_of(labelled: ExampleSet) -> list[LabelledPair]:
+    return [pair for pair in labelled.examples if isinstance(pair, LabelledPair)]
 
 
 def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:

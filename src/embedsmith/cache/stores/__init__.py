@@ -16,9 +16,10 @@ from typing import Literal, Protocol
 import numpy as np
 
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError, EmbedsmithError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 
 Order = Literal["lru", "lfu", "size"]
+KINDS = "sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE"
 SCHEMA = 2  # version of what is on disk; a newer one is refused, an older one migrated
 LOG = logging.getLogger("embedsmith.stores")
 
@@ -113,6 +114,15 @@ class StoreError(EmbedsmithError):
     exit_code = 5
 
 
+class NoStore(StoreError):
+    """There is no store where one with entries was named: a wrong address, so an error of the input."""
+
+    exit_code = InputError.exit_code
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url} does not exist", expected="a store with entries", action=f"check the address: {KINDS}")
+
+
 class ModelMismatch(StoreError):
     """The store holds vectors of another model, or of another dimension."""
 
@@ -204,7 +214,7 @@ def open_store(url: str, *, dimension: int, model: str) -> Store:
         return PostgresStore(url, dimension=dimension, model=model)
     raise ConfigurationError(
         f"{url!r} names no store",
-        expected="memory://, sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE",
+        expected=f"memory://, {KINDS}",
     )
 
 

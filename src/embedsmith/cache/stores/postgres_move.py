@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import psycopg
 from psycopg import errors, sql
 
-from embedsmith.cache.stores import StoreError
+from embedsmith.cache.stores import NoStore
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.postgres import (
     CONNECT,
@@ -93,7 +93,7 @@ class PostgresMove:
             self._lock()
             about = open_about(self._connection, self.url, self._address.name)
             if about is None:
-                raise StoreError(f"{self.url} does not exist", expected="a store with entries")
+                raise NoStore(self.url)
             self.about = about
             self.finished = (about.model, about.dimension) == (model, dimension)
             self._begin(model, dimension, restart)

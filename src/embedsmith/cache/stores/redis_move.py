@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from embedsmith.cache.stores import StoreError
+from embedsmith.cache.stores import NoStore
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.redis import (
     BLOCK,
@@ -119,7 +119,7 @@ class RedisMove:
         require_search(self._client, self.url)
         about = open_about(self._client, self.url, self._base)
         if about is None:
-            raise StoreError(f"{self.url} does not exist", expected="a store with entries")
+            raise NoStore(self.url)
         self.about = about
         self.finished = (about.model, about.dimension) == (model, dimension)
         coming = self._coming()

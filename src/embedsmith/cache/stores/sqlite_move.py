@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from embedsmith.cache.stores import StoreError
+from embedsmith.cache.stores import NoStore, StoreError
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.sqlite import connect, path_of
 from embedsmith.cache.stores.sqlite_schema import drop_vectors, find_vectors, make_vectors, prepare, write_meta
@@ -29,7 +29,7 @@ class SQLiteMove:
     def __init__(self, url: str, *, model: str, dimension: int, restart: bool) -> None:
         self.url = url
         if not path_of(url).is_file():
-            raise StoreError(f"{url} does not exist", expected="a store with entries")
+            raise NoStore(url)
         with self._calls():
             self._connection = connect(path_of(url))
         try:
