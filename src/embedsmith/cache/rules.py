@@ -68,8 +68,9 @@ def choose_rules(
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
+    vetoed = tell_vetoes(pairs)
     pairs, told = draw_sample(pairs, seed=seed)
-    told = "; ".join(filter(None, (told, tell_vetoes(pairs))))
+    told = "; ".join(filter(None, (told, vetoed)))
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
     rules = choose_from_scores(
         labels_of(pairs),
