@@ -28,6 +28,7 @@ WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whe
 class Lexicon:
     small: frozenset[str]
     fillers: frozenset[str]
+    framing: re.Pattern[str]
     directions: frozenset[str]
     negators: frozenset[str]
     opposites: dict[str, frozenset[str]]
@@ -55,6 +56,7 @@ def load_lexicon() -> Lexicon:
     return Lexicon(
         small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA]),
         fillers=frozenset(stem(word) for word in tables["fillers"]),
+        framing=re.compile(rf"(?:(?:{'|'.join(tables['framing'])}) )+"),
         directions=frozenset(stem(word) for word in [*tables["directions"], *signs["directions"].split()]),
         negators=frozenset(stem(word) for word in [*tables["negators"], *signs["negators"].split()]),
         opposites={word: frozenset(others) for word, others in opposites.items()},

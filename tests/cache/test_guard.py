@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.cache.guard import find_veto, read_facts
+from embedsmith.cache.guard import find_veto, read_facts, read_framing
 from embedsmith.lexicon import stem
 
 TRAPS = [
@@ -51,6 +52,18 @@ TRAPS = [
     ("?", "...", "word"),
     ("cheapest hotel in leeds on friday", "cheapest hotel in york on friday", "word"),
     ("How long is 1.5 hours in the sun safe?", "How long is 3 hours in the sun safe?", "number"),
+    ("Do I need a visa for Japan?", "Do I want a visa for Japan?", "word"),
+    ("I need help to raise a child", "I need money to raise a child", "word"),
+    ("I want to ask my boss about holidays", "I want to tell my boss about holidays", "word"),
+    ("What is the best way to settle in Canada?", "What is the fastest way to settle in Canada?", "word"),
+    ("the way to Rome by train", "the guide to Rome by train", "word"),
+    ("Was muss ich tun nach einem Unfall", "Was kann ich tun nach einem Unfall", "word"),
+    ("Dear Prudence chords", "Hey Prudence chords", "word"),
+    ("Is it the right way to the airport?", "Is it the right train to the airport?", "word"),
+    ("How do I show my screen in a call?", "How do I hide my screen in a call?", "word"),
+    ("I want to pay by card in Spain", "the way to pay by cheque in Spain", "word"),
+    ("Wann kann ich mein Paket abholen?", "Wo kann ich mein Paket abholen?", "word"),
+    ("¿Puedo pagar la multa con tarjeta?", "¿Debo pagar la multa con tarjeta?", "word"),
 ]
 SAME = [
     ("is the pool open at 9 pm", "Is the pool open at 21:00?"),
@@ -78,19 +91,40 @@ SAME = [
     ("荷物はいつ届きますか", "荷物が届くのはいつですか"),
     ("払わなければならない税金", "払う税金"),
     ("which D.C. motor do i need", "which d.c. motor do I need"),
+    ("I want to raise my limit", "need help to raise my limit"),
+    ("I want to raise my limit from Spain", "What's the way to raise my limit from Spain"),
+    ("steps to raise my limit from Spain please", "I'd like to raise my limit from Spain"),
+    ("Please tell me if the museum is open on Monday", "Do you know if the museum is open on Monday?"),
+    ("Wie kann ich mein Paket umleiten?", "Ich möchte mein Paket umleiten"),
+    ("Je voudrais changer mon code depuis Lyon", "Comment puis-je changer mon code depuis Lyon ?"),
+    ("Quiero cambiar la dirección de entrega", "¿Cómo puedo cambiar la dirección de entrega?"),
 ]
 
 
-UNSPACED = Path(__file__).parents[2] / "benchmarks" / "traps" / "unspaced.jsonl"
+def count_vetoes(name: str) -> tuple[int, int]:
+    """Return how many traps and how many paraphrases of a file of planted pairs are vetoed."""
+    file = Path(__file__).parents[2] / "benchmarks" / "traps" / name
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = Counter(row["label"] for row in rows if find_veto(row["text1"], row["text2"]) is not None)
+    return found[0], found[1]
 
 
 def test_most_chinese_and_japanese_traps_are_seen_and_most_paraphrases_let_through() -> None:
-    rows = [json.loads(line) for line in UNSPACED.read_text(encoding="utf-8").splitlines()]
-    vetoed = [
-        sum(find_veto(row["text1"], row["text2"]) is not None for row in rows if row["label"] == k) for k in (0, 1)
-    ]
-    assert vetoed[0] >= 34  # of 36
-    assert vetoed[1] <= 3  # of 36
+    traps, paraphrases = count_vetoes("unspaced.jsonl")
+    assert traps >= 34  # of 36
+    assert paraphrases <= 3  # of 36
+
+
+def test_another_way_to_ask_is_let_through_and_the_same_words_as_the_matter_are_not() -> None:
+    traps, paraphrases = count_vetoes("framing.jsonl")
+    assert traps >= 39  # of 49, as many as before framing was known
+    assert paraphrases <= 3  # of 48; 26 before
+
+
+def test_framing_stands_before_the_matter_only() -> None:
+    assert read_framing("I want to pay").isdisjoint(read_framing("Who wants to pay"))
+    assert "want" not in read_framing("I want to know what dogs want")
+    assert "want" not in read_framing(f"{'please ' * 100}I want to pay")  # no question, and no work without end
 
 
 @pytest.mark.parametrize(("left", "right", "kind"), TRAPS, ids=[f"{kind}: {one}" for one, _, kind in TRAPS])

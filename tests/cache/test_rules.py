@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedsmith.cache.guard import Veto
 from embedsmith.cache.rules import choose_rules, draw_sample, part_units
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import write_calibration
@@ -146,3 +147,16 @@ def test_alike_pairs_do_not_carry_a_promise_that_their_groups_cannot() -> None:
     ]
     with pytest.raises(CalibrationRefused):
         choose_rules(FakeEncoder(), pairs, delta=0.05)
+
+
+def test_the_duplicates_that_the_guard_vetoes_are_counted_and_one_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, pairs, labels = world()
+    assert choose_rules(encoder, pairs, delta=0.2).sample == ""
+    different, first, second = np.flatnonzero(labels == 0)[0], *np.flatnonzero(labels == 1)[:2]
+    vetoed = {f"left {row}" for row in (different, first, second)}
+    veto = Veto("word", "left / right")
+    monkeypatch.setattr("embedsmith.cache.rules.find_veto", lambda one, _: veto if one in vetoed else None)
+    assert choose_rules(encoder, pairs, delta=0.2).sample == (
+        f"the guard vetoes 2 of {labels.sum()} duplicates, which no threshold serves, "
+        f'such as "left {first}" and "right {first}" (word: left / right)'
+    )

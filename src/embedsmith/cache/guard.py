@@ -12,6 +12,9 @@ other sentences. So it vetoes a candidate when
   where it counts (5 + 3, 5 - 3, 5!; hepatitis A, hepatitis B; among the same words, the letters A and a, and the
   indentation of code).
 
+Words that only frame a request, before its matter begins ("I want to", "what is the way to"), are no exchange where
+they stand against words that do the same.
+
 In Chinese and Japanese every sign is a word, but for runs of katakana and the words that are listed; the order counts
 only around a direction there, since what is asked about may stand first or last.
 
@@ -55,6 +58,7 @@ SIGN = re.compile(r"(?<=[\d)])!|[*+^×÷<>=≤≥≠±√]+|(?<=[\d)]) ?[-/](?= 
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
 SIGNS = 6  # the same where each sign is a word
+FRAMED = 24  # words of a question among which its framing is looked for
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 
 
@@ -129,7 +133,8 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     opposite = _find_opposite(left, right)
     if left.negations % 2 != right.negations % 2:  # "not slow" and "fast": two turns lead back
         return None if opposite else Veto("negation", f"{left.negations} / {right.negations}")
-    found = opposite or _find_order(left, right) or _find_exchange(left, right, alike) or _find_turn(left, right)
+    exchange = _find_exchange(query, candidate, left, right, alike)
+    found = opposite or _find_order(left, right) or exchange or _find_turn(left, right)
     return found or _find_mark(query, candidate, left, right, alike)
 
 
@@ -226,11 +231,14 @@ def _sort_choices(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _find_exchange(left: Facts, right: Facts, alike: float) -> Veto | None:
+def _find_exchange(query: str, candidate: str, left: Facts, right: Facts, alike: float) -> Veto | None:
     ours, theirs = left.content - right.content, right.content - left.content
-    if alike >= SAME and ours and theirs and len(ours) + len(theirs) <= (SIGNS if left.signed else MANY):
-        return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
-    return None
+    if alike < SAME or not ours or not theirs or len(ours) + len(theirs) > (SIGNS if left.signed else MANY):
+        return None
+    fillers = load_lexicon().fillers
+    if ours - fillers <= read_framing(query) and theirs - fillers <= read_framing(candidate):
+        return None  # "I want to pay by card" asks what "what is the way to pay by card" asks
+    return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
 
 
 def _name(quantities: Counter[Quantity]) -> str:
@@ -270,6 +278,21 @@ def read_facts(text: str) -> Facts:
         lexicon.alike.get(word, word) for word in words if word not in lexicon.small and word not in numbers
     )
     return Facts(tuple(words), dict(Counter(words)), found[True], found[False], negations, content, signed)
+
+
+@lru_cache(maxsize=1 << 14)
+def read_framing(text: str) -> frozenset[str]:
+    """Return the words that only say that something is asked for: those before the matter, and not in it again.
+
+    >>> sorted(read_framing("Please tell me the way to want less") - load_lexicon().small)
+    ['pleas', 'tell', 'way']
+    """
+    lexicon = load_lexicon()
+    tokens = expand_contractions(TOKEN.findall(normalize(spell_digits(text))))
+    begin = lexicon.framing.match("".join(f"{token} " for token in tokens[:FRAMED]))
+    stems = [lexicon.alike.get(word, word) for word in map(stem, tokens)]
+    many = begin[0].count(" ") if begin is not None else 0
+    return frozenset(stems[:many]).difference(stems[many:])
 
 
 @lru_cache(maxsize=1 << 14)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from embedsmith.examples import LabelledPair, units_of
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
 
 WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it
+SHOWN = 100  # signs of a text that are shown as an example
 DEPENDENT = 4.0  # pairs in the unit of a pair, on average, above which one of each unit is drawn
 
 
@@ -36,7 +38,7 @@ class Rules:
         calibration: the threshold and its promise, with the verifier it is for.
         verifier: one sentence on the verifier: on, or off and why. "" when there was none.
         gain: what the verifier did on pairs that did not fit it; None when it could not be measured.
-        sample: one sentence on the pairs that were not counted, "" when all were.
+        sample: what is to be known of the pairs, "" for nothing: those not counted, duplicates that the guard vetoes.
     """
 
     calibration: Calibration
@@ -66,7 +68,9 @@ def choose_rules(
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
+    vetoed = tell_vetoes(pairs)
     pairs, told = draw_sample(pairs, seed=seed)
+    told = "; ".join(filter(None, (told, vetoed)))
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
     try:
         rules = choose_from_scores(
@@ -112,6 +116,20 @@ def draw_sample(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[L
         told += [f"one pair of each of {len(sizes)} groups of alike pairs is counted, {len(kept)} in all"]
         kept = [kept[place] for place in sorted(drawn.values())]
     return kept, "; ".join(told)
+
+
+def tell_vetoes(pairs: Sequence[LabelledPair]) -> str:
+    """Return how many of the duplicates the guard would never let the cache serve, with one of them; "" for none."""
+    found = [(pair, find_veto(pair.sentence1, pair.sentence2)) for pair in pairs if pair.label]
+    vetoed = [(pair, veto) for pair, veto in found if veto is not None]
+    if not vetoed:
+        return ""
+    pair, veto = vetoed[0]
+    one, other = (shorten(text, SHOWN, placeholder="…") for text in (pair.sentence1, pair.sentence2))
+    return (
+        f"the guard vetoes {len(vetoed)} of {len(found)} duplicates, which no threshold serves, "
+        f'such as "{one}" and "{other}" ({veto.kind}: {veto.detail})'
+    )
 
 
 def choose_from_scores(
