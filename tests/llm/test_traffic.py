@@ -26,7 +26,9 @@ async def nothing() -> AsyncIterator[None]:
     yield
 
 
-def ask(server: Callable[[str, int], Attempt], *, rows: int = 10, concurrency: int = 1, outage: float = 300) -> list[str]:
+def ask(
+    server: Callable[[str, int], Attempt], *, rows: int = 10, concurrency: int = 1, outage: float = 300
+) -> list[str]:
     """The finishes by row; `server` gets a row and the number of the attempt, over all rows."""
     sent = Counter[str]()
 

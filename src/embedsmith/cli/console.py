@@ -142,7 +142,8 @@ def watch_run() -> Iterator[Watcher]:
         def advance(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total, note="")
-            bars.update(tasks[name], completed=done, total=total, note=note)
+            under_way = total is None or done < total  # what is finished is no sign of life: lines say what comes now
+            bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
             say=lambda line: console.print(line, markup=False, highlight=False),
@@ -163,6 +164,12 @@ def refuse_edits(recipe: str, edits: int) -> None:
     """Raise `ConfigurationError` where a recipe writes no near misses that edits could stand beside."""
     if edits:
         raise ConfigurationError(f"--edits {edits} with --recipe {recipe}", expected="--recipe langcache")
+
+
+def say_loading(llm: str) -> None:
+    """Say that a language model of this process is loaded, which takes a while; others are not."""
+    if llm.startswith("local:"):
+        console.print(f"loading {llm}", markup=False, highlight=False, soft_wrap=True)
 
 
 class CallBar:
