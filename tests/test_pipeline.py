@@ -134,6 +134,17 @@ def test_without_labelled_pairs_a_part_of_the_synthetic_ones_judges_and_it_says_
     assert "synthetic pairs held out" in result.report.read_text()
 
 
+def test_every_stage_says_that_it_begins(job: Job) -> None:
+    said: list[str] = []
+    run(job, FakeLLM(), Watcher(say=said.append, steps=lambda step: said.append(f"step {step.step}")))
+    begun = ("base: looking", "synthesis: ", "hardness: ", "training: loading", "training: batch", "step 1")
+    begun += ("training: choosing", "training: ", "evaluation: ", "threshold: chosen on")
+    places = [0]
+    for words in begun:
+        places.append(next(at for at, line in enumerate(said) if at >= places[-1] and line.startswith(words)))
+    assert len(set(places[1:])) == len(begun)
+
+
 def test_a_weak_language_model_is_said_plainly(job: Job) -> None:
     def mumble(prompt: object) -> str:
         task = prompt.task  # type: ignore[attr-defined]

@@ -179,8 +179,8 @@ def train(
     A run killed before its end goes on from its last checkpoint (in `out`.checkpoint) when it is
     called again with the same examples, base and configuration, and ends in the same weights. Started by torchrun
     or `accelerate launch`, all processes work on the same batches, and with `sharded` each holds its share of the
-    weights; the checkpoint of a run is the same with and without. Another model in `out`, or what belongs to it, is kept
-    beside it (`model.spare_folder`).
+    weights; the checkpoint of a run is the same with and without. Another model in `out`, or what belongs to it, is
+    kept beside it (`model.spare_folder`).
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.

@@ -146,7 +146,7 @@ def watch_run() -> Iterator[Watcher]:
             bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
-            say=lambda line: console.print(line, markup=False, highlight=False),
+            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
             calls=lambda at: advance("LLM calls", at.done, at.total, f"{at.rate:,.1f} calls/s"),
             steps=lambda step: advance(
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
