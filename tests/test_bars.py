@@ -73,7 +73,8 @@ def test_a_finished_bar_goes_so_that_the_line_of_the_next_stage_is_the_last(
         watch.steps(Progress(step=done, steps=2, loss=0.5, tokens_per_second=9.0, seconds_left=1.0))
         watch.say("evaluation: 12 labelled pairs")
 
-    assert ("training" in out.getvalue().rpartition("evaluation")[2]) == shown
+    cleared = "\x1b[2K"  # a line of the screen; what comes behind the last one is left on it
+    assert ("training" in out.getvalue().rpartition(cleared)[2]) == shown
 
 
 def test_two_tasks_have_their_own_lines() -> None:
