@@ -306,7 +306,9 @@ def _check_retention(
     report += report_of(check_choosing(retention.validation, held_out))
     stop_on_errors(report.findings)
     for name, rows in sets.items():
-        make_measure(name, rows, Numbering().place, most=ROWS, resamples=1, seed=config.seed if config else 0)
+        texts, seed = Numbering(), config.seed if config else 0
+        others = [texts.number("document", text) for text in retention.distractors] if name == VALIDATION else ()
+        make_measure(name, rows, texts.place, most=ROWS, resamples=1, seed=seed, others=others)
     return report
 
 
