@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from embedsmith.cli.bars import Lines
+from embedsmith.cli.console import watch_run
+from embedsmith.optimization import Progress
 
 
 class Clock:
@@ -42,6 +46,35 @@ def test_what_is_over_soon_says_nothing() -> None:
 
 def test_without_a_total_there_is_no_estimate() -> None:
     assert run(31, total=None) == ["training 30, 0:00:30"]
+
+
+def test_what_does_not_move_is_told_until_it_is_finished() -> None:
+    out, clock = io.StringIO(), Clock()
+    with Lines(console=Console(file=out), clock=clock) as bars:
+        task = bars.add_task("LLM calls", total=2)
+        bars.update(task, completed=0)
+        for clock.now in (20.0, 31.0, 62.0):
+            bars.tell()
+        bars.update(task, completed=2)
+        clock.now = 200.0
+        bars.tell()
+
+    assert out.getvalue().splitlines() == ["LLM calls 0/2, 0:00:31", "LLM calls 0/2, 0:01:02"]
+
+
+@pytest.mark.parametrize(("done", "shown"), [(1, True), (2, False)])
+def test_a_finished_bar_goes_so_that_the_line_of_the_next_stage_is_the_last(
+    monkeypatch: pytest.MonkeyPatch, done: int, shown: bool
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(sys.modules[watch_run.__module__], "console", Console(file=out, force_terminal=True, width=120))
+    with watch_run() as watch:
+        assert watch.steps is not None
+        watch.steps(Progress(step=done, steps=2, loss=0.5, tokens_per_second=9.0, seconds_left=1.0))
+        watch.say("evaluation: 12 labelled pairs")
+
+    cleared = "\x1b[2K"  # a line of the screen; what comes behind the last one is left on it
+    assert ("training" in out.getvalue().rpartition(cleared)[2]) == shown
 
 
 def test_two_tasks_have_their_own_lines() -> None:

@@ -80,6 +80,24 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
     assert not (tmp_path / "calibration.json").exists()
 
 
+def test_train_says_that_its_model_is_there_and_keeps_one_of_other_values(tmp_path: Path, tiny_model: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"sentence1": f"freeze card {n}", "sentence2": f"block card {n}", "label": n % 2} for n in range(12)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train", pairs, "--base", tiny_model, "--out", tmp_path / "t"]
+    first = embedsmith(*command)
+    assert first.returncode == 0, first.stderr
+    assert f"next   embedsmith compare {tiny_model} {tmp_path / 't' / 'model'} --pairs" in first.stderr
+    (tmp_path / "t" / "model" / "calibration.json").write_text("{}")
+    again = embedsmith(*command)
+    assert "is what this command makes" in again.stderr
+    assert "loading" not in again.stderr
+    other = embedsmith(*command, "--epochs", "2", "--json")
+    assert f"kept as {tmp_path / 't' / 'model.before-1'}" in other.stderr
+    assert (tmp_path / "t" / "model.before-1" / "calibration.json").is_file()
+    assert json.loads(embedsmith(*command, "--epochs", "2", "--json").stdout) == json.loads(other.stdout)
+
+
 @pytest.mark.parametrize("guard", [True, False])
 def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_model: Path, guard: bool) -> None:
     rows = [{"a": f"lost card {at}", "b": f"lost card {at}", "label": 1} for at in range(120)]

@@ -179,6 +179,16 @@ def test_without_labelled_pairs_a_part_of_the_synthetic_ones_judges_and_it_says_
     assert "synthetic pairs held out" in result.report.read_text()
 
 
+def test_every_stage_says_that_it_begins(job: Job) -> None:
+    said: list[str] = []
+    run(job, FakeLLM(), Watcher(say=said.append, steps=lambda step: said.append(f"step {step.step}")))
+    begun = ("base: looking", "synthesis: ", "hardness: ", "training: batch", "training: loading", "step 1")
+    begun += ("training: weights", "evaluation: ", "evaluation: general", "threshold: chosen on")
+    lines = iter(said)  # each is looked for behind the one before it
+    missing = [words for words in begun if not any(line.startswith(words) for line in lines)]
+    assert not missing, said
+
+
 def test_a_weak_language_model_is_said_plainly(job: Job) -> None:
     def mumble(prompt: object) -> str:
         task = prompt.task  # type: ignore[attr-defined]

@@ -322,6 +322,41 @@ def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp
     assert sorted(path.name for path in folder.iterdir()) == ["resumed", "whole"]
 
 
+def test_what_lies_in_the_folder_of_a_model_is_kept_when_another_takes_its_place(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    train(make_examples(), base=tiny_model, out=out, config=CONFIG)
+    (out / "calibration.json").write_text("{}")
+    first = weights(out)
+    result = train(make_examples(), base=tiny_model, out=out, config=replace(CONFIG, epochs=2))
+    kept = tmp_path / "model.before-1"
+    assert (kept / "calibration.json").is_file()
+    assert all(torch.equal(first[key], tensor) for key, tensor in weights(kept).items())
+    assert any(str(kept) in note for note in result.notes)
+    train(make_examples(), base=tiny_model, out=out, config=replace(CONFIG, epochs=2))  # the same once more: no copy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.before-1"]
+
+
+def test_notes_are_told_when_they_are_made_and_a_resumed_run_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def kill(progress: Progress) -> None:
+        told.append("a step")
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"base": tiny_model, "out": tmp_path / "m", "config": CONFIG, "on_note": told.append}
+    with pytest.raises(KeyboardInterrupt):
+        train(make_examples(), **given, on_progress=kill)
+    before = told[: told.index("a step")]
+    assert {f"loading {tiny_model}", "batch 4 as asked"} <= set(before)
+    told.clear()
+    result = train(make_examples(), **given)
+    assert any(line.startswith(f"goes on at step {result.resumed_from} of 6") for line in told)
+    assert set(result.notes) <= set(told)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("numbers", [torch.float16, torch.bfloat16])
 def test_a_base_in_half_precision_is_trained_and_saved_in_float32(

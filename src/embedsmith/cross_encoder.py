@@ -53,7 +53,14 @@ from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, find_unknown, tokenize_pairs
-from embedsmith.training import TrainingResult, check_checkpoint, describe_truncation, make_result
+from embedsmith.training import (
+    Notes,
+    TrainingResult,
+    check_checkpoint,
+    describe_kept,
+    describe_truncation,
+    make_result,
+)
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport, hold_back
 
 if TYPE_CHECKING:
@@ -106,6 +113,7 @@ def train_verifier(
     config: TrainingConfig | None = None,
     card: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> TrainingResult:
     """Return the cross-encoder tuned on `examples`, saved to the folder `out` with its ONNX export (int8 and fp32).
 
@@ -115,6 +123,7 @@ def train_verifier(
     Args:
         base: any encoder; one tuned on the same domain is a good start.
         config: `losses`, `margin` and the like have no meaning here; batch 0 is 32 pairs.
+        on_note: is told what is being done, and each note of the result when it is made.
 
     Raises:
         InputError: no labelled pair, or only one label. ModelError: the base cannot be loaded.
@@ -133,6 +142,8 @@ def train_verifier(
             expected="examples of both kinds",
         )
     keep_memory()
+    notes = Notes(on_note)
+    notes.say(f"loading {base}")
     network = _load(base, seed=config.seed, attention=best_attention())
     precision, reason = choose_precision(config.precision, network.device.type)
     texts = [(data.texts[left], data.texts[right]) for left, right, _ in pairs]
@@ -140,13 +151,15 @@ def train_verifier(
     tokens, firsts = tokenize_pairs(network.tokenizer, both, max_length=_limit(network))
     task = _PairTask(network, tokens, firsts, labels, config, precision)
     key = _key(data, base, config, precision)
-    told = tuple(f"warning: {found}" for found in check_checkpoint(checkpoint_beside(out), key, config))
-    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress)
+    notes.add(*(f"warning: {found}" for found in check_checkpoint(checkpoint_beside(out), key, config)))
+    notes.add(f"batch {config.batch} pairs", reason, *describe_truncation(tokens), *describe_kept(Path(out)))
+    done = optimize(task, config, store=checkpoint_beside(out), key=key, on_progress=on_progress, say=notes.say)
     save_network(network, out, card=card or "")
-    notes = (*told, f"batch {config.batch} pairs", reason, *describe_truncation(tokens), *export_verifier(out, texts))
+    notes.say("exporting to ONNX")
+    notes.add(*export_verifier(out, texts))
     remove_checkpoint(checkpoint_beside(out))
     rows, count = len(data.rows), len(labels)
-    return make_result(Path(out), done, precision, notes, rows=rows, pairs=count, tokens=tokens)
+    return make_result(Path(out), done, precision, notes.lines, rows=rows, pairs=count, tokens=tokens)
 
 
 def _require_pairs(examples: Sequence[Example]) -> None:

@@ -15,6 +15,10 @@ from typing import Any
 
 from embedsmith.text import SIGNED
 
+# French and Italian words that lose their vowel: what matters stands behind them
+ELIDED = frozenset("l d j m n t s c qu jusqu lorsqu puisqu un all dell nell".split())
+    {"l", "d", "j", "m", "n", "t", "s", "c", "qu", "jusqu", "lorsqu", "puisqu", "un", "all", "dell", "nell"}
+)
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
@@ -90,7 +94,11 @@ def part_signs(text: str, lexicon: Lexicon) -> str:
 
 
 def expand_contractions(tokens: list[str]) -> list[str]:
-    """Return the tokens with contractions written out, as far as they matter."""
+    """Return the tokens with contractions written out, as far as they matter.
+
+    >>> expand_contractions(["isn't", "mum's", "l'espagne"])
+    ['is', 'not', 'mum', 'espagne']
+    """
     found: list[str] = []
     for token in tokens:
         if token.isalpha() and token != "cannot":
@@ -103,7 +111,8 @@ def expand_contractions(tokens: list[str]) -> list[str]:
         elif word == "cannot":
             found += ["can", "not"]
         else:
-            found.append(word.partition("'")[0] or word)
+            head, _, tail = word.partition("'")
+            found.append(tail if head in ELIDED and len(tail) > 2 else head or word)
     return found
 
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -489,7 +490,8 @@ def save_network(
 ) -> Path:
     """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
 
-    A network with adapters that are not merged becomes an adapter folder, which names its base and needs it.
+    What the old one has and the new one has not is not lost: it is kept as `spare_folder` names it. A network with
+    adapters that are not merged becomes an adapter folder, which names its base and needs it.
 
     Args:
         prompts: from a name ("query", "document") to the text before each input of that kind; sentence-transformers'
@@ -522,11 +524,27 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = spare_folder(path)
     path.rename(old)
     temporary.rename(path)
-    shutil.rmtree(old)
+    if not _has_more(old, path):
+        shutil.rmtree(old)
+
+
+def spare_folder(path: Path) -> Path:
+    """Return where the model at `path` is kept when another one takes its place: "model.before-1", the next free one.
+
+    It may have a calibration, an export, and weights that took hours.
+    """
+    return next(place for number in count(1) if not (place := path.with_name(f"{path.name}.before-{number}")).exists())
+
+
+def _has_more(old: Path, new: Path) -> bool:
+    """Say whether a folder has files that the other has not, or is another model."""
+    files = {file.relative_to(old) for file in old.rglob("*") if file.is_file()}
+    return bool(files) and (
+        any(not (new / file).is_file() for file in files) or fingerprint_model(old) != fingerprint_model(new)
+    )
 
 
 def default_prompt(network: SentenceTransformer) -> str:

@@ -277,6 +277,7 @@ def optimize(
     devices: Devices | None = None,
     visit: Callable[[int], None] | None = None,
     choose: Callable[[Ends], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Optimized:
     """Run all steps of a task and leave the final weights in its network; a checkpoint in `store` is gone on from.
 
@@ -286,6 +287,7 @@ def optimize(
         choose: puts the final weights into the network, of those that the run leaves; the first process only. Without
             it they are the soup's, else the average's, else the last ones, mixed with `base_weight`. When it refuses,
             a checkpoint of the whole run is kept: the next call trains nothing again.
+        say: is told where a run goes on that was stopped; the first process only.
 
     Raises:
         EmbedsmithError: the loss or a gradient is not finite. ModelRefused: from `choose`.
@@ -302,6 +304,8 @@ def optimize(
     start = require_shared(state.restore(found), devices)
     if found is not None:
         task.remember(found.memory)
+    if start and devices.rank == 0:
+        say(f"goes on at step {start} of {state.steps * config.runs}: the run was stopped there ({store})")
     run = _Run(task, config, state, store, key, on_progress, devices, visit)
     with repeatable(next(task.network.parameters()).device.type):
         losses = run.go(start)

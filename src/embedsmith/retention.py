@@ -211,6 +211,10 @@ class Keeper:
         """Whether the run is looked at on its way: only with validation rows, since a look costs time."""
         return bool(self.retention.validation)
 
+    @property
+    def _searches(self) -> bool:
+        return self.visits and self.base_weight is None
+
     def visit(self, step: int) -> None:
         """Score the network after `step` steps, write it to the log and say it; a guard that fell is said once."""
         now = self._candidate("tuned", 1.0)
@@ -228,6 +232,8 @@ class Keeper:
         Raises:
             ModelRefused: they are below the base on the validation rows, and nobody forces them.
         """
+        if self._searches:
+            self.retention.say(f"choosing on {VALIDATION} how much of the tuning the weights keep")
         self.choice = choice = self._choose(ends)
         taken = choice.taken
         ends.put(taken.end, taken.share)
@@ -240,7 +246,7 @@ class Keeper:
 
     def _choose(self, ends: Ends) -> Choice:
         tolerance = self.retention.tolerance
-        searched = bool(self.retention.validation) and self.base_weight is None
+        searched = self._searches
         found = self._search(ends) if searched else [self._try(ends, ends.default, 1 - (self.base_weight or 0.0))]
         chosen = pick(found, tolerance, slack=self.retention.slack)
         taken = found[chosen]

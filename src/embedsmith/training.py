@@ -6,6 +6,7 @@ way and held against its base (`retention`), and saved as a sentence-transformer
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,7 @@ from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
 from embedsmith.guide import read_guide
-from embedsmith.model import Precision, fingerprint_model, tokenize_for
+from embedsmith.model import Precision, fingerprint_model, spare_folder, tokenize_for
 from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
@@ -170,6 +171,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     held_out: Sequence[Example] = (),
     on_finding: Callable[[Finding], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     retention: Retention | None = None,
 ) -> TrainingResult:
     """Return the model tuned on `examples`, saved to the folder `out`.
@@ -177,13 +179,15 @@ def train(
     A run killed before its end goes on from its last checkpoint (in `out`.checkpoint) when it is
     called again with the same examples, base and configuration, and ends in the same weights. Started by torchrun
     or `accelerate launch`, all processes work on the same batches, and with `sharded` each holds its share of the
-    weights; the checkpoint of a run is the same with and without.
+    weights; the checkpoint of a run is the same with and without. Another model in `out`, or what belongs to it, is
+    kept beside it (`model.spare_folder`).
 
     Args:
         examples: of any kind, or sources with losses and shares of their own: a mixture.
         card: the text of the model's card; facts get the figures of `retention` besides.
         held_out: rows that the model will be judged by; none of them may be in `examples`.
         on_finding: is told each warning before the first step.
+        on_note: is told what is being done, and each note of the result when it is made; the first process only.
         retention: rows that the model is held against on its way; validation rows choose its final weights. Two
             files are written beside `out`: watch.jsonl and retention.json.
 
@@ -195,13 +199,18 @@ def train(
     """
     retention = retention and _settle_guards(retention, config)
     apart = Report() if retention is None else _check_retention(retention, examples, config, held_out)
-    ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
+    notes = Notes(on_note)
+    ready = _make_ready(examples, base, Path(out), config, preparation, held_out, notes)
     ready = replace(ready, report=apart + ready.report)
     devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
+    notes.add(*describe_kept(Path(out)), *ready.report.warnings)
     if on_finding is not None and devices.rank == 0:
         for finding in ready.report.findings:
             on_finding(finding)
-    keeper = _make_keeper(ready, retention, Path(out)) if retention is not None and devices.rank == 0 else None
+    keeper = None
+    if retention is not None and devices.rank == 0:
+        notes.say("scoring the base on what the model is held against")
+        keeper = _make_keeper(ready, retention, Path(out))
     movement = Movement(network)
     done = optimize(
         ready.task,
@@ -212,8 +221,10 @@ def train(
         devices=devices,
         visit=keeper.visit if keeper is not None and keeper.visits else None,
         choose=keeper.choose if keeper is not None else None,
+        say=notes.say,
     )
-    report = ready.report + report_of(check_movement(movement.measure(), done.losses, ready.config))
+    moved = report_of(check_movement(movement.measure(), done.losses, ready.config))
+    report = ready.report + moved
     prepared = _make_whole(ready.prepared, ready.build, devices)
     choice = keeper.choice if keeper is not None else None
     if devices.rank == 0:
@@ -227,12 +238,37 @@ def train(
         shutil.rmtree(_tokens_beside(Path(out)), ignore_errors=True)
     devices.agree(0)
     data, tokens = ready.task.data, ready.task.tokens
-    chosen = describe_choice(choice) if choice is not None else ()
-    notes = (*ready.notes, *describe_truncation(tokens), *chosen, *report.warnings)
+    notes.add(*(describe_choice(choice) if choice is not None else ()), *moved.warnings)
     made = make_result(
-        Path(out), done, ready.task.precision, notes, rows=len(data.rows), pairs=data.pairs, tokens=tokens
+        Path(out), done, ready.task.precision, notes.lines, rows=len(data.rows), pairs=data.pairs, tokens=tokens
     )
     return replace(made, findings=report.findings, unchecked=report.unchecked, choice=choice)
+
+
+class Notes:
+    """What a run has to tell, told when it is known; of many processes the first one tells it.
+
+    Attributes:
+        lines: the notes of its result so far.
+    """
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        first = os.environ.get("RANK", "0") == "0"
+        self.say: Callable[[str], None] = tell if tell is not None and first else lambda _: None
+        self.lines: tuple[str, ...] = ()
+
+    def add(self, *lines: str) -> None:
+        """Tell notes, and keep them."""
+        self.lines += lines
+        for line in lines:
+            self.say(line)
+
+
+def describe_kept(out: Path) -> tuple[str, ...]:
+    """Return a sentence on the model that lies where the new one will, or nothing."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return ()
+    return (f"{out} holds a model already: where the new one differs, the old is kept as {spare_folder(out)}",)
 
 
 def _settle_guards(retention: Retention, config: TrainingConfig | None) -> Retention:
@@ -270,7 +306,9 @@ def _check_retention(
     report += report_of(check_choosing(retention.validation, held_out))
     stop_on_errors(report.findings)
     for name, rows in sets.items():
-        make_measure(name, rows, Numbering().place, most=ROWS, resamples=1, seed=config.seed if config else 0)
+        texts, seed = Numbering(), config.seed if config else 0
+        others = [texts.number("document", text) for text in retention.distractors] if name == VALIDATION else ()
+        make_measure(name, rows, texts.place, most=ROWS, resamples=1, seed=seed, others=others)
     return report
 
 
@@ -320,7 +358,8 @@ def rehearse(
     apart = Report() if retention is None else _check_retention(retention, examples, config, held_out)
     tokens = _tokens_beside(Path(out))
     known = tokens.exists()
-    ready = _make_ready(examples, base, Path(out), config, preparation, held_out)
+    notes = Notes()
+    ready = _make_ready(examples, base, Path(out), config, preparation, held_out, notes)
     if not known:
         shutil.rmtree(tokens, ignore_errors=True)
     seconds = _measure_step(ready.task)
@@ -328,7 +367,7 @@ def rehearse(
     data, report = ready.task.data, apart + ready.report
     return Rehearsal(
         *(len(data.rows), data.pairs, steps, seconds, round(seconds * steps, 1)),
-        notes=(*ready.notes, *describe_truncation(ready.task.tokens)),
+        notes=(*notes.lines, *describe_kept(Path(out))),
         findings=report.findings,
         unchecked=report.unchecked,
     )
@@ -355,7 +394,6 @@ class _Ready:
     task: EmbeddingTask
     config: TrainingConfig
     key: str
-    notes: tuple[str, ...]
     report: Report
     sources: tuple[Source, ...]  # with their losses settled
 
@@ -367,6 +405,7 @@ def _make_ready(
     config: TrainingConfig | None,
     preparation: Preparation | None,
     held_out: Sequence[Example],
+    notes: Notes,
 ) -> _Ready:
     """Return the run, checked; what is cheap to check comes before what is dear to load."""
     config, preparation = config or TrainingConfig(), preparation or Preparation()
@@ -378,10 +417,12 @@ def _make_ready(
         raise InputError("there is no example to train on", expected="pairs, triplets, or texts with classes")
     sources, loss_notes = settle_losses(given, config.losses, temperature=config.temperature)
     reading = settle_prompts(base, sources, preparation.prompts)
+    notes.add(*loss_notes, *reading.notes)
     data = collect(sources, reading.prompts)
     losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
+    notes.add(batch_reason)
     report = examine_examples(given, sources, data, reading.prompts, config, held_out)
     report += report_of(check_effects(config, preparation, given, sources))
     stop_on_errors(report.findings)
@@ -389,6 +430,7 @@ def _make_ready(
     keep_memory()
     device = "cuda" if _has_cuda() else "cpu"
     precision, reason = choose_precision(config.precision, device)
+    notes.add(*prompt_notes, reason)
     build = partial(
         prepare,
         base,
@@ -398,7 +440,9 @@ def _make_ready(
         attention=best_attention(),
         own_prompts=reading.named,
     )
+    notes.say(f"loading {base}")
     prepared = build()
+    notes.add(*prepared.notes)
     network = prepared.network
     require_pooled(network, reading, sources)
     report += examine_network(prepared, sources, data, config, precision, asked=asked)
@@ -408,7 +452,9 @@ def _make_ready(
     key = fingerprint([data, losses, weights, fingerprint_model(base), guide, keyed(config), preparation, precision])
     report += report_of(check_checkpoint(checkpoint_beside(out), key, config))
     report += report_of(choose_dropout(network, config))
+    notes.say(f"reading {len(data.texts):,} texts, and trying the first batches")
     tokens = _tokenize_once(network, data.texts, out, key, devices)
+    notes.add(*describe_truncation(tokens))
     plan = Plan(config.batch, weights, config.mixing, free_sources(losses))
     order = order_batches(data.rows, plan, seed=run_seed(config.seed, 0), epoch=0)  # that of the first run
     batches = [[data.rows[row] for row in rows] for rows in order]
@@ -417,7 +463,7 @@ def _make_ready(
     stop_on_errors(report.findings)
     packer, packing_note = _find_packer(network, tokens, config, precision, next(iter(batches), []), devices)
     held, memory_note = choose_held(network, tokens, config, precision, packer)
-    compile_note = (compile_layers(network),) if config.compile else ()
+    notes.add(packing_note, *memory_note, *((compile_layers(network),) if config.compile else ()))
     if devices.sharded:
         held = devices.agree(held)
         shard(network, size=devices.size)
@@ -434,22 +480,9 @@ def _make_ready(
         devices=devices,
         packer=packer,
     )
-    pool = (*describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
-    notes = (
-        *prepared.notes,
-        *reading.notes,
-        *prompt_notes,
-        *loss_notes,
-        batch_reason,
-        reason,
-        packing_note,
-        *pool,
-        *memory_note,
-        budget_note,
-        *compile_note,
-    )
+    notes.add(budget_note, *describe_pool(task, batches, names), *describe_rows(data.rows, losses, names))
     alone = prompt_alone(sources, reading.prompts)
-    return _Ready(prepared, build, reading, prompts, alone, task, config, key, notes, report, tuple(sources))
+    return _Ready(prepared, build, reading, prompts, alone, task, config, key, report, tuple(sources))
 
 
 def _find_packer(

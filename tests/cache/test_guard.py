@@ -180,3 +180,10 @@ def test_quantities_are_in_one_unit() -> None:
 )
 def test_forms_of_a_word_have_one_stem(one: str, other: str) -> None:
     assert stem(one) == stem(other)
+
+
+def test_what_stands_behind_a_lost_vowel_is_read() -> None:
+    veto = find_veto("combien coûte un appel depuis l'Espagne", "combien coûte un appel depuis l'Italie")
+    assert veto is not None
+    assert veto.detail == "espagn / itali"
+    assert find_veto("What's the fee?", "what is the fee") is None

@@ -112,6 +112,19 @@ def test_the_dashboard_page_holds_no_data(serve: Serve) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
+def test_the_address_of_the_server_leads_to_the_dashboard(serve: Serve) -> None:
+    answer = httpx.get(f"{serve().url}/", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/dashboard")
+
+
+def test_the_dashboard_names_the_model_and_says_that_nothing_is_judged_yet(serve: Serve) -> None:
+    served = serve(cache={"sample": SampleRule(share=0.5), "delta": 0.1})
+    found = state(served)
+    assert (found["folder"], found["model"]) == ("FakeEncoder", "fake")
+    assert found["drift"]["promise"]["judged"] == 0
+    assert "Nothing judged yet" in httpx.get(f"{served.url}/dashboard").text
+
+
 def post(served: Served, path: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(served.url + path, json=body, headers=ADMIN)
 

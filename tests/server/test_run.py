@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,9 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
-from embedsmith.server.run import read_secret
-from embedsmith.testing import FaultyServer
+from embedsmith.hosted import HostedEncoder
+from embedsmith.server.run import read_secret, warm_up
+from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
 
@@ -67,6 +70,27 @@ def test_limits_that_cannot_be_are_refused_at_the_start(tiny_model: Path, option
     done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
     told = " ".join((done.stderr + done.stdout).replace("│", " ").split())
     assert (done.returncode, words in told) == (2, True)
+
+
+def test_a_lookup_is_warm_before_the_first_request_and_a_hosted_encoder_is_not_called_for_it() -> None:
+    asked: list[str] = []
+
+    class Hosted(HostedEncoder):
+        def encode(self, texts: Sequence[str], /) -> Embeddings:
+            asked.extend(texts)
+            return FakeEncoder().encode(texts)
+
+    class Here(FakeEncoder):
+        def encode(self, texts: Sequence[str], /) -> Embeddings:
+            asked.extend(texts)
+            return super().encode(texts)
+
+    hosted = SemanticCache(object.__new__(Hosted), threshold=0.8, fingerprint="hosted")
+    asked.clear()
+    warm_up(hosted)
+    assert asked == []
+    warm_up(SemanticCache(Here(), threshold=0.8, fingerprint="here"))
+    assert "How do I change my address?" in asked
 
 
 @contextmanager

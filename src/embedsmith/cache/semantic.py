@@ -130,6 +130,7 @@ class SemanticCache:
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
+        self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:
             promise = read_promises(
                 model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
@@ -23,16 +24,36 @@ class Lines(Progress):
         super().__init__(console=console, get_time=clock)
         self._every, self._clock = every, clock
         self._said: dict[TaskID, float] = {}
+        self._ended = Event()
 
     def start(self) -> None:
-        """Begin without a live display."""
+        """Begin without a live display; what does not move for long is told all the same."""
+        self._pulse = Thread(target=self._beat, daemon=True)
+        self._pulse.start()
 
     def stop(self) -> None:
         """End without drawing the bars once more."""
+        self._ended.set()
 
     def update(self, task_id: TaskID, **given: Any) -> None:
         """Move a task, and say where it is when the last line is old enough."""
-        super().update(task_id, **given)
+        with self._lock:
+            super().update(task_id, **given)
+            self._say(task_id)
+
+    def tell(self) -> None:
+        """Say where the tasks are that are not finished and whose last line is old enough."""
+        with self._lock:
+            for task_id, task in self._tasks.items():
+                if task_id in self._said and not task.finished:
+                    self._say(task_id)
+
+    def _beat(self) -> None:
+        """A local model may need minutes for its first answer: until then nothing moves."""
+        while not self._ended.wait(self._every):
+            self.tell()
+
+    def _say(self, task_id: TaskID) -> None:
         now = self._clock()
         if now - self._said.setdefault(task_id, now) >= self._every:
             self._said[task_id] = now

@@ -167,10 +167,11 @@ def watch_run() -> Iterator[Watcher]:
         def advance(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total, note="")
-            bars.update(tasks[name], completed=done, total=total, note=note)
+            under_way = total is None or done < total  # what is finished is no sign of life: lines say what comes now
+            bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
-            say=lambda line: console.print(line, markup=False, highlight=False),
+            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
             calls=lambda at: advance("LLM calls", at.done, at.total, f"{at.rate:,.1f} calls/s"),
             steps=lambda step: advance(
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
@@ -188,6 +189,12 @@ def refuse_edits(recipe: str, edits: int) -> None:
     """Raise `ConfigurationError` where a recipe writes no near misses that edits could stand beside."""
     if edits:
         raise ConfigurationError(f"--edits {edits} with --recipe {recipe}", expected="--recipe langcache")
+
+
+def say_loading(llm: str) -> None:
+    """Say that a language model of this process is loaded, which takes a while; others are not."""
+    if llm.startswith("local:"):
+        console.print(f"loading {llm}", markup=False, highlight=False, soft_wrap=True)
 
 
 class CallBar:

@@ -47,6 +47,7 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     refuse_edits,
+    say_loading,
     watch_run,
 )
 from embedsmith.errors import ConfigurationError
@@ -163,6 +164,7 @@ def run(
             seed=seed,
             **allowed,
         )
+        say_loading(llm)
         _run_rag(rag, language_model(), as_json=as_json)
         return
     if recipe != "langcache" or len(sources) != 1:
@@ -195,6 +197,7 @@ def run(
     )
     from embedsmith.report import judge_pairs
 
+    say_loading(llm)
     with watch_run() as watch:
         result = run_job(job, language_model(), watch)
     if as_json:

@@ -34,6 +34,7 @@ from embedsmith.cli.console import (
     make_sampling,
     print_json,
     print_table,
+    say_loading,
     watch_calls,
 )
 from embedsmith.errors import ConfigurationError, InputError
@@ -152,6 +153,7 @@ def synthesize(
             expected="langcache with one log, rag with documents, or e5 with neither sources nor a judge",
             action=USAGES.get(recipe, f"--recipe {' or '.join(RECIPES)}"),
         )
+    say_loading(llm)
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedsmith.artifacts import plain
+from embedsmith.artifacts import RunDirectory, fingerprint, plain, read_json, write_json
 from embedsmith.cli.console import (
     AsJson,
     Base,
@@ -33,7 +34,6 @@ from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.batches import Source
-    from embedsmith.checks import Finding
     from embedsmith.examples import Example
     from embedsmith.optimization import TrainingConfig
     from embedsmith.preparation import Preparation
@@ -118,6 +118,7 @@ def train(
     config, preparation = chosen.configure(**own), chosen.preparation
     if verifier:
         _require_read(config, preparation)
+    console.print(f"reading {', '.join(examples)}", markup=False, highlight=False, soft_wrap=True)
     sources = _read_sources(examples, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
@@ -128,34 +129,103 @@ def train(
         given["retention"] = _retention(validation, guard, tolerance, force, lambda _: None)
         _rehearse(sources, given, as_json)
         return
-    told_before: set[str] = set()
+    kept = _retention(validation, guard, tolerance, force, lambda _: None)
+    made = _Made(out, "verifier" if verifier else "model", {**given, "sources": sources, "kept": kept})
+    if (done := made.find()) is not None:
+        _print_already(done, made.model, as_json)
+        _print_next(made, base, held_out, as_json)
+        return
     with watch_run() as watch:
+        watching: dict[str, Any] = {"on_progress": watch.steps, "on_note": watch.say}
         if verifier:
             from embedsmith.cross_encoder import train_verifier
 
             rows = [item for source in sources for item in source.examples]
-            result = train_verifier(
-                rows, base=base, out=out / "verifier", config=config, card=write_card(facts), on_progress=watch.steps
-            )
+            result = train_verifier(rows, base=base, out=made.model, config=config, card=write_card(facts), **watching)
         else:
             from embedsmith.training import train as train_encoder
 
-            def tell(finding: Finding) -> None:
-                told_before.add(f"warning: {finding}")
-                watch.say(f"warning: {finding}")
-
-            kept = _retention(validation, guard, tolerance, force, watch.say)
-            result = train_encoder(
-                sources, **given, card=facts, on_progress=watch.steps, on_finding=tell, retention=kept
-            )
+            result = train_encoder(sources, **given, card=facts, **watching, retention=replace(kept, say=watch.say))
+    made.remember(result)
     if as_json:
         print_json(plain(result))
         return
-    for note in (*result.notes, *_not_checked(result)):
-        if note not in told_before:
-            console.print(note, markup=False, highlight=False)
+    for note in _not_checked(result):
+        console.print(note, markup=False, highlight=False)
     console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"{result.model.name}  {result.model}")
+    console.print(f"{result.model.name}  {result.model}", markup=False, highlight=False, soft_wrap=True)
+    _print_next(made, base, held_out, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a command of this kind has made in a folder, if all that decides it is still the same."""
+
+    out: Path
+    name: str  # "model" or "verifier"
+    decided_by: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.out / self.name
+
+    @property
+    def about(self) -> Path:
+        """The file with the figures of the training."""
+        return self.out / ("training.json" if self.name == "model" else f"{self.name}_training.json")
+
+    def find(self) -> Mapping[str, Any] | None:
+        """Return the figures of the training that made what is there, or None: it is not there, or of other values.
+
+        What was added since (a calibration, an export) changes nothing in that.
+        """
+        fresh = self.model.is_dir() and RunDirectory(self.out).is_fresh(self._stage, *self._key())
+        return read_json(self.about) if fresh else None
+
+    def remember(self, result: TrainingResult) -> None:
+        """Write down what was made and by what; of many processes the first one does."""
+        if console.quiet:
+            return
+        files = [file for file in sorted(self.model.rglob("*")) if file.is_file()]
+        with RunDirectory(self.out).stage(
+            self._stage, *self._key(), [str(file.relative_to(self.out)) for file in (*files, self.about)]
+        ):
+            write_json(self.about, result)
+
+    @property
+    def _stage(self) -> str:
+        return f"train {self.name}"
+
+    def _key(self) -> tuple[dict[str, str], dict[str, Any]]:
+        from embedsmith.model import fingerprint_model
+
+        values = {name: plain(value) for name, value in self.decided_by.items() if not callable(value)}
+        kept = {name: value for name, value in values.pop("kept").items() if name not in ("say", "show")}
+        apart = ("sources", "held_out", "base", "out")
+        inputs = {name: fingerprint(values[name]) for name in apart[:2]}
+        inputs |= {"base": fingerprint_model(self.decided_by["base"]), "kept": fingerprint(kept)}
+        return inputs, {name: value for name, value in values.items() if name not in apart}
+
+
+def _print_already(done: Mapping[str, Any], model: Path, as_json: bool) -> None:
+    """Say that there is nothing to do; a program gets what it got the first time."""
+    if as_json:
+        print_json(done)
+        return
+    told = f"{model} is what this command makes, {done['steps']} steps, made before: nothing was trained"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) -> None:
+    """Name the command that says what the model is worth."""
+    if as_json:
+        return
+    pairs = str(held_out) if held_out is not None else "LABELLED_PAIRS"
+    if made.name == "verifier":
+        command = ["embedsmith", "calibrate", "MODEL", pairs, "--verifier", str(made.model)]
+    else:
+        command = ["embedsmith", "compare", base, str(made.model), "--pairs", pairs]
+    console.print(f"next   {shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _require_use(

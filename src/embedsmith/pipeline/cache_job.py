@@ -125,6 +125,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     with folder.hold():
+        watch.say(f"base: looking at {job.base}")
         check_model(job.base)  # before the first call that costs money
         guards = read_guards(job.guards)
         labelled = _read_pairs(job.evaluation, watch) if job.evaluation else None
@@ -185,6 +186,7 @@ def _synthesis(
     settings = {"recipe": recipe, "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
+        watch.say(f"synthesis: {llm.name} writes")
         with folder.stage("synthesis", inputs, settings, outputs):
             result = synthesize(
                 queries,
@@ -228,6 +230,7 @@ def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch
     settings = {"seed": job.seed}
     outputs = ["synthesis/hardness.json", "synthesis/doubts.jsonl"]
     if not folder.is_fresh("hardness", inputs, settings):
+        watch.say(f"hardness: {job.base} reads {len(examples):,} examples")
         with folder.stage("hardness", inputs, settings, outputs):
             encoder = Remembering(load_encoder(job.base))
             doubts = check_labels(examples, encoder)
@@ -267,15 +270,20 @@ def _training(
         source=f"paraphrases and near-miss questions that a language model wrote for {job.log.name}.",
         configuration=plain(config),
     )
-    kept = Retention(choosing, guards, job.tolerance, job.force, watch.say)
+    kept = Retention(choosing, guards, job.tolerance, job.force, watch.under("training"))
     with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
         out = folder / "model"
         result = train(
-            taught, base=job.base, out=out, config=config, card=facts, on_progress=watch.steps, retention=kept
+            taught,
+            base=job.base,
+            out=out,
+            config=config,
+            card=facts,
+            on_progress=watch.steps,
+            on_note=watch.under("training"),
+            retention=kept,
         )
         write_json(folder / "training.json", result)
-    for note in result.notes:
-        watch.say(f"training: {note}")
     resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
     watch.say(
         f"training: {result.steps} steps on {result.rows} queries and {result.pairs} pairs in "
@@ -313,6 +321,7 @@ def _evaluation(
         watch.say(f"evaluation: {len(judged)} labelled pairs, {len(names)} models")
         encoders = {name: load_encoder(spec, base_url=job.base_url) for name, spec in names.items()}
         comparison = compare(encoders, judged, baseline="base", seed=job.seed)
+        watch.say(f"evaluation: general ability, with {', '.join(guards)}" if guards else "evaluation: general ability")
         general = {name: evaluate_general(encoders[name], guards, seed=job.seed) for name in ("base", "tuned")}
         texts = [pair.sentence1 for pair in judged][:500]
         latency = {name: measure_latency(encoder, texts) for name, encoder in encoders.items()}
@@ -341,6 +350,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
     (folder / "calibration.json").unlink(missing_ok=True)
     chosen, reported = halve(judged, seed=job.seed)
     outputs = ["calibration_check.json"]
+    watch.say(f"threshold: chosen on {len(chosen)} pairs, checked on {len(reported)} others")
     with folder.stage("calibration", inputs, settings, outputs):
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}

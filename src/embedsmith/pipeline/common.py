@@ -34,6 +34,10 @@ class Watcher:
     calls: Callable[[CallProgress], None] | None = None
     steps: Callable[[Progress], None] | None = None
 
+    def under(self, stage: str) -> Callable[[str], None]:
+        """Return what says lines with the stage's name before them."""
+        return lambda line: self.say(f"{stage}: {line}")
+
 
 def require(path: Path) -> Path:
     """Return `path`; raise `InputError` unless it is a file."""

@@ -166,6 +166,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
     watch = watch or Watcher()
     folder = RunDirectory(job.out)
     with folder.hold():
+        watch.say(f"base: looking at {job.base}")
         check_model(job.base)  # before the first call that costs money
         guards = read_guards(job.guards)
         for note in _describe(job):
@@ -215,6 +216,7 @@ def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passag
     settings = {"column": job.column, "tokens": job.tokens}
     outputs = ["passages.jsonl", "passages_rejected.jsonl"]
     if not folder.is_fresh("documents", inputs, settings):
+        watch.say(f"documents: reading {len(files)} files")
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
             count = load_token_counter(job.base)
             found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
@@ -284,6 +286,7 @@ def _synthesis(
     settings = {"plan": plain(job.plan), "sampling": job.sampling}
     outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
     if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
+        watch.say(f"synthesis: {llm.name} writes questions about {len(passages):,} passages")
         journal = Journal(folder / "synthesis/journal.sqlite")
         with folder.stage("synthesis", inputs, settings, outputs), journal as opened:
             calls = Calls(llm, opened, job.sampling, budget=job.limits.open(), on_progress=watch.calls)
@@ -338,6 +341,7 @@ def _teaching(
     inputs = {"pairs": fingerprint(pairs), "passages": fingerprint_file(folder / "passages.jsonl"), **job.origin}
     outputs = ["teaching/examples.jsonl", "teaching.json"]
     if not folder.is_fresh("teaching", inputs, plain(job.teaching)):
+        watch.say(f"teaching: the base and BM25 grade the passages of {len(pairs):,} pairs")
         with folder.stage("teaching", inputs, plain(job.teaching), outputs):
             texts = [passage.text for passage in passages]
             queries, documents = sides_of(base())
@@ -400,7 +404,9 @@ def _training(
     own = {pair.positive for pair in parts.choose}
     others = [passage.text for passage in passages if passage.text not in own]
     drawn = sorted(others, key=lambda text: fingerprint([job.seed, text]))[:DISTRACTORS]
-    kept = Retention(parts.choose, guards, job.tolerance, job.force, watch.say, distractors=tuple(drawn), slack=SLACK)
+    kept = Retention(
+        parts.choose, guards, job.tolerance, job.force, watch.under("training"), distractors=tuple(drawn), slack=SLACK
+    )
     with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
         out = folder / "model"
         result = train(
@@ -411,11 +417,10 @@ def _training(
             preparation=job.prepared,
             card=facts,
             on_progress=watch.steps,
+            on_note=watch.under("training"),
             retention=kept,
         )
         write_json(folder / "training.json", result)
-    for line in result.notes:
-        watch.say(f"training: {line}")
     watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
 
 

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from embedsmith.cache.chat import Allowances
@@ -106,6 +106,7 @@ def create_app(
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
+            Route("/", lambda _: RedirectResponse("dashboard")),
             Route("/dashboard", admin.dashboard),
             Route("/admin/state", admin.guarded(admin.state)),
             Route("/admin/entries", admin.guarded(admin.search)),

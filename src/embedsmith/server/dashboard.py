@@ -35,6 +35,7 @@ def state(
         "threshold": cache.policy.threshold,
         "guard": cache.policy.guard is not None,
         "model": cache.fingerprint,
+        "folder": cache.name,
         "store": cache.store.url,
         **_count(cache),
         "troubles": [asdict(trouble) for trouble in troubles],

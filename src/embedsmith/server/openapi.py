@@ -118,6 +118,11 @@ def _own_paths() -> Json:
         "/openapi.json": {
             "get": _operation("This description.", {"200": _json("The description.", {"type": "object"})}),
         },
+        "/": {
+            "get": _operation(
+                "The way to the dashboard.", {"307": {"description": "To /dashboard, for browsers and people."}}
+            )
+        },
         "/dashboard": {
             "get": _operation(
                 "The dashboard's page; it holds no data and asks for them with the admin token.",
@@ -421,6 +426,7 @@ SCHEMAS: Json = {
         threshold=NUMBER,
         guard={"type": "boolean"},
         model=TEXT,
+        folder=TEXT,
         store=TEXT,
         troubles=_list(_object(since=NUMBER, told=TEXT)),
         entries=_or_null("integer"),

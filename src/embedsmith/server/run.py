@@ -17,6 +17,7 @@ from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError, MissingPartError
+from embedsmith.hosted import HostedEncoder
 
 SIMULATOR = "simulator:"
 SECRET_BYTES = 32
@@ -102,9 +103,21 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         # What is printed ends up in logs: a token that outlives the process does not belong there.
         asked = "   it asks for the token, that of EMBEDSMITH_ADMIN_TOKEN" if given else f"#{token}"
         say(f"dashboard         {address}/dashboard{asked}")
+        warm_up(cache)
         gc.collect()
         gc.freeze()  # what is there now stays: no collection need look through it while requests wait
         make_server(app, graceful=service.grace).run(sockets=[listener])
+
+
+def warm_up(cache: SemanticCache) -> None:
+    """Do what a lookup does, once: the first time takes many times as long, and nobody should wait for it.
+
+    A hosted model is not called: its calls cost money, and there is nothing of it here.
+    """
+    if not isinstance(cache.encoder, HostedEncoder):
+        cache.encoder.encode(["How do I change my address?"])
+    if cache.policy.guard is not None:
+        cache.policy.guard("How do I change my address?", "Where do I change my name?")
 
 
 class _Stop(BaseException):
