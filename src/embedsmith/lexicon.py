@@ -16,8 +16,8 @@ from typing import Any
 from embedsmith.text import SIGNED
 
 # French and Italian words that lose their vowel: what matters stands behind them
-ELIDED = frozenset("l d j m n t s c qu jusqu lorsqu puisqu un all dell nell".split())
-    {"l", "d", "j", "m", "n", "t", "s", "c", "qu", "jusqu", "lorsqu", "puisqu", "un", "all", "dell", "nell"}
+ELIDED = frozenset(
+    ["l", "d", "j", "m", "n", "t", "s", "c", "qu", "jusqu", "lorsqu", "puisqu", "un", "all", "dell", "nell"]
 )
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
 LARGEST = 1e300
