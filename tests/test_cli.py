@@ -214,7 +214,8 @@ def test_an_option_of_another_recipe_is_refused(log: Path, tmp_path: Path, recip
     [
         (OSError(errno.ENOSPC, "No space left on device", "runs/x.jsonl"), "make room on the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x.jsonl"), "Permission denied: runs/x.jsonl"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "a.py"), None),  # a bug of ours: the traceback helps
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.py"), "check the path"),
+        (OSError(errno.EBADF, "Bad file descriptor"), None),  # a bug of ours: the traceback helps
     ],
 )
 def test_what_the_machine_refuses_is_said_in_words(

@@ -50,6 +50,11 @@ def embedsmith(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 # --- Ctrl-C ----------------------------------------------------------------------------------------
 
 
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, this test run perhaps among them: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("text\nwhere is my card\nwhere is my pin\n")
     asked = threading.Event()
@@ -61,7 +66,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
     with FaultyServer(answer=answer, delay=1.0) as server:
         options = ["--llm", "openai:any", "--base-url", server.base_url, "--out", "my run", "--json"]
         command = [sys.executable, "-m", "embedsmith", "synthesize", "log.csv", *options]
-        at_work = subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-1, text=True)
+        at_work = subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=-1, text=True, preexec_fn=hear_ctrl_c)
         try:
             assert asked.wait(120)
             at_work.send_signal(signal.SIGINT)
