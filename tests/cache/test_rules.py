@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedsmith.cache.guard import Veto
-from embedsmith.cache.rules import choose_rules, draw_sample, part_units
+from embedsmith.cache.rules import choose_rules, correlate_units, draw_sample, part_units
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import write_calibration
 from embedsmith.encoder import Embeddings
@@ -128,14 +129,14 @@ def test_a_cache_refuses_rules_whose_verifier_is_not_there(tmp_path: Path) -> No
 
 def test_a_pair_that_stands_twice_counts_once_and_large_units_lend_one_pair() -> None:
     single = [LabelledPair(f"left {row}", f"right {row}", row % 2) for row in range(20)]
-    assert draw_sample(single) == (single, "")
+    assert draw_sample(single, FakeEncoder()) == (single, "")
     turned = [LabelledPair(pair.sentence2, pair.sentence1, pair.label) for pair in single[:5]]
-    kept, told = draw_sample([*single, *turned])
+    kept, told = draw_sample([*single, *turned], FakeEncoder())
     assert (kept, told) == (single, "5 pairs that stand twice count once")
     alike = [
         LabelledPair(f"{way} way to {row}", f"{way} road to {row}", 1, str(row)) for row in range(9) for way in "abcdef"
     ]
-    kept, told = draw_sample(alike)
+    kept, told = draw_sample(alike, FakeEncoder())
     assert {pair.group for pair in kept} == {pair.group for pair in alike}
     assert (len(kept), told) == (9, "one pair of each of 9 groups of alike pairs is counted, 54 in all")
 
@@ -160,3 +161,19 @@ def test_the_duplicates_that_the_guard_vetoes_are_counted_and_one_is_shown(monke
         f"the guard vetoes 2 of {labels.sum()} duplicates, which no threshold serves, "
         f'such as "left {first}" and "right {first}" (word: left / right)'
     )
+
+
+def test_pairs_of_large_units_all_count_where_they_are_not_alike() -> None:
+    encoder, pairs, labels = world(400)
+    groups = np.random.default_rng(2).integers(0, 50, size=len(pairs))
+    pairs = [replace(pair, group=f"g{group}") for pair, group in zip(pairs, groups, strict=True)]
+    assert draw_sample(pairs, encoder) == (pairs, "")
+    assert correlate_units(labels, [f"g{group}" for group in groups]) < 0.1
+
+
+def test_how_alike_the_values_of_a_unit_are() -> None:
+    values = np.array([1.0, 1.0, 0.0, 0.0])
+    assert correlate_units(values, list("aabb")) == 1
+    assert correlate_units(values, list("abab")) == 0
+    assert correlate_units(values, list("abcd")) == 0
+    assert correlate_units(np.ones(4), list("aabb")) == 1

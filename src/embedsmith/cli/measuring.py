@@ -378,7 +378,7 @@ def _choose_alone(model: str, rows: Sequence[LabelledPair], base_url: str | None
 
     encoder = load_encoder(model, base_url=base_url)
     made: Any = {"precision": precision_of(encoder), "guard": False, **promise}
-    counted, told = draw_sample(rows)
+    counted, told = draw_sample(rows, encoder)
     try:
         found = calibrate_scores(labels_of(counted), similarities_of(encoder, counted), **made)
     except CalibrationRefused as refusal:

@@ -354,7 +354,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
     with folder.stage("calibration", inputs, settings, outputs):
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
-        chosen, told = draw_sample(chosen, seed=job.seed)
+        chosen, told = draw_sample(chosen, encoder, seed=job.seed)
         if told:
             watch.say(f"threshold: {told}")
         try:
