@@ -32,6 +32,7 @@ POOL = 128  # vectors, at least, that pass from the bits to the codes
 PREFIX = 3  # words whose bits are counted for every vector; three of 64 bits are what a byte can count
 SPAN = 8  # times the pool, at least, that pass from the first words to the others
 PART = 40  # and one of so many vectors
+CERTAIN = 6  # standard deviations of a count of bits
 SPARSE = 0.25  # share of removed vectors at which a block is packed again
 SAMPLE = 2048  # vectors, at least, that say where to cut
 GONE = 255  # bits by which a removed vector differs: more than the first words have
@@ -166,7 +167,7 @@ class _Block:
 
     def nearest(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> list[int]:
         few = self.size * self.dimension <= EXACT
-        pool = self._places() if few else self._pool(vector, count, scratch)
+        pool = self._places() if few else self._pool(vector, count, floor, scratch)
         scores = self._score(pool, vector)
         if floor > -1 and len(pool):
             near = (scores >= self._cut(vector, float(scores.max()), floor)).nonzero()[0]
@@ -199,12 +200,15 @@ class _Block:
         error = length * (self._step * math.sqrt(self.dimension) / 2 + ROUNDING)
         return min(length * floor - error, closest - 2 * error)
 
-    def _pool(self, vector: Embeddings, count: int, scratch: _Scratch) -> NDArray[np.intp]:
-        """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
+    def _pool(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> NDArray[np.intp]:
+        """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least.
+
+        Fewer where the bits of all others say that they neither reach `floor` nor are the closest.
+        """
         words = sign_bits(vector[None])[0]
         wanted = min(max(POOL, 4 * count), self.living)
         if self.living <= SPAN * wanted:  # all pass the first words
-            return self._closest_by_all(words, wanted)
+            return self._closest_by_all(words, wanted, floor)
         sums, near = scratch.hold(self.size, len(self._numbers))
         self._scan(words, sums, scratch)
         if len(words) <= PREFIX:
@@ -213,16 +217,29 @@ class _Block:
         differing = sums.take(passing).astype(np.uint16)
         for place in range(PREFIX, len(words)):
             differing += np.bitwise_count(self._bits[place].take(passing) ^ words[place])
-        if len(passing) <= wanted:
-            return passing
-        return passing[differing <= _limit(differing, wanted - 1)]
+        return passing.take(self._select(differing, wanted, floor))
 
-    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int) -> NDArray[np.intp]:
-        """Return the places of the vectors with the least counts of all bits, at least `wanted`."""
+    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int, floor: float) -> NDArray[np.intp]:
+        """Return the places of the vectors with the least counts of all bits, as `_select` does."""
         counts = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None])
         differing: NDArray[np.uint16] = counts.sum(axis=0, dtype=np.uint16)
         if self.living < self.size:
             differing[self._gone[: self.size] != 0] = self._bits.shape[0] * 64 + 1
+        return self._select(differing, wanted, floor)
+
+    def _select(self, differing: NDArray[np.uint16], wanted: int, floor: float) -> NDArray[np.intp]:
+        """Return where the counts of all bits are least: `wanted` or more, or all that could matter if they are fewer.
+
+        The bits of a vector at angle θ are d draws of chance θ/π. Six standard deviations above what that makes of
+        `floor`, and as many above the least count, nothing is left that a search with this floor would hand on.
+        """
+        if floor > -1:
+            share = math.acos(min(floor, 1.0)) / math.pi
+            reach = self.dimension * share + CERTAIN * math.sqrt(self.dimension * share * (1 - share))
+            spread = CERTAIN * math.sqrt(self.dimension / 2)  # of a difference of two counts, at most
+            near = (differing <= max(reach, int(differing.min()) + spread)).nonzero()[0]
+            if len(near) <= wanted:
+                return near
         return (differing <= _limit(differing, wanted - 1)).nonzero()[0]
 
     def _scan(self, words: NDArray[np.uint64], sums: NDArray[np.uint8], scratch: _Scratch) -> None:
@@ -270,23 +287,23 @@ def sign_bits(vectors: Embeddings) -> NDArray[np.uint64]:
 def rotate(vectors: Embeddings) -> Embeddings:
     """Return the vectors (n, d) after a fixed rotation that spreads each number over all others.
 
-    A vector is read as a table of about √d rows, whose rows and columns are turned by small random rotations; then
-    once more, as a table of other rows. At d = 384 that is 7 kB of numbers instead of the 590 kB of a whole matrix,
-    which each search would fetch anew from beyond a core's own caches; what is found is the same (docs/log.md).
+    A vector is read as a table of about √d rows, whose columns and rows are turned by two small random rotations; then
+    as a table of as many columns, once more, so that vectors of few numbers are spread, too. At d = 384 that is 3 kB of
+    rotations where one of all numbers has 590 kB, which every search would fetch anew from beyond a core's own caches;
+    what is found is the same (docs/log.md).
     """
-    for of_rows, of_columns in _rotations(vectors.shape[1]):
-        tables = (vectors.reshape(-1, len(of_rows)) @ of_rows).reshape(len(vectors), len(of_columns), len(of_rows))
-        turned = tables.swapaxes(1, 2).reshape(-1, len(of_columns)) @ of_columns
-        vectors = turned.reshape(len(vectors), -1)
-    return vectors
+    few, many = _rotations(vectors.shape[1])
+    turned: Embeddings = few @ vectors.reshape(-1, len(few), len(many)) @ many
+    turned = many @ turned.reshape(-1, len(many), len(few)) @ few
+    return turned.reshape(vectors.shape)
 
 
 @lru_cache(maxsize=4)
-def _rotations(dimension: int) -> tuple[tuple[Embeddings, Embeddings], ...]:
-    """Return random orthogonal matrices for the rows and the columns of two tables, the same in every process."""
+def _rotations(dimension: int) -> tuple[Embeddings, Embeddings]:
+    """Return two random orthogonal matrices whose sizes multiply to d, the same in every process."""
     few = max(number for number in range(1, math.isqrt(dimension) + 1) if dimension % number == 0)
     draw = np.random.default_rng(dimension)
-    return tuple((_turn(draw, dimension // few), _turn(draw, few)) for _ in range(2))
+    return _turn(draw, few), _turn(draw, dimension // few)
 
 
 def _turn(draw: np.random.Generator, size: int) -> Embeddings:
