@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,41 @@ def test_edits_and_a_judge_stand_beside_the_language_model_and_the_record_says_w
     assert {check.partition("=")[0] for row in edits for check in row["provenance"]["checks"][-3:]} == {
         *("edit", "grade", "change"),
     }
+
+
+def test_a_pilot_tells_paraphrases_from_near_misses_and_counts_what_was_rejected(tmp_path: Path, log: Path) -> None:
+    def repeating(prompt: str) -> str:
+        found = json.loads(answer(prompt))
+        return json.dumps({task: [*texts[:2], texts[0]] for task, texts in found.items()})
+
+    with FaultyServer(answer=repeating) as server:
+        asked = command(server, tmp_path, log, "--paraphrases", 3, "--distinct", 3, "--pilot", 4)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=100)
+        counts = run(server, tmp_path, log, "--paraphrases", 3, "--distinct", 3, "--pilot", 4)["counts"]
+    assert done.stderr.count("kept (1, paraphrase)  how do I change the ") == 8
+    assert done.stderr.count("kept (0, near miss)  how do I change the ") == 8
+    assert counts == {"kept": 16, "duplicate": 8}
+    assert re.search(r"duplicate +8", done.stdout)
+
+
+def test_explain_shows_what_a_judge_was_asked_and_said(tmp_path: Path, log: Path) -> None:
+    def strict(prompt: str) -> str:
+        if '"same_answer"' in prompt and "account 3" in prompt:
+            return json.dumps({"same_answer": "no", "difference": "the account"})
+        return answer(prompt)
+
+    with FaultyServer(answer=strict) as server:
+        run(server, tmp_path / "out", log, "--paraphrases", 2, "--distinct", 1, "--judge")
+    asked = [sys.executable, "-m", "embedsmith", "explain", str(log), "--row", "3", "--paraphrases", "2"]
+    asked += ["--distinct", "1", "--synthesis", str(tmp_path / "out")]
+    done = subprocess.run([*asked, "--json"], capture_output=True, text=True, timeout=100)
+    (shown,) = json.loads(done.stdout)
+    assert [prompt["task"] for prompt in shown["prompts"]] == ["paraphrases", "distinct", *3 * ["same_answer"]]
+    assert all("the account" in said for said in shown["completions"][2:])  # kept and rejected pairs alike
+    assert {row["reason"] for row in shown["rejected"]} == {"judged-different"}
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=100)
+    assert done.stderr.count("You check training data") == 1  # the same for each pair
+    assert done.stderr.count("First text:") == 3
 
 
 @pytest.mark.parametrize("option", [("--recipe", "e5", "--judge"), ("--recipe", "e5", "--edits", "1")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -261,8 +262,9 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
 
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
+    counts = {"kept": len(tried.kept), **Counter(sorted(row.reason for row in tried.rejected))}
     if as_json:
-        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), **plain(tried)})
+        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), "counts": counts, **plain(tried)})
         return
     for row in list(dict.fromkeys(order.row_of(prompt.row) for prompt, _ in tried.exchanges))[:SHOWN]:
         for prompt, completion in tried.exchanges:
@@ -273,9 +275,10 @@ def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
                 console.print(completion.text or f"none ({completion.finish})", markup=False, highlight=False)
     console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
     for example in tried.kept[:20]:
-        console.print("kept  " + _show(example), markup=False, highlight=False)
+        console.print(f"kept ({_name_label(example)})  {_show(example)}", markup=False, highlight=False)
     for lost in tried.rejected[:20]:
         console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}", markup=False, highlight=False)
+    print_table(f"{tried.rows:,} rows of the pilot", ["candidates", "count"], list(counts.items()))
     if tried.estimate is not None:
         _print_estimate(tried.estimate)
 
@@ -284,6 +287,23 @@ def _show(example: Example) -> str:
     from embedsmith.examples import texts_of
 
     return "  |  ".join(text[:120] for text in texts_of(example))
+
+
+def _name_label(example: Example) -> str:
+    """Return what a row teaches: the kind of a pair, a score, or how the texts that follow are told apart."""
+    from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet
+
+    match example:
+        case LabelledPair():
+            return "1, paraphrase" if example.label else "0, near miss"
+        case ScoredPair():
+            return f"score {example.score:g}"
+        case LabelledText():
+            return example.label
+        case Triplet():
+            return "anchor | positive | negatives"
+        case _:
+            return "anchor | positive"
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -355,9 +375,14 @@ def explain(
         print_json(plain(shown))
         return
     for item in shown:
+        said = None
         for prompt, completion in zip(item.prompts, item.completions, strict=True):
             console.rule(f"row {item.query.id}, {prompt.task}")
-            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
+            if prompt.system != said:  # a judge's is the same for every pair
+                console.print("[bold]system[/bold]")
+                console.print(f"{prompt.system}\n", markup=False, highlight=False)
+            said = prompt.system
+            console.print("[bold]user[/bold]")
             console.print(prompt.user, markup=False, highlight=False)
             if completion is not None:
                 console.print("\n[bold]completion[/bold]")
