@@ -16,7 +16,7 @@ SOURCE = Path(embedsmith.__file__).parent
 LAYERS = (
     ("__init__",),
     ("errors",),
-    ("artifacts", "machine", "noise"),
+    ("artifacts", "charsets", "machine", "noise"),
     ("text", "tables", "lexicon", "facts", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),

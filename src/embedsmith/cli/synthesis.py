@@ -28,6 +28,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     check_folder,
@@ -36,6 +37,7 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     say_loading,
+    say_separator,
     watch_calls,
 )
 from embedsmith.errors import ConfigurationError, InputError
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 
 RECIPES = ("langcache", "rag", "e5")
 OWNERS = {  # options that some recipes have and others do not
-    ("langcache",): ("paraphrases", "distinct", "edits"),
+    ("langcache",): ("paraphrases", "distinct", "edits", "separator"),
     ("langcache", "rag"): ("column",),
     ("rag",): ("quota", "base", "across"),
     ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
@@ -79,6 +81,7 @@ def synthesize(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    separator: Separator = None,
     evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
@@ -137,7 +140,8 @@ def synthesize(
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
-        order = order_langcache(asked, _read_queries(Path((sources or [])[0]), column, out), evaluation=leaks)
+        queries = _read_queries(Path((sources or [])[0]), column, separator, out)
+        order = order_langcache(asked, queries, evaluation=leaks)
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
@@ -214,9 +218,9 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _read_queries(log: Path, column: str | None, out: Path) -> Sequence[Query]:
+def _read_queries(log: Path, column: str | None, separator: str | None, out: Path) -> Sequence[Query]:
     """Return the distinct queries; what is not used is written beside the results."""
-    found = read_log(log, column)
+    found = read_log(log, column, separator)
     write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     return found.kept
 
@@ -349,6 +353,7 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
 def explain(
     log: Log,
     column: Column = None,
+    separator: Separator = None,
     row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
     synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
     paraphrases: Paraphrases = 3,
@@ -360,7 +365,7 @@ def explain(
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    wanted = _find_rows(log, read_log(log, column).kept, row or [])
+    wanted = _find_rows(log, read_log(log, column, separator).kept, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -408,11 +413,16 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
     return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
-def read_log(log: Path, column: str | None) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries, require_queries
+def read_log(log: Path, column: str | None, separator: str | None) -> Deduplicated:
+    from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries
+    from embedsmith.tables import parse_separator
 
-    found = deduplicate(read_queries(log, column=column))
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(log, named)
+    found = deduplicate(read_queries(log, column=column, separator=named))
     require_queries(found, log)
+    if told := describe_twice_encoded(found.kept):
+        console.print(f"warning: {told}", markup=False, highlight=False, soft_wrap=True)
     if found.rejected:
         first = found.rejected[0]
         console.print(
