@@ -46,7 +46,7 @@ def test_the_encoding_is_guessed_from_how_a_text_reads(text: str, codec: str) ->
 def test_utf_16_without_a_mark_is_known_by_its_zeros(codec: str) -> None:
     assert find_unmarked(GERMAN.encode(codec)) == codec.upper().replace("-16-", "-16")
     assert find_unmarked(GERMAN.encode()) is None
-    assert find_unmarked(b"a\0b") is None
+    assert find_unmarked(b"one \0 in a whole line") is None
     assert find_unmarked("如何更改我的密码".encode(codec)) is None  # nothing tells
 
 
