@@ -17,7 +17,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("artifacts", "charsets", "machine", "noise"),
-    ("text", "tables", "lexicon", "facts", "signatures"),
+    ("text", "tables", "lexicon", "facts", "signatures", "personal"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation"),

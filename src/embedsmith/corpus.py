@@ -14,6 +14,7 @@ from embedsmith.charsets import find_twice_encoded
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
+from embedsmith.personal import Screen
 from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import OwnNames, is_storable, normalize
@@ -85,6 +86,12 @@ def read_queries(
         yield Query(ids.give(_find_id(row, index)), text.strip())
     if not found_column:
         raise _no_column(path, column, columns)
+
+
+def screen_queries(rows: Iterable[Query | Rejected], screen: Screen) -> Iterator[Query | Rejected]:
+    """Yield the rows with the queries' texts as `screen` gives them back."""
+    for row in rows:
+        yield row if isinstance(row, Rejected) else replace(row, text=screen.read(row.id, row.text))
 
 
 def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:

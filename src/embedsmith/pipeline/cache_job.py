@@ -28,7 +28,7 @@ from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.rules import draw_sample, served_similarities
 from embedsmith.calibration import calibrate, write_calibration
 from embedsmith.cards import CardFacts
-from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries
+from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
 from embedsmith.encoder import Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
@@ -52,7 +52,9 @@ from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.metrics import percent
 from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
+    PERSONAL,
     RunResult,
     Watcher,
     count_reasons,
@@ -61,6 +63,7 @@ from embedsmith.pipeline.common import (
     read_rows,
     require,
     say_counts,
+    say_personal,
     write_counts,
 )
 from embedsmith.report import write_report
@@ -86,6 +89,7 @@ class Job:
         log: the unlabelled queries. base: the model to tune.
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
         column: of the log. separator: of the columns of log and labelled pairs where they are csv or tsv.
+        mask: personal data in the log becomes placeholders (`personal`).
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
@@ -99,6 +103,7 @@ class Job:
     out: Path
     evaluation: Path | None = None
     column: str | None = None
+    mask: bool = False
     separator: str | None = None
     guards: tuple[Path, ...] = ()
     peers: tuple[str, ...] = ()
@@ -133,6 +138,7 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         guards = read_guards(job.guards)
         labelled = _read_pairs(job, job.evaluation, watch) if job.evaluation else None
         queries = _corpus(job, folder, watch)
+        say_personal(folder, watch, llm, "queries", masked=job.mask)
         _require_judges(job, queries, labelled)
         examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
         _hardness(job, examples, folder, watch)
@@ -157,15 +163,18 @@ def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | N
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     inputs = {"log": fingerprint_file(require(job.log))}
-    settings = {"column": job.column} | ({"separator": job.separator} if job.separator is not None else {})
+    settings = {"column": job.column, "mask": job.mask, "separator": job.separator}
     if told := describe_separator(job.log, job.separator):
         watch.say(told)
     if not folder.is_fresh("corpus", inputs, settings):
-        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
-            distinct = deduplicate(read_queries(job.log, column=job.column, separator=job.separator))
+        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl", PERSONAL]):
+            screen = Screen(job.mask)
+            rows = read_queries(job.log, column=job.column, separator=job.separator)
+            distinct = deduplicate(screen_queries(rows, screen))
             require_queries(distinct, job.log)
             write_jsonl(folder / "queries.jsonl", distinct.kept)
             write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
+            write_jsonl(folder / PERSONAL, screen.rows)
     queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
     rows_read = sum(query.frequency for query in queries)
     lost = sum("merged_into" not in row["context"] for _, row in read_rows(folder / "queries_rejected.jsonl"))
