@@ -258,7 +258,7 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
     for why in dict.fromkeys(report["missing"].values()):
         names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
         console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
-    title = f"suite {name}, Spearman, 95% intervals"
+    title = f"suite {name}, Spearman, 95% intervals, p adjusted over the sets"
     base, others = report["baseline"], list(report["mean_differences"])
     mean = f"mean of {len(report['sets'])}"
     if not others:
@@ -273,7 +273,7 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
         ]
         whole = report["mean_differences"]
         rows.append([mean, "", *_before_after(report["means"], whole, base, other, whole[other]["p_value"])])
-        headers = ["set", "pairs", "before", "after", "difference", "p (Holm over sets)"]
+        headers = ["set", "pairs", "before", "after", "difference", "p (Holm)"]
         print_table(f"{title}\nbefore  {base}\nafter   {other}", headers, rows)
 
 
