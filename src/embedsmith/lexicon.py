@@ -23,7 +23,7 @@ TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
 SIGN = re.compile(f"[{SIGNED}]")
-HIRAGANA = map(chr, range(0x3041, 0x3097))
+HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
 KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 

@@ -44,7 +44,7 @@ from embedsmith.checks import (
     stop_on_errors,
 )
 from embedsmith.compilation import compile_layers, require_compiler
-from embedsmith.devices import Devices, open_devices
+from embedsmith.devices import Devices, make_once, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
@@ -548,20 +548,14 @@ def _tokens_beside(out: Path) -> Path:
 def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path, key: str, devices: Devices) -> Tokens:
     """Return the tokens of all texts: made by the first process, mapped by the others and by a later run."""
     folder = _tokens_beside(out)
-    found = read_tokens(folder, key)
-    if found is None and devices.rank == 0:
-        found = tokenize_for(network, texts)
-        if devices.size > 1 or len(found.ids) >= MAPPED:
-            write_tokens(folder, found, key)
-    devices.agree(0)
-    found = found or read_tokens(folder, key)
-    if found is None:
-        raise InputError(
-            f"process {devices.rank} does not see {folder}",
-            expected="an output folder that all machines share",
-            action="put --out on a shared file system",
-        )
-    return found
+
+    def make() -> Tokens:
+        made = tokenize_for(network, texts)
+        if devices.size > 1 or len(made.ids) >= MAPPED:
+            write_tokens(folder, made, key)
+        return made
+
+    return make_once(partial(read_tokens, folder, key), make, folder, devices)
 
 
 def check_checkpoint(store: Path, key: str, config: TrainingConfig) -> Iterator[Finding]:
