@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from embedsmith import __version__
 from embedsmith.charsets import find_misread, find_unmarked
 from embedsmith.errors import InputError
 
@@ -494,8 +495,6 @@ class RunDirectory:
 
 def stage_key(inputs: Mapping[str, str], configuration: Mapping[str, Any]) -> str:
     """Return the hash that decides whether a stage has to run again."""
-    from embedsmith import __version__
-
     return fingerprint({"inputs": inputs, "configuration": configuration, "version": __version__})
 
 

@@ -306,11 +306,11 @@ def resample_weights(
     intervals do not pretend that they are independent.
     """
     names = [("row", row) if group is None else group for row, group in enumerate(groups or [None] * rows)]
-    return Resamples(_units(names), resamples, seed)
+    return Resamples(number_groups(names), resamples, seed)
 
 
-def _units(names: Sequence[object]) -> NDArray[np.int64]:
-    """Return the number (n,) of each row's group, from 0 in order of appearance."""
+def number_groups(names: Sequence[object]) -> NDArray[np.int64]:
+    """Return the number (n,) of each row's group, from 0 in order of appearance: b, a, b gives 0, 1, 0."""
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names], dtype=np.int64)
 
@@ -369,7 +369,7 @@ def compare_means(
     """
     changes = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     draws = weights.means(changes)
-    turning = changes if groups is None else np.bincount(_units(groups), weights=changes).astype(np.float64)
+    turning = changes if groups is None else np.bincount(number_groups(groups), weights=changes).astype(np.float64)
     return Difference(float(changes.mean()), *_interval(draws, level), randomization_p(turning, seed=seed), level)
 
 
