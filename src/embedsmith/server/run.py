@@ -98,7 +98,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             log=log,
             spans=spans,
         )
-        address = f"http://{service.host}:{service.port}"
+        address = address_of(service.host, listener)
         say(f"OpenAI clients    base_url={address}/v1")
         # What is printed ends up in logs: a token that outlives the process does not belong there.
         asked = "   it asks for the token, that of EMBEDSMITH_ADMIN_TOKEN" if given else f"#{token}"
@@ -166,6 +166,12 @@ def _bind(service: Service) -> socket.socket:
             expected="a free port of this machine",
             action="choose another --port",
         ) from None
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the base URL of a server on `host`: an IPv6 address in brackets, and the port that it really got."""
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{listener.getsockname()[1]}"
 
 
 def read_secret(store: str) -> bytes:
