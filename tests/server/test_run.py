@@ -21,7 +21,7 @@ from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import address_of, read_secret, warm_up
+from embedsmith.server.run import address_of, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -166,13 +166,21 @@ def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
 
 def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:
     token = "a-token-of-the-environment"
-    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=token) as (address, lines):
+    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
         client = client_of(address)
         assert ask(client, "hello there") == "miss"
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["entries"]) == (200, 0)
     assert token not in "".join(lines)
     assert "EMBEDSMITH_ADMIN_TOKEN" in "".join(lines)
+
+
+@pytest.mark.parametrize(("given", "read"), [("sk-1", "sk-1"), (" sk-1\r\n", "sk-1"), ("\n", None), ("", None)])
+def test_a_token_from_a_file_with_a_line_break_is_the_token(
+    given: str, read: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDSMITH_UPSTREAM_KEY", given)
+    assert read_token("EMBEDSMITH_UPSTREAM_KEY") == read
 
 
 def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

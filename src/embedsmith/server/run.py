@@ -71,7 +71,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
-    given = os.environ.get("EMBEDSMITH_ADMIN_TOKEN")
+    given = read_token("EMBEDSMITH_ADMIN_TOKEN")
     token = given or secrets.token_urlsafe(24)
     with _unwind_at_stop(), ExitStack() as stack:
         stack.callback(cache.close)
@@ -90,7 +90,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream=upstream,
             admin_token=token,
             secret=read_secret(service.store),
-            upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
+            upstream_key=read_token("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
@@ -172,6 +172,11 @@ def address_of(host: str, listener: socket.socket) -> str:
     """Return the base URL of a server on `host`: an IPv6 address in brackets, and the port that it really got."""
     named = f"[{host}]" if ":" in host else host
     return f"http://{named}:{listener.getsockname()[1]}"
+
+
+def read_token(name: str) -> str | None:
+    """Return a token of the environment, None where it is empty; secrets kept in files often end with a line break."""
+    return os.environ.get(name, "").strip() or None
 
 
 def read_secret(store: str) -> bytes:
