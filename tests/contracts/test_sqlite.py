@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from places import entry, ids, units
 
-from embedsmith.cache.stores import Entry, StoreError, open_store
+from embedsmith.cache.stores import Entry, ModelMismatch, StoreError, open_store
 from embedsmith.cache.stores.sqlite import IDLE, SWEEP, SQLiteStore
 from embedsmith.errors import ConfigurationError
 
@@ -45,6 +45,13 @@ def test_a_url_without_a_file_is_refused_before_anything_is_made(
     with pytest.raises(ConfigurationError, match="names no file"):
         open_store(url, dimension=4, model="m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_model_is_not_left_open(path: Path) -> None:
+    open_here(path).close()
+    with pytest.raises(ModelMismatch) as caught:
+        open_here(path, dimension=8)
+    assert (caught.type, count_open(path)) == (ModelMismatch, 0)  # though the error holds the frames, and so the store
 
 
 def many(count: int, partition: str = "p", first: int = 0) -> list[Entry]:

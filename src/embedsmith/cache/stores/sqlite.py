@@ -16,7 +16,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -73,17 +73,19 @@ class SQLiteStore:
         self._closed = False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = connect(self._path)
-            self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
-            with self._write():
-                self._about = prepare(self._writer, url, model, dimension)
-                self._about.require(url, model, dimension)
-            self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
-            self._watcher = connect(self._path)
+            with ExitStack() as opened:
+                self._writer = opened.enter_context(closing(connect(self._path)))
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
+                with self._write():
+                    self._about = prepare(self._writer, url, model, dimension)
+                    self._about.require(url, model, dimension)
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
+                self._watcher = opened.enter_context(closing(connect(self._path)))
+                with self._lock:
+                    self._catch_up()
+                opened.pop_all()  # whatever failed until now has closed them
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}", expected="a store, or a free path") from None
-        with self._lock:
-            self._catch_up()
 
     def _require_open(self) -> None:
         if self._closed:
