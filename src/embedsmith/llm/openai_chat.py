@@ -76,7 +76,7 @@ class OpenAIChat:
         outage: float | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._key = api_key or os.environ.get("OPENAI_API_KEY")
         self._model = model
         self._terms = Terms(
             max(concurrency, 1),
@@ -232,7 +232,7 @@ class _Line:
         import aiohttp
 
         connector = aiohttp.TCPConnector(limit=0, ssl=_trust(self._url))
-        headers = {"Authorization": f"Bearer {self._chat._key}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self._chat._key or 'none'}", "Content-Type": "application/json"}
         named = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
         headers |= {name: os.environ[key] for name, key in named.items() if os.environ.get(key)}
         jar = aiohttp.DummyCookieJar()
@@ -293,7 +293,7 @@ class _Line:
         unsent: bool = False,
     ) -> Attempt:
         """Return a failed attempt; `unsent`: no model has seen the call, so it cannot have been billed."""
-        self._chat._last_error = said = reason.replace(self._chat._key, "***")
+        self._chat._last_error = said = reason.replace(self._chat._key, "***") if self._chat._key else reason
         completion = Completion(
             None, "error", seconds=time.monotonic() - began, model=self._chat._model, detail=storable(said)
         )
