@@ -106,6 +106,8 @@ Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own dat
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
+    if console.quiet:
+        return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if texts or place == 0 else "right")
