@@ -42,7 +42,6 @@ SHORT = 400  # characters that an encoder in this process reads in a few millise
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
-LOCAL = ("memory:", "sqlite:")  # stores that no network lies before
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +363,7 @@ def is_encoded(request: Request) -> bool:
 def is_quick(cache: SemanticCache) -> bool:
     """Say whether a lookup is done within milliseconds, as nothing in it waits for a network or another model."""
     encoder = getattr(cache.encoder, "quick", False) and cache.policy.verifier is None and cache.judge is None
-    return bool(encoder) and cache.store.url.startswith(LOCAL)
+    return bool(encoder) and cache.store.local
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores import kind_of
+from embedsmith.cache.stores.sqlite import path_of
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -192,15 +194,17 @@ def read_secret(store: str) -> bytes:
     given = os.environ.get("EMBEDSMITH_SECRET", "")
     if given:
         return _parse_secret(given, "EMBEDSMITH_SECRET", "export EMBEDSMITH_SECRET=$(openssl rand -hex 32)")
-    if store.startswith("memory:"):
+    kind = kind_of(store)
+    if kind == "memory":
         return secrets.token_bytes(SECRET_BYTES)
-    if not store.startswith("sqlite:///"):
+    if kind != "sqlite":
         raise ConfigurationError(
             "EMBEDSMITH_SECRET is not set",
             expected="the same 64 hex digits on every server that shares the store, so that tenants stay the same",
             action="export EMBEDSMITH_SECRET=$(openssl rand -hex 32)",
         )
-    path = Path(store.removeprefix("sqlite:///") + ".secret")
+    file = path_of(store)
+    path = file.with_name(f"{file.name}.secret")
     try:
         if not path.exists():
             _make_secret(path)

@@ -59,6 +59,8 @@ class SQLiteStore:
         ModelMismatch: vectors of another model.
     """
 
+    local = True
+
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = url, dimension, model
         self._path = path_of(url)
