@@ -24,7 +24,8 @@ from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import StoreError
 from embedsmith.encoder import Embeddings
 from embedsmith.server.answers import Answer
-from embedsmith.server.app import create_app, find_entries
+from embedsmith.server.app import create_app
+from embedsmith.server.dashboard import find_entries
 from embedsmith.server.proxy import missed
 from embedsmith.server.watch import LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
@@ -305,10 +306,10 @@ def test_a_store_that_fails_hides_no_other_figure(serve: Serve, monkeypatch: pyt
     assert "embedsmith_hits_by_similarity 1.0" in metrics
 
 
-STRANGE = ["many", -5, float("nan"), float("inf"), 10**400, None]
+STRANGE = ["many", True, 1.5, -5, float("nan"), float("inf"), 10**400, None]
 
 
-@pytest.mark.parametrize("usage", ["x", [1], None, *({"completion_tokens": told} for told in STRANGE)], ids=range(9))
+@pytest.mark.parametrize("usage", ["x", [1], None, *({"completion_tokens": told} for told in STRANGE)], ids=range(11))
 def test_usage_that_is_none_counts_nothing(usage: Any) -> None:
     savings = Savings(Prices(1.0, 1.0))
     assert savings.served(Answer({"usage": usage}), 0.0) == savings.tokens == savings.money == 0

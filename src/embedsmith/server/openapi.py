@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedsmith import __version__
+from embedsmith.server.dashboard import FOUND
+from embedsmith.server.embeddings import MOST_TEXTS
+from embedsmith.server.proxy import LARGEST
+from embedsmith.server.trail import REQUEST_ID_FORM
 
 Json = dict[str, Any]
 
@@ -18,7 +22,7 @@ NUMBER: Json = {"type": "number"}
 YES: Json = {"type": "boolean"}
 ANY: Json = {}
 METHODS = ("get", "post", "put", "patch", "delete", "options", "head")
-REQUEST_ID_FORM = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+REQUEST_ID = f"^{REQUEST_ID_FORM}$"
 
 REFUSED = {
     400: "Not JSON, not an object, or a field with a wrong value.",
@@ -73,12 +77,12 @@ ID_PARAMETER: Json = {
     "name": "X-Request-Id",
     "in": "header",
     "description": "Comes back in the answer, goes to the upstream and into the log. What is not of the form "
-    f"{REQUEST_ID_FORM} is replaced.",
+    f"{REQUEST_ID} is replaced.",
     "schema": TEXT,
 }
 
 
-def describe_api(*, served_model: str = "embedsmith", largest: int = 8 << 20) -> Json:
+def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) -> Json:
     """Return the description of the API as plain JSON.
 
     Args:
@@ -140,7 +144,7 @@ def _admin_paths() -> Json:
         },
         "/admin/entries": {
             "get": _operation(
-                "The newest hundred entries whose question holds a text, newest first; how many hold it; and whether "
+                f"The newest {FOUND} entries whose question holds a text, newest first; how many hold it; and whether "
                 "there was time to look through all: if not, the entries are of the oldest.",
                 {"200": _json("The entries.", _object(entries=_list(_ref("Entry")), found=WHOLE, whole=YES))}
                 | _refusals(503),
@@ -261,7 +265,7 @@ def _embeddings_request(served: str) -> Json:
         "type": "object",
         "properties": {
             "model": {"anyOf": [{"const": served, "description": "The server's own model."}, TEXT]},
-            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2048}]},
+            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_TEXTS}]},
             "dimensions": {"type": ["integer", "null"], "minimum": 1},
             "encoding_format": {"enum": ["float", "base64", None]},
             "user": TEXT,
@@ -282,7 +286,7 @@ def _operation(summary: str, responses: Json, *, parameters: Sequence[Json] = ()
 
 
 def _identified() -> Json:
-    schema = {"type": "string", "pattern": REQUEST_ID_FORM}
+    schema = {"type": "string", "pattern": REQUEST_ID}
     return {"X-Request-Id": {"description": "The client's, or a new one.", "required": True, "schema": schema}}
 
 

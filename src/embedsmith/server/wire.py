@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from embedsmith.server.edge import LARGEST_HEAD
+from embedsmith.server.edge import LARGEST_HEAD, error_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: Literal[400, 408, 431], message: str) -> None:
-        content = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
+        content = json.dumps(error_body(status, message)).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
