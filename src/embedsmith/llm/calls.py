@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.budget import Budget, Reservation, Usage
 from embedsmith.llm.journal import Finished, Journal, call_key
 from embedsmith.llm.structured import storable
 
@@ -34,6 +34,23 @@ class StreamingModel(Protocol):
         self, prompts: Iterator[Prompt], sampling: Sampling, /, *, budget: Budget | None = None
     ) -> Iterator[list[tuple[int, Completion]]]:
         """Yield what has arrived since the last time: (place of the prompt, completion)."""
+        ...
+
+
+@runtime_checkable
+class RememberingModel(Protocol):
+    """A language model that may have its answers already: `instant` says that they cost neither time nor money."""
+
+    instant: bool
+
+
+@runtime_checkable
+class AdaptiveModel(Protocol):
+    """A language model that finds out how many calls at once its server takes."""
+
+    @property
+    def refused_at(self) -> float | None:
+        """Calls in flight at which the server said that there are too many; None where it has not."""
         ...
 
 
@@ -206,14 +223,14 @@ class Calls:
 
     def _stream_chunks(self, prompts: Iterator[Prompt]) -> Iterator[list[tuple[int, Completion]]]:
         """Hand the prompts to a model that takes lists, in lists that the budget pays for."""
-        instant = getattr(self.llm, "instant", False)  # such a model remembers; it costs nothing
+        instant = isinstance(self.llm, RememberingModel) and self.llm.instant
         start = 0
         left: Prompt | None = next(prompts, None)
         while left is not None:
             chunk: list[Prompt] = []
-            paid: list[Usage] = []
+            paid: list[Reservation] = []
             while left is not None and len(chunk) < CHUNK:
-                reserved = Usage() if instant else self.budget.reserve(left, self.sampling)
+                reserved = Reservation() if instant else self.budget.reserve(left, self.sampling)
                 if reserved is None:
                     break
                 chunk.append(left)
@@ -227,7 +244,7 @@ class Calls:
             start += len(chunk)
 
     def _ask(
-        self, start: int, chunk: list[Prompt], paid: list[Usage], instant: bool
+        self, start: int, chunk: list[Prompt], paid: list[Reservation], instant: bool
     ) -> Iterator[list[tuple[int, Completion]]]:
         """Yield the answers to a list: one by one as they come, or all at once where none has to be waited for."""
         arrived: list[tuple[int, Completion]] = []

@@ -20,7 +20,7 @@ from itertools import count
 
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.budget import Budget, Reservation, Usage
 from embedsmith.llm.health import Health
 from embedsmith.llm.throttle import Throttle
 
@@ -231,7 +231,7 @@ class Traffic:
         """Send the next call; say whether there was one that could be paid for."""
         due = self._again and self._again[0][0] <= now
         call = self._again[0][2] if due else self._fresh[0]
-        reserved = Usage() if self._budget is None else self._budget.reserve(call.prompt, self._sampling)
+        reserved = Reservation() if self._budget is None else self._budget.reserve(call.prompt, self._sampling)
         if reserved is None and self._budget is not None:
             if self._budget.end():
                 self._drop()
@@ -244,7 +244,7 @@ class Traffic:
             self._fresh.popleft()
         call.began = call.began or now
         self._throttle.send(now)
-        task = asyncio.get_running_loop().create_task(self._try(call, reserved or Usage(), len(self._tasks) + 1))
+        task = asyncio.get_running_loop().create_task(self._try(call, reserved or Reservation(), len(self._tasks) + 1))
         self._tasks.add(task)
         task.add_done_callback(self._leave)
         return True
@@ -261,7 +261,7 @@ class Traffic:
         self._again.clear()
         self._first = None
 
-    async def _try(self, call: _Call, reserved: Usage, crowd: int) -> None:
+    async def _try(self, call: _Call, reserved: Reservation, crowd: int) -> None:
         sent = time.monotonic()
         patience = min(self._throttle.patience(self._terms.timeout) * 2**call.failures, self._terms.timeout)
         attempt: Attempt | None = None

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry
+from embedsmith.encoder import Quick
 from embedsmith.server.answers import (
     UNFIT,
     UNREADABLE,
@@ -362,8 +363,8 @@ def is_encoded(request: Request) -> bool:
 
 def is_quick(cache: SemanticCache) -> bool:
     """Say whether a lookup is done within milliseconds, as nothing in it waits for a network or another model."""
-    encoder = getattr(cache.encoder, "quick", False) and cache.policy.verifier is None and cache.judge is None
-    return bool(encoder) and cache.store.local
+    encoder = isinstance(cache.encoder, Quick) and cache.encoder.quick
+    return encoder and cache.policy.verifier is None and cache.judge is None and cache.store.local
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:
