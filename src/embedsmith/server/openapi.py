@@ -331,6 +331,12 @@ def _or_null(kind: str) -> Json:
     return {"type": [kind, "null"]}
 
 
+def _null_or(schema: Json) -> Json:
+    return {"anyOf": [{"type": "null"}, schema]}
+
+
+ALARM: Json = {"since": NUMBER, "told": TEXT}
+ESTIMATE: Json = {"judged": WHOLE, "wrong": WHOLE, "rate": _or_null("number"), "bound": NUMBER}
 SCHEMAS: Json = {
     "Error": _object(error={**_object(message=TEXT, type=TEXT), "additionalProperties": True}),
     "Health": {
@@ -432,9 +438,10 @@ SCHEMAS: Json = {
         model=TEXT,
         folder=TEXT,
         store=TEXT,
-        troubles=_list(_object(since=NUMBER, told=TEXT)),
+        troubles=_list(_object(**ALARM)),
         entries=_or_null("integer"),
         bytes=_or_null("integer"),
+        store_trouble=TEXT,
         lookups=WHOLE,
         hits=WHOLE,
         saved_tokens=WHOLE,
@@ -443,6 +450,64 @@ SCHEMAS: Json = {
         median_milliseconds=_or_null("number"),
         reasons={"type": "object", "additionalProperties": WHOLE},
         histogram=_object(hit=_list(WHOLE), miss=_list(WHOLE)),
+        keeps_marks=YES,
         latest=_list(_ref("Seen")),
+        shadow=YES,
+        by_similarity=WHOLE,
+        quality=_null_or(_ref("Quality")),
+        judge=_null_or(_object(name=TEXT, trouble=TEXT, unreadable=WHOLE)),
+        drift=_object(promise=_null_or(_ref("Promise")), stream=_ref("Stream")),
     ),
+    "Quality": {
+        **_object(
+            share=NUMBER,
+            margin=NUMBER,
+            delta=NUMBER,
+            drawn=WHOLE,
+            judged=WHOLE,
+            dropped=WHOLE,
+            waiting=WHOLE,
+            left=WHOLE,
+            estimate=_object(**ESTIMATE),
+            namespaces=_list(_object(namespace=TEXT, threshold=NUMBER, own=YES, **ESTIMATE)),
+            to_judge=_list(_ref("Sample")),
+        ),
+        "description": "How often the cache is wrong, from samples; null where none are drawn.",
+    },
+    "Sample": _object(
+        number=WHOLE,
+        asked=TEXT,
+        stored=TEXT,
+        stored_id=TEXT,
+        cosine=NUMBER,
+        threshold=NUMBER,
+        floor=NUMBER,
+        namespace=TEXT,
+        drawn=NUMBER,
+        answer=TEXT,
+        served=YES,
+    ),
+    "Promise": {
+        **_object(
+            delta=NUMBER,
+            judged=WHOLE,
+            wrong=WHOLE,
+            evidence=NUMBER,
+            alarm_at=NUMBER,
+            alarm=_null_or(_object(**ALARM)),
+        ),
+        "description": "The evidence that more than a share delta of the answers served is wrong.",
+    },
+    "Stream": {
+        **_object(
+            reference=WHOLE,
+            size=WHOLE,
+            missing={"type": "integer"},
+            windows=WHOLE,
+            first_median=_or_null("number"),
+            latest_median=_or_null("number"),
+            alarm=_null_or(_object(**ALARM)),
+        ),
+        "description": "Whether the questions are still those of the beginning.",
+    },
 }
