@@ -155,7 +155,7 @@ class Calls:
             total = len(asked)
         run, began = uuid.uuid4().hex, time.monotonic()
         self.step += 1
-        self._send(asked, run, _Meter(self, total))
+        self._send(asked, run, _Meter(total, self._on_progress, self.budget))
         self.tally.waited += time.monotonic() - began
         for prompt in prompts():
             completion = self._look_up(prompt, run)
@@ -280,9 +280,9 @@ class Calls:
 class _Meter:
     """Counts a pass and reports it."""
 
-    def __init__(self, calls: Calls, total: int | None) -> None:
-        self._calls, self._total, self._began = calls, total, time.monotonic()
-        self._report = calls._on_progress
+    def __init__(self, total: int | None, report: Callable[[Progress], None] | None, budget: Budget) -> None:
+        self._total, self._report, self._budget = total, report, budget
+        self._began = time.monotonic()
         self._reported = -1
         self.done = self.sent = 0
 
@@ -291,7 +291,7 @@ class _Meter:
             self._reported = self.done
             seconds = time.monotonic() - self._began
             rate = self.sent / seconds if self.sent else 0.0
-            self._report(Progress(self.done, self._total, self.sent, rate, self._calls.budget.cost))
+            self._report(Progress(self.done, self._total, self.sent, rate, self._budget.cost))
 
     def finish(self) -> None:
         self._total = self.done if self._total is None else self._total
