@@ -19,7 +19,7 @@ from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Price, Reservation, Usage, bound_tokens
 from embedsmith.llm.calls import Calls
-from embedsmith.llm.journal import Journal
+from embedsmith.llm.journal import Finished, Journal
 from embedsmith.llm.openai_chat import OpenAIChat
 from embedsmith.testing import FakeLLM, FaultyServer
 
@@ -104,7 +104,8 @@ def test_what_is_in_the_journal_needs_no_money() -> None:
 def test_a_journal_of_a_version_without_books_counts_its_calls(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         for number, prompt in enumerate(write_prompts(4)):
-            journal.put(str(number), prompt, "fake:llm", Completion("a", "stop", 100, 50))
+            done = Completion("a", "stop", 100, 50)
+            journal.put_many([Finished(str(number), prompt.fingerprint, "fake:llm", done)])
         budget = Budget(price=PRICE)
         Calls(FakeLLM(), journal, SAMPLING, budget=budget)
     assert budget.cost == pytest.approx(0.008)

@@ -95,11 +95,6 @@ class Progress:
     rate: float
     cost: float | None
 
-    @property
-    def remaining_seconds(self) -> float | None:
-        """Seconds to the end at the present rate, if the total is known and calls come back."""
-        return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else None
-
 
 class Calls:
     """A language model, its journal and its sampling as one thing that a recipe asks.

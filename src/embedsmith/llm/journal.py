@@ -167,10 +167,6 @@ class Journal:
             ).fetchone()
         return bool(found[0])
 
-    def put(self, key: str, prompt: Prompt, model: str, completion: Completion) -> None:
-        """Store a finished call; durable on return."""
-        self.put_many([Finished(key, prompt.fingerprint, model, completion)])
-
     def put_many(self, finished: Sequence[Finished], *, run: str = "", budget: Budget | None = None) -> None:
         """Store calls that have ended, and what is spent, in one commit; durable on return.
 
