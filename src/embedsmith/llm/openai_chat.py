@@ -26,7 +26,7 @@ from embedsmith.llm.dialect import Dialect, Terms
 from embedsmith.llm.health import LONGEST
 from embedsmith.llm.structured import storable
 from embedsmith.llm.throttle import Throttle
-from embedsmith.llm.traffic import Attempt, RetryPolicy, Traffic
+from embedsmith.llm.traffic import Attempt, Outcome, RetryPolicy, Traffic
 
 if TYPE_CHECKING:
     import aiohttp
@@ -249,7 +249,7 @@ class _Line:
 
     def _fail(
         self,
-        kind: str,
+        kind: Outcome,
         reason: str,
         began: float,
         error: LanguageModelError | None = None,

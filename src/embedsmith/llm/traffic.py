@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Literal
 
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
@@ -27,6 +28,9 @@ from embedsmith.llm.throttle import Throttle
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds before another try, doubled each time
 LONGEST_ASKED = 300.0  # seconds of Retry-After that are waited for
 REFUSALS = 5  # times as many 429s as other failures are put up with: they say "later", not "no"
+
+
+Outcome = Literal["answer", "failed", "again", "later", "late", "simpler", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Attempt:
         reason: in words.
     """
 
-    kind: str
+    kind: Outcome
     completion: Completion | None = None
     retry_after: float | None = None
     used: Usage | None = None
