@@ -58,7 +58,7 @@ class Judged:
 
 
 NAMES = tuple(part.name for part in fields(Judged))
-NOTED = {"label", "source", "judge", "marked"}  # columns that tell a feedback file
+NOTED = {"label", "source", "judge", "marked"}  # columns by which a feedback file is recognised
 
 
 class Feedback:

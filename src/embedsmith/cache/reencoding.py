@@ -15,7 +15,7 @@ from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
 
 BATCH = 256  # texts that are encoded and written at once; a kill costs at most these
-LAST = 32  # entries that may be encoded while those who add entries wait; doubled each time that more came meanwhile
+LAST = 32  # most entries encoded while additions are blocked; doubled after each switch that failed for more
 PROBE = "dimension"  # a text that every encoder can encode
 
 

@@ -62,7 +62,7 @@ class CallTally:
         calls: prompts; `sent` of them went out in this run, the others came from the journal.
         missing: prompts without a completion (a recorded file lacks the row, or the call failed). cut: answers that
             the token limit ended. overlong: answers that went beyond it, as a server does that ignores it.
-        seconds: of all answered calls, one after the other. waited: in which calls were out, on the clock.
+        seconds: sum over all answered calls. waited: wall-clock seconds with at least one call in flight.
         notes: a recipe's own counts: how often an answer was empty, truncated, repaired or stripped of its thinking.
     """
 

@@ -38,7 +38,7 @@ from embedsmith.server.watch import LOOKING, STORING, Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
-GRACE = 1.0  # seconds
+GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"

@@ -29,7 +29,7 @@ class Patience:
     Attributes:
         head: for a whole request line with its headers, from the connection's opening or the first byte on.
         read: for taking what was sent to it, while no more goes into its connection.
-        linger: for sending a rest that is thrown away, after the answer; at most `spare` bytes of it are read.
+        linger: for which an unread rest of a request body is drained after the response, `spare` bytes at most.
         idle: between two requests of a connection. Longer than clients keep one (httpx, and so the OpenAI client: 5):
             a connection that both sides drop at the same moment breaks the request that is on its way.
     """

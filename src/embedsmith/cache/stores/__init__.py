@@ -97,7 +97,7 @@ class About:
         schema: version of what is on disk.
         model: fingerprint of the model whose vectors it serves. dimension: of these vectors.
         generation: 1 for the first model that the store has had, one more after each re-encoding.
-        counted: dimension with which the sizes on disk are reckoned, which is that of the first model; so a
+        counted: dimension that the stored sizes assume, that of the first model; `surplus` corrects them, so a
             re-encoding need not rewrite them.
     """
 
