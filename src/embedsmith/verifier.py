@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ class PairGraph:
 
 
 def hold_back(logits: Logits, unread: NDArray[np.bool_]) -> Logits:
-    """Return the logits (n,) of pairs, at most 0 where one was not read whole: what was not may make the difference.
+    """Return the logits (n,), capped at 0 for pairs that were cut or hold unknown tokens: the difference may lie there.
 
     A pair that just fits counts as cut; its tokens do not tell.
     """
@@ -192,7 +192,13 @@ class Adjustment:
         """The largest move, up or down."""
         return self.weight * SURE
 
-    def move(self, logits: Logits | float) -> Any:
+    @overload
+    def move(self, logits: float) -> float: ...
+
+    @overload
+    def move(self, logits: Logits) -> Logits: ...
+
+    def move(self, logits: Logits | float) -> Logits | float:
         """Return the cosine that logits add: weight .03 and logit −2 move by −.06, logit 9 by .12."""
         return self.weight * np.clip(logits, -SURE, SURE)
 
