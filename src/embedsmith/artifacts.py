@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 GZIP_MAGIC = b"\x1f\x8b"
 TEXT_FILE = "UTF-8 text, or UTF-16 with a byte order mark"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON knows as it is
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -359,6 +360,8 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
 
 def plain(value: object) -> Any:
     """Return `value` with dataclasses, paths and tuples turned into what JSON knows; None fields are kept."""
+    if type(value) in PLAIN:  # most values are, and the questions below take ten times as long
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

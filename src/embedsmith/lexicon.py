@@ -20,6 +20,7 @@ ELIDED = frozenset(
     ["l", "d", "j", "m", "n", "t", "s", "c", "qu", "jusqu", "lorsqu", "puisqu", "un", "all", "dell", "nell"]
 )
 TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
 SIGN = re.compile(f"[{SIGNED}]")
@@ -126,7 +127,9 @@ def read_number(tokens: list[str], place: int, lexicon: Lexicon) -> tuple[float 
         if ":" in token:
             hours, minutes = token.split(":")[:2]
             return _read(hours) + _read(minutes) / 60, 1
-        digits = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", token) else token.replace(",", ".")
+        digits = token
+        if "," in token:
+            digits = token.replace(",", "" if THOUSANDS.fullmatch(token) else ".")
         return _read(digits if digits.count(".") <= 1 else digits.replace(".", "")), 1
     value = lexicon.numbers.get(token)
     if value is None and token in ARTICLES and place + 1 < len(tokens):
