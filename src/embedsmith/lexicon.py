@@ -33,7 +33,7 @@ TIME = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
 YEAR = re.compile(r"(?:19|20)\d\d")
 UNNAMED = frozenset(("plain", "year", "ordinal"))  # "the 500 notes" may be of 500 rupees, 2000 may be a year or not
 POUND = 453.59237  # grams
-GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 TENS = range(20, 100, 10)
 SIGN = re.compile(f"[{SIGNED}]")
 HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
@@ -310,7 +310,7 @@ def _read_digits(token: str, following: str, lexicon: Lexicon) -> tuple[float | 
     if ":" in token:
         hours, minutes = token.split(":")[:2]
         return _read(hours) + _read(minutes) / 60, 1
-    digits = token.replace(",", "") if GROUPED.fullmatch(token) else token.replace(",", ".")
+    digits = token.replace(",", "") if THOUSANDS.fullmatch(token) else token.replace(",", ".")
     value = _read(digits if digits.count(".") <= 1 else digits.replace(".", ""))
     scale = lexicon.numbers.get(LONE_SCALES.get(following, following), 0.0)
     return (value * scale, 2) if scale >= 100 else (value, 1)
