@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, ModelMismatch, Order, Store, StoreError, open_store
+from embedsmith.cache.stores import (
+    SCHEMA,
+    Counts,
+    Entry,
+    Match,
+    ModelMismatch,
+    Order,
+    Store,
+    StoreError,
+    kind_of,
+    open_store,
+)
+from embedsmith.cache.stores.moving import open_move
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, MissingPartError
 
@@ -441,6 +453,37 @@ def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store, newest:
 
 
 # Opening
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory://", "memory"),
+        ("sqlite:///cache.db", "sqlite"),
+        ("redis://localhost:6379/0?prefix=a", "redis"),
+        ("rediss://localhost", "redis"),
+        ("unix:///run/redis.sock", "redis"),
+        ("postgresql://user@host/database", "postgres"),
+        ("postgres://user@host/database", "postgres"),
+    ],
+)
+def test_a_url_names_its_kind_of_store(url: str, kind: str) -> None:
+    assert kind_of(url) == kind
+
+
+@pytest.mark.parametrize("url", ["", "cache.db", "mysql://localhost/a", "SQLITE:///a"])
+def test_a_url_of_no_store_is_refused_by_all_who_read_it(url: str) -> None:
+    for read in (
+        kind_of,
+        lambda url: open_store(url, dimension=4, model="m"),
+        lambda url: open_move(url, model="m", dimension=4),
+    ):
+        with pytest.raises(ConfigurationError, match="names no store"):
+            read(url)
+
+
+def test_a_store_says_whether_lookups_wait_for_a_network(place: Place) -> None:
+    assert place.open().local == (kind_of(place.url) in {"memory", "sqlite"})
 
 
 def test_a_closed_store_can_be_closed_again_and_reopened(durable: Place) -> None:

@@ -119,6 +119,8 @@ Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own dat
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
     """Print a table as wide as the terminal at most: names and texts wrap, numbers do not where there is room."""
+    if console.quiet:
+        return
     out, cells = Console(), [[str(value) for value in row] for row in rows]
     numbers = [max(len(row[place]) for row in [headers, *cells]) + 3 for place in range(1, len(headers))]
     whole = not texts and sum(numbers) + NARROW <= out.width

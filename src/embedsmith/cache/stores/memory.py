@@ -18,6 +18,8 @@ SPARE = 64  # expiries of entries that are gone, at least, until these are dropp
 class MemoryStore:
     """Entries in a dictionary, vectors in a `VectorIndex`; one lock."""
 
+    local = True
+
     def __init__(self, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = "memory://", dimension, model
         self._lock = threading.RLock()

@@ -195,6 +195,8 @@ class RedisStore:
         ConfigurationError: the URL cannot be used.
     """
 
+    local = False
+
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.dimension, self.model = dimension, model
         self._address = read_url(url)
