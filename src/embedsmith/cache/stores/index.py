@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -292,7 +293,7 @@ def rotate(vectors: Embeddings) -> Embeddings:
     what is found is the same (docs/log.md).
     """
     few, many = _rotations(vectors.shape[1])
-    turned: Embeddings = few @ vectors.reshape(-1, len(few), len(many)) @ many
+    turned: NDArray[Any] = few @ vectors.reshape(-1, len(few), len(many)) @ many
     turned = many @ turned.reshape(-1, len(many), len(few)) @ few
     return turned.reshape(vectors.shape)
 
