@@ -52,6 +52,12 @@ class Service:
     ignored_headers: tuple[str, ...] = ()
     grace: int = GRACE
 
+    def __post_init__(self) -> None:
+        if self.upstream != SIMULATOR and not self.upstream.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"--upstream {self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+            )
+
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
     """Serve until the process is told to stop; the store is closed on the way out. For the main thread."""
@@ -65,10 +71,6 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         raise MissingPartError(
             "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
         ) from None
-    if service.upstream != SIMULATOR and not service.upstream.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
-        )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
     given = os.environ.get("EMBEDSMITH_ADMIN_TOKEN")
