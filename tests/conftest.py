@@ -42,3 +42,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = Transformer(str(folder / "bert"), max_seq_length=32)
     SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Normalize()]).save(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def lean_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its ONNX export: a process that serves it needs no torch, whose import takes seconds."""
+    pytest.importorskip("onnxscript")
+    from embedsmith.export import export
+
+    folder = tmp_path_factory.mktemp("lean") / "model"
+    export(tiny_model, folder)
+    return folder
