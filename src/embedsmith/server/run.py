@@ -16,6 +16,7 @@ from pathlib import Path
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -120,6 +121,8 @@ def warm_up(cache: SemanticCache) -> None:
         cache.encoder.encode(["How do I change my address?"])
     if cache.policy.guard is not None:
         cache.policy.guard("How do I change my address?", "Where do I change my name?")
+    if cache.samples is not None:
+        bound_rate(0, 1, 0.05)  # what the dashboard asks for; it imports scipy
 
 
 class _Stop(BaseException):
