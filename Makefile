@@ -28,7 +28,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow

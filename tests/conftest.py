@@ -18,6 +18,7 @@ settings.load_profile("embedsmith")
 def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Of the 150 that each HTTP client reads when it is made, for 30 ms of the processor: nothing here speaks TLS."""
     import certifi  # a part of httpx
+
     path = tmp_path_factory.mktemp("trusted") / "one.pem"
     end = "-----END CERTIFICATE-----\n"
     path.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
