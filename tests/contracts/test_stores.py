@@ -422,18 +422,21 @@ def test_a_scan_is_in_order_of_creation_then_id(store: Store) -> None:
     assert [one.id for one in store.scan()] == ["e", "c", "Z", "a", "b", "d"]
     assert [one.id for one in store.scan("n1")] == ["Z", "a", "b"]
     assert list(store.scan("n3")) == []
+    assert [one.id for one in store.scan(newest=True)] == ["d", "b", "a", "Z", "c", "e"]
+    assert [one.id for one in store.scan("n1", newest=True)] == ["b", "a", "Z"]
 
 
-def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store) -> None:
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store, newest: bool) -> None:
     everything = [entry(f"{number:04}", units(1, 4, number)[0], created=float(number // 100)) for number in range(600)]
     store.put(everything)
     seen = []
-    for one in store.scan():
+    for one in store.scan(newest=newest):
         seen.append(one)
         if len(seen) % 100 == 0:
             store.delete([each.id for each in seen[-100:]])
     assert len(seen) == 600
-    assert all(map(same, seen, everything))
+    assert all(map(same, seen, everything[::-1] if newest else everything))
     assert store.count() == Counts(0, 0)
 
 

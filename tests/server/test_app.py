@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from embedsmith.cache.decision import entry_id
 from embedsmith.cache.reencoding import reencode
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import StoreError
+from embedsmith.cache.stores import Entry, StoreError
+from embedsmith.cache.stores.memory import MemoryStore
 from embedsmith.encoder import Embeddings
 from embedsmith.server.answers import Answer
 from embedsmith.server.app import create_app, find_entries
@@ -418,6 +420,16 @@ def test_the_newest_entries_are_found_first_and_how_many_there_are() -> None:
     assert [entry["text"] for entry in found["entries"]] == ["question 4", "question 3"]
     assert (found["found"], found["whole"]) == (5, True)
     assert find_entries(cache.store, "question 1")["found"] == 1
+
+    class Slow(MemoryStore):
+        def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
+            for place, entry in enumerate(cache.store.scan(namespace, newest=newest)):
+                time.sleep(0.5 if place == 2 else 0)
+                yield entry
+
+    found = find_entries(Slow(dimension=16, model="fake"), "question", seconds=0.4)
+    assert [entry["text"] for entry in found["entries"]] == ["question 4", "question 3"]  # the oldest are left out
+    assert (found["found"], found["whole"]) == (2, False)
     assert find_entries(cache.store, "question", seconds=-1.0) == {"entries": [], "found": 0, "whole": False}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import json
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -236,19 +235,20 @@ class Admin:
 def find_entries(store: Store, wanted: str, *, most: int = FOUND, seconds: float = SEARCH) -> dict[str, Any]:
     """Return the `most` newest entries whose question holds `wanted`, newest first.
 
-    "found" is how many hold it; "whole" is false where it took longer than so many seconds, and only the oldest
-    entries were looked through.
+    "found" is how many hold it; "whole" is false where it took longer than so many seconds, and older entries were not
+    looked through.
     """
-    latest: deque[Entry] = deque(maxlen=most)
+    latest: list[Entry] = []
     found, whole, until = 0, True, time.monotonic() + seconds
-    for entry in store.scan():
+    for entry in store.scan(newest=True):
         if time.monotonic() > until:
             whole = False
             break
         if wanted in entry.text.casefold():
-            latest.append(entry)
             found += 1
-    return {"entries": [_describe(entry) for entry in reversed(latest)], "found": found, "whole": whole}
+            if found <= most:
+                latest.append(entry)
+    return {"entries": [_describe(entry) for entry in latest], "found": found, "whole": whole}
 
 
 def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:

@@ -141,7 +141,7 @@ def _admin_paths() -> Json:
         "/admin/entries": {
             "get": _operation(
                 "The newest hundred entries whose question holds a text, newest first; how many hold it; and whether "
-                "there was time to look through all: if not, the entries are of the oldest.",
+                "there was time to look through all: if not, older ones are not among them.",
                 {"200": _json("The entries.", _object(entries=_list(_ref("Entry")), found=WHOLE, whole=YES))}
                 | _refusals(503),
                 parameters=[search],

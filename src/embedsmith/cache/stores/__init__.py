@@ -174,8 +174,8 @@ class Store(Protocol):
         """Return how much there is, in all or of one namespace."""
         ...
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
-        """Yield all entries in order of creation, then id (to re-encode, export or look at)."""
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
+        """Yield all entries in order of creation, then id (to re-encode, export or look at); `newest`: reversed."""
         ...
 
     def close(self) -> None:

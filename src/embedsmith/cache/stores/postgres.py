@@ -381,12 +381,13 @@ class PostgresStore:
         entries, bytes = self._fetch(connection, query, (kind, name))[0]
         return Counts(entries, bytes + entries * self._about.surplus)
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         rule = "true" if namespace is None else "namespace = %s"
         given = () if namespace is None else (namespace,)
-        text = f"select {COLUMNS} from {{entries}} where {rule} and (created, id) > (%s, %s)"
-        query = self._sql(text + f" order by created, id limit {BLOCK}")
-        last: tuple[float, str] = (float("-inf"), "")
+        side, order = ("<", "created desc, id desc") if newest else (">", "created, id")
+        text = f"select {COLUMNS} from {{entries}} where {rule} and (created, id) {side} (%s, %s)"
+        query = self._sql(text + f" order by {order} limit {BLOCK}")
+        last: tuple[float, str] = (float("inf") if newest else float("-inf"), "")
         while True:
             values = (*given, *last)
             rows = self._run(lambda connection, values=values: self._fetch(connection, query, values))  # type: ignore[misc]

@@ -316,9 +316,10 @@ class SQLiteStore:
         ((entries, bytes),) = rows
         return Counts(entries, bytes + entries * self._about.surplus)
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
-        for (number,) in self._read(f"select number from entries {where} order by created, id", values):
+        order = "created desc, id desc" if newest else "created, id"
+        for (number,) in self._read(f"select number from entries {where} order by {order}", values):
             for row in self._fetch(_select(1), (number,)):
                 yield _entry(row)
 
