@@ -166,8 +166,7 @@ def test_a_stop_waits_for_an_answer_only_so_long(lean_model: Path) -> None:
 
 def test_limits_hold_and_a_token_that_was_given_is_not_printed(lean_model: Path) -> None:
     token = "a-token-of-the-environment"
-    with running(lean_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}
-") as (address, lines):
+    with running(lean_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
         client = client_of(address)
         assert ask(client, "hello there") == "miss"
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
