@@ -21,8 +21,6 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from embedsmith.artifacts import read_json
 from embedsmith.errors import InputError, ModelError
@@ -235,6 +233,9 @@ def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits) -> Adju
     Args:
         labels, similarities, logits: (n,) of the same pairs.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     served = similarities > -1  # the guard's vetoes are final, whatever the verifier says
     truth = labels[served].astype(np.float64)
     if len(truth) < FEWEST or truth.min() == truth.max():
