@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.tokens import limit_of
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,8 @@ def _plan_decoder(
     if bidirectional:
         notes.append("attention in both directions: the model was not trained so and has to be tuned")
     text = config.get_text_config()
-    reach = min(getattr(text, "max_position_embeddings", None) or DECODER_LENGTH, tokenizer.model_max_length)
+    reach = limit_of(getattr(text, "max_position_embeddings", None)) or DECODER_LENGTH
+    reach = min(reach, limit_of(tokenizer.model_max_length) or reach)
     if reach > DECODER_LENGTH and not max_length:
         notes.append(
             f"texts are cut at {DECODER_LENGTH} tokens (the model could read {reach}); max_seq_length raises it"

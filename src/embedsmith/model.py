@@ -38,7 +38,7 @@ from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
-from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
+from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, limit_of, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ class TorchEncoder:
 
     def find_unread(self, text: str) -> str:
         """Return why the vector of `text` does not stand for all of it, "" where it does."""
-        if surely_fits(self._prompt + text, self.network.max_seq_length) and self._unknown.surely_absent(text):
+        if surely_fits(self._prompt + text, max_length_of(self.network)) and self._unknown.surely_absent(text):
             return ""
         tokens = tokenize_for(self.network, [text], prompt=self._prompt)
         if tokens.truncated[0]:
@@ -599,8 +599,12 @@ def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: 
     prompt = default_prompt(network) if prompt is None else prompt
     if prompt:
         texts = [prompt + text for text in texts]
-    limit = network.max_seq_length
-    return tokenize(network.tokenizer, texts, max_length=None if limit is None else int(limit))
+    return tokenize(network.tokenizer, texts, max_length=max_length_of(network))
+
+
+def max_length_of(network: SentenceTransformer | CrossEncoder) -> int | None:
+    """Return the tokens that `network` reads of a text at most, None where it sets no limit."""
+    return limit_of(network.max_seq_length)
 
 
 def encoding_budget(device: str) -> int:
