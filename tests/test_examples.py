@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ from embedsmith.examples import (
     write_examples,
 )
 from embedsmith.text import normalize
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("\n".join(map(json.dumps, rows)))  # with NaN, as pandas writes it
+
 
 KINDS: list[Example] = [
     PositivePair("a", "b"),
@@ -88,6 +94,42 @@ def test_what_is_told_of_a_negative_is_no_negative_and_columns_that_are_not_read
     found = read_examples(path)
     assert found.examples == (Triplet("a", "b", ("c",), "7"),)
     assert found.unread == ("negative_id", "neg_score")
+
+
+@pytest.mark.parametrize("own", [{"url": "x"}, {"source": 5, "prompt": "p", "model": "m"}, "handbook", 7])
+def test_a_provenance_of_the_users_own_is_a_column_like_any_other(tmp_path: Path, own: object) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"anchor": "a", "positive": "b", "provenance": own}])
+    found = read_examples(tmp_path / "rows.jsonl")
+    assert found.examples == (PositivePair("a", "b"),)
+    assert found.unread == ("provenance",)
+
+
+def test_a_provenance_without_checks_is_one(tmp_path: Path) -> None:
+    told = {"source": "1", "prompt": "p", "model": "m", "checks": None}
+    write_rows(tmp_path / "rows.jsonl", [{"anchor": "a", "positive": "b", "provenance": told}])
+    assert read_examples(tmp_path / "rows.jsonl").examples[0].provenance == Provenance("1", "p", "m")
+
+
+def test_an_instruction_is_a_text_or_none_and_anything_else_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    given = ["find it", None, "", float("nan"), 5, ["find it"]]
+    write_rows(path, [{"anchor": f"a{row}", "positive": "b", "task": task} for row, task in enumerate(given)])
+    found = read_examples(path)
+    told = [example.instruction for example in found.examples if isinstance(example, PositivePair)]
+    assert told == ["find it", None, None, None]
+    assert [row.detail for row in found.rejected] == ["task is 5, not a text", "task is ['find it'], not a text"]
+
+
+def test_groups_and_classes_of_a_float_column_are_its_integers_and_gaps_are_none(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "pairs.jsonl",
+        [{"anchor": "a", "positive": "b", "group": group} for group in (7, 7.0, float("nan"), 0, None)],
+    )
+    assert [row.group for row in read_examples(tmp_path / "pairs.jsonl").examples] == ["7", "7", None, "0", None]
+    write_rows(tmp_path / "texts.jsonl", [{"text": "a", "label": label} for label in (7, 7.0, float("nan"))])
+    found = read_examples(tmp_path / "texts.jsonl")
+    assert found.examples == (LabelledText("a", "7"), LabelledText("a", "7"))
+    assert [row.detail for row in found.rejected] == ["label has no class"]
 
 
 @pytest.mark.parametrize("row", ['{"text": "a", "label": null}', '{"sentence1": "a", "sentence2": "b", "score": NaN}'])

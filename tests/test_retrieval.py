@@ -123,6 +123,16 @@ def write_beir(folder: Path, *, scores: Sequence[tuple[str, str, int]]) -> Path:
     return folder
 
 
+def test_ids_of_a_float_column_are_those_of_the_judgements_and_a_gap_is_no_title(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir", scores=[("7", "3", 1)])
+    (folder / "corpus.jsonl.gz").unlink()
+    (folder / "corpus.jsonl").write_text('{"_id": 3.0, "title": NaN, "text": "freeze"}')
+    (folder / "queries.jsonl").write_text('{"_id": 7.0, "text": "freeze my card"}')
+    task = read_beir(folder)
+    assert (task.documents, task.missing) == ({"3": "freeze"}, 0)
+    assert task.queries == {"7": "freeze my card"}
+
+
 def test_a_beir_folder_is_read_and_what_has_no_figure_is_named(tmp_path: Path) -> None:
     task = read_beir(write_beir(tmp_path / "beir", scores=[("q1", "d1", 2), ("q2", "d9", 1), ("q2", "d2", 0)]))
     assert task.documents == {"d1": "Cards freeze", "d2": "loans"}

@@ -25,7 +25,7 @@ from embedsmith.hardness import Hardness, measure_hardness
 from embedsmith.leakage import LeakIndex
 from embedsmith.signatures import NearTexts
 from embedsmith.synthesis.labels import Judge, LabelVerdict, check_labels, list_pairs
-from embedsmith.tables import read_rows
+from embedsmith.tables import read_id, read_rows
 from embedsmith.text import jaccard, trigrams, words
 
 NEAR = 0.9
@@ -234,7 +234,8 @@ def _read_texts(path: Path | str, problem: InputError) -> Source:
             continue
         texts.append(row[name])
         lines.append(line)
-        sources.append(str(row.get("document") or row.get("source") or row.get("group") or ""))
+        names = (read_id(row.get(name)) for name in ("document", "source", "group"))
+        sources.append(next((name for name in names if name is not None), ""))
     if not texts:
         raise InputError(
             f"{path} has no row with a text; as examples: {problem.found}",
