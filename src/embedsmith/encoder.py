@@ -6,12 +6,15 @@ Whoever has `encode` is an encoder: a trained folder, a hosted endpoint, a test 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Embeddings: TypeAlias = NDArray[np.float32]
+Side: TypeAlias = Literal["", "query", "document"]  # "": neither, read as `encode` reads it
+SIDES: tuple[Side, Side] = ("query", "document")  # names of prompts
+NO_SIDES: tuple[Side, Side] = ("", "")  # the sides of two texts that play the same part
 SPECIAL = 4  # tokens that a model puts around a text
 TOO_LONG = "longer than the model reads"
 UNKNOWN = "holds what the model cannot read"
@@ -47,6 +50,25 @@ class Prompted(Protocol):
 def sides_of(encoder: Encoder) -> tuple[Encoder, Encoder]:
     """Return the encoder of queries and that of documents; one without sides is both."""
     return encoder.sides() if isinstance(encoder, Prompted) else (encoder, encoder)
+
+
+def reader_of(encoder: Encoder, side: Side) -> Encoder:
+    """Return the encoder of the texts on a side."""
+    return dict(zip(SIDES, sides_of(encoder), strict=True))[side] if side else encoder
+
+
+def encode_by_side(encoder: Encoder, texts: Sequence[tuple[Side, str]]) -> Embeddings:
+    """Return the embeddings (n, d) of texts that say on which side they stand, in their order.
+
+    A side without a text is not encoded: a hosted endpoint does not know its dimension before it has read one.
+    """
+    if not texts:
+        return encoder.encode([])
+    places = {side: [row for row, (own, _) in enumerate(texts) if own == side] for side in ("", *SIDES)}
+    asked = {side: rows for side, rows in places.items() if rows}
+    encoded = [reader_of(encoder, side).encode([texts[row][1] for row in rows]) for side, rows in asked.items()]
+    order = np.argsort([row for rows in asked.values() for row in rows])
+    return np.asarray(np.concatenate(encoded)[order], dtype=np.float32)
 
 
 class Remembering:

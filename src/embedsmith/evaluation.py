@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, pair_similarities, sides_of
+from embedsmith.encoder import Encoder, encode_by_side, pair_similarities
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
 from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
@@ -314,20 +314,8 @@ def evaluate_general(
 def _measure_guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
     texts = Numbering()
     measure = make_measure(name, rows, texts.place, most=MOST, resamples=resamples, seed=seed)
-    found = measure.read(_encode(encoder, list(texts.places)))
+    found = measure.read(encode_by_side(encoder, list(texts.places)))
     return GeneralScore(name, measure.metric, measure.rows, estimate(found.value, found.draws))
-
-
-def _encode(encoder: Encoder, texts: Sequence[tuple[str, str]]) -> Embeddings:
-    """Return the embeddings of texts that say on which side they stand, in their order."""
-    query, document = sides_of(encoder)
-    readers = {"": encoder, "query": query, "document": document}
-    parts: dict[str, list[int]] = {}
-    for place, (side, _) in enumerate(texts):
-        parts.setdefault(side, []).append(place)
-    encoded = [readers[side].encode([texts[place][1] for place in places]) for side, places in parts.items()]
-    order = np.argsort([place for places in parts.values() for place in places])
-    return np.asarray(np.concatenate(encoded)[order], dtype=np.float32)
 
 
 def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 100) -> Latency:

