@@ -221,6 +221,11 @@ def test_a_report_is_the_same_alone_and_beside_others() -> None:
     assert beside == evaluate(WEAK, PAIRS, name="weak", resamples=50)
 
 
+def test_no_encoder_is_nothing_to_compare() -> None:
+    with pytest.raises(ConfigurationError, match="nothing to compare"):
+        compare({}, PAIRS)
+
+
 def test_an_unknown_baseline_is_named() -> None:
     with pytest.raises(ConfigurationError, match="nobody"):
         compare({"base": WEAK}, PAIRS, baseline="nobody", resamples=10)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, encode_by_side, pair_similarities
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
 from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
 from embedsmith.machine import count_cores
@@ -27,6 +27,7 @@ from embedsmith.metrics import (
     Weights,
     adjust_holm,
     bootstrap,
+    choose_baseline,
     estimate,
     paired_bootstrap,
     resample_weights,
@@ -160,16 +161,19 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Return the encoders side by side on the same rows, each against the baseline (default: the first)."""
+    """Return the encoders side by side on the same rows, each against the baseline (default: the first).
+
+    Raises:
+        ConfigurationError: no encoder, or none of the baseline's name.
+        InputError: no pairs, or only one label among them.
+    """
+    base = choose_baseline(encoders, baseline)
     chosen, reported = halve(pairs, seed=seed) if validation is None else (list(validation), list(pairs))
     for rows, what in ((chosen, "validation"), (reported, "reported")):
         require_both_labels(rows, what)
-    if baseline is not None and baseline not in encoders:
-        raise ConfigurationError(f"the baseline {baseline!r} is not compared", expected=f"one of {', '.join(encoders)}")
     weights = resample_weights(len(reported), groups=units_of(reported), resamples=resamples, seed=seed)
     scored = {name: _score(encoder, chosen, reported) for name, encoder in encoders.items()}
     reports = {name: _report(name, item, chosen, reported, weights) for name, item in scored.items()}
-    base = baseline if baseline is not None else next(iter(encoders))
     differences = {
         name: {
             metric: paired_bootstrap(first, second, weights)

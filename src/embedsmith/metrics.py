@@ -6,12 +6,14 @@ means: score ≥ t is called a duplicate (a *hit*). Rows with equal scores are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedsmith.errors import ConfigurationError
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -349,6 +351,20 @@ def randomization_p(changes: Scores, *, rounds: int = 10_000, seed: int = 0) -> 
         bits = generator.integers(0, 2, size=(min(500, rounds - start), len(turning)), dtype=np.int8)
         reached += int(np.sum(np.abs((2.0 * bits - 1) @ turning) >= seen))
     return (1 + reached) / (1 + rounds)
+
+
+def choose_baseline(names: Iterable[str], asked: str | None = None) -> str:
+    """Return the one of `names` that the others are compared with: the one asked for, else the first.
+
+    Raises:
+        ConfigurationError: nothing is compared, or nothing of that name.
+    """
+    compared = list(names)
+    if not compared:
+        raise ConfigurationError("nothing to compare", expected="at least one encoder or ranking")
+    if asked is not None and asked not in compared:
+        raise ConfigurationError(f"the baseline {asked!r} is not compared", expected=f"one of {', '.join(compared)}")
+    return compared[0] if asked is None else asked
 
 
 def percent(share: float) -> str:

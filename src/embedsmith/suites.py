@@ -24,7 +24,15 @@ from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
-from embedsmith.metrics import Difference, Estimate, RankCorrelation, difference, estimate, resample_weights
+from embedsmith.metrics import (
+    Difference,
+    Estimate,
+    RankCorrelation,
+    choose_baseline,
+    difference,
+    estimate,
+    resample_weights,
+)
 from embedsmith.model import resolve_model
 from embedsmith.tables import KINDS, detect_kind, read_rows
 
@@ -490,10 +498,9 @@ def measure_suite(
 
 
 def _require(encoders: Mapping[str, Encoder], sets: Sequence[ScoredSet], baseline: str | None) -> str:
-    if not encoders or not sets:
-        raise ConfigurationError(f"{len(encoders)} encoders and {len(sets)} sets", expected="at least one of each")
-    if baseline is not None and baseline not in encoders:
-        raise ConfigurationError(f"the baseline {baseline!r} is not measured", expected=f"one of {', '.join(encoders)}")
+    base = choose_baseline(encoders, baseline)
+    if not sets:
+        raise ConfigurationError("no set to measure on", expected="at least one")
     twice = [name for name, count in Counter(item.name for item in sets).items() if count > 1]
     if twice:
         raise ConfigurationError(f"two sets are called {twice[0]}", expected="a name for each")
@@ -506,7 +513,7 @@ def _require(encoders: Mapping[str, Encoder], sets: Sequence[ScoredSet], baselin
                 expected="scores that differ",
                 action="check which column holds the score",
             )
-    return baseline if baseline is not None else next(iter(encoders))
+    return base
 
 
 def _encode_all(
