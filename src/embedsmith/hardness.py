@@ -97,9 +97,9 @@ def measure_hardness(
         precision = bootstrap(Ranking(labels, scores).average_precision, weights)
         accuracy = _triplet_accuracy(pairs, scores, compared, seed)
     if both:
-        length = _auc(labels, cross_predict(_lengths(pairs), labels, groups), weights)
+        length = bootstrap(Ranking(labels, cross_predict(_lengths(pairs), labels, groups)).roc_auc, weights)
         features, names = vectorize([pair.right for pair in pairs])
-        told = _auc(labels, cross_predict(features, labels, groups), weights)
+        told = bootstrap(Ranking(labels, cross_predict(features, labels, groups)).roc_auc, weights)
         telling = _find_telling(features, names, labels)
     found = Hardness(len(pairs), int(labels.sum()), len(compared), precision, accuracy, length, told, telling, ())
     return _with_warnings(found, len(flagged))
@@ -160,22 +160,6 @@ def _triplet_accuracy(
     groups = [pairs[positives[0]].group for positives, _ in compared]
     weights = resample_weights(len(values), groups=groups, resamples=RESAMPLES, seed=seed)
     return bootstrap(lambda row: float(row @ values / row.sum()) if row.sum() else float("nan"), weights)
-
-
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
-    order = np.argsort(scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-
-    def auc(row: NDArray[np.float64]) -> float:
-        hits = np.cumsum((row * labels)[order])[ends]
-        misses = np.cumsum((row * (1 - labels))[order])[ends]
-        if not hits[-1] or not misses[-1]:
-            return float("nan")
-        steps = np.diff(misses, prepend=0.0)
-        above = hits[-1] - (hits + np.append(0.0, hits[:-1])) / 2  # positives above each run of negatives, ties half
-        return float(np.sum(steps * above) / (hits[-1] * misses[-1]))
-
-    return bootstrap(auc, weights)
 
 
 def _lengths(pairs: Sequence[Pair]) -> NDArray[np.float64]:

@@ -121,9 +121,9 @@ class Ranking:
         good = (_share(true_hits, hits) >= floor) & (hits > 0)
         return float(true_hits[good].max() / true_hits[-1]) if good.any() else 0.0
 
-    def roc_auc(self) -> float:
+    def roc_auc(self, weights: Weights | None = None) -> float:
         """Return the probability that a duplicate scores above a non-duplicate; ties count half."""
-        true_hits, hits = self.counts()
+        true_hits, hits = self.counts(weights)
         false_hits = hits - true_hits
         if not len(hits) or true_hits[-1] == 0 or false_hits[-1] == 0:
             return float("nan")
@@ -175,9 +175,8 @@ class Ranking:
 
 
 def spearman(left: Sequence[float] | Scores, right: Sequence[float] | Scores) -> float:
-    """Return Spearman's rank correlation, ties averaged; NaN where one side is constant."""
-    first, second = _ranks(np.asarray(left, dtype=np.float64)), _ranks(np.asarray(right, dtype=np.float64))
-    return _correlation(first, second)
+    """Return Spearman's rank correlation, ties averaged; NaN where one side is constant (see `RankCorrelation`)."""
+    return RankCorrelation(left, right)()
 
 
 class RankCorrelation:
@@ -231,18 +230,6 @@ def _runs(values: Scores) -> _Runs:
     run = np.empty(len(values), dtype=np.int64)
     run[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
     return order, starts, run
-
-
-def _ranks(values: Scores) -> Scores:
-    distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    upper = np.cumsum(counts)
-    return np.asarray((upper - (counts - 1) / 2)[inverse], dtype=np.float64) if len(distinct) else values
-
-
-def _correlation(left: Scores, right: Scores) -> float:
-    left, right = left - left.mean(), right - right.mean()
-    scale = float(np.sqrt(np.sum(left**2) * np.sum(right**2)))
-    return float(np.sum(left * right) / scale) if scale else float("nan")
 
 
 def resample_weights(
