@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from embedsmith.examples import (
     Triplet,
     connect,
     detect_format,
+    draw_groups,
     read_examples,
     split,
     texts_of,
@@ -150,6 +152,18 @@ def test_what_fits_no_layout_is_refused_with_the_layouts(columns: str) -> None:
 def test_what_is_written_comes_back(tmp_path: Path, example: Example) -> None:
     write_examples(tmp_path / "x.jsonl", [example])
     assert read_examples(tmp_path / "x.jsonl").examples == (example,)
+
+
+def test_whole_groups_are_drawn_and_the_last_one_is_cut() -> None:
+    groups = [*["large"] * 30_000, *map(str, range(40)), *map(str, range(40))]
+    drawn = draw_groups(groups, 20)
+    taken = Counter(groups[place] for place in drawn)
+    assert len(drawn) == 20
+    assert drawn == sorted(drawn)
+    assert sum(count == 2 for name, count in taken.items() if name != "large") >= len(taken) - 2
+    assert len(draw_groups(groups, 20_000)) == 20_000
+    assert draw_groups(groups, 10**6) == list(range(len(groups)))
+    assert Counter(groups[::-1][place] for place in draw_groups(groups[::-1], 20)) == taken, "rows in another order"
 
 
 def test_bad_rows_keep_their_line_and_reason(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Column names are those of sentence-transformers; the order of columns never matt
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
@@ -491,6 +492,22 @@ def connect(examples: Sequence[Example]) -> dict[str, list[int]]:
     for place, key in enumerate(keys):
         units[find(key)].append(place)
     return dict(units)
+
+
+def draw_groups(groups: Sequence[str], limit: int) -> list[int]:
+    """Return the places of at most `limit` rows, given the group of each row, (n,): whole groups but for the last one.
+
+    Groups are taken in the order of a hash of their names, so which ones depends neither on the order of rows nor on
+    the other groups; the one that goes beyond the limit gives its first rows.
+    """
+    turns = {name: (draw_of(name), name) for name in set(groups)}
+    return sorted(sorted(range(len(groups)), key=lambda place: (turns[groups[place]], place))[:limit])
+
+
+def draw_of(name: str, seed: int = 0) -> float:
+    """Return a number from 0 to 1, evenly spread, that depends on the name and the seed only."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def is_asymmetric(example: Example) -> bool:

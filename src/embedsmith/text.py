@@ -122,6 +122,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(normalize(text))
 
 
+def cut_words(text: str) -> list[str]:
+    """Return the words; in writings without spaces, each sign by itself, since nothing says where a word ends.
+
+    >>> cut_words("How do I pay?"), cut_words("我想退款 USD")
+    (['how', 'do', 'i', 'pay'], ['我', '想', '退', '款', 'usd'])
+    """
+    found = words(text)
+    return _cut_signs(found) if _has_signs(found) else found
+
+
 def runs_of(text: str, length: int = 3) -> list[str]:
     """Return the runs of `length` words, in order; none of a shorter text. Two signs without spaces are a word.
 
