@@ -6,10 +6,13 @@ Whoever has `encode` is an encoder: a trained folder, a hosted endpoint, a test 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedsmith.errors import ModelError
 
 Embeddings: TypeAlias = NDArray[np.float32]
 Side: TypeAlias = Literal["", "query", "document"]  # "": neither, read as `encode` reads it
@@ -72,11 +75,25 @@ def encode_by_side(encoder: Encoder, texts: Sequence[tuple[Side, str]]) -> Embed
 
 
 class Remembering:
-    """An encoder that reads each text once; memory grows with the texts."""
+    """An encoder that reads each text once; memory grows with the texts.
+
+    Attributes:
+        precision: that of the encoder (`precision_of`).
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._known: dict[str, NDArray[np.float32]] = {}
+        self.precision = precision_of(encoder)
+
+    def sides(self) -> tuple[Encoder, Encoder]:
+        """Return the encoder of queries and that of documents, which remember as well."""
+        return self._sides
+
+    @cached_property
+    def _sides(self) -> tuple[Encoder, Encoder]:
+        query, document = (self if own is self._encoder else Remembering(own) for own in sides_of(self._encoder))
+        return query, document
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32."""
@@ -95,6 +112,34 @@ def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)
+
+
+def check_vectors(vectors: Embeddings, rows: int, *, name: str = "the encoder") -> Embeddings:
+    """Return `vectors` if they are what an encoder owes for so many texts: (rows, d), finite, rows of length 1 or 0.
+
+    Raises:
+        ModelError: they are not; `name` is whose vectors they are.
+    """
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise ModelError(
+            f"{name} gives an array of shape {vectors.shape} for {rows} texts",
+            expected="one row a text",
+            action="mend its `encode`",
+        )
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    if bad := int((~np.isfinite(lengths)).sum()):
+        raise ModelError(
+            f"{name} gives {bad} of {rows} texts a vector that is not finite",
+            expected="numbers",
+            action="check whether its training diverged, or load it in float32",
+        )
+    if bad := int(((np.abs(lengths - 1) >= 1e-2) & (lengths > 0)).sum()):
+        raise ModelError(
+            f"{name} gives {bad} of {rows} texts a vector that is not of length 1",
+            expected="unit rows, whose products are cosines",
+            action="normalise the vectors in its `encode`",
+        )
+    return vectors
 
 
 def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Encoder
+from embedsmith.encoder import Encoder, check_vectors
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
@@ -242,7 +242,7 @@ def _tokens(stem: str) -> list[str]:
 
 
 def _is_table(path: Path) -> bool:
-    ending = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    ending = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
     return path.is_file() and KINDS.get(ending) is not None and detect_kind(path) != "txt"
 
 
@@ -473,7 +473,8 @@ def measure_suite(
     Raises:
         ConfigurationError: no encoder, no set, two sets of one name, an unknown baseline.
         InputError: a set whose scores are all the same.
-        ModelError: an encoder whose vectors are not finite, or that gives all pairs of a set the same cosine.
+        ModelError: an encoder whose vectors are not finite or not of length 1, or that gives all pairs of a set one
+            cosine.
     """
     base = _require(encoders, sets, baseline)
     ordered = [sorted(item.pairs, key=lambda pair: (pair.sentence1, pair.sentence2, pair.score)) for item in sets]
@@ -536,8 +537,7 @@ def _encode_all(
                 on_progress(before + done, len(encoders) * len(texts))
 
         # No name is bound to the encoder: a mapping that loads models on demand has one in memory at a time.
-        vectors = _encode(encoders[name], texts, advance)
-        _require_finite(name, vectors, texts)
+        vectors = check_vectors(_encode(encoders[name], texts, advance), len(texts), name=name)
         found[name] = [_cosines(vectors, rows) for rows in sides]
     return found
 
@@ -548,16 +548,6 @@ def _encode(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], Non
         parts.append(encoder.encode(texts[start : start + CHUNK]))
         advance(min(start + CHUNK, len(texts)))
     return np.concatenate(parts)
-
-
-def _require_finite(name: str, vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ModelError(
-            f"{name} gives {len(bad)} of {len(texts)} texts a vector that is not finite",
-            expected="numbers",
-            action="check whether its training diverged, or load it in float32",
-        )
 
 
 def _cosines(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:

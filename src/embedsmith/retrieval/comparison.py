@@ -121,7 +121,7 @@ def measure_retrieval(
 
     Raises:
         ConfigurationError: the baseline is not ranked, a cutoff or dimension is below 1, or no encoder is as long.
-        ModelError: an encoder gives vectors that are not finite.
+        ModelError: an encoder gives vectors that are not finite, or not of length 1.
     """
     choose_baseline(rankers, baseline)
     found = rank_task(rankers, task, depth=max(parse_cutoffs(k)), dimensions=dimensions)
