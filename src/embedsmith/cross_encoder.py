@@ -29,6 +29,7 @@ from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
 from embedsmith.model import (
+    ENCODING_BUDGET,
     Precision,
     autocast,
     fingerprint_model,
@@ -73,7 +74,6 @@ BATCH = 32  # pairs a step
 EXACT = 0.001  # largest difference of probability of an fp32 export
 MOST_GAP = 0.03  # mean difference of probability that int8 may have from fp32
 MEASURED = 256  # pairs on which the export is compared, and on which int8 measures its activations
-ENCODING_BUDGET = 4096  # padded tokens a forward pass
 
 
 class TorchVerifier:
