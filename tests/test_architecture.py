@@ -16,8 +16,8 @@ SOURCE = Path(embedsmith.__file__).parent
 LAYERS = (
     ("__init__",),
     ("errors",),
-    ("artifacts", "machine"),
-    ("text", "tables", "lexicon", "facts", "signatures"),
+    ("artifacts", "charsets", "machine", "noise"),
+    ("text", "tables", "lexicon", "facts", "signatures", "personal"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation"),

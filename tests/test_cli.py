@@ -50,6 +50,16 @@ def test_explain_prints_the_prompts_without_calling_anyone(log: Path) -> None:
     assert 'Question: "where is my pin' in row["prompts"][0]["user"]
 
 
+def test_the_separator_of_a_log_is_told_and_can_be_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("question;n, m\nhow do I freeze my card;1\n")
+    assert "the columns are separated by" not in embedsmith("explain", log, "--separator", ";", "--json").stderr
+    log.write_text("question;n\nKosten fÃ¼r Strom;1\n")
+    shown = embedsmith("explain", log, "--json").stderr
+    assert f"{log}: the columns are separated by semicolons, by the first line" in shown
+    assert "1 queries were encoded twice, e.g. “fÃ¼r” for “für”" in shown
+
+
 @pytest.mark.parametrize("value", ["lora.rank=8", "pooling=mean", "prompts.query=q: ", "temperature=.1", "guide=self"])
 def test_a_value_that_a_verifier_does_not_read_is_refused(log: Path, value: str) -> None:
     refused = embedsmith("train", log, "--base", "none", "--out", "none", "--verifier", "--set", value)

@@ -14,9 +14,9 @@ import pytest
 
 from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
-from embedsmith.errors import InputError, ModelError
+from embedsmith.errors import InputError, LanguageModelError, ModelError
 from embedsmith.examples import LabelledPair
-from embedsmith.llm import open_llm
+from embedsmith.llm import Prompt, find_host, open_llm
 from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.synthesis.recipes import load_recipe
@@ -54,6 +54,40 @@ def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     assert summary["comparison"]["reports"]["tuned"]["pairs"] == 10
     assert summary["calibration"]["refused"]  # twenty pairs cannot promise anything
     assert not (job.out / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_personal_data_is_told_before_the_first_call_and_masked_where_asked(job: Job, mask: bool) -> None:
+    job.log.write_text(job.log.read_text() + "please send it to ada@example.org\nplease send it to bob@example.org\n")
+    told: list[str] = []
+
+    class Hosted(FakeLLM):
+        base_url = "https://llm.example.org/v1"
+
+    def refuse(prompt: Prompt) -> str:
+        assert any(line.startswith("personal data in 2 queries") and "2 × e-mail" in line for line in told)
+        raise LanguageModelError("this is the first call")
+
+    with pytest.raises(LanguageModelError, match="the first call"):
+        run(replace(job, mask=mask), Hosted(refuse), Watcher(told.append))
+    kept = (job.out / "queries.jsonl").read_text()
+    assert ("@example.org" in kept, "please send it to [e-mail]" in kept) == (not mask, mask)
+    assert kept.count("please send") == (1 if mask else 2)  # what only the address told apart is one question
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("http://127.0.0.1:8000/v1", None),
+        ("http://localhost:11434/v1", None),
+        ("http://[::1]:8000/v1", None),
+        ("http://10.0.0.5:8000/v1", "10.0.0.5"),
+        ("https://api.openai.com/v1", "api.openai.com"),
+    ],
+)
+def test_a_language_model_is_hosted_where_its_address_is_not_this_machine(address: str, host: str | None) -> None:
+    assert find_host(open_llm("openai:any", base_url=address)) == host
+    assert find_host(FakeLLM()) is None
 
 
 def test_rows_that_are_not_used_are_told_of_and_their_texts_kept_out_of_the_training(job: Job) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,7 +191,13 @@ class Adjustment:
         """The largest move, up or down."""
         return self.weight * SURE
 
-    def move(self, logits: Logits | float) -> Any:
+    @overload
+    def move(self, logits: float) -> float: ...
+
+    @overload
+    def move(self, logits: Logits) -> Logits: ...
+
+    def move(self, logits: Logits | float) -> Logits | float:
         """Return the cosine that logits add: weight .03 and logit −2 move by −.06, logit 9 by .12."""
         return self.weight * np.clip(logits, -SURE, SURE)
 

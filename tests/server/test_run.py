@@ -21,7 +21,7 @@ from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import read_secret, warm_up
+from embedsmith.server.run import address_of, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -93,12 +93,21 @@ def test_a_lookup_is_warm_before_the_first_request_and_a_hosted_encoder_is_not_c
     assert "How do I change my address?" in asked
 
 
+@pytest.mark.parametrize(("host", "family", "named"), [("127.0.0.1", 4, "127.0.0.1"), ("::1", 6, "[::1]")])
+def test_the_printed_address_can_be_called(host: str, family: int, named: str) -> None:
+    if family == 6 and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server((host, 0), family=socket.AF_INET6 if family == 6 else socket.AF_INET) as listener:
+        address = address_of(host, listener)
+        with socket.create_connection((httpx.URL(address).host, httpx.URL(address).port or 0), timeout=5):
+            assert address.startswith(f"http://{named}:")
+            assert not address.endswith(":0")
+
+
 @contextmanager
 def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, list[str]]]:
     """Start the command and yield its address and the lines that it has printed so far; more come as it prints."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [*COMMAND, "--upstream", "simulator:", "--model", str(model), "--port", str(port), *options]
+    command = [*COMMAND, "--upstream", "simulator:", "--model", str(model), "--port", "0", *options]
     environment = os.environ | {"EMBEDSMITH_ADMIN_TOKEN": token}
     process = subprocess.Popen(
         command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
@@ -109,7 +118,7 @@ def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, 
         while not lines or "dashboard" not in lines[-1]:
             lines.append(process.stdout.readline())
             assert lines[-1], lines
-        yield f"http://127.0.0.1:{port}", lines
+        yield lines[-1].split()[1].partition("/dashboard")[0], lines
     finally:
         process.send_signal(signal.SIGTERM)
         lines += process.communicate(timeout=30)[0].splitlines()
@@ -157,13 +166,21 @@ def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
 
 def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:
     token = "a-token-of-the-environment"
-    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=token) as (address, lines):
+    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
         client = client_of(address)
         assert ask(client, "hello there") == "miss"
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["entries"]) == (200, 0)
     assert token not in "".join(lines)
     assert "EMBEDSMITH_ADMIN_TOKEN" in "".join(lines)
+
+
+@pytest.mark.parametrize(("given", "read"), [("sk-1", "sk-1"), (" sk-1\r\n", "sk-1"), ("\n", None), ("", None)])
+def test_a_token_from_a_file_with_a_line_break_is_the_token(
+    given: str, read: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDSMITH_UPSTREAM_KEY", given)
+    assert read_token("EMBEDSMITH_UPSTREAM_KEY") == read
 
 
 def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -270,8 +270,12 @@ class SemanticCache:
         Args:
             question: the lookup that missed (its vector is used again), or a text with `namespace` and `scope`.
             ttl: seconds the answer lives, above 0; None is the cache's own.
+
+        Raises:
+            InputError: a text that not every store can hold (NUL, half a character).
         """
         require_limits(ttl=ttl)
+        _require_text(answer, *tags)
         now = self._clock()
         if isinstance(question, str):
             question = self._ask(question, namespace, scope)
@@ -470,6 +474,7 @@ class SemanticCache:
     def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
         if self._feedback is None:
             return False
+        _require_text(asked, stored, namespace)
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
         vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))

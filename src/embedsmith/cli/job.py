@@ -29,6 +29,7 @@ from embedsmith.cli.console import (
     LearningRate,
     Llm,
     Losses,
+    Mask,
     MaxCalls,
     MaxCost,
     MaxTokens,
@@ -38,6 +39,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     console,
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 
 
 OPTIONS = {  # that one recipe has and others do not
-    "langcache": {name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha")},
+    "langcache": {name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha", "separator")},
     "rag": {"assign": "--set"}
     | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
 }
@@ -91,6 +93,8 @@ def run(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    separator: Separator = None,
+    mask: Mask = False,
     guard: Guards = None,
     compare: Annotated[list[str] | None, typer.Option(help="A further model in the comparison; repeatable.")] = None,
     paraphrases: Paraphrases = 3,
@@ -137,6 +141,7 @@ def run(
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
+    from embedsmith.tables import parse_separator
 
     _refuse_options_of_others(recipe, context)
     sampling = make_sampling(temperature, max_tokens, seed)
@@ -152,6 +157,7 @@ def run(
             out=out,
             evaluation=evaluation,
             column=column,
+            mask=mask,
             tokens=tokens,
             guards=tuple(guard or ()),
             plan=RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed),
@@ -178,6 +184,8 @@ def run(
         out=out,
         evaluation=evaluation,
         column=column,
+        mask=mask,
+        separator=parse_separator(separator) if separator is not None else None,
         guards=tuple(guard or ()),
         peers=tuple(compare or ()),
         paraphrases=paraphrases,

@@ -12,6 +12,7 @@ from embedsmith.errors import ConfigurationError
 from embedsmith.metrics import (
     Difference,
     Estimate,
+    Resamples,
     adjust_holm,
     choose_baseline,
     compare_means,
@@ -232,7 +233,7 @@ def _tabulate(
     base_values: Mapping[str, Values],
     base: str,
     cutoffs: Sequence[int],
-    weights: Values,
+    weights: Resamples,
     seed: int,
 ) -> tuple[DimensionRow, ...]:
     """Return the Matryoshka table; () where no vectors were cut."""
@@ -259,9 +260,8 @@ def _tabulate(
     )
 
 
-def _estimate(values: Mapping[str, Values], weights: Values) -> dict[str, Estimate]:
-    total = weights.sum(axis=1)
-    return {metric: estimate(float(own.mean()), weights @ own / total) for metric, own in values.items()}
+def _estimate(values: Mapping[str, Values], weights: Resamples) -> dict[str, Estimate]:
+    return {metric: estimate(float(own.mean()), weights.means(own)) for metric, own in values.items()}
 
 
 def _adjust(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str, float]]:

@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 
 from embedsmith.encoder import Embeddings
 
-EXACT = 1 << 18  # numbers, with fewer of which in a partition all its codes are compared: 682 vectors at d = 384
+EXACT = 1 << 18  # a partition with n * d below this is searched exhaustively: 682 vectors at d = 384
 POOL = 128  # vectors, at least, that pass from the bits to the codes
 PREFIX = 3  # words whose bits are counted for every vector; three of 64 bits are what a byte can count
-SPAN = 8  # times the pool, at least, that pass from the first words to the others
-PART = 40  # and one of so many vectors
+SPAN, PART = 8, 40  # the first words let max(SPAN * pool, n / PART) candidates pass to the others
 SPARSE = 0.25  # share of removed vectors at which a block is packed again
 SAMPLE = 2048  # vectors, at least, that say where to cut
 GONE = 255  # bits by which a removed vector differs: more than the first words have
