@@ -30,7 +30,6 @@ from embedsmith.retrieval import (
     RunRanker,
     judge_runs,
     measure_retrieval,
-    rank,
     rank_task,
     read_beir,
     read_qrels,
@@ -85,8 +84,9 @@ def test_one_relevant_document_at_place_three() -> None:
 
 
 def test_ties_stay_in_the_order_of_the_documents() -> None:
-    same = np.ones((5, 2), dtype=np.float32)
-    assert rank(same[:1], same).tolist() == [[0, 1, 2, 3, 4]]
+    texts = {name: name for name in "abcde"}
+    found = EncoderRanker(Given({name: [1, 0] for name in texts})).rank({"q": "a"}, texts, depth=5)
+    assert found.places.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_a_model_against_itself_differs_by_nothing_and_a_better_one_by_its_gain() -> None:
@@ -361,12 +361,12 @@ def test_ids_that_a_run_cannot_hold_and_runs_over_another_corpus(tmp_path: Path)
 def test_blocks_of_documents_change_nothing(block: int) -> None:
     task, encoder = random_task(2)
     encoder.vectors |= {f"document {n}": encoder.vectors["document 3"] for n in (11, 25, 38)}
-    whole = rank(encoder.encode(list(task.queries.values())), encoder.encode(list(task.documents.values())), depth=9)
+    whole = EncoderRanker(encoder).rank(task.queries, task.documents, depth=9)
     seen: list[tuple[int, int]] = []
     ranker = EncoderRanker(encoder, lambda done, total: seen.append((done, total)), block)
     found = ranker.rank(task.queries, task.documents, depth=9)
     cosines = encoder.encode(list(task.queries.values())) @ encoder.encode(list(task.documents.values())).T
-    assert found.places.tolist() == whole.tolist()
+    assert found.places.tolist() == whole.places.tolist()
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :9], atol=1e-6)
     assert seen[-1] == (60, 60)
 

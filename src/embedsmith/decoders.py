@@ -450,8 +450,8 @@ def _first_states_equal(
     return bool(torch.allclose(states[0], states[1], atol=1e-7))
 
 
-def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> None:
-    """Keep only each layer's input for the backward pass and compute the rest again (or stop doing so).
+def checkpoint_gradients(network: SentenceTransformer) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again.
 
     The gradients stay the same; memory falls to about one layer's, a step takes about a third longer.
 
@@ -463,7 +463,4 @@ def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> No
         raise ConfigurationError(f"{model.config.model_type} has no gradient checkpointing")
     renamed = hasattr(model, "activation_checkpointing_enable")  # the old names warn in newer releases
     kind = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    if on:
-        getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})
-    else:
-        getattr(model, f"{kind}_disable")()
+    getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})

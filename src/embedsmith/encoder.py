@@ -5,6 +5,7 @@ Whoever has `encode` is an encoder: a trained folder, a hosted endpoint, a test 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.errors import ModelError
+from embedsmith.text import trigrams
 
 Embeddings: TypeAlias = NDArray[np.float32]
 Side: TypeAlias = Literal["", "query", "document"]  # "": neither, read as `encode` reads it
@@ -119,6 +121,15 @@ def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)
+
+
+def hash_trigrams(texts: Sequence[str], dimension: int = 512) -> Embeddings:
+    """Return unit rows (n, dimension) of trigram counts: near texts have near vectors, without any model."""
+    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for gram in trigrams(text):
+            vectors[row, zlib.crc32(gram.encode("utf-8", "replace")) % dimension] += 1
+    return normalize(vectors)
 
 
 def check_vectors(vectors: Embeddings, rows: int, *, name: str = "the encoder") -> Embeddings:

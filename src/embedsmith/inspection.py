@@ -6,7 +6,6 @@ Everything is a figure with its source; what costs an encoder is left out withou
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_jsonl
 from embedsmith.documents.rows import TEXTS
-from embedsmith.encoder import Embeddings, Encoder, encode_unique, normalize
+from embedsmith.encoder import Embeddings, Encoder, encode_unique, hash_trigrams
 from embedsmith.errors import InputError
 from embedsmith.examples import (
     Example,
@@ -35,9 +34,8 @@ from embedsmith.leakage import LeakIndex
 from embedsmith.signatures import NearTexts
 from embedsmith.synthesis.labels import Judge, LabelVerdict, check_labels, list_pairs
 from embedsmith.tables import read_id, read_rows
-from embedsmith.text import count_words, cut_words, jaccard, runs_of, trigrams, words
+from embedsmith.text import count_words, cut_words, jaccard, runs_of, words
 
-NEAR = 0.9
 SAMPLE = 1_000  # texts of the Vendi score: its cost is cubic, its figure settles long before
 SCORED = 5_000  # texts that are compared with evaluation texts by an encoder, and examples whose labels are checked
 ROWS = 20
@@ -327,7 +325,7 @@ def measure_diversity(texts: Sequence[str], base: Encoder | None = None, *, seed
 
 
 def _count_near(texts: Sequence[str]) -> int:
-    index = NearTexts(texts.__getitem__, threshold=NEAR)
+    index = NearTexts(texts.__getitem__)
     count = 0
     for text in texts:
         count += index.find(text) is not None
@@ -367,15 +365,6 @@ def vendi_score(vectors: Embeddings) -> float:
     values = np.linalg.eigvalsh(gram / len(table))
     values = values[values > 1e-12]
     return float(np.exp(-np.sum(values * np.log(values))))
-
-
-def hash_trigrams(texts: Sequence[str], dimension: int = 512) -> Embeddings:
-    """Return unit rows (n, dimension) of trigram counts: near texts have near vectors, without any model."""
-    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
-    for row, text in enumerate(texts):
-        for gram in trigrams(text):
-            vectors[row, zlib.crc32(gram.encode("utf-8", "replace")) % dimension] += 1
-    return normalize(vectors)
 
 
 # Distributions

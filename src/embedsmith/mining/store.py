@@ -44,24 +44,6 @@ class Vectors(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayVectors:
-    """Vectors that are in memory already."""
-
-    rows: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, start: int, stop: int) -> Embeddings:
-        """Return rows start … stop − 1 as float32."""
-        return np.asarray(self.rows[start:stop], dtype=np.float32)
-
-    def gather(self, places: Places) -> Embeddings:
-        """Return the rows at `places` as float32."""
-        return np.asarray(self.rows[places], dtype=np.float32)
-
-
-@dataclass(frozen=True, slots=True)
 class VectorFile:
     """The vectors of a store: a flat file of `rows` times `dimension` numbers, and one byte a block that is done."""
 

@@ -130,14 +130,6 @@ class NearestPlaces:
         return Ranked(self._places, self._scores)
 
 
-def rank(queries: Embeddings, documents: Embeddings, *, depth: int = DEPTH) -> Index:
-    """Return the documents nearest to each query, (queries, min(depth, documents)), nearest first; ties by place."""
-    nearest = NearestPlaces(queries, min(depth, len(documents)))
-    for start in range(0, len(documents), DOCUMENTS):
-        nearest.add(documents[start : start + DOCUMENTS], start)
-    return nearest.ranked().places
-
-
 @dataclass(frozen=True, slots=True)
 class LexicalRanker:
     """BM25 as a ranker. A document without a word of the query is not found."""
