@@ -292,8 +292,8 @@ def angle_similarity(left: Tensor, right: Tensor) -> Tensor:
     """Return (P,) |Re z + Im z| of each pair, z = left · conj(right), the halves of a row its real and imaginary parts.
 
     Left (1, 0) against right (.6, .8): |.6 − .8| = .2. Its ranking loss (`cosent`) is AnglE, which does not flatten
-    where cosines do (Li & Li 2023, arXiv 2309.12871, in the form of sentence-transformers' AnglELoss). Unit rows need no
-    division, so that a row of zeros has a gradient.
+    where cosines do (Li & Li 2023, arXiv 2309.12871, in the form of sentence-transformers' AnglELoss). Unit rows need
+    no division, so that a row of zeros has a gradient.
 
     Args:
         left, right: (P, d), unit rows, d even.
