@@ -78,6 +78,14 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     assert not loaded_by("import embedsmith") & heavy
 
 
+def test_no_command_waits_for_numpy_before_it_knows_what_it_is_to_do() -> None:
+    assert not loaded_by("import embedsmith.cli") & {"numpy", "scipy", "openai", "httpx", "torch"}
+
+
+def test_a_cache_that_serves_loads_no_scipy() -> None:
+    assert not loaded_by("import embedsmith.cache.semantic, embedsmith.server.app") & {"scipy", "openai", "torch"}
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -23,6 +23,7 @@ from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
+pytestmark = pytest.mark.usefixtures("unpainted")
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
 
 
@@ -41,6 +42,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Job:
     return Job(log, str(tiny_model), tmp_path / "run", evaluation=pairs, training=training)
 
 
+@pytest.mark.painted
 def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     result = run(job, FakeLLM())
     assert (result.model / "model.safetensors").exists()
@@ -198,6 +200,7 @@ def test_calls_that_failed_are_made_again_by_the_next_run(job: Job) -> None:
     assert summary["synthesis"]["calls"]["missing"] == 0
 
 
+@pytest.mark.painted
 def test_user_text_in_the_report_is_escaped(job: Job) -> None:
     assert job.evaluation is not None
     with job.evaluation.open("a") as handle:
@@ -301,6 +304,7 @@ def test_few_queries_are_all_trained_on_and_choose_nothing() -> None:
     assert set_apart(written(20), seed=0) == (written(20), ())
 
 
+@pytest.mark.painted
 def test_the_report_says_how_much_of_the_base_the_weights_keep(job: Job) -> None:
     job.log.write_text("".join(f"how do I change my {word} {number}\n" for word in WORDS for number in range(15)))
     result = run(replace(job, force=True), FakeLLM())

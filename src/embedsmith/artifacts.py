@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 GZIP_MAGIC = b"\x1f\x8b"
 TEXT_FILE = "UTF-8 text, or UTF-16 with a byte order mark"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON knows as it is
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -354,6 +355,8 @@ def plain(value: object) -> Any:
 
     A set becomes a list in the order of its elements' JSON: its own order differs from process to process.
     """
+    if type(value) in PLAIN:  # most values are, and the questions below take ten times as long
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

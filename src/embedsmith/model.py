@@ -579,12 +579,12 @@ def read_prompts(spec: str | Path) -> tuple[dict[str, str], str]:
     Raises:
         ModelError: the hub cannot be asked, or the folder's file of prompts is damaged.
     """
-    from sentence_transformers.util import load_file_path
-
     path = resolve_model(spec)
     try:
         if not has_modules(path):
             return {}, ""
+        from sentence_transformers.util import load_file_path  # torch comes with it: not for a path that is wrong
+
         name = path if Path(path).is_dir() or "/" in path else f"sentence-transformers/{path}"
         file = load_file_path(name, "config_sentence_transformers.json")
         said = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}

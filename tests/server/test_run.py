@@ -31,8 +31,8 @@ def serve(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=120)
 
 
-def test_wrong_addresses_are_errors_without_a_traceback(tiny_model: Path) -> None:
-    model = ["--model", str(tiny_model)]
+def test_wrong_addresses_are_errors_without_a_traceback(lean_model: Path) -> None:
+    model = ["--model", str(lean_model)]
     done = serve("--upstream", "nonsense", *model)
     assert (done.returncode, "is no address" in done.stderr + done.stdout) == (2, True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -48,8 +48,8 @@ def test_wrong_addresses_are_errors_without_a_traceback(tiny_model: Path) -> Non
         (["--judge", "openai:x"], "nothing to judge"),
     ],
 )
-def test_sampling_that_cannot_be_is_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
-    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+def test_sampling_that_cannot_be_is_refused_at_the_start(lean_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(lean_model), *options)
     assert (done.returncode, words in " ".join((done.stderr + done.stdout).split())) == (2, True)
 
 
@@ -66,8 +66,8 @@ def test_the_help_says_that_the_judge_is_sent_the_questions() -> None:
         (["--max-entries", "-1"], "or equal to 1"),
     ],
 )
-def test_limits_that_cannot_be_are_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
-    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+def test_limits_that_cannot_be_are_refused_at_the_start(lean_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(lean_model), *options)
     told = " ".join((done.stderr + done.stdout).replace("│", " ").split())
     assert (done.returncode, words in told) == (2, True)
 
@@ -134,8 +134,8 @@ def ask(client: httpx.Client, text: str) -> str:
     return client.post("/v1/chat/completions", json=body).headers["x-embedsmith-cache"]
 
 
-def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
-    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
+    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
@@ -144,8 +144,8 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
-    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(lean_model: Path, tmp_path: Path) -> None:
+    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there") for _ in range(4)] == ["miss", *["hit"] * 3]
     with closing(sqlite3.connect(tmp_path / "cache.db")) as stored:
@@ -153,10 +153,10 @@ def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(tiny_model: P
     assert "4 requests, 3 hit, 1 miss" in lines[-1]
 
 
-def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
+def test_a_stop_waits_for_an_answer_only_so_long(lean_model: Path) -> None:
     with FaultyServer(faults={"hang": 1.0}, hang=120) as upstream, ThreadPoolExecutor(1) as pool:
         options = ["--upstream", upstream.base_url, "--grace", "1"]
-        with running(tiny_model, *options) as (address, _):
+        with running(lean_model, *options) as (address, _):
             asked = pool.submit(ask, client_of(address), "hello there")
             while not upstream.calls:
                 time.sleep(0.01)
@@ -164,9 +164,9 @@ def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
         assert isinstance(asked.exception(timeout=30), httpx.HTTPError | KeyError)
 
 
-def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:
+def test_limits_hold_and_a_token_that_was_given_is_not_printed(lean_model: Path) -> None:
     token = "a-token-of-the-environment"
-    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
+    with running(lean_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
         client = client_of(address)
         assert ask(client, "hello there") == "miss"
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})

@@ -21,12 +21,17 @@ CHANGED = [
     ("Do trains run at 5 am?", "Are there trains at 5 pm?", "time"),
     ("Flights from Oslo to Rome", "flights from Rome to Oslo", "direction"),
     ("How do I upload a photo?", "How do I download a photo?", "direction"),
+    ("Are you open this Friday?", "Will you be open next Friday?", "time"),
+    ("Is 38 °C a fever?", "Is 38 °F a fever?", "unit"),
     ("Is honey safe for toddlers?", "Is honey safe for adults?", "population"),
 ]
 SAME = [
     ("Can it take 0.5 g?", "Is 500 mg all right for it?"),
     ("What is a dozen worth?", "How much are 12 worth?"),
     ("half of the deposit", "50% of the deposit"),
+    ("Is 20 mph slow?", "Are 20 miles per hour slow?"),
+    ("tiles for 20 sqm", "tiles for 20 square metres"),
+    ("What grew in the past 25 years?", "What will grow in the next 25 years?"),
     ("An hour and a half of rest?", "Is resting for 90 minutes right?"),
     ("I paid 48k last year", "last year I paid 48,000"),
     ("My phone won't turn on", "My phone refuses to switch on"),

@@ -317,17 +317,20 @@ def _retention(
     say: Callable[[str], None],
 ) -> Retention:
     from embedsmith.guards import read_guards
-    from embedsmith.report.pareto import write_pareto
     from embedsmith.retention import Retention
 
-    return Retention(
+    kept = Retention(
         validation=read_table(validation, separator).examples if validation is not None else (),
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
         say=say,
-        show=write_pareto if validation is not None else lambda _: None,
     )
+    if validation is None:
+        return kept
+    from embedsmith.report.pareto import write_pareto
+
+    return replace(kept, show=write_pareto)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import kind_of
 from embedsmith.cache.stores.sqlite import path_of
+from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -54,6 +55,12 @@ class Service:
     ignored_headers: tuple[str, ...] = ()
     grace: int = GRACE
 
+    def __post_init__(self) -> None:
+        if self.upstream != SIMULATOR and not self.upstream.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"--upstream {self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+            )
+
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
     """Serve until the process is told to stop; the store is closed on the way out. For the main thread."""
@@ -67,10 +74,6 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         raise MissingPartError(
             "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
         ) from None
-    if service.upstream != SIMULATOR and not service.upstream.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
-        )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
     given = read_token("EMBEDSMITH_ADMIN_TOKEN")
@@ -120,6 +123,8 @@ def warm_up(cache: SemanticCache) -> None:
         cache.encoder.encode(["How do I change my address?"])
     if cache.policy.guard is not None:
         cache.policy.guard("How do I change my address?", "Where do I change my name?")
+    if cache.samples is not None:
+        bound_rate(0, 1, 0.05)  # what the dashboard asks for; it imports scipy
 
 
 class _Stop(BaseException):
