@@ -234,7 +234,6 @@ def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits) -> Adju
     Args:
         labels, similarities, logits: (n,) of the same pairs.
     """
-
     served = similarities > -1  # the guard's vetoes are final, whatever the verifier says
     if served.sum() < FEWEST or len(np.unique(labels[served])) < 2:
         return None
