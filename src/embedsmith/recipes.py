@@ -128,7 +128,7 @@ def _toml(value: Any) -> str:
         said = [f"{key} = {_toml(item)}" for key, item in value.items() if item is not None]
         return f"{{ {', '.join(said)} }}" if said else "{}"
     if isinstance(value, float) and not math.isfinite(value):
-        return "inf"
+        return str(value)  # inf, -inf or nan, as TOML has them
     return json.dumps(value, ensure_ascii=False)  # strings, numbers, truth and lists are written as in JSON
 
 
