@@ -185,12 +185,6 @@ def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Samp
     return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
 
 
-def refuse_edits(recipe: str, edits: int) -> None:
-    """Raise `ConfigurationError` where a recipe writes no near misses that edits could stand beside."""
-    if edits:
-        raise ConfigurationError(f"--edits {edits} with --recipe {recipe}", expected="--recipe langcache")
-
-
 def say_loading(llm: str) -> None:
     """Say that a language model of this process is loaded, which takes a while; others are not."""
     if llm.startswith("local:"):

@@ -46,7 +46,6 @@ from embedsmith.cli.console import (
     print_comparison,
     print_json,
     print_table,
-    refuse_edits,
     say_loading,
     watch_run,
 )
@@ -59,12 +58,6 @@ if TYPE_CHECKING:
     from embedsmith.training import TrainingConfig
 
 
-OPTIONS = {  # that one recipe has and others do not
-    "langcache": {name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha")},
-    "rag": {"assign": "--set"}
-    | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
-}
-ELSEWHERE = "for a cache, write pairs with `embedsmith synthesize`; `embedsmith train` takes all options of training"
 DEMO_DELTA = 0.1  # 400 pairs full of near misses carry no promise of 5%
 DEMO_QUESTIONS = (
     "when does my fixed rate tariff finish",
@@ -75,7 +68,6 @@ DEMO_QUESTIONS = (
 
 @app.command()
 def run(
-    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(help="An unlabelled log of queries; for the recipe rag files, folders and globs of documents."),
@@ -138,13 +130,11 @@ def run(
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
-    _refuse_options_of_others(recipe, context)
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
     language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
     allowed: dict[str, Any] = {"tolerance": tolerance} if tolerance is not None else {}
     if recipe == "rag":
-        refuse_edits(recipe, edits)
         chosen = _read_training(training, assign or [])
         rag = RagJob(
             sources=tuple(sources),
@@ -195,6 +185,7 @@ def run(
         base_url=base_url,
         **allowed,
     )
+    from embedsmith.cache.settings import tell_model, tell_shadow
     from embedsmith.report import judge_pairs
 
     say_loading(llm)
@@ -206,27 +197,14 @@ def run(
     print_comparison(result.summary["comparison"])
     console.print(f"\n{judge_pairs(result.summary)['text']}", markup=False, highlight=False)
     console.print(f"\nmodel   {result.model}\nreport  {result.report}")
-    promised = (result.out / "calibration.json").is_file()
-    options = f"--model {quote(str(result.model))} --upstream URL"
-    shadow = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl (serves nothing, gathers pairs to judge)"
-    _say_next(f"embedsmith serve {options}{'' if promised else f' {shadow}'}")
+    if (result.out / "calibration.json").is_file():
+        _say_next(f"embedsmith serve --model {tell_model(result.model)} --upstream URL")
+    else:
+        _say_next(f"{tell_shadow(result.model)} (serves nothing, gathers pairs to judge)")
 
 
 def _say_next(command: str) -> None:
     console.print(f"next    open the report, then: {command}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
-    """Raise where the user gave an option that only another recipe has: nothing is ignored silently."""
-    for owner, options in OPTIONS.items():
-        sources = {option: context.get_parameter_source(name) for name, option in options.items()}
-        given = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if owner != recipe and given:
-            raise ConfigurationError(
-                f"{', '.join(given)} with --recipe {recipe}",
-                expected=f"--recipe {owner}",
-                action=ELSEWHERE if recipe == "langcache" else "leave it out",
-            )
 
 
 def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingRecipe:
@@ -255,13 +233,12 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
 
 
 @app.command()
-def demo(context: typer.Context, out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
     """Run the main job on the example that ships with the project (a home-energy help desk)."""
     from embedsmith.model import DEMO_MODEL
 
     here = _example_folder()
     run(
-        context,
         sources=[str(here / "queries.jsonl")],
         llm=f"recorded:{here / 'completions.jsonl'}",
         base=DEMO_MODEL,

@@ -80,21 +80,14 @@ def evaluate(
 ) -> None:
     """Measure one model on labelled pairs (with general ability and latency), on a public suite, on retrieval."""
     ranked = retrieval is not None or qrels is not None
-    _require_something(
-        {"labelled pairs": pairs is not None, "--suite": suite is not None, "--retrieval": ranked},
-        {
-            "labelled pairs": {"--validation": validation, "--guard": guard},
-            "--suite": {"--data": data},
-            "--suite or --retrieval": {"--compare": compare},
-            "--retrieval": {"--run": run, "--matryoshka": matryoshka, "--run-out": run_out, "--report": report},
-        },
-    )
+    _require_something(pairs, suite, retrieval, qrels)
     if model is None and (pairs is not None or suite is not None):
         raise ConfigurationError("no model is named", expected="embedsmith evaluate MODEL …")
     found: dict[str, Any] = {}
     if ranked:
         models = (*(compare or []), *([model] if model else []))
-        _require_run_alone(models, retrieval, run, qrels, bm25, matryoshka)
+        if not (models or run or bm25):
+            raise ConfigurationError("nothing ranks", expected="MODEL, --run FILE or --bm25 with --retrieval")
         found["retrieval"] = evaluate_retrieval(
             RetrievalOptions(
                 folder=retrieval,
@@ -125,38 +118,14 @@ def evaluate(
         print_retrieval(found["retrieval"])
 
 
-def _require_something(given: Mapping[str, bool], options: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise where nothing is given to evaluate on, or an option is for something that is not."""
-    if not any(given.values()):
+def _require_something(pairs: Path | None, suite: str | None, retrieval: Path | None, qrels: Path | None) -> None:
+    """Raise if there is nothing to evaluate on."""
+    if pairs is None and suite is None and retrieval is None and qrels is None:
         raise ConfigurationError(
             "there is nothing to evaluate on",
             expected="labelled pairs, --suite, --retrieval, or several of them",
             action="embedsmith evaluate MODEL PAIRS.jsonl, or MODEL --suite sts --data DIR, or MODEL --retrieval DIR",
         )
-    for needed, own in options.items():
-        useless = [name for name, value in own.items() if value]
-        if useless and not any(given[one] for one in needed.split(" or ")):
-            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it")
-
-
-def _require_run_alone(
-    models: Sequence[str],
-    folder: Path | None,
-    runs: list[Path] | None,
-    qrels: Path | None,
-    bm25: bool | None,
-    matryoshka: str | None,
-) -> None:
-    """Raise where judgements alone meet what needs texts, or there is nobody who ranks."""
-    if qrels is not None and (models or folder or bm25 or matryoshka):
-        raise ConfigurationError(
-            "--qrels has no texts for models or BM25 to rank",
-            expected="--run FILE --qrels FILE alone, or MODEL --retrieval FOLDER (with or without --run)",
-        )
-    if qrels is not None and not runs:
-        raise ConfigurationError("--qrels without --run", expected="a run file to score")
-    if folder is not None and not (models or runs or bm25):
-        raise ConfigurationError("nothing ranks", expected="MODEL, --run FILE or --bm25 with --retrieval")
 
 
 def _evaluate_pairs(

@@ -207,7 +207,7 @@ def _open_engine(name: str, workers: int | None, address: str | None, stack: Exi
 
     if name == "ray":
         return stack.enter_context(RayEngine(workers=workers, address=address))
-    if name != "local" or workers is not None or address is not None:
+    if name != "local":
         raise ConfigurationError(f"--engine {name}", expected="local, or ray (with --workers and --address)")
     return LocalEngine()
 

@@ -49,12 +49,6 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.outcome import Synthesis
 
 RECIPES = ("langcache", "rag", "e5")
-OWNERS = {  # options that some recipes have and others do not
-    ("langcache",): ("paraphrases", "distinct", "edits"),
-    ("langcache", "rag"): ("column",),
-    ("rag",): ("quota", "base", "across"),
-    ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
-}
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
 LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 USAGES = {
@@ -66,7 +60,6 @@ USAGES = {
 
 @app.command()
 def synthesize(
-    context: typer.Context,
     llm: Llm,
     sources: Annotated[
         list[str] | None,
@@ -128,7 +121,6 @@ def synthesize(
     from embedsmith.synthesis.rag import RagPlan
     from embedsmith.synthesis.recipes import load_recipe
 
-    _refuse_options_of_others(recipe, context)
     out = out if out is not None else Path("runs") / recipe
     priced = Price.parse(price) if price is not None else None
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
@@ -141,7 +133,7 @@ def synthesize(
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
         order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
-    elif recipe == "e5" and not sources and not judge:
+    elif recipe == "e5" and not sources:
         form: Any = sts_as  # the plan says what it may be
         shares = parse_groups(groups), parse_languages(languages)
         own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": form}
@@ -149,8 +141,8 @@ def synthesize(
         order = order_e5(rows, evaluation=leaks)
     else:
         raise ConfigurationError(
-            f"--recipe {recipe} with {len(sources or [])} sources{' and --judge' if judge else ''}",
-            expected="langcache with one log, rag with documents, or e5 with neither sources nor a judge",
+            f"--recipe {recipe} with {len(sources or [])} sources",
+            expected="langcache with one log, rag with documents, or e5 without sources",
             action=USAGES.get(recipe, f"--recipe {' or '.join(RECIPES)}"),
         )
     say_loading(llm)
@@ -184,19 +176,6 @@ def synthesize(
         result = collect(order.fill(calls), calls, out=out, on_row=watch.rows)
         cost = budget.cost
     _print_result(order, result, out, cost, as_json=as_json)
-
-
-def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
-    """Raise where the user gave an option that the recipe does not have: nothing is ignored silently."""
-    for owners, names in OWNERS.items():
-        sources = {name: context.get_parameter_source(name) for name in names}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if recipe not in owners and given:
-            raise ConfigurationError(
-                f"{', '.join('--' + name.replace('_', '-') for name in given)} with --recipe {recipe}",
-                expected=f"--recipe {' or '.join(owners)}",
-                action="leave it out, or name the recipe",
-            )
 
 
 def _read_leaks(files: Sequence[Path]) -> list[str]:

@@ -104,15 +104,6 @@ def train(
     from embedsmith.cards import CardFacts, write_card
     from embedsmith.recipes import PLAIN, change, read_recipe
 
-    if verifier and (losses, recipe, mix) != (None, None, False):
-        raise ConfigurationError(
-            "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
-        )
-    if verifier and (held_out, dry_run, validation, guard or None) != (None, False, None, None):
-        raise ConfigurationError(
-            "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
-        )
-    _require_use(small=small, recipe=recipe, force=force, validation=validation, tolerance=tolerance, verifier=verifier)
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
     chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
@@ -226,18 +217,6 @@ def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) ->
     else:
         command = ["embedsmith", "compare", base, str(made.model), "--pairs", pairs]
     console.print(f"next   {shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _require_use(
-    *, small: bool, recipe: str | None, force: bool, validation: Path | None, tolerance: float, verifier: bool
-) -> None:
-    """Raise if an option was given without what it needs: it would do nothing."""
-    if small and recipe is None:
-        raise ConfigurationError("--small without --recipe: it takes that recipe's values", expected="--recipe with it")
-    if verifier and tolerance != TOLERANCE:
-        raise ConfigurationError("--tolerance with --verifier", expected="an embedding model")
-    if force and validation is None:
-        raise ConfigurationError("--force without --validation: nothing refuses the model", expected="--validation")
 
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
