@@ -103,7 +103,7 @@ def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_m
     rows = [{"a": f"lost card {at}", "b": f"lost card {at}", "label": 1} for at in range(120)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "calibration.json"
-    options = ["--out", out, *([] if guard else ["--model-only"])]
+    options = ["--out", out, *([] if guard else ["--no-guard"])]
     made = embedsmith("calibrate", tiny_model, tmp_path / "pairs.jsonl", *options)
     assert made.returncode == 0, made.stderr
     found = json.loads(out.read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -54,42 +54,26 @@ def recalibrate(
 ) -> None:
     """Give each tenant with enough judged samples a threshold of its own; say why for each that gets none."""
     from embedsmith.cache.feedback import read_all_feedback
-    from embedsmith.cache.recalibration import FILE, write_recalibration
-    from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
-    from embedsmith.cache.rules import served_similarities
-    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier, require_guard
-    from embedsmith.calibration import read_calibration
-    from embedsmith.encoder import precision_of
-    from embedsmith.examples import LabelledPair
-    from embedsmith.verifier import adjust, pairs_of
+    from embedsmith.cache.promises import place_recalibration, recalibrate_model
+    from embedsmith.cache.recalibration import write_recalibration
 
     rows, rejected = read_all_feedback(feedback)
     for bad in rejected:
         console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
-    encoder, mark = open_encoder(model)
-    path = find_calibration(model, calibration)
-    pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
-    similarities = served_similarities(encoder, pairs, guard=guard)
-    scale: dict[str, Any] = {"precision": precision_of(encoder), "guard": guard}
-    if threshold is None and path is not None:
-        common = read_calibration(path, model=mark)
-        require_guard(path, common, guard, model)
-        threshold = common.threshold
-        if common.verifier:
-            logits = open_verifier(common, verifier).score(pairs_of(pairs))
-            similarities = adjust(similarities, logits, adjustment_of(common))
-            scale |= {"verifier": common.verifier, "weight": common.weight}
-    found = recalibrate_rows(
+    found = recalibrate_model(
+        model,
         rows,
-        similarities,
-        model=mark,
-        common=threshold,
+        calibration=calibration,
+        threshold=threshold,
+        verifier=verifier,
+        guard=guard,
         delta=delta,
         alpha=alpha,
         min_pairs=min_pairs,
-        **scale,
     )
-    out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
+    if verifier is not None and not found.verifier:
+        console.print("verifier off: the calibration does not use it")
+    out = out if out is not None else place_recalibration(model, calibration)
     write_recalibration(out, found)
     if as_json:
         print_json({**plain(found), "out": str(out)})
@@ -150,17 +134,17 @@ def export(
 
 def _say_promise(model: Path, precision: str) -> None:
     """Say that the threshold beside the model was chosen on other vectors, before a server does."""
-    from embedsmith.cache.settings import find_calibration
+    from embedsmith.cache.settings import find_calibration, tell_calibrate
     from embedsmith.calibration import read_calibration
 
     path = find_calibration(model)
-    made = read_calibration(path).precision if path is not None else ""
-    if made and made != precision:
+    made = read_calibration(path) if path is not None else None
+    if path is not None and made is not None and made.precision not in ("", precision):
+        again = tell_calibrate(model, path, guard=made.guard is not False)
         told = (
-            f"{path} was made on {made} vectors. `serve` uses its threshold as it is; for a promise on these: "
-            f"embedsmith calibrate {model} PAIRS --for-cache --out {path}"
+            f"{path} was made on {made.precision} vectors. `serve` uses its threshold as it is; for a promise on these"
         )
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{told}: {again}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _loss(found: Fidelity) -> str:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from embedsmith.cache.rules import Rules
     from embedsmith.calibration import Calibration
     from embedsmith.encoder import Encoder
-    from embedsmith.examples import LabelledPair
 
 
 @app.command()
@@ -282,11 +281,15 @@ def calibrate(
         bool,
         typer.Option(
             "--for-cache/--model-only",
-            help="As the cache serves, with its guard and the exported model if any; or the model by itself.",
+            help="As the cache serves: the exported model, if any, behind the guard. Or, for those who have no cache: "
+            "the model's cosines as they are, of the folder itself.",
         ),
     ] = True,
+    guard: Annotated[
+        bool, typer.Option(help="Whether the cache vetoes candidates that differ in a fact, as in serve.")
+    ] = True,
     verifier: Annotated[
-        Path | None, typer.Option(help="A verifier's folder: switched on if it proves itself. Implies --for-cache.")
+        Path | None, typer.Option(help="A verifier's folder, for a cache: switched on if it proves itself.")
     ] = None,
     duplicate_rate: Annotated[
         float | None, typer.Option(help="Share of duplicates in your traffic, if it is not that of the pairs.")
@@ -298,72 +301,50 @@ def calibrate(
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
     from embedsmith.cache.feedback import refuse_feedback
-    from embedsmith.cache.settings import place_calibration
+    from embedsmith.cache.promises import calibrate_model
+    from embedsmith.cache.settings import place_calibration, tell_shadow
     from embedsmith.calibration import write_calibration
-    from embedsmith.model import fingerprint_model
 
     refuse_feedback(pairs)
     rows = read_pairs(pairs)
     out = out if out is not None else place_calibration(model)
     require_place(out, folder=False)
-    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
-    promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
     try:
-        if for_cache or verifier is not None:
-            rules = _choose_for_cache(model, rows, verifier, base_url, promise)
-        else:
-            rules = _choose_alone(model, rows, base_url, promise)
+        rules = calibrate_model(
+            model,
+            rows,
+            guard=guard,
+            verifier=verifier,
+            cached=for_cache,
+            base_url=base_url,
+            delta=delta,
+            alpha=alpha,
+            duplicate_rate=duplicate_rate,
+            traffic=traffic,
+        )
     except CalibrationRefused as refusal:
-        raise refusal.advising(f"to gather judged pairs, serving nothing yet: {_tell_shadow(model)}") from None
+        again = tell_shadow(model, guard=guard)
+        raise refusal.advising(f"to gather judged pairs, serving nothing yet: {again}") from None
     write_calibration(out, rules.calibration)
     if as_json:
         chosen = {"verifier_gain": plain(rules.gain), "explained": rules.verifier, "sample": rules.sample}
         print_json(plain(rules.calibration) | chosen | {"out": str(out)})
         return
-    _print_calibration(rules, out)
-    _say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
+    _print_calibration(rules, out, cached=for_cache)
+    if for_cache:
+        _say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
 
 
-def _choose_for_cache(
-    model: str, rows: Sequence[LabelledPair], verifier: Path | None, base_url: str | None, promise: Mapping[str, Any]
-) -> Rules:
-    from embedsmith.cache.rules import choose_rules
-    from embedsmith.cache.settings import open_encoder
-    from embedsmith.model import load_encoder
-    from embedsmith.verifier import OnnxVerifier
-
-    second = OnnxVerifier(verifier) if verifier is not None else None
-    hosted = model.startswith("openai:")
-    encoder = load_encoder(model, base_url=base_url) if hosted else open_encoder(model)[0]
-    return choose_rules(encoder, rows, verifier=second, **promise)
-
-
-def _choose_alone(model: str, rows: Sequence[LabelledPair], base_url: str | None, promise: Mapping[str, Any]) -> Rules:
-    from embedsmith.cache.rules import Rules, draw_sample
-    from embedsmith.calibration import calibrate as calibrate_scores
-    from embedsmith.encoder import precision_of
-    from embedsmith.evaluation import labels_of, similarities_of
-    from embedsmith.model import load_encoder
-
-    encoder = load_encoder(model, base_url=base_url)
-    made: Any = {"precision": precision_of(encoder), "guard": False, **promise}
-    counted, told = draw_sample(rows, encoder)
-    try:
-        found = calibrate_scores(labels_of(counted), similarities_of(encoder, counted), **made)
-    except CalibrationRefused as refusal:
-        raise refusal.noting(told) from None
-    return Rules(found, sample=told)
-
-
-def _print_calibration(rules: Rules, out: Path) -> None:
+def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
     from embedsmith.metrics import percent
 
     found = rules.calibration
     for line in filter(None, (rules.sample, rules.verifier)):
         _say(line)
+    of = "" if found.guard else ", without the guard" if cached else ", of the model by itself, without a cache"
     _say(
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
-        f"confidence {percent(1 - found.alpha)}{'' if found.guard else ', of the model without the guard'}\n"
+        f"confidence {percent(1 - found.alpha)}{of}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
     )
@@ -381,13 +362,6 @@ def _tell_serve(model: str, made: Calibration, out: Path, verifier: Path | None)
     if made.guard is False:
         options.append("--no-guard")
     return f"embedsmith serve {' '.join(options)}"
-
-
-def _tell_shadow(model: str) -> str:
-    from embedsmith.cache.settings import tell_model
-
-    watched = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl"
-    return f"embedsmith serve --model {tell_model(model)} --upstream URL {watched}"
 
 
 def _say(line: str) -> None:

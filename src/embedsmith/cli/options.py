@@ -109,7 +109,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "compare": {"--base-url": _needs("MODELS openai:MODEL")},
     "calibrate": {
         "--base-url": _needs("MODEL openai:MODEL"),
-        "--verifier": _excludes("--model-only", action="leave --model-only out: a verifier is for a cache"),
+        **_each("guard verifier", _excludes("--model-only", action="leave --model-only out: they are for a cache")),
     },
     "recalibrate": {"--calibration": BY_HAND, "--verifier": BY_HAND},
     "serve": {
