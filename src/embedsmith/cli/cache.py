@@ -15,11 +15,12 @@ from embedsmith.cli.console import (
     app,
     check_file,
     check_folder,
-    console,
     draw_bar,
     print_json,
     print_table,
     read_pairs,
+    say,
+    tell_rejected,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def recalibrate(
     from embedsmith.cache.recalibration import write_recalibration
 
     rows, rejected = read_all_feedback(feedback)
-    for bad in rejected:
-        console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
+    for file in feedback:
+        tell_rejected(file, [bad for bad in rejected if bad.file == str(file)])
     found = recalibrate_model(
         model,
         rows,
@@ -72,14 +73,14 @@ def recalibrate(
         min_pairs=min_pairs,
     )
     if verifier is not None and not found.verifier:
-        console.print("verifier off: the calibration does not use it")
+        say("verifier off: the calibration does not use it")
     out = out if out is not None else place_recalibration(model, calibration)
     write_recalibration(out, found)
     if as_json:
         print_json({**plain(found), "out": str(out)})
         return
     _print_recalibration(found)
-    console.print(f"written  {out}", markup=False)
+    say(f"written  {out}")
 
 
 def _print_recalibration(found: Recalibration) -> None:
@@ -99,7 +100,7 @@ def _print_recalibration(found: Recalibration) -> None:
     print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
     granted = len(found.thresholds)
     if granted:
-        console.print(
+        say(
             f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
             f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
         )
@@ -144,7 +145,7 @@ def _say_promise(model: Path, precision: str) -> None:
         told = (
             f"{path} was made on {made.precision} vectors. `serve` uses its threshold as it is; for a promise on these"
         )
-        console.print(f"{told}: {again}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{told}: {again}")
 
 
 def _loss(found: Fidelity) -> str:
@@ -238,7 +239,7 @@ def serve(
     if threshold is None and cache.calibration is not None and cache.calibration.written:
         source += ", whose pairs a language model wrote: calibrate on real ones before you rely on it"
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
-    console.print(
+    say(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
@@ -249,7 +250,7 @@ def serve(
         ignored_headers=tuple(ignore_header or ()),
         grace=grace,
     )
-    listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    listen(cache, service, say=say)
 
 
 def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
@@ -261,10 +262,10 @@ def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
 
 def _say_sampling(cache: SemanticCache) -> None:
     if cache.policy.thresholds:
-        console.print(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+        say(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
     if cache.samples is not None:
         judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
-        console.print(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}", markup=False)
+        say(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}")
 
 
 @app.command()
@@ -306,4 +307,4 @@ def reencode(
             f"{done.seconds:.1f} s; additions waited {done.held:.2f} s\n"
             "next    start the servers with the new model and a threshold of its own"
         )
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line)

@@ -19,7 +19,7 @@ from embedsmith.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from embedsmith.examples import LabelledPair
+    from embedsmith.examples import LabelledPair, Rejected
     from embedsmith.llm import Sampling
     from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
@@ -105,6 +105,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
 
 
+def say(line: str) -> None:
+    """Tell people a line, or several, as it is: brackets are no markup, and a path can be copied whole."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_rejected(path: Path | str, rejected: Sequence[Rejected], total: int | None = None) -> None:
+    """Say in one line how many of the `total` rows of a file (or several) are not used, if any, and why the first."""
+    from embedsmith.examples import describe_rejected
+
+    if rejected:
+        say(f"{path}: {describe_rejected(rejected, total)}")
+
+
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, header in enumerate(headers):
@@ -171,7 +184,7 @@ def watch_run() -> Iterator[Watcher]:
             bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
-            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            say=say,
             calls=lambda at: advance("LLM calls", at.done, at.total, f"{at.rate:,.1f} calls/s"),
             steps=lambda step: advance(
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
@@ -188,7 +201,7 @@ def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Samp
 def say_loading(llm: str) -> None:
     """Say that a language model of this process is loaded, which takes a while; others are not."""
     if llm.startswith("local:"):
-        console.print(f"loading {llm}", markup=False, highlight=False, soft_wrap=True)
+        say(f"loading {llm}")
 
 
 class CallBar:
@@ -240,8 +253,7 @@ def read_pairs(path: Path) -> list[LabelledPair]:
     from embedsmith.examples import LabelledPair, read_examples
 
     found = read_examples(path, kind=LabelledPair)
-    if found.rejected:
-        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
+    tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
 
 

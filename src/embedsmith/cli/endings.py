@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from embedsmith.cli.console import console, print_json
+from embedsmith.cli.console import console, print_json, say
 from embedsmith.errors import CalibrationRefused, EmbedsmithError, InputError, ModelRefused
 
 STOPPED = 130  # what shells give a process that Ctrl-C ended
@@ -80,7 +80,7 @@ def _end(error: EmbedsmithError, code: int) -> None:
     refused = isinstance(error, (CalibrationRefused, ModelRefused))
     console.quiet = console.quiet and (refused or code == STOPPED)  # an error of one process among many is told
     word = {STOPPED: ""}.get(code, "refused: " if refused else "error: ")
-    console.print(f"{word}{error}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{word}{error}")
     _print_object(error, code)
     sys.exit(code)
 

@@ -40,12 +40,12 @@ from embedsmith.cli.console import (
     Seed,
     Temperature,
     app,
-    console,
     make_sampling,
     own_values,
     print_comparison,
     print_json,
     print_table,
+    say,
     say_loading,
     watch_run,
 )
@@ -195,8 +195,8 @@ def run(
         print_json(result.summary)
         return
     print_comparison(result.summary["comparison"])
-    console.print(f"\n{judge_pairs(result.summary)['text']}", markup=False, highlight=False)
-    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
+    say(f"\n{judge_pairs(result.summary)['text']}")
+    say(f"\nmodel   {result.model}\nreport  {result.report}")
     if (result.out / "calibration.json").is_file():
         _say_next(f"embedsmith serve --model {tell_model(result.model)} --upstream URL")
     else:
@@ -204,7 +204,7 @@ def run(
 
 
 def _say_next(command: str) -> None:
-    console.print(f"next    open the report, then: {command}", markup=False, highlight=False, soft_wrap=True)
+    say(f"next    open the report, then: {command}")
 
 
 def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingRecipe:
@@ -227,8 +227,8 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
         print_json(result.summary)
         return
     print_retrieval(result.summary["retrieval"])
-    console.print(f"\n{judge_retrieval(result.summary)['text']}", markup=False, highlight=False)
-    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
+    say(f"\n{judge_retrieval(result.summary)['text']}")
+    say(f"\nmodel   {result.model}\nreport  {result.report}")
     _say_next(f"embedsmith evaluate {quote(str(result.model))} --retrieval BEIR_FOLDER (questions of your own)")
 
 
@@ -269,7 +269,7 @@ def _ask_cache(run_folder: Path, answers: Path) -> None:
     source = "calibrated" if promised else "best F1 on the other half of the pairs, without a promise"
     title = f"A cache with {cache.store.count().entries} answers, threshold {cache.policy.threshold:.3f} ({source})"
     print_table(title, ["asked", "", "why", "cosine", "nearest stored question"], rows, texts=True)
-    console.print("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
+    say("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
 
 
 def _example_folder() -> Path:

@@ -21,12 +21,12 @@ from embedsmith.cli.console import (
     change,
     check_file,
     check_folder,
-    console,
     draw_bar,
     print_comparison,
     print_json,
     print_table,
     read_pairs,
+    say,
     spread,
     sure,
 )
@@ -148,7 +148,7 @@ def _print_evaluation(model: str, found: Mapping[str, Any]) -> None:
     scores = [(item["data"], item["metric"], item["rows"], spread(item["estimate"])) for item in found["general"]]
     print_table("general ability", ["data", "metric", "rows", "value"], scores)
     latency = found["latency"]
-    console.print(
+    say(
         f"one query p50 {latency['p50_ms']:.1f} ms, p95 {latency['p95_ms']:.1f} ms; "
         f"{latency['texts_per_second']:,.0f} texts/s in bulk ({latency['threads']} threads)"
     )
@@ -193,7 +193,7 @@ def _evaluate_suite(
             found = fetch_suite(suite, on_progress=advance)
     warnings = [warning for model in models if (warning := warn_of_overlap(model, found.sets))]
     for warning in warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}")
     if find_spec("transformers") is not None:  # else the first one loaded says what to install
         for model in models:  # before the first is measured for an hour
             if not model.startswith("openai:"):
@@ -214,10 +214,10 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
         lost = "".join(f"; {count} rows not used: {why}" for why, count in item["rejected"].items())
         notes = "".join(f"; {note}" for note in item["notes"])
         line = f"{item['name']}: {item['source']}, {item['choice']}{lost}{notes}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     for why in dict.fromkeys(report["missing"].values()):
         names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
-        console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
+        say(f"not measured: {names}: {why}")
     title = f"suite {name}, Spearman, 95% intervals"
     base, others = report["baseline"], list(report["mean_differences"])
     mean = f"mean of {len(report['sets'])}"
@@ -332,7 +332,7 @@ def calibrate(
         return
     _print_calibration(rules, out, cached=for_cache)
     if for_cache:
-        _say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
+        say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
 
 
 def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
@@ -340,9 +340,9 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
 
     found = rules.calibration
     for line in filter(None, (rules.sample, rules.verifier)):
-        _say(line)
+        say(line)
     of = "" if found.guard else ", without the guard" if cached else ", of the model by itself, without a cache"
-    _say(
+    say(
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
         f"confidence {percent(1 - found.alpha)}{of}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
@@ -362,7 +362,3 @@ def _tell_serve(model: str, made: Calibration, out: Path, verifier: Path | None)
     if made.guard is False:
         options.append("--no-guard")
     return f"embedsmith serve {' '.join(options)}"
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

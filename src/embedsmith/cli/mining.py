@@ -19,10 +19,11 @@ from embedsmith.cli.console import (
     Seed,
     app,
     check_file,
-    console,
     open_bars,
     print_json,
     print_table,
+    say,
+    tell_rejected,
 )
 from embedsmith.errors import ConfigurationError, InputError
 
@@ -122,13 +123,9 @@ def mine(
         )
         stack.callback(miner.close)
         if passages is not None and (remark := passages.describe()):
-            console.print(remark, markup=False, highlight=False)
+            say(remark)
         plan = miner.plan()
-        console.print(
-            f"search {plan.kind} ({plan.reason}), about {_duration(plan.seconds)} on one process",
-            markup=False,
-            highlight=False,
-        )
+        say(f"search {plan.kind} ({plan.reason}), about {_duration(plan.seconds)} on one process")
         shown = _write(miner, out, settings)
     if as_json:
         found = {"report": plain(miner.report), "settings": plain(settings), "out": str(out), "work": str(folder)}
@@ -136,9 +133,7 @@ def mine(
         return
     _print_report(miner.report, settings)
     _print_rows(shown)
-    console.print(
-        f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)", markup=False
-    )
+    say(f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)")
 
 
 @dataclass(slots=True)
@@ -180,9 +175,7 @@ def _read_rows(path: Path) -> Sequence[Example]:
     from embedsmith.examples import read_examples
 
     found = read_examples(path)
-    if found.rejected:
-        first = found.rejected[0]
-        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {first.line}", markup=False)
+    tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return found.examples
 
 
@@ -277,13 +270,8 @@ def _print_rows(rows: Sequence[Example]) -> None:
         for place, text in enumerate(texts_of(row)):
             name = names[place] if place < len(names) else "negative"
             flat = " ".join(text.split())
-            console.print(
-                f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print()
+            say(f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}")
+        say("")
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import change, console, draw_bar, print_table, spread, sure
+from embedsmith.cli.console import change, draw_bar, print_table, say, spread, sure
 from embedsmith.errors import ConfigurationError
 from embedsmith.lexical import warn_of_silence
 
@@ -147,7 +147,7 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
     """Print the figures, the differences to the baseline, and the table by dimension."""
     names, base, primary = list(found["metrics"]), found["baseline"], found["primary"]
     for note in found.get("notes", ()):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(note)
     title = f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents; 95% intervals"
     metrics = _figures(found)
     rows = [[metric, *(spread(found["metrics"][name][metric]) for name in names)] for metric in metrics]
@@ -160,9 +160,9 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
         rows = [_dimension_row(row, primary) for row in found["dimensions"]]
         print_table(against, ["", "dimensions", primary, "difference", "p (Holm)"], rows)
     if found["differences"] or found["dimensions"]:
-        console.print(found["tests"], markup=False, highlight=False, soft_wrap=True)
+        say(found["tests"])
     for path in found.get("files", ()):
-        console.print(f"written  {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"written  {path}")
 
 
 def _figures(found: Mapping[str, Any]) -> list[str]:

@@ -34,7 +34,9 @@ from embedsmith.cli.console import (
     make_sampling,
     print_json,
     print_table,
+    say,
     say_loading,
+    tell_rejected,
     watch_calls,
 )
 from embedsmith.errors import ConfigurationError, InputError
@@ -150,16 +152,16 @@ def synthesize(
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
         if journal.doubted:
-            console.print(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")
+            say(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")
         for line in _describe_results(read_results(batch_in, journal)) if batch_in else ():
-            console.print(line, markup=False)
+            say(line)
         writer = None
         if batch_out is not None:
             if not isinstance(model, OpenAIChat):
                 raise ConfigurationError(f"--batch-out with {llm}", expected="openai:MODEL")
             model = writer = BatchWriter(model, batch_out, journal)
         elif journal.count_batched():
-            console.print(
+            say(
                 f"warning: {journal.count_batched():,} calls are out in batches; those needed now are made again. "
                 "To wait for them, stop it and give --batch-in when their results are there"
             )
@@ -231,12 +233,12 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
     rows = (row for row in order.fill(calls) if isinstance(row, Rejected) and row.reason == reason)
     waiting = len({row.source for row in rows})
     for file in writer.files:
-        console.print(f"batch  {file}", markup=False)
+        say(f"batch  {file}")
     if not writer.files:
-        console.print("every call has its answer, or waits in a batch; to read answers: --batch-in RESULTS")
+        say("every call has its answer, or waits in a batch; to read answers: --batch-in RESULTS")
         return
-    console.print(f"{waiting:,} rows wait. Send the files, then run the same command with --batch-in RESULTS.")
-    console.print("If the recipe has a second step, add --batch-out again: its calls follow from the answers.")
+    say(f"{waiting:,} rows wait. Send the files, then run the same command with --batch-in RESULTS.")
+    say("If the recipe has a second step, add --batch-out again: its calls follow from the answers.")
 
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
@@ -247,14 +249,14 @@ def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
         for prompt, completion in tried.exchanges:
             if order.row_of(prompt.row) == row:
                 console.rule(f"row {prompt.row}, {prompt.task}")
-                console.print(f"{prompt.system}\n\n{prompt.user}", markup=False, highlight=False)
+                say(f"{prompt.system}\n\n{prompt.user}")
                 console.print("[bold]completion[/bold]")
-                console.print(completion.text or f"none ({completion.finish})", markup=False, highlight=False)
+                say(completion.text or f"none ({completion.finish})")
     console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
     for example in tried.kept[:20]:
-        console.print("kept  " + _show(example), markup=False, highlight=False)
+        say("kept  " + _show(example))
     for lost in tried.rejected[:20]:
-        console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}", markup=False, highlight=False)
+        say(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}")
     if tried.estimate is not None:
         _print_estimate(tried.estimate)
 
@@ -279,13 +281,11 @@ def _print_estimate(found: Estimate) -> None:
     print_table(f"All {found.rows:,} rows will take", ["", "estimate", "95% interval"], rows)
     if found.seconds is not None and found.seconds.high > 1.5 * found.seconds.value:
         had = f"had {found.at_once} calls at once" if found.at_once else "is from the journal"
-        console.print(
-            f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace"
-        )
+        say(f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace")
     if found.cost is None:
-        console.print("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
+        say("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
     if found.unmetered:
-        console.print(f"warning: {found.unmetered} rows came without token counts; tokens and cost are too low")
+        say(f"warning: {found.unmetered} rows came without token counts; tokens and cost are too low")
 
 
 def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None, *, as_json: bool) -> None:
@@ -296,12 +296,12 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
         return
     print_table(f"{len(order.sizes):,} rows of {order.recipe}", ["candidates", "count"], sorted(result.counts.items()))
     for name, count in result.written_by.items() if len(result.written_by) > 1 else ():
-        console.print(f"by        {name}: {count:,} of the kept", markup=False)
+        say(f"by        {name}: {count:,} of the kept")
     for warning in result.warnings:
-        console.print(f"warning: {warning}", markup=False)
+        say(f"warning: {warning}")
     spent = f", at most {cost:.4f} US dollars over all runs" if cost is not None else ""
-    console.print(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
-    console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
+    say(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
+    say(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
 
 
 @app.command()
@@ -337,14 +337,14 @@ def explain(
         for prompt, completion in zip(item.prompts, item.completions, strict=True):
             console.rule(f"row {item.query.id}, {prompt.task}")
             console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
-            console.print(prompt.user, markup=False, highlight=False)
+            say(prompt.user)
             if completion is not None:
                 console.print("\n[bold]completion[/bold]")
-                console.print(completion, markup=False, highlight=False)
+                say(completion)
         for pair in item.kept:
-            console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
+            say(f"kept {pair.label}  {pair.sentence2}")
         for lost in item.rejected:
-            console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
+            say(f"rejected ({lost.reason}: {lost.detail})  {lost.text}")
 
 
 def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Sequence[Query]:
@@ -367,9 +367,5 @@ def read_log(log: Path, column: str | None) -> Deduplicated:
 
     found = deduplicate(read_queries(log, column=column))
     require_queries(found, log)
-    if found.rejected:
-        first = found.rejected[0]
-        console.print(
-            f"{log}: {len(found.rejected)} rows not used, e.g. line {first.line}: {first.detail}", markup=False
-        )
+    tell_rejected(log, found.rejected, len(found.kept) + len(found.merged) + len(found.rejected))
     return found

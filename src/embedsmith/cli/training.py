@@ -28,6 +28,8 @@ from embedsmith.cli.console import (
     own_values,
     print_json,
     print_table,
+    say,
+    tell_rejected,
     watch_run,
 )
 from embedsmith.errors import ConfigurationError
@@ -109,7 +111,7 @@ def train(
     config, preparation = chosen.configure(**own), chosen.preparation
     if verifier:
         _require_read(config, preparation)
-    console.print(f"reading {', '.join(examples)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"reading {', '.join(examples)}")
     sources = _read_sources(examples, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
@@ -142,9 +144,9 @@ def train(
         print_json(plain(result))
         return
     for note in _not_checked(result):
-        console.print(note, markup=False, highlight=False)
-    console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"{result.model.name}  {result.model}", markup=False, highlight=False, soft_wrap=True)
+        say(note)
+    say(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    say(f"{result.model.name}  {result.model}")
     _print_next(made, base, held_out, as_json)
 
 
@@ -204,7 +206,7 @@ def _print_already(done: Mapping[str, Any], model: Path, as_json: bool) -> None:
         print_json(done)
         return
     told = f"{model} is what this command makes, {done['steps']} steps, made before: nothing was trained"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say(told)
 
 
 def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) -> None:
@@ -216,7 +218,7 @@ def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) ->
         command = ["embedsmith", "calibrate", "MODEL", pairs, "--verifier", str(made.model)]
     else:
         command = ["embedsmith", "compare", base, str(made.model), "--pairs", pairs]
-    console.print(f"next   {shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"next   {shlex.join(command)}")
 
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
@@ -250,14 +252,12 @@ def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool
         print_json(found)
         return
     for source in sources:
-        console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
+        say(f"source {source.name}: {len(source.examples)} examples")
     for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings), *_not_checked(found)):
-        console.print(note, markup=False, highlight=False)
+        say(note)
     whole = timedelta(seconds=round(found.seconds))
     pace = f"about {whole} (h:mm:ss) at {found.step_seconds:.2f} s a step, measured on one"
-    console.print(
-        f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
-    )
+    say(f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained")
 
 
 def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
@@ -274,12 +274,9 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
     for spec in specs:
         path, losses, weight = read_source_spec(spec)
         found = read_examples(path)
-        for bad in found.rejected[:5]:
-            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
-        if len(found.rejected) > 5:
-            console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
         if found.unread:
-            console.print(f"not read: {', '.join(found.unread)} of {path}", markup=False)
+            say(f"not read: {', '.join(found.unread)} of {path}")
         sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
     if apart or any(source.losses or source.weight for source in sources):
         return sources
