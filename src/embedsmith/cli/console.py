@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Value = TypeVar("Value")
 console = Console(stderr=True)  # people read this; programs read stdout
 
 
@@ -227,6 +228,25 @@ def watch_calls() -> Iterator[CallBar]:
     """Yield what draws the progress of calls, with an estimate of the time left where the total is known."""
     with open_bars(note=True) as bars:
         yield CallBar(bars)
+
+
+class LazyMapping(Mapping[str, Value]):
+    """Things by name, each made when it is asked for and not kept: two models of 2B parameters need not fit at once."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Value]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Value:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # that of Mapping would make it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from embedsmith.cli.console import (
     BaseUrl,
     Delta,
     Guards,
+    LazyMapping,
     Seed,
     app,
     change,
@@ -36,7 +38,6 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError
 if TYPE_CHECKING:
     from embedsmith.cache.rules import Rules
     from embedsmith.calibration import Calibration
-    from embedsmith.encoder import Encoder
 
 
 @app.command()
@@ -154,34 +155,13 @@ def _print_evaluation(model: str, found: Mapping[str, Any]) -> None:
     )
 
 
-class _Models(Mapping[str, "Encoder"]):
-    """Models by name, each loaded when it is asked for and not kept: two of 2B parameters need not fit at once."""
-
-    def __init__(self, names: Sequence[str], base_url: str | None) -> None:
-        self.names, self.base_url = tuple(names), base_url
-
-    def __getitem__(self, name: str) -> Encoder:
-        from embedsmith.model import load_encoder
-
-        return load_encoder(name, base_url=self.base_url)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def _evaluate_suite(
     suite: str, data: Path | None, models: Sequence[str], base_url: str | None, seed: int
 ) -> dict[str, Any]:
     """Return the report of the suite; the first of the models is the one before."""
     from importlib.util import find_spec
 
-    from embedsmith.model import check_model
+    from embedsmith.model import check_model, load_encoder
     from embedsmith.suites import fetch_suite, measure_suite, read_suite, warn_of_overlap
 
     if len(set(models)) < len(models):
@@ -199,7 +179,8 @@ def _evaluate_suite(
             if not model.startswith("openai:"):
                 check_model(model)
     with draw_bar("texts") as advance:
-        report = measure_suite(_Models(models, base_url), found.sets, seed=seed, on_progress=advance)
+        encoders = LazyMapping({model: partial(load_encoder, model, base_url=base_url) for model in models})
+        report = measure_suite(encoders, found.sets, seed=seed, on_progress=advance)
     return {**plain(report), "missing": dict(found.missing), "warnings": warnings}
 
 

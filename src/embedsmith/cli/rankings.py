@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import change, draw_bar, print_table, say, spread, sure
+from embedsmith.cli.console import LazyMapping, change, draw_bar, print_table, say, spread, sure
 from embedsmith.errors import ConfigurationError
 from embedsmith.lexical import warn_of_silence
 
@@ -49,7 +50,7 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
     task, notes = _read_task(options)
     makers = _list_rankers(options, notes)
     with draw_bar("texts") if options.models else nullcontext(lambda *_: None) as advance:
-        rankers = _Rankers(makers, advance)
+        rankers = LazyMapping({name: partial(make, advance) for name, make in makers.items()})
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
     notes += report.list_notes()
@@ -105,25 +106,6 @@ def _once(makers: Mapping[str, object], name: str, make: Callable[[Any], Ranker]
     if name in makers:
         raise ConfigurationError(f"{name} is named twice", expected="each model and run once")
     return {name: make}
-
-
-class _Rankers(Mapping[str, "Ranker"]):
-    """Rankers by name, each made when it is asked for and not kept: two large models need not fit at once."""
-
-    def __init__(self, makers: Mapping[str, Callable[[Any], Ranker]], advance: Callable[[int, int], None]) -> None:
-        self._makers, self._advance = makers, advance
-
-    def __getitem__(self, name: str) -> Ranker:
-        return self._makers[name](self._advance)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
 
 
 def _write_runs(folder: Path | None, task: RetrievalTask, rankings: Mapping[str, Rankings]) -> list[str]:
