@@ -15,7 +15,7 @@ SOURCE = Path(embedsmith.__file__).parent
 # From the ground up; a module may import from its own layer and from those before it.
 LAYERS = (
     ("__init__",),
-    ("errors",),
+    ("errors", "choices"),
     ("artifacts", "machine"),
     ("text", "tables", "lexicon", "facts", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
@@ -71,6 +71,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     heavy = {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers", "langchain_core", "llama_index"}
     assert not loaded_by("import embedsmith") & heavy
+    assert not loaded_by("import embedsmith.cli") & heavy  # for --help, and before each command
 
 
 @pytest.mark.parametrize(

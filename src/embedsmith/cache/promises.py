@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from embedsmith.cache.feedback import Judged
 from embedsmith.cache.recalibration import FILE, MIN_PAIRS, Recalibration, recalibrate
@@ -43,7 +44,7 @@ def calibrate_model(
     from embedsmith.model import fingerprint_model, load_encoder
 
     mark = fingerprint_model(model)
-    asked_for = {"delta": delta, "alpha": alpha, "duplicate_rate": duplicate_rate, "traffic": traffic}
+    asked_for: dict[str, Any] = {"delta": delta, "alpha": alpha, "duplicate_rate": duplicate_rate, "traffic": traffic}
     if not cached:
         if verifier is not None:
             raise ConfigurationError("a verifier, and no cache", expected="a model by itself, or a cache")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedsmith.artifacts import plain
+from embedsmith.choices import Eviction, LogMode, ServedPrecision
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.llm import LanguageModel
     from embedsmith.runtime import Fidelity
-
-Eviction = Literal["lru", "lfu", "size"]  # `stores.Order`, whose import would load numpy for every --help
 
 
 @app.command()
@@ -112,7 +111,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to copy the model to first.", callback=check_folder)
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or int8: faster, refused when it is not close.")] = "fp32",
+    precision: Annotated[
+        ServedPrecision, typer.Option(help="int8 is faster, and refused when it is not close.")
+    ] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +121,7 @@ def export(
     from embedsmith.export import export as export_model
 
     labelled = read_pairs(pairs) if pairs is not None else None
-    report = export_model(model, out, precision=precision, pairs=labelled)  # type: ignore[arg-type]
+    report = export_model(model, out, precision=precision, pairs=labelled)
     if as_json:
         print_json(report)
         return
@@ -208,7 +209,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
-        str, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
+        LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
 ) -> None:
     """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""

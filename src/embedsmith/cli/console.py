@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embedsmith.artifacts import plain, require_place
+from embedsmith.choices import TrainingPrecision
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ Seed = Annotated[int, typer.Option()]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
 LearningRate = Annotated[float | None, typer.Option()]
-Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
+Precision = Annotated[TrainingPrecision | None, typer.Option(help="auto: bf16 where the machine is fast in it.")]
 Losses = Annotated[
     str | None, typer.Option(help="One loss or a mixture: infonce, or online_contrastive=1,infonce=0.5.")
 ]

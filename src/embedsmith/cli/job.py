@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -75,9 +75,10 @@ def run(
     llm: Llm,
     base: Base,
     out: Out,
-    recipe: Annotated[str, typer.Option(help="langcache: a model for a cache. rag: a model that finds passages.")] = (
-        "langcache"
-    ),
+    recipe: Annotated[
+        Literal["langcache", "rag"],
+        typer.Option(help="langcache: a model for a cache. rag: a model that finds passages."),
+    ] = "langcache",
     evaluation: Annotated[
         Path | None, typer.Option("--eval", help="Labelled pairs to judge by; for rag a BEIR folder of your own.")
     ] = None,
@@ -157,10 +158,11 @@ def run(
         say_loading(llm)
         _run_rag(rag, language_model(), as_json=as_json)
         return
-    if recipe != "langcache" or len(sources) != 1:
+    if len(sources) != 1:
         raise ConfigurationError(
-            f"--recipe {recipe} with {len(sources)} sources",
+            f"--recipe langcache with {len(sources)} sources",
             expected="langcache with one log, or rag with any number of documents",
+            action="name one log, or --recipe rag",
         )
     job = Job(
         log=Path(sources[0]),

@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedsmith.artifacts import plain
+from embedsmith.choices import Output, Ruling, Sampling, Search, Storage
 from embedsmith.cli.console import (
     AsJson,
     BaseUrl,
@@ -56,9 +57,9 @@ def mine(
     margin: Annotated[float | None, typer.Option(help="Drop above the positive's similarity less this.")] = None,
     minimum: Annotated[float | None, typer.Option(help="Drop what is less similar.")] = None,
     maximum: Annotated[float | None, typer.Option(help="Drop what is more similar.")] = None,
-    sampling: Annotated[str, typer.Option(help="top, uniform or weighted, within the window.")] = "top",
-    ruling: Annotated[str, typer.Option(help="Of several positives: the lowest or the mean similarity.")] = "lowest",
-    output: Annotated[str, typer.Option(help="triplets, or pairs with label 1 and 0.")] = "triplets",
+    sampling: Annotated[Sampling, typer.Option(help="Which candidates within the window are taken.")] = "top",
+    ruling: Annotated[Ruling, typer.Option(help="Of several positives: which similarity counts.")] = "lowest",
+    output: Annotated[Output, typer.Option(help="pairs have label 1 and 0.")] = "triplets",
     scores: Annotated[bool, typer.Option("--scores", help="Write cosines into a column scores.")] = False,
     relabel: Annotated[
         str | None, typer.Option(help="cross-encoder:FOLDER_OR_ID, openai:MODEL, local:… or recorded:FILE.")
@@ -66,9 +67,11 @@ def mine(
     relabel_prompt: Annotated[Path | None, typer.Option(help="Your own prompt for a language model (TOML).")] = None,
     bounds: Annotated[str, typer.Option(help="Probabilities of a cross-encoder: no up to, yes from.")] = "0.3:0.9",
     judged: Annotated[int, typer.Option(min=0, help="Candidates of an anchor that are judged; 0: 2 × negatives.")] = 0,
-    search: Annotated[str, typer.Option(help="exact, index (HNSW, approximate) or auto.")] = "auto",
-    storage: Annotated[str, typer.Option(help="Embeddings on disk: float16 or float32.")] = "float16",
-    engine: Annotated[str, typer.Option(help="local, or ray (Ray Data; --address for a cluster).")] = "local",
+    search: Annotated[Search, typer.Option(help="index is HNSW, approximate.")] = "auto",
+    storage: Annotated[Storage, typer.Option(help="Numbers of the embeddings on disk.")] = "float16",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray is Ray Data; --address for a cluster.")
+    ] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; default: one for each CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; auto finds it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of embeddings; default: OUT.work. Kept for reuse.")] = None,
@@ -81,7 +84,6 @@ def mine(
     from embedsmith.mining import Miner, MiningSettings, open_relabeller
     from embedsmith.model import fingerprint_model, load_encoder
 
-    chosen: Any = {"sampling": sampling, "ruling": ruling, "output": output, "search": search, "storage": storage}
     settings = MiningSettings(
         negatives=negatives,
         window=_read_window(window),
@@ -92,7 +94,11 @@ def mine(
         seed=seed,
         scores=scores,
         judged=judged,
-        **chosen,
+        sampling=sampling,
+        ruling=ruling,
+        output=output,
+        search=search,
+        storage=storage,
     )
     rows = _read_rows(examples)
     folder = work or out.with_name(out.name + ".work")
@@ -195,13 +201,11 @@ def _read_bounds(text: str) -> tuple[float, float]:
         raise ConfigurationError(f"--bounds {text!r}", expected="LOW:HIGH, such as 0.3:0.9") from None
 
 
-def _open_engine(name: str, workers: int | None, address: str | None, stack: ExitStack) -> Engine:
+def _open_engine(name: Literal["local", "ray"], workers: int | None, address: str | None, stack: ExitStack) -> Engine:
     from embedsmith.mining import LocalEngine, RayEngine
 
     if name == "ray":
         return stack.enter_context(RayEngine(workers=workers, address=address))
-    if name != "local":
-        raise ConfigurationError(f"--engine {name}", expected="local, or ray (with --workers and --address)")
     return LocalEngine()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.choices import StsForm
 from embedsmith.cli.console import (
     Across,
     AsJson,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.orders import Order, Pilot
     from embedsmith.synthesis.outcome import Synthesis
 
-RECIPES = ("langcache", "rag", "e5")
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
 LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 USAGES = {
@@ -67,7 +67,10 @@ def synthesize(
         list[str] | None,
         typer.Argument(help="A log of queries (langcache), documents (rag), nothing (e5)."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="langcache, rag or e5.")] = "langcache",
+    recipe: Annotated[
+        Literal["langcache", "rag", "e5"],
+        typer.Option(help="langcache: pairs for a cache. rag: questions about documents. e5: rows of many kinds."),
+    ] = "langcache",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: runs/RECIPE.", callback=check_folder)
     ] = None,
@@ -89,7 +92,7 @@ def synthesize(
     language_check: Annotated[
         bool, typer.Option(help="e5: know the language of texts by py3langid, not by their writing only.")
     ] = True,
-    sts_as: Annotated[str, typer.Option(help="e5: sts rows as triplet or scored.")] = "triplet",
+    sts_as: Annotated[StsForm, typer.Option(help="e5: what sts rows become.")] = "triplet",
     prompts: Prompts = None,
     pilot: Annotated[
         int | None, typer.Option(min=3, help="Try so many rows: show what is sent, what comes of it, what all cost.")
@@ -136,16 +139,15 @@ def synthesize(
         encoder = load_encoder(base) if base else None
         order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources:
-        form: Any = sts_as  # the plan says what it may be
         shares = parse_groups(groups), parse_languages(languages)
-        own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": form}
+        own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": sts_as}
         rows = E5Plan(tasks, *shares, seed, topics=topics, prompts=prompts, **own)
         order = order_e5(rows, evaluation=leaks)
     else:
         raise ConfigurationError(
             f"--recipe {recipe} with {len(sources or [])} sources",
             expected="langcache with one log, rag with documents, or e5 without sources",
-            action=USAGES.get(recipe, f"--recipe {' or '.join(RECIPES)}"),
+            action=USAGES[recipe],
         )
     say_loading(llm)
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)

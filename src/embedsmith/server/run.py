@@ -16,6 +16,7 @@ from pathlib import Path
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.choices import LogMode
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -46,7 +47,7 @@ class Service:
     port: int = 8080
     allowed: Allowances = field(default_factory=Allowances)
     shadow: bool = False
-    log: str = "text"
+    log: LogMode = "text"
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()

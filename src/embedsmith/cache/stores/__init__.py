@@ -11,14 +11,15 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from embedsmith.choices import Eviction
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 
-Order = Literal["lru", "lfu", "size"]
+Order = Eviction
 KINDS = "sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE"
 SCHEMA = 2  # version of what is on disk; a newer one is refused, an older one migrated
 LOG = logging.getLogger("embedsmith.stores")

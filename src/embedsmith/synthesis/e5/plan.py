@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from embedsmith.choices import StsForm
 from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Sampling
 from embedsmith.synthesis.languages import default_weights, require_languages
@@ -33,7 +34,6 @@ GROUPS = tuple(PUBLISHED)
 TWO_STEPS = ("short-long", "long-short", "short-short", "long-long")  # tasks first, then an example for each
 # As published; two documents of 500 words need room, in scripts that tokenizers know badly three times as much.
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=4096)
-StsForm = Literal["triplet", "scored"]
 
 
 @dataclass(frozen=True, slots=True)
