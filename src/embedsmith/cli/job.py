@@ -41,14 +41,16 @@ from embedsmith.cli.console import (
     Temperature,
     app,
     make_sampling,
+    open_model,
     own_values,
     print_comparison,
     print_json,
     print_table,
+    read_price,
     say,
-    say_loading,
     watch_run,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -125,15 +127,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Read a log or documents, write examples, train, evaluate, write a report."""
-    from embedsmith.llm import open_llm
-    from embedsmith.llm.budget import Limits, Price
+    from embedsmith.llm.budget import Limits
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
 
     sampling = make_sampling(temperature, max_tokens, seed)
-    limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
-    language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
+    limits = Limits(max_calls, max_cost, read_price(price))
+    language_model = partial(open_model, llm, base_url, concurrency)
     allowed: dict[str, Any] = {"tolerance": tolerance} if tolerance is not None else {}
     if recipe == "rag":
         chosen = _read_training(training, assign or [])
@@ -155,7 +156,6 @@ def run(
             seed=seed,
             **allowed,
         )
-        say_loading(llm)
         _run_rag(rag, language_model(), as_json=as_json)
         return
     if len(sources) != 1:
@@ -190,7 +190,6 @@ def run(
     from embedsmith.cache.settings import tell_model, tell_shadow
     from embedsmith.report import judge_pairs
 
-    say_loading(llm)
     with watch_run() as watch:
         result = run_job(job, language_model(), watch)
     if as_json:
@@ -215,7 +214,8 @@ def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingReci
     from embedsmith.recipes import PLAIN, change, read_recipe
 
     over = read_recipe(name) if name is not None else PLAIN
-    return change(replace(over, training={**RAG_VALUES, **over.training}), assignments)
+    with naming("--set"):
+        return change(replace(over, training={**RAG_VALUES, **over.training}), assignments)
 
 
 def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:

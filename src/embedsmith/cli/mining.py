@@ -26,6 +26,7 @@ from embedsmith.cli.console import (
     say,
     tell_rejected,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def mine(
                 prompt=relabel_prompt,
                 bounds=_read_bounds(bounds),
             )
-            relabeller = stack.enter_context(opened)
+            with naming("--relabel"):
+                relabeller = stack.enter_context(opened)
         passages = Passages(corpus) if corpus is not None else None
         miner = Miner(
             rows,

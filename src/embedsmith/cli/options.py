@@ -157,6 +157,7 @@ def naming(option: str) -> Iterator[None]:
         yield
     except EmbedsmithError as error:
         error.found = f"{option}: {error.found}"
+        error.args = (error.found,)
         raise
 
 

@@ -33,13 +33,15 @@ from embedsmith.cli.console import (
     check_folder,
     console,
     make_sampling,
+    open_model,
     print_json,
     print_table,
+    read_price,
     say,
-    say_loading,
     tell_rejected,
     watch_calls,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -113,9 +115,8 @@ def synthesize(
     as_json: AsJson = False,
 ) -> None:
     """Write examples with a language model; every candidate that is not used keeps its reason."""
-    from embedsmith.llm import open_llm
     from embedsmith.llm.batches import BatchWriter, read_results
-    from embedsmith.llm.budget import Budget, Price
+    from embedsmith.llm.budget import Budget
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.journal import Journal
     from embedsmith.llm.openai_chat import OpenAIChat
@@ -127,7 +128,7 @@ def synthesize(
     from embedsmith.synthesis.recipes import load_recipe
 
     out = out if out is not None else Path("runs") / recipe
-    priced = Price.parse(price) if price is not None else None
+    priced = read_price(price)
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     leaks = _read_leaks(evaluation or [])
     if recipe == "langcache" and len(sources or []) == 1:
@@ -139,9 +140,12 @@ def synthesize(
         encoder = load_encoder(base) if base else None
         order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources:
-        shares = parse_groups(groups), parse_languages(languages)
+        with naming("--groups"):
+            shares = parse_groups(groups)
+        with naming("--languages"):
+            weights = parse_languages(languages)
         own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": sts_as}
-        rows = E5Plan(tasks, *shares, seed, topics=topics, prompts=prompts, **own)
+        rows = E5Plan(tasks, shares, weights, seed, topics=topics, prompts=prompts, **own)
         order = order_e5(rows, evaluation=leaks)
     else:
         raise ConfigurationError(
@@ -149,8 +153,7 @@ def synthesize(
             expected="langcache with one log, rag with documents, or e5 without sources",
             action=USAGES[recipe],
         )
-    say_loading(llm)
-    model = open_llm(llm, base_url=base_url, concurrency=concurrency)
+    model = open_model(llm, base_url, concurrency)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
         if journal.doubted:

@@ -32,6 +32,7 @@ from embedsmith.cli.console import (
     tell_rejected,
     watch_run,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def train(
     from embedsmith.recipes import PLAIN, change, read_recipe
 
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
-    chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
+    over = read_recipe(recipe, small=small) if recipe else PLAIN
+    with naming("--set"):
+        chosen = change(over, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
     if verifier:
         _require_read(config, preparation)

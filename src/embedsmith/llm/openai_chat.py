@@ -176,7 +176,7 @@ class OpenAIChat:
     def _refused(self, status: int) -> LanguageModelError:
         known = {401: "the API key", 403: "the API key", 404: f"the model {self._model!r} or the address"}
         if status in known:
-            check = "check OPENAI_API_KEY, the model's name and --base-url (it often ends in /v1)"
+            check = "check OPENAI_API_KEY, the model's name and the base URL (it often ends in /v1)"
         else:
             check = "add credit or raise the limit there, then run the same command again"
         return LanguageModelError(
@@ -190,7 +190,7 @@ class OpenAIChat:
         return SamplingRefused(
             f"the model {self._model!r} does not take {names}",
             expected="the model's own way to draw, as reasoning models ask for",
-            action="leave --temperature and --top-p at 1",
+            action="leave temperature and top_p at 1",
         )
 
     def _is_dead(self, why: str) -> LanguageModelError:
@@ -204,7 +204,7 @@ class OpenAIChat:
         return LanguageModelError(
             f"{self.base_url} cannot be reached ({cause})",
             expected="an OpenAI-compatible server",
-            action="check --base-url and the network; finished calls are kept",
+            action="check the base URL and the network; finished calls are kept",
         )
 
 

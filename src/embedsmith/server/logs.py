@@ -169,7 +169,7 @@ def open_log(mode: str, stream: TextIO | None = None) -> tuple[RequestLog | None
         ConfigurationError: the mode is none of text, json and off.
     """
     if mode not in get_args(LogMode):
-        raise ConfigurationError(f"--log {mode!r}", expected="text, json or off")
+        raise ConfigurationError(f"the log mode {mode!r}", expected="text, json or off")
     if mode == "off":
         return None, logging.NullHandler()
     if mode == "json":

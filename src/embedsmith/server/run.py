@@ -68,7 +68,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         ) from None
     if service.upstream != SIMULATOR and not service.upstream.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+            f"the upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
         )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()

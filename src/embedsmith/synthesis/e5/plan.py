@@ -103,7 +103,7 @@ class E5Plan:
             raise ConfigurationError(
                 f"bitext in one language, {next(iter(self.languages))}",
                 expected="two languages or more",
-                action="name another language, or leave bitext out: --groups " + ",".join(GROUPS[:-1]),
+                action="name another language, or leave bitext out: groups " + ",".join(GROUPS[:-1]),
             )
 
     def rows(self) -> Iterator[Row]:
@@ -172,11 +172,12 @@ def parse_groups(text: str) -> Mapping[str, float]:
     found: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, given, share = (piece.strip() for piece in part.partition("="))
-        _require(name in PUBLISHED and name not in found, f"--groups has {part!r}", "each once of " + ", ".join(GROUPS))
+        known = name in PUBLISHED and name not in found
+        _require(known, f"{part!r} among the groups", "each once of " + ", ".join(GROUPS))
         try:
             found[name] = float(share) if given else PUBLISHED[name]
         except ValueError:
-            raise ConfigurationError(f"--groups has {part!r}", expected="a share as in sts=2") from None
+            raise ConfigurationError(f"{part!r} among the groups", expected="a share as in sts=2") from None
     _require(bool(found), "no group is named", "some of " + ", ".join(GROUPS))
     return found
 
