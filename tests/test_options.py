@@ -38,7 +38,7 @@ ACTS = {
     "recalibrate": "--model --delta --alpha --min-pairs --threshold --guard",
     "export": "--precision --pairs",
     "serve": """--upstream --model --store --threshold --guard --ttl --max-entries --max-bytes --feedback --namespaces
-        --allow-tools --temperature --shadow --ignore-header --prompt-price --completion-price --host --port --grace
+        --allow-tools --temperature --shadow --ignore-header --price --host --port --grace
         --log""",
     "reencode": "--model --batch --restart --drop-failed",
     "version": "",

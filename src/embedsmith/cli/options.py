@@ -119,6 +119,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "--sample": _needs("--feedback", action="--feedback FILE with it, for the verdicts"),
         **_each("sample-margin judge delta", _needs("--sample")),
         "--judge-url": _needs("--judge openai:MODEL"),
+        **_each("prompt-price completion-price", _excludes("--price")),
     },
 }
 

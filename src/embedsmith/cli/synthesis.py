@@ -78,7 +78,9 @@ def synthesize(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
-    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option("--eval", help="Data to judge by later: no text of it may leak in.")
+    ] = None,
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
     quota: Annotated[int | None, typer.Option(min=1, help="rag: questions in all, spread over the documents.")] = None,

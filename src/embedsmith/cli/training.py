@@ -65,7 +65,8 @@ def train(
         bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="A published system, or your own .toml: embedsmith recipe lists and prints them.")
+        str | None,
+        typer.Option(help="Values of a published system, or your own .toml: embedsmith recipe lists and prints them."),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="The recipe's values for a machine without a GPU.")] = False,
     assign: Annotated[
