@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +103,15 @@ def test_what_serves_and_measures_needs_no_torch(module: str) -> None:
 def test_every_public_name_exists() -> None:
     for name in embedsmith.__all__:
         assert getattr(embedsmith, name) is not None
+
+
+def test_what_each_command_does_a_function_does_that_the_package_names() -> None:
+    from embedsmith.cli import app
+
+    commands = {known.name or known.callback.__name__ for known in app.registered_commands if known.callback}
+    told = dict(re.findall(r"^- (\w+): (.*)$", str(embedsmith.__doc__), flags=re.MULTILINE))
+    assert set(told) == commands - {"demo", "recipe", "version"}
+    for name in re.findall(r"`([\w.]+)`", " ".join(told.values())):
+        home, _, function = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"embedsmith.{home}") if home else embedsmith, function), name
+        assert home or name in embedsmith.__all__

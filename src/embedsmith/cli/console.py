@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -193,7 +194,7 @@ def watch_run() -> Iterator[Watcher]:
         def advance(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total, note="")
-            under_way = total is None or done < total  # what is finished is no sign of life: lines say what comes now
+            under_way = total is None or done < total  # finished bars are hidden, so that lines tell of open ones only
             bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
@@ -206,9 +207,11 @@ def watch_run() -> Iterator[Watcher]:
 
 
 def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Sampling:
+    """Return how the language model draws; an answer is as long as `Sampling` has it where nothing is said."""
     from embedsmith.llm import Sampling
 
-    return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
+    own = Sampling(temperature=temperature, seed=seed)
+    return own if max_tokens is None else replace(own, max_tokens=max_tokens)
 
 
 def open_model(llm: str, base_url: str | None, concurrency: int) -> LanguageModel:

@@ -39,7 +39,7 @@ KEPT = {  # by command, when it is stopped
 
 @contextmanager
 def explain_ending() -> Iterator[None]:
-    """Run the body, the whole command line; whatever the user can do something about ends it without a traceback.
+    """Run the body, the whole command line; print errors that the user can act on as words, without a traceback.
 
     With --json among the arguments, standard output holds one object: error, expected, action, exit_code, and what
     else the error knows.

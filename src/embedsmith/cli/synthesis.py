@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.outcome import Synthesis
 
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
-LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 USAGES = {
     "langcache": "embedsmith synthesize LOG --llm …: name one log",
     "rag": "embedsmith synthesize FOLDER --recipe rag --llm …: name documents",
@@ -124,6 +123,7 @@ def synthesize(
     from embedsmith.llm.openai_chat import OpenAIChat
     from embedsmith.model import load_encoder
     from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
+    from embedsmith.synthesis.e5.plan import SAMPLING
     from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag, try_order
     from embedsmith.synthesis.outcome import collect
     from embedsmith.synthesis.rag import RagPlan
@@ -156,7 +156,8 @@ def synthesize(
             action=USAGES[recipe],
         )
     model = open_model(llm, base_url, concurrency)
-    sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
+    longest = max_tokens or (SAMPLING.max_tokens if recipe == "e5" else None)
+    sampling = make_sampling(temperature, longest, seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
         if journal.doubted:
             say(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from embedsmith.training import Rehearsal, TrainingResult
 
 
-TOLERANCE = 0.01  # of the guards, where none is given
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
     {
         *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
@@ -97,9 +96,7 @@ def train(
         Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
     ] = None,
     guard: Guards = None,
-    tolerance: Annotated[
-        float, typer.Option(help="How far a guard may fall below the base, in its metric.")
-    ] = TOLERANCE,
+    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
     force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
@@ -122,11 +119,10 @@ def train(
     facts = CardFacts(base, count, told, plain(config), verifier=verifier)
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
     given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
+    kept = _retention(validation, guard, tolerance, force)
     if dry_run:
-        given["retention"] = _retention(validation, guard, tolerance, force, lambda _: None)
-        _rehearse(sources, given, as_json)
+        _rehearse(sources, {**given, "retention": kept}, as_json)
         return
-    kept = _retention(validation, guard, tolerance, force, lambda _: None)
     made = _Made(out, "verifier" if verifier else "model", {**given, "sources": sources, "kept": kept})
     if (done := made.find()) is not None:
         _print_already(done, made.model, as_json)
@@ -288,9 +284,7 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
     return [Source(rows, ", ".join(source.name for source in sources))]
 
 
-def _retention(
-    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, say: Callable[[str], None]
-) -> Retention:
+def _retention(validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool) -> Retention:
     from embedsmith.examples import read_examples
     from embedsmith.guards import read_guards
     from embedsmith.report.pareto import write_pareto
@@ -301,7 +295,6 @@ def _retention(
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
-        say=say,
         show=write_pareto if validation is not None else lambda _: None,
     )
 
