@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,7 +26,7 @@ from embedsmith.cli.console import (
     tell_rejected,
 )
 from embedsmith.cli.options import naming
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.examples import Example
@@ -83,6 +82,7 @@ def mine(
 ) -> None:
     """Add hard negatives to examples: near texts of a corpus that are no answer, with every dropped one counted."""
     from embedsmith.mining import Miner, MiningSettings, open_relabeller
+    from embedsmith.mining.texts import Passages
     from embedsmith.model import fingerprint_model, load_encoder
 
     settings = MiningSettings(
@@ -142,41 +142,6 @@ def mine(
     _print_report(miner.report, settings)
     _print_rows(shown)
     say(f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)")
-
-
-@dataclass(slots=True)
-class Passages:
-    """The texts of a table, one by one, in the columns that `chunk` reads too; rows without a text are counted.
-
-    Attributes:
-        unread: rows without a text so far. first: line of the first of them.
-    """
-
-    path: Path
-    unread: int = 0
-    first: int = 0
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the texts, a title before its text; raise `InputError` after the last row if none had any."""
-        from embedsmith.documents.rows import TEXTS, find_text
-        from embedsmith.tables import read_rows
-
-        self.unread = read = 0
-        for line, row in read_rows(self.path):
-            text = find_text(row)
-            if text is not None:
-                read += 1
-                yield text
-            elif set(row) != {"text"} or row["text"] != "":  # not a blank line of a text file
-                self.unread, self.first = self.unread + 1, self.first or line
-        if not read:
-            raise InputError(f"{self.path}: no row with a text", expected=f"one of the columns {', '.join(TEXTS)}")
-
-    def describe(self) -> str | None:
-        """Return how many rows were not used, or None."""
-        if not self.unread:
-            return None
-        return f"{self.path}: {self.unread:,} rows without a text not used, the first in line {self.first}"
 
 
 def _read_rows(path: Path) -> Sequence[Example]:
