@@ -42,7 +42,7 @@ class Devices(Protocol):
         ...
 
     def agree(self, value: int) -> int:
-        """Return what the first process says; this waits for it."""
+        """Return the first process's value (a broadcast); no process goes on before all are here."""
         ...
 
 

@@ -94,7 +94,7 @@ def part_signs(text: str, lexicon: Lexicon) -> str:
 
 
 def expand_contractions(tokens: list[str]) -> list[str]:
-    """Return the tokens with contractions written out, as far as they matter.
+    """Return the tokens with n't and cannot written out, and without 's and French elisions.
 
     >>> expand_contractions(["isn't", "mum's", "l'espagne"])
     ['is', 'not', 'mum', 'espagne']

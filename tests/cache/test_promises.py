@@ -13,7 +13,7 @@ from embedsmith.cache.rules import served_similarities
 from embedsmith.cache.settings import open_encoder
 from embedsmith.errors import CalibrationRefused, ConfigurationError
 from embedsmith.examples import LabelledPair
-from embedsmith.export import export
+from embedsmith.export import export_model
 from embedsmith.runtime import OnnxEncoder
 
 LONG = "my card is lost " * 200  # more than a model reads: behind the same beginning, any two have cosine 1
@@ -25,7 +25,7 @@ EXCHANGED = [LabelledPair(f"send {at} usd", f"send {at} eur", 1) for at in range
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("promises") / "model")
-    export(folder, precision="int8", texts=[pair.sentence1 for pair in SAME], max_loss=1)
+    export_model(folder, precision="int8", texts=[pair.sentence1 for pair in SAME], max_loss=1)
     return folder
 
 
