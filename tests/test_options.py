@@ -43,7 +43,7 @@ ACTS = {
     "reencode": "--model --batch --restart --drop-failed",
     "version": "",
 }
-VALUES = {"--eviction": "lru"}
+VALUES = {"--eviction": "lru", "--sts-as": "scored"}
 CHOICES = {"--recipe": ("rag", "langcache", "e5"), "--output": ("pairs",)}  # of options whose default is some need
 ENTRIES = [
     pytest.param(command, option, rule, other, id=f"{command} {option} {other or 'alone'}")
