@@ -34,12 +34,13 @@ def calibrate_model(
 
     Args:
         model: a folder, a hub id, or openai:MODEL (at `base_url`, if given). pairs: labelled, not trained on.
-        guard, verifier: as the cache will have them. cached: False for a model without a cache, whose cosines count
-            as they are: with neither, of the model in its own precision, texts that it does not read whole among them.
+        guard, verifier: as the cache will have them.
+        cached: False for a model that is used without a cache: the cosines of the model itself, not of its export,
+            with no guard, and with texts that it does not read whole, which a cache never serves.
         duplicate_rate, traffic: what the promise is made for; see `calibrate`.
 
     Raises:
-        CalibrationRefused: no threshold can be promised. ConfigurationError: guard or verifier, and no cache.
+        CalibrationRefused: no threshold can be promised. ConfigurationError: a verifier, and no cache.
     """
     from embedsmith.model import fingerprint_model, load_encoder
 
