@@ -21,20 +21,20 @@ EVERYWHERE = {"--out", "--json", "--help"}
 # What always does something. Whoever adds an option says here that it does, or in `cli.options` what it needs.
 ACTS = {
     "run": """--llm --base --recipe --eval --column --guard --prompts --max-calls --price --temperature --max-tokens
-        --epochs --batch --learning-rate --precision --losses --judge --tolerance --force --seed""",
+        --epochs --batch --learning-rate --precision --losses --judge --tolerance --force --mask --seed""",
     "demo": "--seed",
     "synthesize": """--llm --recipe --eval --prompts --pilot --max-calls --price --batch-in --temperature --max-tokens
         --seed""",
-    "explain": "--column --row --synthesis --paraphrases --distinct --prompts",
+    "explain": "--column --separator --mask --row --synthesis --paraphrases --distinct --prompts",
     "chunk": "--tokens --overlap --base --column",
-    "inspect": "--against --base --rejected --log --seed",
+    "inspect": "--against --base --rejected --log --separator --seed",
     "mine": """--encoder --corpus --negatives --window --relative --margin --minimum --maximum --sampling --ruling
         --output --relabel --search --storage --engine --work""",
-    "train": "--base --set --epochs --batch --learning-rate --precision --compile --verifier --seed",
+    "train": "--separator --base --set --epochs --batch --learning-rate --precision --compile --verifier --seed",
     "recipe": "",
     "evaluate": "--suite --retrieval --seed",
-    "compare": "--pairs --validation --seed",
-    "calibrate": "--delta --alpha --for-cache --duplicate-rate --traffic",
+    "compare": "--pairs --validation --separator --seed",
+    "calibrate": "--separator --delta --alpha --for-cache --duplicate-rate --traffic",
     "recalibrate": "--model --delta --alpha --min-pairs --threshold --guard",
     "export": "--precision --pairs",
     "serve": """--upstream --model --store --threshold --guard --ttl --max-entries --max-bytes --feedback --namespaces

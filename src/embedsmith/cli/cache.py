@@ -223,8 +223,24 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.server.run import Service, listen
 
+    # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
         rule = SampleRule(sample, sample_margin) if sample else None
+    paid = read_price(price)
+    with naming("--upstream"):
+        service = Service(
+            upstream,
+            store,
+            host=host,
+            port=port,
+            allowed=Allowances(allow_tools, temperature),
+            shadow=shadow,
+            log=log,
+            prompt_price=paid.input_per_million if paid is not None else prompt_price,
+            completion_price=paid.output_per_million if paid is not None else completion_price,
+            ignored_headers=tuple(ignore_header or ()),
+            grace=grace,
+        )
     cache = SemanticCache(
         model,
         store=store,
@@ -250,20 +266,6 @@ def serve(
     say(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
-    )
-    paid = read_price(price)
-    service = Service(
-        upstream,
-        store,
-        host=host,
-        port=port,
-        allowed=Allowances(allow_tools, temperature),
-        shadow=shadow,
-        log=log,
-        prompt_price=paid.input_per_million if paid is not None else prompt_price,
-        completion_price=paid.output_per_million if paid is not None else completion_price,
-        ignored_headers=tuple(ignore_header or ()),
-        grace=grace,
     )
     listen(cache, service, say=say)
 

@@ -29,6 +29,7 @@ from embedsmith.cli.console import (
     LearningRate,
     Llm,
     Losses,
+    Mask,
     MaxCalls,
     MaxCost,
     MaxTokens,
@@ -38,6 +39,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     make_sampling,
@@ -86,6 +88,8 @@ def run(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    separator: Separator = None,
+    mask: Mask = False,
     guard: Guards = None,
     compare: Annotated[list[str] | None, typer.Option(help="A further model in the comparison; repeatable.")] = None,
     paraphrases: Paraphrases = 3,
@@ -131,6 +135,7 @@ def run(
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
+    from embedsmith.tables import parse_separator
 
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, read_price(price))
@@ -144,6 +149,7 @@ def run(
             out=out,
             evaluation=evaluation,
             column=column,
+            mask=mask,
             tokens=tokens,
             guards=tuple(guard or ()),
             plan=RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed),
@@ -170,6 +176,8 @@ def run(
         out=out,
         evaluation=evaluation,
         column=column,
+        mask=mask,
+        separator=parse_separator(separator) if separator is not None else None,
         guards=tuple(guard or ()),
         peers=tuple(compare or ()),
         paraphrases=paraphrases,

@@ -61,15 +61,15 @@ BY_HAND = _excludes("--threshold", action="leave one of them out: a threshold gi
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "run": {
-        **_each("compare paraphrases distinct edits delta alpha", LANGCACHE),
+        **_each("compare paraphrases distinct edits delta alpha separator", LANGCACHE),
         **_each("tokens quota across set training instruction", _needs("--recipe rag", action=ELSEWHERE)),
         "--base-url": _needs("--llm openai:MODEL", "--compare openai:MODEL"),
         "--concurrency": TO_A_SERVER,
         "--max-cost": PRICED,
     },
     "synthesize": {
-        **_each("paraphrases distinct edits", LANGCACHE),
-        **_each("column judge", _needs("--recipe langcache", "--recipe rag")),
+        **_each("paraphrases distinct edits separator", LANGCACHE),
+        **_each("column mask judge", _needs("--recipe langcache", "--recipe rag")),
         **_each("quota base across", RAG),
         **_each("tasks groups languages topics used language-check sts-as", E5),
         **_each("base-url batch-out", TO_A_SERVER),
@@ -93,7 +93,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "--force": _needs("--validation", action="--validation with it: without, nothing refuses the model"),
     },
     "evaluate": {
-        **_each("validation guard", _needs("PAIRS")),
+        **_each("validation guard separator", _needs("PAIRS")),
         "--data": _needs("--suite"),
         "--compare": _needs("--suite", "--retrieval"),
         "--run": RANKED,

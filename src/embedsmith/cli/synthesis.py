@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,7 @@ from embedsmith.cli.console import (
     Judge,
     Llm,
     Log,
+    Mask,
     MaxCalls,
     MaxCost,
     MaxTokens,
@@ -28,6 +30,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     check_folder,
@@ -38,6 +41,7 @@ from embedsmith.cli.console import (
     print_table,
     read_price,
     say,
+    say_separator,
     tell_rejected,
     watch_calls,
 )
@@ -48,8 +52,10 @@ if TYPE_CHECKING:
     from embedsmith.corpus import Deduplicated, Query
     from embedsmith.documents import Passage
     from embedsmith.examples import Example
+    from embedsmith.llm import LanguageModel
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.pilot import Estimate
+    from embedsmith.personal import Screen
     from embedsmith.synthesis.orders import Order, Pilot
     from embedsmith.synthesis.outcome import Synthesis
 
@@ -77,6 +83,8 @@ def synthesize(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    separator: Separator = None,
+    mask: Mask = False,
     evaluation: Annotated[
         list[Path] | None, typer.Option("--eval", help="Data to judge by later: no text of it may leak in.")
     ] = None,
@@ -122,6 +130,7 @@ def synthesize(
     from embedsmith.llm.journal import Journal
     from embedsmith.llm.openai_chat import OpenAIChat
     from embedsmith.model import load_encoder
+    from embedsmith.personal import Screen
     from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
     from embedsmith.synthesis.e5.plan import SAMPLING
     from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag, try_order
@@ -133,14 +142,16 @@ def synthesize(
     priced = read_price(price)
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     leaks = _read_leaks(evaluation or [])
+    screen = Screen(mask)
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
-        order = order_langcache(asked, _read_queries(Path((sources or [])[0]), column, out), evaluation=leaks)
+        queries = _read_queries(Path((sources or [])[0]), column, separator, screen, out)
+        order = order_langcache(asked, queries, evaluation=leaks)
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
-        order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
+        order = order_rag(plan, _read_passages(sources, column, screen, out), encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources:
         with naming("--groups"):
             shares = parse_groups(groups)
@@ -156,6 +167,8 @@ def synthesize(
             action=USAGES[recipe],
         )
     model = open_model(llm, base_url, concurrency)
+    if recipe != "e5":
+        _say_personal(screen, "queries" if recipe == "langcache" else "passages", model, out)
     longest = max_tokens or (SAMPLING.max_tokens if recipe == "e5" else None)
     sampling = make_sampling(temperature, longest, seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
@@ -202,23 +215,34 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _read_queries(log: Path, column: str | None, out: Path) -> Sequence[Query]:
+def _read_queries(log: Path, column: str | None, separator: str | None, screen: Screen, out: Path) -> Sequence[Query]:
     """Return the distinct queries; what is not used is written beside the results."""
-    found = read_log(log, column)
+    found = read_log(log, column, separator, screen)
     write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     return found.kept
 
 
-def _read_passages(sources: Sequence[str], column: str | None, out: Path) -> list[Passage]:
+def _read_passages(sources: Sequence[str], column: str | None, screen: Screen, out: Path) -> list[Passage]:
     """Return the passages; they and what of the documents is not used are written beside the results."""
-    from embedsmith.documents import read_passages, write_passages
+    from embedsmith.documents import read_passages, screen_passages, write_passages
     from embedsmith.examples import Rejected
 
-    rows = list(read_passages(sources, column=column, without=(out,)))
+    rows = list(screen_passages(read_passages(sources, column=column, without=(out,)), screen))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
     return passages
+
+
+def _say_personal(screen: Screen, what: str, model: LanguageModel, out: Path) -> None:
+    """Tell of the personal data that was found, before any of it is sent."""
+    from embedsmith.llm import find_host
+    from embedsmith.personal import describe_personal
+
+    place = out / "personal.jsonl"
+    write_jsonl(place, screen.rows)
+    if told := describe_personal(screen.rows, what, masked=screen.masking, host=find_host(model), place=place):
+        say(told)
 
 
 def _describe_results(found: Any) -> list[str]:
@@ -250,8 +274,9 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
 
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
+    counts = {"kept": len(tried.kept), **Counter(sorted(row.reason for row in tried.rejected))}
     if as_json:
-        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), **plain(tried)})
+        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), "counts": counts, **plain(tried)})
         return
     for row in list(dict.fromkeys(order.row_of(prompt.row) for prompt, _ in tried.exchanges))[:SHOWN]:
         for prompt, completion in tried.exchanges:
@@ -262,9 +287,10 @@ def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
                 say(completion.text or f"none ({completion.finish})")
     console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
     for example in tried.kept[:20]:
-        say("kept  " + _show(example))
+        say(f"kept ({_name_label(example)})  {_show(example)}")
     for lost in tried.rejected[:20]:
         say(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}")
+    print_table(f"{tried.rows:,} rows of the pilot", ["candidates", "count"], list(counts.items()))
     if tried.estimate is not None:
         _print_estimate(tried.estimate)
 
@@ -273,6 +299,23 @@ def _show(example: Example) -> str:
     from embedsmith.examples import texts_of
 
     return "  |  ".join(text[:120] for text in texts_of(example))
+
+
+def _name_label(example: Example) -> str:
+    """Return what a row teaches: the kind of a pair, a score, or how the texts that follow are told apart."""
+    from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet
+
+    match example:
+        case LabelledPair():
+            return "1, paraphrase" if example.label else "0, near miss"
+        case ScoredPair():
+            return f"score {example.score:g}"
+        case LabelledText():
+            return example.label
+        case Triplet():
+            return "anchor | positive | negatives"
+        case _:
+            return "anchor | positive"
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -316,6 +359,8 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
 def explain(
     log: Log,
     column: Column = None,
+    separator: Separator = None,
+    mask: Mask = False,
     row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
     synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
     paraphrases: Paraphrases = 3,
@@ -324,10 +369,11 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show what is sent to the language model for a row, exactly, and what came of it."""
+    from embedsmith.personal import Screen
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    wanted = _find_rows(log, read_log(log, column).kept, row or [])
+    wanted = _find_rows(log, read_log(log, column, separator, Screen(mask)).kept, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -342,9 +388,14 @@ def explain(
         print_json(plain(shown))
         return
     for item in shown:
+        said = None
         for prompt, completion in zip(item.prompts, item.completions, strict=True):
             console.rule(f"row {item.query.id}, {prompt.task}")
-            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
+            if prompt.system != said:  # a judge's is the same for every pair
+                console.print("[bold]system[/bold]")
+                say(f"{prompt.system}\n")
+            said = prompt.system
+            console.print("[bold]user[/bold]")
             say(prompt.user)
             if completion is not None:
                 console.print("\n[bold]completion[/bold]")
@@ -370,10 +421,15 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
     return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
-def read_log(log: Path, column: str | None) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries, require_queries
+def read_log(log: Path, column: str | None, separator: str | None, screen: Screen) -> Deduplicated:
+    from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
+    from embedsmith.tables import parse_separator
 
-    found = deduplicate(read_queries(log, column=column))
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(log, named)
+    found = deduplicate(screen_queries(read_queries(log, column=column, separator=named), screen))
     require_queries(found, log)
+    if told := describe_twice_encoded(found.kept):
+        say(f"warning: {told}")
     tell_rejected(log, found.rejected, len(found.kept) + len(found.merged) + len(found.rejected))
     return found

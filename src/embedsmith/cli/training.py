@@ -23,11 +23,13 @@ from embedsmith.cli.console import (
     Losses,
     Out,
     Precision,
+    Separator,
     app,
     console,
     own_values,
     print_json,
     print_table,
+    read_table,
     say,
     tell_rejected,
     watch_run,
@@ -60,6 +62,7 @@ def train(
     ],
     base: Base,
     out: Out,
+    separator: Separator = None,
     mix: Annotated[
         bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
     ] = False,
@@ -113,13 +116,13 @@ def train(
     if verifier:
         _require_read(config, preparation)
     say(f"reading {', '.join(examples)}")
-    sources = _read_sources(examples, apart=mix)
+    sources = _read_sources(examples, separator, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
     facts = CardFacts(base, count, told, plain(config), verifier=verifier)
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
-    given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
-    kept = _retention(validation, guard, tolerance, force)
+    given |= {"held_out": _read_held_out(held_out, separator), "out": out / "model"}
+    kept = _retention(validation, separator, guard, tolerance, force)
     if dry_run:
         _rehearse(sources, {**given, "retention": kept}, as_json)
         return
@@ -237,10 +240,8 @@ def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
         )
 
 
-def _read_held_out(path: Path | None) -> tuple[Example, ...]:
-    from embedsmith.examples import read_examples
-
-    return read_examples(path).examples if path is not None else ()
+def _read_held_out(path: Path | None, separator: str | None) -> tuple[Example, ...]:
+    return read_table(path, separator).examples if path is not None else ()
 
 
 def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool) -> None:
@@ -264,16 +265,15 @@ def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
     return (f"not checked: {check}" for check in result.unchecked)
 
 
-def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
+def _read_sources(specs: Sequence[str], separator: str | None, *, apart: bool) -> list[Source]:
     """Return the sources that the user named; files without losses of their own are one unless `apart`."""
     from embedsmith.batches import Source
-    from embedsmith.examples import read_examples
     from embedsmith.objectives import read_source_spec
 
     sources = []
     for spec in specs:
         path, losses, weight = read_source_spec(spec)
-        found = read_examples(path)
+        found = read_table(Path(path), separator)
         tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
         if found.unread:
             say(f"not read: {', '.join(found.unread)} of {path}")
@@ -284,19 +284,23 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
     return [Source(rows, ", ".join(source.name for source in sources))]
 
 
-def _retention(validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool) -> Retention:
-    from embedsmith.examples import read_examples
+def _retention(
+    validation: Path | None, separator: str | None, guards: list[Path] | None, tolerance: float, force: bool
+) -> Retention:
     from embedsmith.guards import read_guards
-    from embedsmith.report.pareto import write_pareto
     from embedsmith.retention import Retention
 
-    return Retention(
-        validation=read_examples(validation).examples if validation is not None else (),
+    kept = Retention(
+        validation=read_table(validation, separator).examples if validation is not None else (),
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
-        show=write_pareto if validation is not None else lambda _: None,
     )
+    if validation is None:
+        return kept
+    from embedsmith.report.pareto import write_pareto
+
+    return replace(kept, show=write_pareto)
 
 
 @app.command()
