@@ -674,7 +674,7 @@ def test_the_command_writes_rows_and_says_what_became_of_every_candidate(
 
 
 def test_the_corpus_of_mine_is_read_in_the_columns_of_chunk_and_rows_without_text_are_counted(tmp_path: Path) -> None:
-    from embedsmith.cli.mining import Passages
+    from embedsmith.mining.texts import Passages
 
     (tmp_path / "c.jsonl").write_text(
         '{"document": "a.pdf", "content": "the shop opens"}\n'

@@ -521,8 +521,8 @@ def test_bm25_that_finds_nothing_for_most_queries_is_a_warning(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--run", "x.trec"), "nothing to evaluate on"),
-        (("model", "--qrels", "q", "--run", "x"), "--qrels has no texts"),
+        (("--run", "x.trec"), "--run without --retrieval or --qrels"),
+        (("model", "--qrels", "q", "--run", "x"), "--qrels with MODEL"),
         (("--qrels", "q"), "--qrels without --run"),
         (("model", "--retrieval", ".", "--k", "0"), "--k '0'"),
         (("model", "--suite", "sts", "--matryoshka", "8"), "--matryoshka without --retrieval"),

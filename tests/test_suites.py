@@ -459,7 +459,7 @@ def test_one_model_alone_as_json(biosses: Path) -> None:
     [
         ((), "nothing to evaluate on"),
         (("pairs.jsonl", "--data", "."), "--data without --suite"),
-        (("--suite", "sts", "--guard", "x.jsonl"), "--guard without labelled pairs"),
+        (("--suite", "sts", "--guard", "x.jsonl"), "--guard without PAIRS"),
         (("--suite", "mteb"), "no suite 'mteb'"),
         (("--suite", "sts", "--compare", DEMO_MODEL, "--data", "."), "each of them once"),
         (("--suite", "sts", "--data", "./nowhere"), "nowhere is not a folder"),

@@ -159,11 +159,16 @@ class ExampleSet:
 
     def describe_rejected(self) -> str:
         """Return how many rows are no examples and why the first is none; "" where all are."""
-        if not self.rejected:
-            return ""
-        first = self.rejected[0]
-        rows = len(self.examples) + len(self.rejected)
-        return f"{len(self.rejected)} of {rows} rows not used, e.g. line {first.line}: {first.detail}"
+        return describe_rejected(self.rejected, len(self.examples) + len(self.rejected))
+
+
+def describe_rejected(rejected: Sequence[Rejected], total: int | None = None) -> str:
+    """Return how many rows, of `total` if that is known, are not used and why the first is not; "" where all are."""
+    if not rejected:
+        return ""
+    first = rejected[0]
+    of = f" of {total}" if total is not None else ""
+    return f"{len(rejected)}{of} rows not used, e.g. line {first.line}: {first.detail}"
 
 
 def detect_format(columns: Iterable[str]) -> Format:

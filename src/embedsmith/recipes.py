@@ -62,7 +62,7 @@ def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigurationError(f"--set {assignment}", expected="key=value, as in temperature=0.02")
+            raise ConfigurationError(f"{assignment!r} sets no value", expected="key=value, as in temperature=0.02")
         table, _, name = key.strip().removeprefix("preparation.").rpartition(".")
         value = _read_text(text) if table == "prompts" else _read_value(text.strip())
         if table in {"lora", "prompts"}:

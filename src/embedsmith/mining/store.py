@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json, write_json
+from embedsmith.choices import Storage
 from embedsmith.encoder import Embeddings, Encoder, check_vectors
 from embedsmith.errors import EmbedsmithError, InputError
-from embedsmith.mining.settings import Storage
 
 Places = NDArray[np.int64]
 BLOCK = 1024  # texts encoded and made durable at once
