@@ -80,8 +80,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lean_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with its ONNX export: a process that serves it needs no torch, whose import takes seconds."""
     pytest.importorskip("onnxscript")
-    from embedsmith.export import export
+    from embedsmith.export import export_model
 
     folder = tmp_path_factory.mktemp("lean") / "model"
-    export(tiny_model, folder)
+    export_model(tiny_model, folder)
     return folder
