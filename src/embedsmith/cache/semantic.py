@@ -86,7 +86,7 @@ class SemanticCache:
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
             calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
-        policy: other rules altogether; `threshold` and `guard` are then those of the policy.
+        policy: other rules altogether, in the place of threshold, calibration, namespaces, guard and verifier.
         guard: False serves candidates that differ in a fact.
         verifier: the folder of a verifier, for a calibration that was made with it.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
@@ -100,7 +100,8 @@ class SemanticCache:
         clock: Unix seconds.
 
     Raises:
-        ConfigurationError: no threshold is known, or a limit is none. InputError: the calibration is of another model.
+        ConfigurationError: no threshold is known, a policy comes with its parts, or a limit is none.
+        InputError: the calibration is of another model.
         ModelMismatch: the store holds vectors of another model.
     """
 
@@ -130,6 +131,14 @@ class SemanticCache:
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
         _require_room_for_verdicts(sample, feedback, judge)
+        parts = {"threshold": threshold, "calibration": calibration, "namespaces": namespaces, "verifier": verifier}
+        given = [name for name, part in parts.items() if part is not None] + ([] if guard else ["guard"])
+        if policy is not None and given:
+            raise ConfigurationError(
+                f"a policy together with {', '.join(given)}",
+                expected="a policy, or what one is made of",
+                action="put it into the policy, or leave the policy out",
+            )
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:
