@@ -17,7 +17,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("artifacts", "machine"),
-    ("text", "tables", "lexicon", "facts", "signatures"),
+    ("conversation", "text", "tables", "lexicon", "facts", "signatures"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from embedsmith.llm import LanguageModel
     from embedsmith.runtime import Fidelity
 
+Turns = Literal["auto", "fingerprint", "meaning"]  # `settings.Turns`
 Eviction = Literal["lru", "lfu", "size"]  # `stores.Order`, whose import would load numpy for every --help
 
 
@@ -178,6 +179,12 @@ def serve(
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
     guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    turns: Annotated[
+        Turns,
+        typer.Option(
+            help="Earlier turns: must be equal, are compared by meaning, or that where model and pairs carry it."
+        ),
+    ] = "auto",
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
@@ -238,6 +245,7 @@ def serve(
         threshold=threshold,
         calibration=calibration,
         guard=guard,
+        turns=turns,
         verifier=verifier,
         ttl=ttl,
         max_entries=max_entries,
@@ -258,6 +266,7 @@ def serve(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
+    console.print(cache.turns, markup=False, highlight=False, soft_wrap=True)
     service = Service(
         *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
         prompt_price=prompt_price,

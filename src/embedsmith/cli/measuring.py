@@ -35,7 +35,7 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.cache.rules import Rules
-    from embedsmith.calibration import Calibration
+    from embedsmith.calibration import Calibration, Conversations
     from embedsmith.encoder import Encoder
     from embedsmith.examples import LabelledPair
 
@@ -370,17 +370,16 @@ def _choose_for_cache(
 
 
 def _choose_alone(model: str, rows: Sequence[LabelledPair], base_url: str | None, promise: Mapping[str, Any]) -> Rules:
-    from embedsmith.cache.rules import Rules, draw_sample
-    from embedsmith.calibration import calibrate as calibrate_scores
+    from embedsmith.cache.rules import Rules, calibrate_pairs, draw_sample
     from embedsmith.encoder import precision_of
-    from embedsmith.evaluation import labels_of, similarities_of
+    from embedsmith.evaluation import similarities_of
     from embedsmith.model import load_encoder
 
     encoder = load_encoder(model, base_url=base_url)
     made: Any = {"precision": precision_of(encoder), "guard": False, **promise}
     counted, told = draw_sample(rows, encoder)
     try:
-        found = calibrate_scores(labels_of(counted), similarities_of(encoder, counted), **made)
+        found = calibrate_pairs(counted, similarities_of(encoder, counted), **made)
     except CalibrationRefused as refusal:
         raise refusal.noting(told) from None
     return Rules(found, sample=told)
@@ -396,7 +395,19 @@ def _print_calibration(rules: Rules, out: Path) -> None:
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
         f"confidence {percent(1 - found.alpha)}{'' if found.guard else ', of the model without the guard'}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
-        f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
+        f"{found.recall:.0%} of the duplicates caught"
+    )
+    if found.conversations is not None:
+        _say(_tell_conversations(found.conversations))
+    _say(f"written  {out}")
+
+
+def _tell_conversations(own: Conversations) -> str:
+    if own.threshold is None:
+        return f"no threshold for conversations, of which {own.pairs} pairs are: {own.refused}"
+    return (
+        f"threshold {own.threshold:.4f} for conversations: the same promise for them alone, {own.hits} of {own.pairs} "
+        f"pairs served, {own.false_hits} wrong"
     )
 
 

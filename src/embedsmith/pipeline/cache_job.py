@@ -25,8 +25,8 @@ from embedsmith.artifacts import (
     write_jsonl,
 )
 from embedsmith.cache.feedback import refuse_feedback
-from embedsmith.cache.rules import draw_sample, served_similarities
-from embedsmith.calibration import calibrate, write_calibration
+from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
+from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
 from embedsmith.encoder import Remembering, precision_of
@@ -359,8 +359,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             watch.say(f"threshold: {told}")
         try:
             similarities = served_similarities(encoder, chosen)
-            found = calibrate(
-                labels_of(chosen),
+            found = calibrate_pairs(
+                chosen,
                 similarities,
                 delta=job.delta,
                 alpha=job.alpha,
@@ -369,7 +369,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
                 guard=True,
                 written=job.evaluation is None,
             )
-            hit = served_similarities(encoder, reported) >= found.threshold
+            hit = serve_pairs(found, reported, served_similarities(encoder, reported))
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)

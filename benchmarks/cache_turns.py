@@ -1,0 +1,289 @@
+"""Conversations in the cache: repeats served and wrong answers, with earlier turns left out, equal, or by meaning.
+
+    .venv/bin/python benchmarks/cache_turns.py [--rows 4000]
+
+Trained and calibrated on conversations that are composed of public questions (duplicate_questions, banking77,
+medical_pairs) and of follow-ups written for this project (follow_ups.toml); a fifth of the follow-ups, and all
+validation files, only calibrate. Judged on benchmarks/traps/turns.jsonl, of which nothing is trained or calibrated on
+(checked): the cache holds the conversations of a half; each one's paraphrase is asked, and its trap, which differs in
+an earlier turn or in the last message. Right is a paraphrase that is served its own conversation's answer; wrong is a
+trap that is served at all, or a paraphrase that gets another's. The guard is on. Thresholds come from the validation
+conversations alone (of the last message alone: from single questions), at the lowest rate of wrong answers that they
+carry. Writes benchmarks/results/cache_turns.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scipy.stats import binomtest
+
+from common import ROOT, data_folder, describe_machine, read_rows, write_result
+from embedsmith.artifacts import plain
+from embedsmith.cache.decision import Policy
+from embedsmith.cache.rules import choose_rules
+from embedsmith.cache.semantic import SemanticCache
+from embedsmith.calibration import OFFERS, Calibration
+from embedsmith.conversation import Turn, parse_messages, read_turns, render
+from embedsmith.encoder import Encoder, Remembering, pair_similarities
+from embedsmith.errors import CalibrationRefused
+from embedsmith.examples import LabelledPair, Triplet, texts_of
+from embedsmith.model import DEMO_MODEL, load_encoder
+from embedsmith.text import normalize
+from embedsmith.training import TrainingConfig, train
+
+VALIDATION = 3000  # pairs
+SINGLES = 0.2  # share of single questions among the rows trained on
+AN_INTENT = 5  # pairs of requests of one intent; they are alike, if no duplicates
+LONGEST = 120  # characters of a composed message
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with another wording, and a question that is near it and asks something else."""
+
+    text: str
+    same: str
+    other: str
+
+
+class Composer:
+    """Makes conversations of questions and follow-ups, by one random source."""
+
+    def __init__(self, groups: Mapping[str, Sequence[str]], texts: Mapping[str, Any], random_: random.Random) -> None:
+        self.groups, self.random = groups, random_
+        self.replies: list[str] = texts["assistants"]["any"]
+        self.facts: list[list[list[str]]] = list(texts["facts"].values())
+
+    def compose(self, first: Asked) -> tuple[str, str, list[str]]:
+        """Return a conversation, the same in other words, and conversations that ask something else."""
+        pick = self.random
+        names = pick.sample(sorted(self.groups), 3)
+        mine, theirs = ([pick.sample(list(self.groups[name]), 2) for name in names[:2]] for _ in range(2))
+        one, two = [first.text, self.reply()], [first.same, self.reply()]
+        fact = pick.choice(self.facts) if pick.random() < 0.2 else None
+        if fact is not None:
+            one[1], two[1] = fact[0]
+        if pick.random() < 0.25:  # five turns
+            one += [mine[0][0], self.reply()]
+            two += [mine[0][1], self.reply()]
+        left, right = mine[1]
+        others = [[first.other, *one[1:], left], [*one, pick.choice(list(self.groups[names[2]]))]]
+        others += [[first.text, fact[1][0], *one[2:], left]] if fact is not None else []
+        others += [[*one[:2], theirs[1][0], *one[3:], left]] if len(one) > 2 else []
+        return speak([*one, left]), speak([*two, right]), [speak(other) for other in others]
+
+    def reply(self) -> str:
+        return self.random.choice(self.replies)
+
+
+def speak(messages: Sequence[str]) -> str:
+    return render([Turn("assistant" if place % 2 else "user", text) for place, text in enumerate(messages)])
+
+
+def read_asked(banned: set[str]) -> list[Asked]:
+    """Return the questions to train on, each with a near miss; some customers' requests of banking among them."""
+    near: dict[str, list[str]] = defaultdict(list)
+    rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")
+    for row in rows:
+        if not row["label"]:
+            near[row["a"]].append(row["b"])
+            near[row["b"]].append(row["a"])
+    draw = random.Random(0)
+    pairs = [(row["a"], row["b"]) for row in rows if row["label"]]
+    found = [Asked(a, b, draw.choice(near.get(a) or near[b])) for a, b in pairs if near.get(a) or near.get(b)]
+    intents: dict[str, list[str]] = defaultdict(list)
+    for row in read_rows(data_folder() / "banking77/train.jsonl.gz"):
+        intents[row["label"]].append(row["text"])
+    for name, said in sorted(intents.items()):
+        draw.shuffle(said)
+        other = intents[draw.choice([label for label in sorted(intents) if label != name])]
+        few = said[: 2 * AN_INTENT]
+        found += [Asked(a, b, draw.choice(other)) for a, b in zip(few[::2], few[1::2], strict=False)]
+    fine = [item for item in found if all(fits(text, banned) for text in (item.text, item.same, item.other))]
+    draw.shuffle(fine)
+    return fine
+
+
+def read_singles(banned: set[str]) -> list[LabelledPair]:
+    """Return labelled pairs of single questions: those that a cache of them is calibrated on."""
+    files = (data_folder() / f"{name}/validation.jsonl.gz" for name in ("medical_pairs", "duplicate_questions"))
+    rows = [row for file in files for row in read_rows(file)]
+    fine = [row for row in rows if fits(row["a"], banned) and fits(row["b"], banned)]
+    return [LabelledPair(row["a"], row["b"], row["label"]) for row in fine[:VALIDATION]]
+
+
+def fits(text: str, banned: set[str]) -> bool:
+    return len(text) <= LONGEST and normalize(text) not in banned
+
+
+def make_training(asked: Sequence[Asked], composer: Composer, rows: int) -> Iterator[Triplet]:
+    for item in asked[:rows]:
+        if composer.random.random() < SINGLES:
+            yield Triplet(item.text, item.same, (item.other,))
+        else:
+            anchor, positive, negatives = composer.compose(item)
+            yield Triplet(anchor, positive, tuple(composer.random.sample(negatives, 2)))
+
+
+def make_validation(singles: Sequence[LabelledPair], composer: Composer) -> Iterator[LabelledPair]:
+    """Yield a pair of conversations for each pair of questions, two thirds of the duplicates as such."""
+    for place, pair in enumerate(singles):
+        item = Asked(pair.sentence1, pair.sentence2, pair.sentence2)
+        stored, same, others = composer.compose(item)
+        if not pair.label:
+            yield LabelledPair(others[0], stored, 0)
+        elif place % 3:
+            yield LabelledPair(same, stored, 1)
+        else:
+            yield LabelledPair(composer.random.choice(others[1:]), stored, 0)
+
+
+def read_traps() -> list[Row]:
+    lines = (ROOT / "benchmarks" / "traps" / "turns.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def promise(encoder: Encoder, pairs: Sequence[LabelledPair]) -> tuple[Calibration | None, list[str]]:
+    """Return the calibration at the lowest rate that the pairs carry, None for none, and the refusals on the way."""
+    refused = []
+    for delta in (0.05, *OFFERS):
+        try:
+            return choose_rules(encoder, pairs, delta=delta).calibration, refused
+        except CalibrationRefused as refusal:
+            refused.append(f"{delta:g}: {refusal.found}")
+    return None, refused
+
+
+def judge(encoder: Encoder, rows: Sequence[Row], threshold: float, how: str) -> Row:
+    """Return what a cache serves: the paraphrases and the traps of these conversations."""
+    conversations = threshold if how == "meaning" else None
+    policy = Policy(threshold, conversations=conversations)
+    found: dict[str, list[str]] = {}
+    with_all = SemanticCache(encoder, policy=policy, fingerprint="benchmark")
+    for row in rows:
+        with_all.add(pick(row["conversation"], how), row["id"])
+    for row in rows:
+        own = SemanticCache(encoder, policy=policy, fingerprint="benchmark")
+        own.add(pick(row["conversation"], how), row["id"])
+        found.setdefault("paraphrase", []).append(str(with_all.lookup(pick(row["paraphrase"], how)).answer))
+        found.setdefault("trap", []).append(str(own.lookup(pick(row["trap"], how)).answer))
+    told: Row = {}
+    for kind in ("all", "earlier", "last"):
+        places = [at for at, row in enumerate(rows) if kind in ("all", row["kind"])]
+        right = sum(found["paraphrase"][at] == rows[at]["id"] for at in places)
+        mixed = sum(found["paraphrase"][at] not in ("None", rows[at]["id"]) for at in places)
+        trapped = sum(found["trap"][at] != "None" for at in places)
+        told[kind] = {
+            "conversations": len(places),
+            "paraphrases_served": share(right, len(places)),
+            "paraphrases_served_another": mixed,
+            "traps_served": share(trapped, len(places)),
+        }
+    return told
+
+
+def pick(messages: list[Row], how: str) -> Any:
+    return messages[-1]["content"] if how == "last" else messages
+
+
+def share(count: int, total: int) -> Row:
+    low, high = binomtest(count, total).proportion_ci(0.95, method="exact")
+    return {"count": count, "value": round(count / total, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def order(encoder: Encoder, rows: Sequence[Row]) -> float:
+    """Return the share of the conversations to which the paraphrase is closer than the trap, without any threshold."""
+    texts = [[render(parse_messages(row[part])) for row in rows] for part in ("conversation", "paraphrase", "trap")]
+    near, far = (pair_similarities(encoder, texts[0], other) for other in texts[1:])
+    return round(float((near > far).mean()), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Conversations")
+    parser.add_argument("--rows", type=int, default=4000, help="rows to train on")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[500, 1500], help="further models, of fewer rows")
+    parser.add_argument("--half", default="final", choices=["dev", "final"])
+    options = parser.parse_args()
+    texts = tomllib.loads((ROOT / "benchmarks" / "follow_ups.toml").read_text(encoding="utf-8"))
+    traps = read_traps()
+    banned = {normalize(message["content"]) for row in traps for part in PARTS for message in row[part]}
+    names = sorted(texts["users"])
+    draw = random.Random(0)
+    held = set(draw.sample(names, len(names) // 5))
+    taught = Composer({name: texts["users"][name] for name in names if name not in held}, texts, random.Random(1))
+    kept = Composer({name: texts["users"][name] for name in held}, texts, random.Random(2))
+    asked, singles = read_asked(banned), read_singles(banned)
+    pairs = list(make_validation(singles, kept))
+    rows = [row for row in traps if row["half"] == options.half]
+    training = list(make_training(asked, taught, options.rows))
+    require_apart(training, pairs, banned)
+    print(
+        f"{len(training)} rows, {len(pairs)} validation pairs, {len(rows)} conversations with a trap each", flush=True
+    )
+    result: Row = {"machine": describe_machine(), "half": options.half, "rows": len(training), "systems": {}}
+    base = Remembering(load_encoder(DEMO_MODEL))
+    measure(result, "last message only, untuned", base, singles, rows, "last")
+    measure(result, "earlier turns equal, untuned", base, singles, rows, "fingerprint")
+    measure(result, "by meaning, untuned", base, pairs, rows, "meaning")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (options.rows, *options.fewer):
+            made = train(
+                training[:size],
+                base=DEMO_MODEL,
+                out=Path(folder) / str(size) / "model",
+                config=TrainingConfig(batch=32),
+            )
+            print(f"{size} rows: {made.seconds:.0f} s", flush=True)
+            tuned = Remembering(load_encoder(made.model))
+            name = f"by meaning, tuned on {size} rows"
+            measure(result, name, tuned, pairs, rows, "meaning")
+            result["systems"][name]["training_seconds"] = made.seconds
+    write_result("cache_turns" if options.half == "final" else "cache_turns_dev", result)
+
+
+PARTS = ("conversation", "paraphrase", "trap")
+
+
+def require_apart(training: Sequence[Triplet], pairs: Sequence[LabelledPair], banned: set[str]) -> None:
+    """Stop where a message of the traps stands in what is trained or calibrated on."""
+    for example in (*training, *pairs):
+        for text in texts_of(example):
+            for turn in read_turns(text):
+                assert normalize(turn.content) not in banned, turn.content
+
+
+def measure(
+    result: Row, name: str, encoder: Encoder, pairs: Sequence[LabelledPair], rows: Sequence[Row], how: str
+) -> None:
+    found, refused = promise(encoder, pairs)
+    told: Row = {"order": order(encoder, rows) if how == "meaning" else None, "refused": refused, "calibration": None}
+    if found is not None:
+        about = {key: value for key, value in plain(found).items() if key != "probabilities"}
+        told |= {"calibration": about, "served": judge(encoder, rows, found.threshold, how)}
+        every = told["served"]["all"]
+        print(
+            f"{name:36} from {found.threshold:.3f} (at most {found.delta:.0%} wrong): paraphrases "
+            f"{every['paraphrases_served']}, traps {every['traps_served']}",
+            flush=True,
+        )
+    else:
+        print(f"{name:36} no threshold: {refused[-1]}", flush=True)
+    result["systems"][name] = told
+
+
+if __name__ == "__main__":
+    main()
