@@ -44,7 +44,7 @@ from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.text import normalize
 from embedsmith.training import TrainingConfig, train
 
-VALIDATION = 3000  # pairs
+VALIDATION = 1500  # pairs
 SINGLES = 0.2  # share of single questions among the rows trained on
 AN_INTENT = 5  # pairs of requests of one intent; they are alike, if no duplicates
 LONGEST = 120  # characters of a composed message

