@@ -1,6 +1,6 @@
 """Conversations in the cache: repeats served and wrong answers, with earlier turns left out, equal, or by meaning.
 
-    .venv/bin/python benchmarks/cache_turns.py [--rows 4000]
+    .venv/bin/python benchmarks/cache_turns.py
 
 Trained and calibrated on conversations that are composed of public questions (duplicate_questions, banking77,
 medical_pairs) and of follow-ups written for this project (follow_ups.toml); a fifth of the follow-ups, and all
@@ -44,10 +44,11 @@ from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.text import normalize
 from embedsmith.training import TrainingConfig, train
 
-VALIDATION = 1500  # pairs
+ROWS = 2000  # to train on
+VALIDATION = 1000  # pairs
 SINGLES = 0.2  # share of single questions among the rows trained on
 AN_INTENT = 5  # pairs of requests of one intent; they are alike, if no duplicates
-LONGEST = 120  # characters of a composed message
+LONGEST = 100  # characters of a composed message
 Row = dict[str, Any]
 
 
@@ -136,7 +137,7 @@ def make_training(asked: Sequence[Asked], composer: Composer, rows: int) -> Iter
             yield Triplet(item.text, item.same, (item.other,))
         else:
             anchor, positive, negatives = composer.compose(item)
-            yield Triplet(anchor, positive, tuple(composer.random.sample(negatives, 2)))
+            yield Triplet(anchor, positive, tuple(composer.random.sample(negatives, 1)))
 
 
 def make_validation(singles: Sequence[LabelledPair], composer: Composer) -> Iterator[LabelledPair]:
@@ -214,45 +215,36 @@ def order(encoder: Encoder, rows: Sequence[Row]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Conversations")
-    parser.add_argument("--rows", type=int, default=4000, help="rows to train on")
-    parser.add_argument("--fewer", type=int, nargs="*", default=[500, 1500], help="further models, of fewer rows")
-    parser.add_argument("--half", default="final", choices=["dev", "final"])
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help="rows to train on; other than by default, only that model"
+    )
     options = parser.parse_args()
     texts = tomllib.loads((ROOT / "benchmarks" / "follow_ups.toml").read_text(encoding="utf-8"))
     traps = read_traps()
     banned = {normalize(message["content"]) for row in traps for part in PARTS for message in row[part]}
     names = sorted(texts["users"])
-    draw = random.Random(0)
-    held = set(draw.sample(names, len(names) // 5))
+    held = set(random.Random(0).sample(names, len(names) // 5))
     taught = Composer({name: texts["users"][name] for name in names if name not in held}, texts, random.Random(1))
     kept = Composer({name: texts["users"][name] for name in held}, texts, random.Random(2))
-    asked, singles = read_asked(banned), read_singles(banned)
+    singles = read_singles(banned)
     pairs = list(make_validation(singles, kept))
-    rows = [row for row in traps if row["half"] == options.half]
-    training = list(make_training(asked, taught, options.rows))
+    training = list(make_training(read_asked(banned), taught, options.rows))
     require_apart(training, pairs, banned)
     print(
-        f"{len(training)} rows, {len(pairs)} validation pairs, {len(rows)} conversations with a trap each", flush=True
+        f"{len(training)} rows, {len(pairs)} validation pairs, {len(traps)} conversations with a trap each", flush=True
     )
-    result: Row = {"machine": describe_machine(), "half": options.half, "rows": len(training), "systems": {}}
-    base = Remembering(load_encoder(DEMO_MODEL))
-    measure(result, "last message only, untuned", base, singles, rows, "last")
-    measure(result, "earlier turns equal, untuned", base, singles, rows, "fingerprint")
-    measure(result, "by meaning, untuned", base, pairs, rows, "meaning")
+    result: Row = {"machine": describe_machine(), "rows": len(training), "validation": len(pairs), "systems": {}}
+    if options.rows == ROWS:
+        base = Remembering(load_encoder(DEMO_MODEL))
+        measure(result, "last message only, untuned", base, singles, traps, "last")
+        measure(result, "earlier turns equal, untuned", base, singles, traps, "fingerprint")
+        measure(result, "by meaning, untuned", base, pairs, traps, "meaning")
     with tempfile.TemporaryDirectory() as folder:
-        for size in (options.rows, *options.fewer):
-            made = train(
-                training[:size],
-                base=DEMO_MODEL,
-                out=Path(folder) / str(size) / "model",
-                config=TrainingConfig(batch=32),
-            )
-            print(f"{size} rows: {made.seconds:.0f} s", flush=True)
-            tuned = Remembering(load_encoder(made.model))
-            name = f"by meaning, tuned on {size} rows"
-            measure(result, name, tuned, pairs, rows, "meaning")
-            result["systems"][name]["training_seconds"] = made.seconds
-    write_result("cache_turns" if options.half == "final" else "cache_turns_dev", result)
+        made = train(training, base=DEMO_MODEL, out=Path(folder) / "model", config=TrainingConfig(batch=32))
+        result["training_seconds"] = made.seconds
+        print(f"trained in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s", flush=True)
+        measure(result, "by meaning, tuned", Remembering(load_encoder(made.model)), pairs, traps, "meaning")
+    write_result("cache_turns" if options.rows == ROWS else f"cache_turns_{options.rows}", result)
 
 
 PARTS = ("conversation", "paraphrase", "trap")
@@ -267,21 +259,23 @@ def require_apart(training: Sequence[Triplet], pairs: Sequence[LabelledPair], ba
 
 
 def measure(
-    result: Row, name: str, encoder: Encoder, pairs: Sequence[LabelledPair], rows: Sequence[Row], how: str
+    result: Row, name: str, encoder: Encoder, pairs: Sequence[LabelledPair], traps: Sequence[Row], how: str
 ) -> None:
+    """Add what a system serves, by half, to the result."""
     found, refused = promise(encoder, pairs)
-    told: Row = {"order": order(encoder, rows) if how == "meaning" else None, "refused": refused, "calibration": None}
+    told: Row = {"refused": refused, "calibration": None}
+    halves = {half: [row for row in traps if row["half"] == half] for half in ("dev", "final")}
+    if how == "meaning":
+        told["order"] = {half: order(encoder, rows) for half, rows in halves.items()}
     if found is not None:
-        about = {key: value for key, value in plain(found).items() if key != "probabilities"}
-        told |= {"calibration": about, "served": judge(encoder, rows, found.threshold, how)}
-        every = told["served"]["all"]
-        print(
-            f"{name:36} from {found.threshold:.3f} (at most {found.delta:.0%} wrong): paraphrases "
-            f"{every['paraphrases_served']}, traps {every['traps_served']}",
-            flush=True,
-        )
+        told["calibration"] = {key: value for key, value in plain(found).items() if key != "probabilities"}
+        told["served"] = {half: judge(encoder, rows, found.threshold, how) for half, rows in halves.items()}
+        print(f"{name}: from {found.threshold:.3f}, at most {found.delta:.0%} wrong", flush=True)
+        for half, served in told["served"].items():
+            every = served["all"]
+            print(f"  {half}: {every['paraphrases_served']}, traps {every['traps_served']}", flush=True)
     else:
-        print(f"{name:36} no threshold: {refused[-1]}", flush=True)
+        print(f"{name}: no threshold: {refused[-1]}", flush=True)
     result["systems"][name] = told
 
 

@@ -75,6 +75,8 @@ def is_conversation(text: str) -> bool:
 
 def read_asked(text: str) -> str:
     """Return all that the user says in a text, turn below turn; a single question is itself."""
+    if not text.startswith(BEGINNINGS):
+        return text
     return "\n".join(turn.content for turn in read_turns(text) if turn.role == "user")
 
 
