@@ -89,7 +89,7 @@ class SemanticCache:
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
             calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
-        policy: other rules altogether; `threshold` and `guard` are then those of the policy.
+        policy: other rules altogether; `threshold`, `guard` and `turns` are then those of the policy.
         guard: False serves candidates that differ in a fact.
         turns: what becomes of the earlier turns of conversations: "fingerprint" wants them equal, "meaning" compares
             them with the question, "auto" does so where model and calibration carry it (`settings.settle_turns`).
@@ -158,7 +158,8 @@ class SemanticCache:
             )
         else:
             promise = Promised(policy)
-            self.turns = "conversations as the rules given say"
+            by = "must be equal" if policy.conversations is None else "are compared by meaning"
+            self.turns = f"earlier turns {by}, as the rules given say"
         self.calibration = promise.calibration
         self.policy = policy
         self._feedback = Feedback(feedback) if feedback is not None else None
