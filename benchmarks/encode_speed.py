@@ -21,7 +21,7 @@ import numpy as np
 
 from common import data_folder, describe_machine, read_rows, write_result
 from embedsmith.artifacts import plain
-from embedsmith.export import export
+from embedsmith.export import export_model
 from embedsmith.metrics import Ranking
 from embedsmith.model import DEMO_MODEL, load_network
 from embedsmith.runtime import OnnxEncoder, Precision
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         precisions: tuple[Precision, ...] = ("fp32", "int8")
         for precision in precisions:
-            report = export(DEMO_MODEL, Path(folder) / "model", precision=precision)
+            report = export_model(DEMO_MODEL, Path(folder) / "model", precision=precision)
         encoders = {
             name: OnnxEncoder(Path(folder) / "model", precision=name, threads=arguments.threads) for name in precisions
         }

@@ -26,7 +26,7 @@ import embedsmith.runtime as runtime
 from embedsmith.encoder import TOO_LONG, UNKNOWN, find_unread
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelError
 from embedsmith.examples import LabelledPair
-from embedsmith.export import export, require, trace
+from embedsmith.export import export_model, require, trace
 from embedsmith.model import DEMO_MODEL, fingerprint_model, load_encoder, load_network, resolve_model
 from embedsmith.quantization import find_towering, quantize_columns, share_sizes
 from embedsmith.runtime import Fidelity, OnnxEncoder
@@ -74,8 +74,8 @@ def make_qwen() -> Qwen2Model:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mean-pooled BERT, exported in both precisions."""
     folder = build(tmp_path_factory.mktemp("exported"), "mean", make_bert())
-    export(folder, precision="fp32", texts=TEXTS, pairs=PAIRS)
-    export(folder, precision="int8", texts=TEXTS, pairs=PAIRS, max_loss=1)
+    export_model(folder, precision="fp32", texts=TEXTS, pairs=PAIRS)
+    export_model(folder, precision="int8", texts=TEXTS, pairs=PAIRS, max_loss=1)
     return folder
 
 
@@ -84,7 +84,7 @@ def prompted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLS-pooled BERT with a default prompt, copied and exported in fp32 only."""
     prompt = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     folder = build(tmp_path_factory.mktemp("prompted"), "cls", make_bert(), **prompt)
-    export(folder, folder.parent / "out", texts=TEXTS, pairs=PAIRS)
+    export_model(folder, folder.parent / "out", texts=TEXTS, pairs=PAIRS)
     return folder.parent / "out"
 
 
@@ -116,7 +116,7 @@ def test_cls_pooling_and_a_default_prompt_do_too(prompted: Path) -> None:
 
 def test_a_causal_model_with_last_token_pooling_does_too(tmp_path: Path) -> None:
     folder = build(tmp_path, "lasttoken", make_qwen())
-    report = export(folder, texts=TEXTS, pairs=PAIRS)
+    report = export_model(folder, texts=TEXTS, pairs=PAIRS)
     assert report.precisions["fp32"].lowest_cosine > 1 - 1e-5
     assert np.abs(OnnxEncoder(folder).encode(TEXTS) - reference(folder)).max() < 1e-5
 
@@ -187,7 +187,7 @@ def test_int8_beyond_the_bound_leaves_what_was_there(copy: Path, monkeypatch: py
     monkeypatch.setattr("embedsmith.export.trace", lambda _: onnx.load(copy / "onnx" / "model.onnx"))  # as it was
     before = {file.name: file.read_bytes() for file in (copy / "onnx").iterdir()}
     with pytest.raises(ConfigurationError, match=r"int8 is too far from fp32: mean cosine 0\.99\d\d"):
-        export(copy, precision="int8", texts=TEXTS, pairs=PAIRS, least_cosine=0.99999999)
+        export_model(copy, precision="int8", texts=TEXTS, pairs=PAIRS, least_cosine=0.99999999)
     assert {file.name: file.read_bytes() for file in (copy / "onnx").iterdir()} == before
     assert not list(copy.glob(".onnx*"))
 
@@ -216,7 +216,7 @@ def test_what_is_close_enough(precision: Any, cosine: float, loss: float | None,
 
 def test_an_installed_model_is_not_written_into() -> None:
     with pytest.raises(ConfigurationError, match="not a folder of yours"):
-        export(DEMO_MODEL)
+        export_model(DEMO_MODEL)
     assert not (Path(resolve_model(DEMO_MODEL)) / "onnx").exists()
 
 

@@ -1,39 +1,95 @@
 """From raw text to an embedding model that knows the domain, with proof, and to the cache it serves.
 
-The verbs are the commands: `run`, `synthesize`, `explain`, `train`, `evaluate`, `compare`, `calibrate`,
-`recalibrate`.
+What the commands do, in Python: `run` and `run_rag`, `synthesize`, `explain`, `inspect`, `read_passages` (chunk),
+`mine`, `train`, `train_verifier`, `read_recipe`, `evaluate`, `compare`, `measure_suite`, `measure_retrieval`,
+`export_model`, `calibrate`, `recalibrate`, `reencode`, and `SemanticCache`, which `serve` puts behind a proxy. Further
+recipes of synthesis are in `embedsmith.synthesis`.
 Importing the package loads neither torch nor a web framework; a name loads what it needs when used.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does it, by need
+    from embedsmith.adapters import LoraConfig as LoraConfig
+    from embedsmith.batches import Prompts as Prompts, Source as Source
+    from embedsmith.cache.recalibration import recalibrate as recalibrate
+    from embedsmith.cache.reencoding import reencode as reencode
+    from embedsmith.cache.samples import SampleRule as SampleRule
+    from embedsmith.cache.semantic import Lookup as Lookup, SemanticCache as SemanticCache
+    from embedsmith.calibration import Calibration as Calibration, calibrate as calibrate
+    from embedsmith.corpus import deduplicate as deduplicate, read_queries as read_queries
+    from embedsmith.cross_encoder import train_verifier as train_verifier
+    from embedsmith.documents import read_passages as read_passages
+    from embedsmith.encoder import Encoder as Encoder
+    from embedsmith.errors import EmbedsmithError as EmbedsmithError
+    from embedsmith.evaluation import (
+        Comparison as Comparison,
+        PairReport as PairReport,
+        compare as compare,
+        evaluate as evaluate,
+        evaluate_general as evaluate_general,
+    )
+    from embedsmith.examples import (
+        LabelledPair as LabelledPair,
+        LabelledText as LabelledText,
+        PositivePair as PositivePair,
+        ScoredPair as ScoredPair,
+        Triplet as Triplet,
+        read_examples as read_examples,
+        split as split,
+        write_examples as write_examples,
+    )
+    from embedsmith.export import export_model as export_model
+    from embedsmith.inspection import inspect as inspect
+    from embedsmith.llm import LanguageModel as LanguageModel, open_llm as open_llm
+    from embedsmith.mining import mine as mine
+    from embedsmith.model import load_encoder as load_encoder
+    from embedsmith.optimization import TrainingConfig as TrainingConfig
+    from embedsmith.pipeline import Job as Job, RagJob as RagJob, run as run, run_rag as run_rag
+    from embedsmith.preparation import Preparation as Preparation
+    from embedsmith.recipes import read_recipe as read_recipe
+    from embedsmith.retention import Retention as Retention
+    from embedsmith.retrieval import measure_retrieval as measure_retrieval, read_beir as read_beir
+    from embedsmith.suites import measure_suite as measure_suite, read_suite as read_suite
+    from embedsmith.synthesis import explain as explain, synthesize as synthesize
+    from embedsmith.training import TrainingResult as TrainingResult, train as train
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "run": "pipeline",
-    "Job": "pipeline",
-    "synthesize": "synthesis",
-    "explain": "synthesis",
-    "train": "training",
-    "TrainingConfig": "training",
-    "evaluate": "evaluation",
-    "compare": "evaluation",
-    "calibrate": "calibration",
-    "load_encoder": "model",
-    "SemanticCache": "cache.semantic",
-    "SampleRule": "cache.samples",
-    "recalibrate": "cache.recalibration",
-    "open_llm": "llm",
-    "read_queries": "corpus",
-    "deduplicate": "corpus",
-    "read_examples": "examples",
-    "write_examples": "examples",
-    "split": "examples",
-    "EmbedsmithError": "errors",
+_NAMES = {  # by module; a test holds them to be those above
+    "adapters": "LoraConfig",
+    "batches": "Prompts Source",
+    "cache.recalibration": "recalibrate",
+    "cache.reencoding": "reencode",
+    "cache.samples": "SampleRule",
+    "cache.semantic": "Lookup SemanticCache",
+    "calibration": "Calibration calibrate",
+    "corpus": "deduplicate read_queries",
+    "cross_encoder": "train_verifier",
+    "documents": "read_passages",
+    "encoder": "Encoder",
+    "errors": "EmbedsmithError",
+    "evaluation": "Comparison PairReport compare evaluate evaluate_general",
+    "examples": "LabelledPair LabelledText PositivePair ScoredPair Triplet read_examples split write_examples",
+    "export": "export_model",
+    "inspection": "inspect",
+    "llm": "LanguageModel open_llm",
+    "mining": "mine",
+    "model": "load_encoder",
+    "optimization": "TrainingConfig",
+    "pipeline": "Job RagJob run run_rag",
+    "preparation": "Preparation",
+    "recipes": "read_recipe",
+    "retention": "Retention",
+    "retrieval": "measure_retrieval read_beir",
+    "suites": "measure_suite read_suite",
+    "synthesis": "explain synthesize",
+    "training": "TrainingResult train",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = ["__version__", *_HOMES]
 

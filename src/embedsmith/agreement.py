@@ -20,7 +20,7 @@ from embedsmith.model import Precision, autocast
 from embedsmith.sharding import layers_of
 
 Encode = Callable[[], Tensor]  # the same texts in the same order, (n, d)
-SPREAD = 0.25  # of what texts differ by: a base's vectors may all lie at cosine .99
+SPREAD = 0.25  # largest distance of the two ways, as a share of the distance between texts (some bases: cosine .99)
 
 
 @dataclass(frozen=True, slots=True)

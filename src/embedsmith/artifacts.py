@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from embedsmith import __version__
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -448,8 +449,6 @@ class RunDirectory:
 
 def stage_key(inputs: Mapping[str, str], configuration: Mapping[str, Any]) -> str:
     """Return the hash that decides whether a stage has to run again."""
-    from embedsmith import __version__
-
     return fingerprint({"inputs": inputs, "configuration": configuration, "version": __version__})
 
 

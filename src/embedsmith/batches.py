@@ -23,8 +23,8 @@ from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePai
 Index = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 Mixing = Literal["apart", "mixed"]
-PAIRS = 2**16  # pairs of a row that all count; it takes some 400 texts with one anchor to have more
-PER_CLASS = 4  # texts of a class that go into a batch together: a triplet needs two of one and one of another
+PAIRS = 2**16  # a row with more pairs (some 400 texts of one anchor) is sampled
+PER_CLASS = 4  # texts of one class that are dealt to a batch together; a triplet needs two
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Prompts:
     """What is put before a text; `{instruction}` stands for what the example itself asks for.
 
     Attributes:
-        query: before anchors, and before both sides where they play the same part (graded and labelled pairs).
+        query: before anchors.
         document: before positives and negatives.
-        alone: before both sides where they play the same part, instead of the query's; None is the query's.
+        alone: before both texts of a symmetric pair (graded or labelled); None is the query's prompt.
     """
 
     query: str = ""
@@ -224,7 +224,7 @@ class Plan:
         size: rows a batch.
         weights: share of each source; 0 for all of them takes every row once an epoch.
         mixing: "apart" gives each batch rows of one source, "mixed" rows of all.
-        free: sources whose rows are not each other's negatives, so that a group may be in a batch as often as it falls.
+        free: sources whose losses take no negatives from the batch: several rows of one group may share a batch.
     """
 
     size: int
@@ -245,10 +245,10 @@ def count_batches(rows: Sequence[Row], plan: Plan) -> int:
 def order_batches(rows: Sequence[Row], plan: Plan, *, seed: int, epoch: int) -> list[list[int]]:
     """Return the rows of each batch of one epoch: no row twice in a batch, nor a group of a source that is not free.
 
-    There are `count_batches` of them, of nearly equal size. Where each has rows of all sources, a source is dealt out
-    from where the one before it stopped, so that sizes differ by one row at most. Without weights every row comes
-    once; with them a source goes on in its own order where it stopped in the epoch before. The order depends on
-    (seed, epoch) only, so a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after
+    There are `count_batches` of them. In mixed batches each source starts where the one before it stopped, so sizes
+    differ by one row at most. Without weights an epoch takes every row once; with weights a source takes its quota
+    from an endless sequence of shuffles, and the next epoch goes on there. The order depends on (seed, epoch) only, so
+    a resumed run sees the same batches. Linear time: groups are dealt out like cards, row after
     row to the next batch, so that the rows of a group (at most as many as batches) land in different ones.
     """
     shares = _shares(rows, plan)
@@ -283,10 +283,12 @@ def _deal_mixed(rows: Sequence[Row], shares: Sequence[_Share], steps: int, seed:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """A source that makes batches less than half as large as planned, since what comes `most` times comes once in each.
+    """A source whose batches come out less than half as large as planned.
+
+    Its most frequent group has `most` rows, and no batch may hold two of them, so there have to be as many batches.
 
     Attributes:
-        rows: of an epoch. size: of the batches. planned: what the size would be without.
+        rows: of an epoch. size: rows of a batch as it comes out. planned: rows of a batch as asked for.
     """
 
     source: int
@@ -316,7 +318,7 @@ def find_crowds(rows: Sequence[Row], plan: Plan) -> list[Crowd]:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """The rows of a source, how many of them an epoch takes, and how often comes what no batch has twice."""
+    """The rows of a source, its quota of an epoch, and the least number of batches: the size of its largest group."""
 
     number: int
     places: tuple[int, ...]

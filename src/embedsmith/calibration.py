@@ -349,7 +349,7 @@ def _find_carried(
 ) -> float | None:
     """Return the lowest false-hit rate of `OFFERS` that these pairs carry, None where there is none.
 
-    Whoever takes the offer has looked several times, so each look gets its part of alpha.
+    Offering the best of several rates is multiple testing: each is tested at alpha / len(OFFERS).
     """
     labelled = float(truth.mean())
     for delta in (offer for offer in OFFERS if offer > promise.delta):

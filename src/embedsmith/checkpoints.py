@@ -20,7 +20,7 @@ class Checkpoint:
     """The state after `step` steps; tensors by "kind/parameter name", and what the task remembers of them.
 
     Attributes:
-        settings: of the run, such as do not belong to its key.
+        settings: those of memory, which may differ between runs of one key.
     """
 
     step: int

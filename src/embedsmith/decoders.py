@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from embedsmith.artifacts import read_json
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 
 if TYPE_CHECKING:
@@ -177,8 +178,6 @@ def adapter_base(path: str) -> str | None:
     Raises:
         ModelError: the folder names no base, or a base folder that does not exist.
     """
-    from embedsmith.artifacts import read_json
-
     file = Path(path) / "adapter_config.json"
     if not file.is_file():
         return None

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from embedsmith.errors import ConfigurationError, EmbedsmithError, MissingPartError
+from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
 from embedsmith.tokens import Index
 
 if TYPE_CHECKING:
     import torch
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+Made = TypeVar("Made")
 BUCKET = 2**23  # numbers that are summed across processes at once: 32 MB in float32
 
 
@@ -40,7 +42,7 @@ class Devices(Protocol):
         ...
 
     def agree(self, value: int) -> int:
-        """Return what the first process says; this waits for it."""
+        """Return the first process's value (a broadcast); no process goes on before all are here."""
         ...
 
 
@@ -177,6 +179,29 @@ def require_shared(found: int, devices: Devices) -> int:
     if first != found:
         raise EmbedsmithError(
             f"process {devices.rank} found a checkpoint at step {found}, the first process at step {first}",
+            expected="an output folder that all machines share",
+            action="put --out on a shared file system",
+        )
+    return found
+
+
+def make_once(read: Callable[[], Made | None], make: Callable[[], Made], folder: Path, devices: Devices) -> Made:
+    """Return what `read` finds in `folder`; where that is nothing, the first process makes it, and all others read it.
+
+    Args:
+        make: gives what was made, and leaves it in `folder` where another process will read it.
+
+    Raises:
+        InputError: this process does not see what the first one left.
+    """
+    found = read()
+    if found is None and devices.rank == 0:
+        found = make()
+    devices.agree(0)
+    found = read() if found is None else found
+    if found is None:
+        raise InputError(
+            f"process {devices.rank} does not see {folder}",
             expected="an output folder that all machines share",
             action="put --out on a shared file system",
         )

@@ -65,7 +65,7 @@ LARGEST = 2**31 - 2**24  # bytes of weights that one ONNX file holds
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 
 
-def export(
+def export_model(
     model: str | Path,
     out: Path | str | None = None,
     *,

@@ -8,15 +8,15 @@ tokens, so a run that goes on does not ask it again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.batches import Numbers, Prompts, Source, TrainingSet, has_equal_sides, prompts_of
-from embedsmith.devices import Devices
+from embedsmith.devices import Devices, make_once
 from embedsmith.encoder import Encoder, sides_of
-from embedsmith.errors import InputError
 from embedsmith.examples import texts_of
 from embedsmith.model import SIDES, fingerprint_model, load_encoder
 
@@ -43,17 +43,13 @@ def read_guide(
     """
     texts = bare_texts(data, sources, prompts)
     key = fingerprint([fingerprint_model(guide), texts])
-    if devices.rank == 0 and _read(folder, key) is None:
-        _write(folder, _encode(load_encoder(guide), texts), key)
-    devices.agree(0)
-    found = _read(folder, key)
-    if found is None:
-        raise InputError(
-            f"process {devices.rank} does not see {folder}",
-            expected="an output folder that all machines share",
-            action="put --out on a shared file system",
-        )
-    return found
+
+    def make() -> Numbers:
+        vectors = _encode(load_encoder(guide), texts)
+        _write(folder, vectors, key)
+        return vectors
+
+    return make_once(partial(_read, folder, key), make, folder, devices)
 
 
 def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from embedsmith.text import trigrams, words
 
 SATURATED = 0.97  # triplet accuracy: at most 3 of 100 comparisons are left to learn from
 SHORTCUT = 0.7  # AUC; .5 is chance. At .7 the candidate alone, without its anchor, decides 2 of 5 cases beyond chance
-FLAGGED = 0.1  # share of doubted labels: what training stands without much harm
+FLAGGED = 0.1  # share of doubted labels from which on a set is reported as mislabelled
 RESAMPLES = 400
 LARGEST = 20_000  # pairs that are measured; more change no figure in the second digit
 RAREST = 2  # texts that must share a word or trigram for it to count

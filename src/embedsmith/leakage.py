@@ -14,8 +14,8 @@ from embedsmith.text import count_words, normalize, runs_of
 
 GRAM = 8  # words in a row, or 16 signs without spaces, that two people rarely write by chance
 COVERED = 0.7  # share of an evaluation text's runs of 8 words from which on it counts as contained (PaLM, 2204.02311)
-TIMES = 4  # words for each of an evaluation text: a question with a greeting; a document is of another kind
-DOCUMENT = 50  # words of an evaluation text from which on a share of its runs is enough
+TIMES = 4  # an evaluation text leaks into one of at most so many times its words (a greeting around it, no document)
+DOCUMENT = 50  # evaluation texts of so many words leak by a share of their runs, shorter ones only as a whole
 
 
 # ── Texts

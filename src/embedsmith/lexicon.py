@@ -23,7 +23,7 @@ TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
 SIGN = re.compile(f"[{SIGNED}]")
-HIRAGANA = map(chr, range(0x3041, 0x3097))
+HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
 KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 
@@ -94,7 +94,7 @@ def part_signs(text: str, lexicon: Lexicon) -> str:
 
 
 def expand_contractions(tokens: list[str]) -> list[str]:
-    """Return the tokens with contractions written out, as far as they matter.
+    """Return the tokens with n't and cannot written out, and without 's and French elisions.
 
     >>> expand_contractions(["isn't", "mum's", "l'espagne"])
     ['is', 'not', 'mum', 'espagne']

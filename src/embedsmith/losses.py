@@ -1,7 +1,7 @@
 """Losses as pure functions: float32 unit rows (n, d) or cosines in, a scalar with its gradients out.
 
 All work on cosine similarity, which for unit rows is the dot product. Nothing here knows of models,
-batches or devices; `training` calls them with whatever rows a batch has. Each equals its namesake in
+batches or devices; `objectives` calls them with whatever rows a batch has. Each equals its namesake in
 sentence-transformers, loss and gradient (tests hold them to 1e-5), and says where it departs from it.
 A batch without anything to compare costs zero, with gradients of zero: never NaN.
 """

@@ -253,7 +253,7 @@ def resample_weights(
     """
     generator = np.random.default_rng(seed)
     names = [("row", row) if group is None else group for row, group in enumerate(groups or [None] * rows)]
-    unit = _units(names)
+    unit = number_groups(names)
     count = int(unit.max(initial=-1)) + 1
     weights = np.empty((resamples, rows))
     for start in range(0, resamples, 100):
@@ -264,8 +264,8 @@ def resample_weights(
     return weights
 
 
-def _units(names: Sequence[object]) -> NDArray[np.int64]:
-    """Return the number (n,) of each row's group, from 0 in order of appearance."""
+def number_groups(names: Sequence[object]) -> NDArray[np.int64]:
+    """Return the number (n,) of each row's group, from 0 in order of appearance: b, a, b gives 0, 1, 0."""
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     return np.array([places[name] for name in names], dtype=np.int64)
 
@@ -324,7 +324,7 @@ def compare_means(
     """
     changes = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     draws = np.asarray(weights @ changes / weights.sum(axis=1), dtype=np.float64)
-    turning = changes if groups is None else np.bincount(_units(groups), weights=changes).astype(np.float64)
+    turning = changes if groups is None else np.bincount(number_groups(groups), weights=changes).astype(np.float64)
     return Difference(float(changes.mean()), *_interval(draws, level), randomization_p(turning, seed=seed), level)
 
 

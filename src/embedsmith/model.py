@@ -23,6 +23,7 @@ from urllib.request import getproxies
 import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
+from embedsmith.artifacts import fingerprint, fingerprint_file
 from embedsmith.decoders import (
     Padding,
     Pooling,
@@ -168,8 +169,9 @@ def load_network(
     two kinds of numbers; encoded on a CPU, float16 is slower than float32. It takes twice the folder's size in memory.
 
     Args:
-        spec: a sentence-transformers folder (or hub id), which says all by itself; a plain transformers model, which
-            gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), converted once.
+        spec: a sentence-transformers folder (or hub id), which defines its pooling itself; a plain transformers
+            model, which gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), which is
+            converted once.
         attention: what transformers calls `attn_implementation`.
         pooling: for plain models; "auto" is the last token for decoders, the mean for encoders.
         padding: the side on which batches are filled up; None is the folder's own, "right" for plain models.
@@ -455,8 +457,6 @@ def fingerprint_model(spec: str | Path) -> str:
     The model card, other prose and what was exported from the model do not count. A hub id or hosted
     model is its own fingerprint. Weights in other formats than safetensors count in folders that have no safetensors.
     """
-    from embedsmith.artifacts import fingerprint, fingerprint_file
-
     name = str(spec)
     file = None if name.startswith("openai:") else find_gguf(name)
     if file is not None:  # the folder that it is converted to follows from its bytes
@@ -490,7 +490,8 @@ def save_network(
 ) -> Path:
     """Write a sentence-transformers folder with its model card; the old one stays until it is whole.
 
-    What the old one has and the new one has not is not lost: it is kept as `spare_folder` names it. A network with
+    If the old folder is another model, or has files that the new one lacks (a calibration, an export), it is kept as
+    `spare_folder` names it. A network with
     adapters that are not merged becomes an adapter folder, which names its base and needs it.
 
     Args:

@@ -250,7 +250,7 @@ def _fit_scores(source: Source, losses: Mapping[str, float]) -> tuple[Source, tu
 
 REACH = 2.5  # cosines differ by 2 at most, and `teacher` adds at most .4 of BM25 and .1 for the known answer
 WIDEST = 20.0  # 1 / .05: what cosines of 0 … 1 become at the usual temperature; e⁻²⁰ is no share that can be learnt
-MOST = 0.95  # share of the lists that decides, so that one wild list does not
+MOST = 0.95  # quantile of the lists' widths that sets the scale: single outliers do not
 
 
 def _fit_teacher(source: Source, losses: Mapping[str, float], temperature: float) -> tuple[Source, tuple[str, ...]]:

@@ -162,9 +162,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 def keyed(config: TrainingConfig) -> TrainingConfig:
-    """Return the configuration without what a run may go on with otherwise: memory, saving, and what acts at its end.
+    """Return the configuration reduced to what decides the weights, for the key of a checkpoint.
 
-    Of these, `MEMORY` may change the last digits, since sums are taken in another order; whoever changes it is told.
+    Left out is what a resumed run may change: settings of memory, the interval of checkpoints, sharding, and
+    `base_weight`, which acts after the last step. Settings of memory (`MEMORY`) may change the last digits, since sums
+    are then taken in another order; the run says so.
     """
     return replace(config, sharded=False, checkpoint_seconds=0.0, base_weight=None, token_budget=0, held_tokens=0)
 
@@ -284,9 +286,9 @@ def optimize(
     Args:
         visit: called with the number of steps done, about `VISITS` times and at the end, while the network is in eval
             mode; the first process only. What it draws or reads changes nothing in the run.
-        choose: puts the final weights into the network, of those that the run leaves; the first process only. Without
-            it they are the soup's, else the average's, else the last ones, mixed with `base_weight`. When it refuses,
-            a checkpoint of the whole run is kept: the next call trains nothing again.
+        choose: picks the final weights among `Ends` and puts them into the network; the first process only. Without
+            it they are the soup, else the running average, else the last weights, interpolated with `base_weight`.
+            When it raises ModelRefused, a checkpoint of the whole run is kept: the next call trains nothing again.
         say: is told where a run goes on that was stopped; the first process only.
 
     Raises:
@@ -359,7 +361,7 @@ def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What a run leaves to choose among.
+    """The candidates for the final weights of a run; `put` interpolates between the base and one of them.
 
     Attributes:
         parameters: the network's own; `put` changes them.

@@ -317,9 +317,9 @@ def find_packer(
     the CPU more is tried, and compared more strictly (`find_by_trial`).
 
     Args:
-        compiled: its layers will be compiled: a compiler finds by itself what `lean` does, and attention is kept from
-            it, since the texts of each block are others.
-        first: texts that are encoded first, tried as well off the CPU.
+        compiled: leave out `lean` (a compiler does the same by itself), and keep attention out of the compiled graph,
+            since its shapes change with every block.
+        first: texts of the first micro-batch, tried besides where the network is not on the CPU.
     """
     if network.device.type != "cpu":
         rows = _choose_probe(tokens.lengths) if first is None else np.union1d(_choose_probe(tokens.lengths), first)

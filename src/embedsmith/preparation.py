@@ -102,7 +102,7 @@ class Reading:
 
     Attributes:
         prompts: for sources that have none of their own. saved: those of the model that comes out.
-        named: somebody named them, the run, a source or the base, so the base's default prompt is not put before them.
+        named: the run, a source or the base defines prompts, so the base's default prompt must not come on top.
     """
 
     prompts: Prompts
@@ -114,8 +114,8 @@ class Reading:
 def settle_prompts(base: str | Path, sources: Sequence[Source], asked: Prompts | None) -> Reading:
     """Return how the texts are read, and so how the model will read: as `asked`, else as the base or sources say.
 
-    A base that was trained with a prompt for queries or documents reads them with it, and goes on to. Rows whose sides
-    are alike have its default prompt, as whoever encodes without a word of prompts.
+    Prompts for queries and documents that the base was saved with are used, and saved again. Symmetric rows get the
+    base's default prompt, as a plain `encode` would.
     """
     if asked is not None:
         return Reading(asked, asked, named=True)

@@ -168,10 +168,10 @@ def check_trainable(network: torch.nn.Module) -> Iterator[Outcome]:
         yield Finding(
             "nothing-to-train",
             "error",
-            f"all {count:,} weights are frozen",
-            "weights that are trained",
-            "unfreeze them (requires_grad_(True)), or add adapters: --set lora.rank=8",
-            "configuration",
+            found=f"all {count:,} weights are frozen",
+            expected="weights that are trained",
+            action="unfreeze them (requires_grad_(True)), or add adapters: --set lora.rank=8",
+            place="configuration",
         )
 
 
@@ -184,10 +184,10 @@ def check_positions(network: SentenceTransformer) -> Iterator[Outcome]:
         yield Finding(
             "max-length-beyond-positions",
             "error" if table else "warning",
-            f"texts are cut at {limit} tokens, and the model has {reach} positions",
-            f"at most {reach}",
-            f"--set max_length={reach}",
-            "configuration",
+            found=f"texts are cut at {limit} tokens, and the model has {reach} positions",
+            expected=f"at most {reach}",
+            action=f"--set max_length={reach}",
+            place="configuration",
         )
 
 
@@ -223,17 +223,18 @@ def check_ends(network: SentenceTransformer) -> Iterator[Outcome]:
         yield Finding(
             "end-token-missing",
             "warning",
-            f"the vector is that of the last token, and the tokenizer appends no end token ({end!r}) to a text",
-            "texts that all end in the same token, which has learnt to stand for the whole",
-            "start from the plain model (without modules.json), which gets an end token, or change tokenizer.json",
+            found=f"the vector is that of the last token, and the tokenizer appends no end token ({end!r}) to a text",
+            expected="texts that all end in the same token, which has learnt to stand for the whole",
+            action="start from the plain model (without modules.json), which gets an end token, or change "
+            "tokenizer.json",
         )
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         yield Finding(
             "pad-is-end-token",
             "warning",
-            f"batches are filled up with the end token {end!r}, whose vector is the text's",
-            "a pad token of its own: the embedding of a pad token gets no gradient",
-            "set another pad_token in tokenizer_config.json, or start from the plain model, which gets one",
+            found=f"batches are filled up with the end token {end!r}, whose vector is the text's",
+            expected="a pad token of its own: the embedding of a pad token gets no gradient",
+            action="set another pad_token in tokenizer_config.json, or start from the plain model, which gets one",
         )
 
 
@@ -255,11 +256,12 @@ def check_padding(network: SentenceTransformer, texts: Sequence[str], precision:
         yield Finding(
             "padding-changes-vectors",
             "error",
-            f"a text has another vector when longer texts are beside it: cosine {least:.3f} ({len(texts)} texts, "
+            found=f"a text has another vector when longer texts are beside it: cosine {least:.3f} ({len(texts)} texts, "
             f"filled up on the {network.tokenizer.padding_side})",
-            "the same vector, cosine 1",
-            "fill up on the other side (--set padding=right), or check the attention mask and the pooling of the base",
-            "configuration",
+            expected="the same vector, cosine 1",
+            action="fill up on the other side (--set padding=right), or check the attention mask and the pooling of "
+            "the base",
+            place="configuration",
         )
 
 

@@ -20,8 +20,8 @@ Vector = NDArray[np.float32]
 Matrix = NDArray[np.float32]
 
 SHARE = 0.5  # of a channel's size that moves from the activation into the weight
-OUTLIERS = 16  # input channels that stay in float32 in a layer where few channels tower over the rest,
-TOWERING = 6.0  # which is where they are so many times larger than the next
+OUTLIERS = 16  # input channels that stay in float32 in a layer that has outliers
+TOWERING = 6.0  # a layer has outliers where its largest channel is so many times the one after the first OUTLIERS
 DOMAIN = "com.microsoft"
 
 

@@ -31,7 +31,7 @@ class TrainingRecipe:
 
     Attributes:
         text: the TOML it was read from, comments included.
-        training: the table of that name, with that of a small machine over it where it was asked for.
+        training: the table of that name, overridden by that of a small machine where it was asked for.
         preparing: the table `preparation`.
     """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = 1000  # of a set that are looked at; drawn by the seed
 RESAMPLES = 500
-LOWEST, FINE, COARSE = 0.2, 0.1, 0.2  # shares that are tried: from the lowest in fine steps, coarse with several ends
+LOWEST, FINE, COARSE = 0.2, 0.1, 0.2  # shares tried: from LOWEST to 1 in steps of FINE, of COARSE with several `Ends`
 NORMAL_95 = 1.96  # half the width of a 95% interval in standard errors
 REFINEMENTS = 3  # further shares around the best of them
 
@@ -159,7 +159,7 @@ class _Texts:
 
 
 class Keeper:
-    """Looks at one network while it is trained, and puts the weights into it that are kept.
+    """Scores a network while it is trained, and at the end selects its weights on the line from base to result.
 
     `watch.jsonl` (the figures on the way) and `retention.json` (the choice) are written into the folder above the
     model's.

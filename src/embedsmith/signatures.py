@@ -1,7 +1,8 @@
 """Near texts found exactly, among very many, in memory that does not grow with their length.
 
-Near means: trigram Jaccard ≥ 0.9, the same numbers, as many negations. A text is 64 to 1,024 bits, which say exactly
-for nearly all pairs that they are not near; what is left is compared itself.
+Near means: trigram Jaccard ≥ 0.9, the same numbers, as many negations. Each text becomes a signature of 64 to 1,024
+bits; signatures that differ in too many bits prove that two texts are not near, and the few pairs that remain are
+compared in full.
 """
 
 from __future__ import annotations

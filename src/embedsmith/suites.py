@@ -29,8 +29,8 @@ from embedsmith.model import resolve_model
 from embedsmith.tables import KINDS, detect_kind, read_rows
 
 CHUNK = 512  # texts between two moves of the progress bar
-FEW_UNITS = 20  # an interval over fewer is a rough one, and so is one where a single unit
-LARGE_UNIT = 0.25  # holds this share of the pairs
+FEW_UNITS = 20  # an interval over fewer units is called rough
+LARGE_UNIT = 0.25  # so is one where a single unit holds this share of the pairs
 SPLITS = (("test", {"test"}), ("validation", {"validation", "valid", "val"}), ("dev", {"dev", "trial"}))
 TRAINING = {"train", "training"}
 SCORE_NAMES = {"relatedness_score": "score", "relatedness": "score"}  # SICK's own

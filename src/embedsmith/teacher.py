@@ -153,8 +153,8 @@ def _walk(
 ) -> tuple[dict[float, float], dict[str, dict[float, _Graded]], int]:
     """Return MRR@10 of the own passages by weight, the grades of each question by weight, and how many BM25 left out.
 
-    Passages with the same score count as before the own one. BM25 is what costs, so all weights are graded at once
-    where one is to be chosen; a weight that nobody can choose is not graded.
+    Ties count against the question's own passage. BM25 is the costly part, so while a weight is being chosen all
+    weights are graded in one pass; otherwise the given one alone.
     """
     sums = dict.fromkeys(weights, 0.0)
     graded: dict[str, dict[float, _Graded]] = {}

@@ -75,7 +75,7 @@ class Unknown:
 
     Attributes:
         id: of that token; None where there is none, as in tokenizers that read bytes.
-        longest: letters up to which every word of ASCII is known, 0 where that is not sure.
+        longest: words of ASCII letters up to this length are certainly known; 0 where that cannot be told.
     """
 
     id: int | None

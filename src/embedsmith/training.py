@@ -44,7 +44,7 @@ from embedsmith.checks import (
     stop_on_errors,
 )
 from embedsmith.compilation import compile_layers, require_compiler
-from embedsmith.devices import Devices, open_devices
+from embedsmith.devices import Devices, make_once, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
@@ -104,8 +104,8 @@ __all__ = [
     "train",
 ]
 MAPPED = 2**20  # token ids that are worth a file
-IN_BATCH = 8  # rows a batch at least where its rows are each other's negatives; one row alone has none
-NO_MODEL = frozenset({"", "self"})  # guides that are no other model
+LEAST_BATCH = 8  # rows a batch at least where its rows are each other's negatives; one row alone has none
+NO_MODEL = frozenset({"", "self"})  # values of `guide` that load no second model
 LARGEST_BATCH, FEWEST_STEPS = 16, 45  # what the automatic batch size keeps to (docs/log.md)
 
 
@@ -421,7 +421,7 @@ def _make_ready(
     data = collect(sources, reading.prompts)
     losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
     apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
-    config, batch_reason = choose_batch(config, len(data.rows), least=IN_BATCH if apart else 1)
+    config, batch_reason = choose_batch(config, len(data.rows), least=LEAST_BATCH if apart else 1)
     notes.add(batch_reason)
     report = examine_examples(given, sources, data, reading.prompts, config, held_out)
     report += report_of(check_effects(config, preparation, given, sources))
@@ -548,20 +548,14 @@ def _tokens_beside(out: Path) -> Path:
 def _tokenize_once(network: SentenceTransformer, texts: Sequence[str], out: Path, key: str, devices: Devices) -> Tokens:
     """Return the tokens of all texts: made by the first process, mapped by the others and by a later run."""
     folder = _tokens_beside(out)
-    found = read_tokens(folder, key)
-    if found is None and devices.rank == 0:
-        found = tokenize_for(network, texts)
-        if devices.size > 1 or len(found.ids) >= MAPPED:
-            write_tokens(folder, found, key)
-    devices.agree(0)
-    found = found or read_tokens(folder, key)
-    if found is None:
-        raise InputError(
-            f"process {devices.rank} does not see {folder}",
-            expected="an output folder that all machines share",
-            action="put --out on a shared file system",
-        )
-    return found
+
+    def make() -> Tokens:
+        made = tokenize_for(network, texts)
+        if devices.size > 1 or len(made.ids) >= MAPPED:
+            write_tokens(folder, made, key)
+        return made
+
+    return make_once(partial(read_tokens, folder, key), make, folder, devices)
 
 
 def check_checkpoint(store: Path, key: str, config: TrainingConfig) -> Iterator[Finding]:
@@ -572,21 +566,22 @@ def check_checkpoint(store: Path, key: str, config: TrainingConfig) -> Iterator[
         yield Finding(
             "checkpoint-of-another-run",
             "warning",
-            f"{store} is the checkpoint of another run, at step {found.step}: it is kept as {place}, and this run does "
+            found=f"{store} is the checkpoint of another run, at step {found.step}: it is kept as {place}, and this "
+            f"run does "
             "not go on from it",
-            "the same examples, base and settings as in the run that was stopped",
-            f"start with the values of that run, which goes on from there, or delete {place}",
-            "configuration",
+            expected="the same examples, base and settings as in the run that was stopped",
+            action=f"start with the values of that run, which goes on from there, or delete {place}",
+            place="configuration",
         )
         found = read_about(aside(store, key))
     if found is not None and found.settings not in ("", describe_memory(config)):
         yield Finding(
             "memory-settings-changed",
             "warning",
-            f"the run goes on from step {found.step}, made with {found.settings}: now {describe_memory(config)}",
-            "the same, for the same weights to the last bit",
-            "nothing, if rounding may differ (and, with dropout, what is drawn)",
-            "configuration",
+            found=f"the run goes on from step {found.step}, made with {found.settings}: now {describe_memory(config)}",
+            expected="the same, for the same weights to the last bit",
+            action="nothing, if rounding may differ (and, with dropout, what is drawn)",
+            place="configuration",
         )
 
 
@@ -610,10 +605,10 @@ def choose_dropout(network: torch.nn.Module, config: TrainingConfig) -> Iterator
         yield Finding(
             "dropout-without-effect",
             "warning",
-            f"dropout is {config.dropout:g}, and the base has no layer that drops anything",
-            "a base with dropout, or none asked for",
-            "leave dropout out; for adapters, --set lora.dropout=0.1",
-            "configuration",
+            found=f"dropout is {config.dropout:g}, and the base has no layer that drops anything",
+            expected="a base with dropout, or none asked for",
+            action="leave dropout out; for adapters, --set lora.dropout=0.1",
+            place="configuration",
         )
 
 

@@ -147,7 +147,7 @@ class PairGraph:
 
 
 def hold_back(logits: Logits, unread: NDArray[np.bool_]) -> Logits:
-    """Return the logits (n,) of pairs, at most 0 where one was not read whole: what was not may make the difference.
+    """Return the logits (n,), capped at 0 for pairs that were cut or hold unknown tokens: the difference may lie there.
 
     A pair that just fits counts as cut; its tokens do not tell.
     """

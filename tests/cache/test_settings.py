@@ -17,7 +17,7 @@ from embedsmith.cache.settings import TAUGHT, settle_turns
 from embedsmith.calibration import Calibration, Conversations, read_calibration, write_calibration
 from embedsmith.errors import ConfigurationError
 from embedsmith.examples import LabelledPair
-from embedsmith.export import export
+from embedsmith.export import export_model
 from embedsmith.testing import FakeEncoder
 
 MADE = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", precision="fp32", guard=True)
@@ -86,7 +86,7 @@ def test_an_export_is_served_at_once_and_its_warning_names_the_distance(
 ) -> None:
     """`run` calibrates in fp32, `export --precision int8`, `serve`: day one, without new labelled pairs."""
     folder = tmp_path / "model"
-    report = export(tiny_model, folder, precision="int8", least_cosine=-1.0, max_loss=2.0)
+    report = export_model(tiny_model, folder, precision="int8", least_cosine=-1.0, max_loss=2.0)
     write(tmp_path, model=report.fingerprint)
     with caplog.at_level(logging.WARNING, logger="embedsmith.cache"):
         cache = SemanticCache(folder)

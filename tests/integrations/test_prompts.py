@@ -48,11 +48,11 @@ def test_prompts_of_ones_own() -> None:
 
 def test_an_exported_model_has_the_same_prompts_or_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    from embedsmith.export import export
+    from embedsmith.export import export_model
 
     folder = save(tiny_model, tmp_path / "model", BOTH, None)
     with_torch = open_prompted(folder)
-    export(folder, precision="fp32", texts=[QUERY, *TEXTS])
+    export_model(folder, precision="fp32", texts=[QUERY, *TEXTS])
     exported = open_prompted(folder)
     assert type(exported.encoder) is not type(with_torch.encoder)
     np.testing.assert_allclose(exported.encode_queries([QUERY]), with_torch.encode_queries([QUERY]), atol=1e-4)

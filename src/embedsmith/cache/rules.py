@@ -27,6 +27,7 @@ from embedsmith.encoder import Encoder, find_unread, precision_of
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import labels_of, similarities_of
 from embedsmith.examples import LabelledPair, has_conversations, units_of
+from embedsmith.metrics import number_groups
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
 
 WEIGHED, MEASURED = 1 / 6, 1 / 6  # shares of the units that fit the verifier's weight, and judge it
@@ -211,8 +212,7 @@ def correlate_units(values: NDArray[Any], units: Sequence[str]) -> float:
         return 0.0 if groups == count else 1.0
     if np.ptp(values) == 0:
         return 1.0
-    place = {unit: at for at, unit in enumerate(dict.fromkeys(units))}
-    unit = np.array([place[name] for name in units], dtype=np.int64)
+    unit = number_groups(units)
     sizes = np.bincount(unit)
     means = np.bincount(unit, weights=values) / sizes
     between = float((sizes * (means - np.mean(values)) ** 2).sum()) / (groups - 1)

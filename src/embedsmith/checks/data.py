@@ -32,17 +32,17 @@ def _check_texts(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "empty-texts",
             "error" if empty > len(texts) / 2 else "warning",
-            f"{name}: {share_of(empty, len(texts))} texts are empty or only punctuation",
-            "words in every text",
-            "leave these rows out; check that the text column is the right one",
+            found=f"{name}: {share_of(empty, len(texts))} texts are empty or only punctuation",
+            expected="words in every text",
+            action="leave these rows out; check that the text column is the right one",
         )
     if len(examples) >= 2 and len(set(texts)) == 1:
         yield Finding(
             "same-texts",
             "error",
-            f"{name}: all {len(texts)} texts of {len(examples)} rows are the same",
-            "texts that differ",
-            "check that the right column was read",
+            found=f"{name}: all {len(texts)} texts of {len(examples)} rows are the same",
+            expected="texts that differ",
+            action="check that the right column was read",
         )
         return
     anchors = {normalize(texts_of(example)[0]) for example in examples}
@@ -50,9 +50,9 @@ def _check_texts(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "same-anchors",
             "warning",
-            f"{name}: all {len(examples)} rows have the same first text",
-            "many different anchors",
-            "check that the anchor's column is the right one",
+            found=f"{name}: all {len(examples)} rows have the same first text",
+            expected="many different anchors",
+            action="check that the anchor's column is the right one",
         )
 
 
@@ -69,18 +69,19 @@ def _check_garbled(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "garbled-texts",
             "warning",
-            f"{name}: {share_of(broken, len(texts))} texts have broken letters (mojibake such as Ã©, U+FFFD, bytes)",
-            "text in its own encoding",
-            "read the source again with its encoding (often UTF-8 read as Latin-1) and write it as UTF-8",
+            found=f"{name}: {share_of(broken, len(texts))} texts have broken letters (mojibake such as Ã©, U+FFFD, "
+            f"bytes)",
+            expected="text in its own encoding",
+            action="read the source again with its encoding (often UTF-8 read as Latin-1) and write it as UTF-8",
         )
     marked = sum(MARKUP.search(text) is not None for text in texts)
     if marked > HEAVY * len(texts):
         yield Finding(
             "markup-in-texts",
             "warning",
-            f"{name}: {share_of(marked, len(texts))} texts have HTML tags or entities",
-            "plain text as it will be asked",
-            "take the tags out and the entities apart (html.unescape) unless such texts are to be searched",
+            found=f"{name}: {share_of(marked, len(texts))} texts have HTML tags or entities",
+            expected="plain text as it will be asked",
+            action="take the tags out and the entities apart (html.unescape) unless such texts are to be searched",
         )
 
 
@@ -91,9 +92,10 @@ def _check_roles(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "positives-equal-anchors",
             "error" if same == len(positives) and _only_pairs(examples) else "warning",
-            f"{name}: {share_of(same, len(positives))} positives are their anchor again (but for case and punctuation)",
-            "positives in other words: equal texts have cosine 1 already",
-            "check that two different columns were read, or leave these rows out",
+            found=f"{name}: {share_of(same, len(positives))} positives are their anchor again (but for case and "
+            f"punctuation)",
+            expected="positives in other words: equal texts have cosine 1 already",
+            action="check that two different columns were read, or leave these rows out",
         )
     yield from _check_negatives(name, examples)
 
@@ -113,9 +115,9 @@ def _check_negatives(name: str, examples: Sequence[Example]) -> Iterator[Outcome
     yield Finding(
         "negatives-equal-positives",
         "error" if wrong > len(pairs) / 2 else "warning",
-        f"{name}: {share_of(wrong, len(pairs))} negatives are the anchor or a positive of the same anchor",
-        "negatives with another answer",
-        "leave these negatives out; check that the columns of positives and negatives are two",
+        found=f"{name}: {share_of(wrong, len(pairs))} negatives are the anchor or a positive of the same anchor",
+        expected="negatives with another answer",
+        action="leave these negatives out; check that the columns of positives and negatives are two",
     )
 
 
@@ -131,9 +133,9 @@ def _check_repeats(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "repeated-rows",
             "warning",
-            f"{name}: {share_of(copies, len(examples))} rows say what another row says; one comes {most} times",
-            "each row once",
-            "leave the copies out, or raise --epochs if rows are to be seen more often",
+            found=f"{name}: {share_of(copies, len(examples))} rows say what another row says; one comes {most} times",
+            expected="each row once",
+            action="leave the copies out, or raise --epochs if rows are to be seen more often",
         )
     labels: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for example in examples:
@@ -144,9 +146,9 @@ def _check_repeats(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "contradicting-labels",
             "warning",
-            f"{name}: {share_of(torn, len(labels))} pairs of texts have label 1 in one row and 0 in another",
-            "one label for a pair",
-            "decide which label holds and leave the other rows out",
+            found=f"{name}: {share_of(torn, len(labels))} pairs of texts have label 1 in one row and 0 in another",
+            expected="one label for a pair",
+            action="decide which label holds and leave the other rows out",
         )
 
 

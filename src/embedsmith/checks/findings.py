@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,6 +30,7 @@ class Finding:
 
     name: str
     severity: Literal["error", "warning"]
+    _: KW_ONLY
     found: str
     expected: str
     action: str

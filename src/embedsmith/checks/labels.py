@@ -25,9 +25,10 @@ def check_labels(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "one-label",
             "warning",
-            f"{name}: {ones} of {len(pairs)} labelled pairs have label 1, {len(pairs) - ones} have label 0",
-            "both labels",
-            "add pairs of the other label; with positives only, infonce takes the other rows of a batch as negatives",
+            found=f"{name}: {ones} of {len(pairs)} labelled pairs have label 1, {len(pairs) - ones} have label 0",
+            expected="both labels",
+            action="add pairs of the other label; with positives only, infonce takes the other rows of a batch as "
+            "negatives",
         )
 
 
@@ -38,9 +39,9 @@ def check_triplets(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "no-triplets",
             "error",
-            f"{name}: no anchor of the {len(examples)} rows has both a positive and a negative",
-            "anchors with both, which the triplet loss needs: it would be 0 in every step",
-            "use --losses logistic or online_contrastive, or give triplets",
+            found=f"{name}: no anchor of the {len(examples)} rows has both a positive and a negative",
+            expected="anchors with both, which the triplet loss needs: it would be 0 in every step",
+            action="use --losses logistic or online_contrastive, or give triplets",
         )
 
 
@@ -54,18 +55,19 @@ def check_scores(source: Source) -> Iterator[Outcome]:
         yield Finding(
             "scores-not-numbers",
             "error",
-            f"{source.name}: {share_of(len(bad), len(scores))} scores are no numbers (the first: number {bad[0] + 1})",
-            "finite scores",
-            "leave these rows out or give them a score",
+            found=f"{source.name}: {share_of(len(bad), len(scores))} scores are no numbers (the first: number "
+            f"{bad[0] + 1})",
+            expected="finite scores",
+            action="leave these rows out or give them a score",
         )
         return
     if len(graded) >= 2 and scores.min() == scores.max():
         yield Finding(
             "constant-scores",
             "error",
-            f"{source.name}: all {len(scores)} scores are {scores[0]:g}",
-            "scores that differ: there is no order to learn",
-            "check that the right column was read; for pairs that all belong together use anchor and positive",
+            found=f"{source.name}: all {len(scores)} scores are {scores[0]:g}",
+            expected="scores that differ: there is no order to learn",
+            action="check that the right column was read; for pairs that all belong together use anchor and positive",
         )
     yield from _check_scales(source.name, scores)
 
@@ -77,10 +79,11 @@ def _check_scales(name: str, scores: Values) -> Iterator[Outcome]:
         yield Finding(
             "mixed-scales",
             "warning",
-            f"{name}: {share_of(fractions, len(scores))} scores lie between 0 and 1, "
+            found=f"{name}: {share_of(fractions, len(scores))} scores lie between 0 and 1, "
             f"{share_of(large, len(scores))} above 10",
-            "one scale",
-            f"bring all scores to one scale (the largest is {scores.max():g}), or give the parts as sources (--mix)",
+            expected="one scale",
+            action=f"bring all scores to one scale (the largest is {scores.max():g}), or give the parts as sources "
+            f"(--mix)",
         )
 
 
@@ -93,9 +96,9 @@ def check_classes(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "one-class",
             "error",
-            f"{name}: all {len(examples)} texts are of the class {next(iter(counts))!r}",
-            "at least two classes",
-            "check that the right column was read as the class",
+            found=f"{name}: all {len(examples)} texts are of the class {next(iter(counts))!r}",
+            expected="at least two classes",
+            action="check that the right column was read as the class",
         )
         return
     alone = sum(count == 1 for count in counts.values())
@@ -103,7 +106,7 @@ def check_classes(name: str, examples: Sequence[Example]) -> Iterator[Outcome]:
         yield Finding(
             "classes-of-one",
             "error" if alone == len(counts) else "warning",
-            f"{name}: {share_of(alone, len(counts))} classes have one text",
-            "two texts or more of a class: a triplet needs an anchor and a mate",
-            "give more texts a class, or check that the class column is not an id",
+            found=f"{name}: {share_of(alone, len(counts))} classes have one text",
+            expected="two texts or more of a class: a triplet needs an anchor and a mate",
+            action="give more texts a class, or check that the class column is not an id",
         )

@@ -16,9 +16,9 @@ def check_leaks(
 
     Args:
         name: of the rows, for people.
-        choosing: weights are chosen by these rows or held against them. Then one row in normal form is an error, near
-            ones are a warning, and single texts may be shared; else more than 1% of the rows are an error, near ones
-            among them, and texts that recur in other rows are a warning.
+        choosing: the rows select weights (validation, guards). Then any exact repeat is an error, a near repeat a
+            warning, and single texts may be shared. Otherwise (a test set) it is an error when more than 1% of the rows
+            repeat, exactly or nearly, and a warning when single texts recur.
     """
     if not held_out:
         return
@@ -30,10 +30,11 @@ def check_leaks(
         yield Finding(
             "leaked-rows",
             "error" if wrong else "warning",
-            f"{share_of(len(leaked), shared.rows)} {name} rows are training rows as well, {len(shared.near)} of them "
+            found=f"{share_of(len(leaked), shared.rows)} {name} rows are training rows as well, {len(shared.near)} "
+            f"of them "
             f"nearly (the first: row {(shared.same or shared.near)[0]}; texts: {told})",
-            f"no {name} row that a training row repeats, whatever its case, spaces, order and label",
-            "take these rows out of the training set: figures on them would tell nothing "
+            expected=f"no {name} row that a training row repeats, whatever its case, spaces, order and label",
+            action="take these rows out of the training set: figures on them would tell nothing "
             "(examples.split parts a set without leaks)",
         )
     count = sum(shared.how.values())
@@ -41,9 +42,9 @@ def check_leaks(
         yield Finding(
             "leaked-texts",
             "warning",
-            f"{share_of(count, shared.texts)} {name} texts are in the training set: {told}",
-            f"{name} texts that the model has not seen",
-            "part the set by texts and groups (examples.split) unless only the pairs have to be new",
+            found=f"{share_of(count, shared.texts)} {name} texts are in the training set: {told}",
+            expected=f"{name} texts that the model has not seen",
+            action="part the set by texts and groups (examples.split) unless only the pairs have to be new",
         )
 
 
@@ -56,7 +57,8 @@ def check_choosing(validation: Sequence[Example], held_out: Sequence[Example]) -
         yield Finding(
             "judged-by-choosing-rows",
             "error",
-            f"{share_of(len(shared.same), shared.rows)} held-out rows are validation rows: they choose the weights too",
-            "validation rows that are not held out",
-            "part your labelled rows in two (examples.split): one part chooses, the other judges",
+            found=f"{share_of(len(shared.same), shared.rows)} held-out rows are validation rows: they choose the "
+            f"weights too",
+            expected="validation rows that are not held out",
+            action="part your labelled rows in two (examples.split): one part chooses, the other judges",
         )

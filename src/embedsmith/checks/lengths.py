@@ -26,10 +26,10 @@ def check_tokens(tokens: Tokens, limit: int | None) -> Iterator[Outcome]:
     yield Finding(
         "truncated-texts",
         "error" if lost else "warning",
-        f"{share_of(len(cut), len(tokens))} texts are longer than the {limit} tokens that the model reads{same}",
-        "texts that are read to their end",
-        "raise --set max_length=… as far as the model's positions go, or cut long texts into passages",
-        "configuration" if lost else "data",
+        found=f"{share_of(len(cut), len(tokens))} texts are longer than the {limit} tokens that the model reads{same}",
+        expected="texts that are read to their end",
+        action="raise --set max_length=… as far as the model's positions go, or cut long texts into passages",
+        place="configuration" if lost else "data",
     )
 
 

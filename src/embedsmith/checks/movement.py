@@ -117,9 +117,9 @@ def check_movement(moved: float, losses: Sequence[tuple[int, float]], config: Tr
     yield Finding(
         "nothing-learnt",
         "warning",
-        f"the weights moved by {moved:.1e} of their length in {len(losses)} steps at learning rate "
+        found=f"the weights moved by {moved:.1e} of their length in {len(losses)} steps at learning rate "
         f"{config.learning_rate:g}; the loss went from {first:.4g} to {last:.4g}",
-        "a change of 1e-4 or more",
-        "raise --learning-rate (5e-5 tunes encoders, 1e-4 to 2e-4 adapters) or train for more steps",
-        "configuration",
+        expected="a change of 1e-4 or more",
+        action="raise --learning-rate (5e-5 tunes encoders, 1e-4 to 2e-4 adapters) or train for more steps",
+        place="configuration",
     )

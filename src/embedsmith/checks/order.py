@@ -112,7 +112,13 @@ def check_order(probe: Probe, cosines: Values, judge: str) -> Iterator[Outcome]:
     value = quality(probe, cosines)
     if value < bound:
         told = found.format(value, probe.rows)
-        yield Finding(name, "warning", f"{probe.name}: by {judge}, before training, {told}", expected, action)
+        yield Finding(
+            name,
+            "warning",
+            found=f"{probe.name}: by {judge}, before training, {told}",
+            expected=expected,
+            action=action,
+        )
 
 
 BETTER = 0.04  # lead of another pooling that is worth a word, if it is no chance
@@ -146,10 +152,10 @@ def _wrong_pooling(found: str, better: str) -> Finding:
     return Finding(
         "pooling",
         "warning",
-        found,
-        "the pooling that the base was trained with",
-        f"read the base's model card; start from the plain model with --set pooling={better} if it fits",
-        "configuration",
+        found=found,
+        expected="the pooling that the base was trained with",
+        action=f"read the base's model card; start from the plain model with --set pooling={better} if it fits",
+        place="configuration",
     )
 
 

@@ -48,10 +48,11 @@ def _judge_classes(name: str, count: Counter[str]) -> Iterator[Outcome]:
         yield Finding(
             "no-triplets",
             "error" if count["idle"] == count["batches"] else "warning",
-            f"{name}: {share_of(count['idle'], count['batches'])} batches lack two texts of a class beside another",
-            "a triplet in every batch",
-            "raise --batch (texts of a class come in fours, so 16 has four classes)",
-            "configuration",
+            found=f"{name}: {share_of(count['idle'], count['batches'])} batches lack two texts of a class beside "
+            f"another",
+            expected="a triplet in every batch",
+            action="raise --batch (texts of a class come in fours, so 16 has four classes)",
+            place="configuration",
         )
 
 
@@ -80,17 +81,18 @@ def _judge_pool(name: str, count: Counter[str]) -> Iterator[Outcome]:
         yield Finding(
             "no-negatives",
             "error" if count["alone"] == anchors else "warning",
-            f"{name}: {share_of(count['alone'], anchors)} anchors of the first batches have no negative under infonce",
-            "other rows in the same batch, or negatives of their own",
-            "raise --batch, give rows different groups, or give triplets",
-            "configuration",
+            found=f"{name}: {share_of(count['alone'], anchors)} anchors of the first batches have no negative under "
+            f"infonce",
+            expected="other rows in the same batch, or negatives of their own",
+            action="raise --batch, give rows different groups, or give triplets",
+            place="configuration",
         )
     if count["misled"] > 0.1 * anchors and count["misled"] >= 2:
         yield Finding(
             "false-negatives",
             "warning",
-            f"{name}: {share_of(count['misled'], anchors)} anchors meet one of their own answers as a negative "
+            found=f"{name}: {share_of(count['misled'], anchors)} anchors meet one of their own answers as a negative "
             f"({count['false']} of {count['negatives']} negatives)",
-            "texts with the same answer in one group",
-            "give rows with the same answer the same `group`, leave copies out, or mask them: --set guide=self",
+            expected="texts with the same answer in one group",
+            action="give rows with the same answer the same `group`, leave copies out, or mask them: --set guide=self",
         )

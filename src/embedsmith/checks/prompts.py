@@ -36,9 +36,10 @@ def _check_doubled(name: str, prompt: str, texts: Sequence[str]) -> Iterator[Out
         yield Finding(
             "prompt-twice",
             "warning",
-            f"{name}: {share_of(doubled, len(texts))} texts begin with the prompt that is put before them, {prompt!r}",
-            "texts without it",
-            "take the prompt out of the texts, or train without prompts",
+            found=f"{name}: {share_of(doubled, len(texts))} texts begin with the prompt that is put before them, "
+            f"{prompt!r}",
+            expected="texts without it",
+            action="take the prompt out of the texts, or train without prompts",
         )
 
 
@@ -51,8 +52,8 @@ def _check_instructions(source: Source, prompts: Prompts) -> Iterator[Outcome]:
         yield Finding(
             "instructions-missing",
             "error" if missing == len(given) else "warning",
-            f"{source.name}: {share_of(missing, len(given))} rows have no instruction, and the prompt is "
+            found=f"{source.name}: {share_of(missing, len(given))} rows have no instruction, and the prompt is "
             f"{prompts.query!r}",
-            "a column instruction (or task) in every row",
-            "add the column, or write the instruction into the prompt",
+            expected="a column instruction (or task) in every row",
+            action="add the column, or write the instruction into the prompt",
         )

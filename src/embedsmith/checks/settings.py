@@ -26,11 +26,12 @@ def check_mixture(sources: Sequence[Source], counts: Sequence[int], config: Trai
             yield Finding(
                 "repeated-source",
                 "warning",
-                f"{source.name}: its {count} rows make up {source.weight / total:.0%} of the mixture, so each comes "
+                found=f"{source.name}: its {count} rows make up {source.weight / total:.0%} of the mixture, so each "
+                f"comes "
                 f"{passes:,.0f} times",
-                "at most some dozens of times: more is learnt by heart",
-                "lower its weight, or give it more rows",
-                "configuration",
+                expected="at most some dozens of times: more is learnt by heart",
+                action="lower its weight, or give it more rows",
+                place="configuration",
             )
 
 
@@ -45,11 +46,12 @@ def check_crowds(rows: Sequence[Row], plan: Plan, names: Sequence[str]) -> Itera
         yield Finding(
             "crowded-group",
             "warning",
-            f"{names[crowd.source]}: batches of about {crowd.size:.0f} rows instead of {crowd.planned}: one {what} "
+            found=f"{names[crowd.source]}: batches of about {crowd.size:.0f} rows instead of {crowd.planned}: one "
+            f"{what} "
             f"comes {crowd.most:,} times among the {crowd.rows:,} rows of an epoch, and no batch takes it twice",
-            f"each {what} at most {max(crowd.rows // crowd.planned, 1):,} times",
-            action,
-            "configuration",
+            expected=f"each {what} at most {max(crowd.rows // crowd.planned, 1):,} times",
+            action=action,
+            place="configuration",
         )
 
 
@@ -93,10 +95,10 @@ def check_effects(
         yield Finding(
             "option-without-effect",
             "warning",
-            f"{name} is set to {value!r} and does nothing: {why}",
-            needed,
-            "leave it out, or give what it needs",
-            "configuration",
+            found=f"{name} is set to {value!r} and does nothing: {why}",
+            expected=needed,
+            action="leave it out, or give what it needs",
+            place="configuration",
         )
 
 
@@ -115,10 +117,10 @@ def check_settings(
         yield Finding(
             "batch-larger-than-rows",
             "warning",
-            f"a batch of {asked} from {rows} rows: an epoch is one step",
-            f"a batch far below {rows}",
-            f"set --batch to {max(rows // 45, 1)} or so",
-            "configuration",
+            found=f"a batch of {asked} from {rows} rows: an epoch is one step",
+            expected=f"a batch far below {rows}",
+            action=f"set --batch to {max(rows // 45, 1)} or so",
+            place="configuration",
         )
     own = sorted(TEMPERED & set(losses))
     if own and not 0.005 <= config.temperature < 1:
@@ -126,13 +128,13 @@ def check_settings(
         yield Finding(
             "temperature",
             "warning",
-            f"{', '.join(own)} with temperature {config.temperature:g}: cosines from −1 to 1 become logits from "
+            found=f"{', '.join(own)} with temperature {config.temperature:g}: cosines from −1 to 1 become logits from "
             f"{-1 / config.temperature:g} to {1 / config.temperature:g}",
-            "0.01 to 0.1",
-            f"a scale of {config.temperature:g} is a temperature of {1 / config.temperature:g}"
+            expected="0.01 to 0.1",
+            action=f"a scale of {config.temperature:g} is a temperature of {1 / config.temperature:g}"
             if large
             else "set --set temperature=0.05",
-            "configuration",
+            place="configuration",
         )
     yield from _check_dimensions(config.dimensions, dimension)
 
@@ -144,18 +146,18 @@ def _check_dimensions(dimensions: Sequence[int], width: int) -> Iterator[Outcome
         yield Finding(
             "matryoshka-dimensions",
             "error",
-            f"matryoshka dimensions {list(dimensions)} of a model with {width}",
-            f"1 to {width}",
-            f"leave out those above {width}",
-            "configuration",
+            found=f"matryoshka dimensions {list(dimensions)} of a model with {width}",
+            expected=f"1 to {width}",
+            action=f"leave out those that are not from 1 to {width}",
+            place="configuration",
         )
     elif list(dimensions) != sorted(set(dimensions), reverse=True) or width not in dimensions:
         whole = [width, *sorted(set(dimensions) - {width}, reverse=True)]
         yield Finding(
             "matryoshka-dimensions",
             "warning",
-            f"matryoshka dimensions {list(dimensions)}: twice, not descending, or without the whole {width}",
-            f"{whole}",
-            f"--set 'dimensions={whole}', unless the whole embedding is not to be trained",
-            "configuration",
+            found=f"matryoshka dimensions {list(dimensions)}: twice, not descending, or without the whole {width}",
+            expected=f"{whole}",
+            action=f"--set 'dimensions={whole}', unless the whole embedding is not to be trained",
+            place="configuration",
         )

@@ -133,7 +133,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the model as ONNX into its folder, so that serving it needs no torch."""
-    from embedsmith.export import export as export_model
+    from embedsmith.export import export_model
 
     labelled = read_pairs(pairs) if pairs is not None else None
     report = export_model(model, out, precision=precision, pairs=labelled)  # type: ignore[arg-type]

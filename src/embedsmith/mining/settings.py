@@ -38,7 +38,7 @@ class MiningSettings:
         minimum, maximum: candidates below or above are dropped.
         sampling: within what is left: "top" takes the nearest, "uniform" draws evenly, "weighted" draws with
             weights exp(similarity / temperature). Draws depend on the seed and the anchor's text only.
-        ruling: with several positives, whose similarity counts: the "lowest" (a text that is as close as the
+        ruling: which positive sets the limit when there are several: the "lowest" (a text that is as close as the
             farthest known answer may be an answer: .90 and .60 give the limit .57), or the "mean" (.7125), which
             keeps harder negatives when one positive is an outlier.
         output: "triplets", or "pairs" with label 1 and 0.
