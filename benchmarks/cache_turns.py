@@ -9,7 +9,8 @@ validation files, only calibrate. Judged on benchmarks/traps/turns.jsonl, of whi
 an earlier turn or in the last message. Right is a paraphrase that is served its own conversation's answer; wrong is a
 trap that is served at all, or a paraphrase that gets another's. The guard is on. Thresholds come from the validation
 conversations alone (of the last message alone: from single questions), at the lowest rate of wrong answers that they
-carry. Writes benchmarks/results/cache_turns.json.
+carry; beside it stands what each system does at the threshold that serves half of the validation repeats, without a
+promise. Writes benchmarks/results/cache_turns.json.
 """
 
 from __future__ import annotations
@@ -23,28 +24,32 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 from scipy.stats import binomtest
 
 from common import ROOT, data_folder, describe_machine, read_rows, write_result
 from embedsmith.artifacts import plain
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.rules import choose_rules
+from embedsmith.cache.rules import choose_rules, served_similarities
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.calibration import OFFERS, Calibration
+from embedsmith.calibration import Calibration
 from embedsmith.conversation import Turn, parse_messages, read_turns, render
 from embedsmith.encoder import Encoder, Remembering, pair_similarities
 from embedsmith.errors import CalibrationRefused
+from embedsmith.evaluation import labels_of
 from embedsmith.examples import LabelledPair, Triplet, texts_of
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.text import normalize
 from embedsmith.training import TrainingConfig, train
 
-ROWS = 2000  # to train on
+ROWS = 6000  # to train on
+CONFIG = TrainingConfig(batch=32)
 VALIDATION = 1000  # pairs
 SINGLES = 0.2  # share of single questions among the rows trained on
 AN_INTENT = 5  # pairs of requests of one intent; they are alike, if no duplicates
@@ -132,7 +137,7 @@ def fits(text: str, banned: set[str]) -> bool:
 
 
 def make_training(asked: Sequence[Asked], composer: Composer, rows: int) -> Iterator[Triplet]:
-    for item in asked[:rows]:
+    for item in islice(cycle(asked), rows):
         if composer.random.random() < SINGLES:
             yield Triplet(item.text, item.same, (item.other,))
         else:
@@ -159,13 +164,14 @@ def read_traps() -> list[Row]:
 
 
 def promise(encoder: Encoder, pairs: Sequence[LabelledPair]) -> tuple[Calibration | None, list[str]]:
-    """Return the calibration at the lowest rate that the pairs carry, None for none, and the refusals on the way."""
-    refused = []
-    for delta in (0.05, *OFFERS):
+    """Return the calibration at 5% or else at the lowest rate that the pairs carry, None for none, and the refusals."""
+    delta, refused = 0.05, []
+    while delta:
         try:
             return choose_rules(encoder, pairs, delta=delta).calibration, refused
         except CalibrationRefused as refusal:
             refused.append(f"{delta:g}: {refusal.found}")
+            delta = refusal.facts["delta_carried"]
     return None, refused
 
 
@@ -213,12 +219,17 @@ def order(encoder: Encoder, rows: Sequence[Row]) -> float:
     return round(float((near > far).mean()), 3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Conversations")
-    parser.add_argument(
-        "--rows", type=int, default=ROWS, help="rows to train on; other than by default, only that model"
-    )
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class Data:
+    """What is trained, calibrated and judged on."""
+
+    training: list[Triplet]
+    singles: list[LabelledPair]
+    pairs: list[LabelledPair]
+    traps: list[Row]
+
+
+def read_data(rows: int) -> Data:
     texts = tomllib.loads((ROOT / "benchmarks" / "follow_ups.toml").read_text(encoding="utf-8"))
     traps = read_traps()
     banned = {normalize(message["content"]) for row in traps for part in PARTS for message in row[part]}
@@ -227,24 +238,38 @@ def main() -> None:
     taught = Composer({name: texts["users"][name] for name in names if name not in held}, texts, random.Random(1))
     kept = Composer({name: texts["users"][name] for name in held}, texts, random.Random(2))
     singles = read_singles(banned)
-    pairs = list(make_validation(singles, kept))
-    training = list(make_training(read_asked(banned), taught, options.rows))
-    require_apart(training, pairs, banned)
-    print(
-        f"{len(training)} rows, {len(pairs)} validation pairs, {len(traps)} conversations with a trap each", flush=True
+    found = Data(
+        list(make_training(read_asked(banned), taught, rows)), singles, list(make_validation(singles, kept)), traps
     )
-    result: Row = {"machine": describe_machine(), "rows": len(training), "validation": len(pairs), "systems": {}}
-    if options.rows == ROWS:
-        base = Remembering(load_encoder(DEMO_MODEL))
-        measure(result, "last message only, untuned", base, singles, traps, "last")
-        measure(result, "earlier turns equal, untuned", base, singles, traps, "fingerprint")
-        measure(result, "by meaning, untuned", base, pairs, traps, "meaning")
+    require_apart(found.training, found.pairs, banned)
+    return found
+
+
+def measure_untuned(data: Data) -> Row:
+    base = Remembering(load_encoder(DEMO_MODEL))
+    return {
+        "last message only, untuned": measure(base, data.singles, data.traps, "last"),
+        "earlier turns equal, untuned": measure(base, data.singles, data.traps, "fingerprint"),
+        "by meaning, untuned": measure(base, data.pairs, data.traps, "meaning"),
+    }
+
+
+def measure_tuned(data: Data) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        made = train(training, base=DEMO_MODEL, out=Path(folder) / "model", config=TrainingConfig(batch=32))
-        result["training_seconds"] = made.seconds
+        made = train(data.training, base=DEMO_MODEL, out=Path(folder) / "model", config=CONFIG)
         print(f"trained in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s", flush=True)
-        measure(result, "by meaning, tuned", Remembering(load_encoder(made.model)), pairs, traps, "meaning")
-    write_result("cache_turns" if options.rows == ROWS else f"cache_turns_{options.rows}", result)
+        told = measure(Remembering(load_encoder(made.model)), data.pairs, data.traps, "meaning")
+        return {"by meaning, tuned": {"rows": len(data.training), "training_seconds": made.seconds, **told}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Conversations")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to train on")
+    data = read_data(parser.parse_args().rows)
+    counts = {"pairs": len(data.pairs), "conversations": len(data.traps)}
+    write_result(
+        "cache_turns", {"machine": describe_machine(), **counts, "systems": measure_untuned(data) | measure_tuned(data)}
+    )
 
 
 PARTS = ("conversation", "paraphrase", "trap")
@@ -258,25 +283,37 @@ def require_apart(training: Sequence[Triplet], pairs: Sequence[LabelledPair], ba
                 assert normalize(turn.content) not in banned, turn.content
 
 
-def measure(
-    result: Row, name: str, encoder: Encoder, pairs: Sequence[LabelledPair], traps: Sequence[Row], how: str
-) -> None:
-    """Add what a system serves, by half, to the result."""
+def measure(encoder: Encoder, pairs: Sequence[LabelledPair], traps: Sequence[Row], how: str) -> Row:
+    """Return what a system serves, by half of the traps.
+
+    At the threshold with a promise, if any; and at the one that serves half of the validation repeats, which promises
+    nothing and says what the system could do.
+    """
     found, refused = promise(encoder, pairs)
-    told: Row = {"refused": refused, "calibration": None}
-    halves = {half: [row for row in traps if row["half"] == half] for half in ("dev", "final")}
+    half_of_all = choose_half(encoder, pairs)
+    told: Row = {"refused": refused, "calibration": None, "half": serve_halves(encoder, traps, half_of_all, how)}
     if how == "meaning":
-        told["order"] = {half: order(encoder, rows) for half, rows in halves.items()}
+        told["order"] = {half: order(encoder, rows) for half, rows in cut(traps).items()}
     if found is not None:
         told["calibration"] = {key: value for key, value in plain(found).items() if key != "probabilities"}
-        told["served"] = {half: judge(encoder, rows, found.threshold, how) for half, rows in halves.items()}
-        print(f"{name}: from {found.threshold:.3f}, at most {found.delta:.0%} wrong", flush=True)
-        for half, served in told["served"].items():
-            every = served["all"]
-            print(f"  {half}: {every['paraphrases_served']}, traps {every['traps_served']}", flush=True)
-    else:
-        print(f"{name}: no threshold: {refused[-1]}", flush=True)
-    result["systems"][name] = told
+        told["served"] = serve_halves(encoder, traps, found.threshold, how)
+    print(how, json.dumps({key: value for key, value in told.items() if key != "refused"}), flush=True)
+    return told
+
+
+def choose_half(encoder: Encoder, pairs: Sequence[LabelledPair]) -> float:
+    """Return the threshold that serves half of the duplicates that the guard lets pass."""
+    similarities = served_similarities(encoder, pairs)[labels_of(pairs) == 1]
+    return float(np.median(similarities[similarities > -1]))
+
+
+def serve_halves(encoder: Encoder, traps: Sequence[Row], threshold: float, how: str) -> Row:
+    served = {half: judge(encoder, rows, threshold, how) for half, rows in cut(traps).items()}
+    return {"threshold": round(threshold, 4), **served}
+
+
+def cut(traps: Sequence[Row]) -> dict[str, list[Row]]:
+    return {half: [row for row in traps if row["half"] == half] for half in ("dev", "final")}
 
 
 if __name__ == "__main__":
