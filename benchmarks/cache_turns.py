@@ -74,23 +74,30 @@ class Composer:
         self.replies: list[str] = texts["assistants"]["any"]
         self.facts: list[list[list[str]]] = list(texts["facts"].values())
 
-    def compose(self, first: Asked) -> tuple[str, str, list[str]]:
-        """Return a conversation, the same in other words, and conversations that ask something else."""
+    def compose(self, first: Asked) -> tuple[str, str, list[str], list[str]]:
+        """Return a conversation, the same in other words, and conversations that ask something else.
+
+        These twice: word for word as the first one but for what changes it (to train on), and worded like the second
+        one, as another user would (to calibrate on: two users seldom say anything in the same words).
+        """
         pick = self.random
         names = pick.sample(sorted(self.groups), 3)
-        mine, theirs = ([pick.sample(list(self.groups[name]), 2) for name in names[:2]] for _ in range(2))
+        (one_middle, two_middle), (one_last, two_last) = (pick.sample(list(self.groups[name]), 2) for name in names[:2])
+        other_last, other_middle = (pick.choice(list(self.groups[name])) for name in (names[2], names[1]))
         one, two = [first.text, self.reply()], [first.same, self.reply()]
         fact = pick.choice(self.facts) if pick.random() < 0.2 else None
         if fact is not None:
             one[1], two[1] = fact[0]
         if pick.random() < 0.25:  # five turns
-            one += [mine[0][0], self.reply()]
-            two += [mine[0][1], self.reply()]
-        left, right = mine[1]
-        others = [[first.other, *one[1:], left], [*one, pick.choice(list(self.groups[names[2]]))]]
-        others += [[first.text, fact[1][0], *one[2:], left]] if fact is not None else []
-        others += [[*one[:2], theirs[1][0], *one[3:], left]] if len(one) > 2 else []
-        return speak([*one, left]), speak([*two, right]), [speak(other) for other in others]
+            one += [one_middle, self.reply()]
+            two += [two_middle, self.reply()]
+        others = []
+        for told, first_text, last in ((one, first.text, one_last), (two, first.same, two_last)):
+            found = [[first.other, *told[1:], last], [*told, other_last]]
+            found += [[first_text, fact[1][0], *told[2:], last]] if fact is not None else []
+            found += [[*told[:2], other_middle, *told[3:], last]] if len(told) > 2 else []
+            others.append([speak(messages) for messages in found])
+        return speak([*one, one_last]), speak([*two, two_last]), *others
 
     def reply(self) -> str:
         return self.random.choice(self.replies)
@@ -141,7 +148,7 @@ def make_training(asked: Sequence[Asked], composer: Composer, rows: int) -> Iter
         if composer.random.random() < SINGLES:
             yield Triplet(item.text, item.same, (item.other,))
         else:
-            anchor, positive, negatives = composer.compose(item)
+            anchor, positive, negatives, _ = composer.compose(item)
             yield Triplet(anchor, positive, tuple(composer.random.sample(negatives, 1)))
 
 
@@ -149,7 +156,7 @@ def make_validation(singles: Sequence[LabelledPair], composer: Composer) -> Iter
     """Yield a pair of conversations for each pair of questions, two thirds of the duplicates as such."""
     for place, pair in enumerate(singles):
         item = Asked(pair.sentence1, pair.sentence2, pair.sentence2)
-        stored, same, others = composer.compose(item)
+        stored, same, _, others = composer.compose(item)
         if not pair.label:
             yield LabelledPair(others[0], stored, 0)
         elif place % 3:
@@ -297,7 +304,13 @@ def measure(encoder: Encoder, pairs: Sequence[LabelledPair], traps: Sequence[Row
     if found is not None:
         told["calibration"] = {key: value for key, value in plain(found).items() if key != "probabilities"}
         told["served"] = serve_halves(encoder, traps, found.threshold, how)
-    print(how, json.dumps({key: value for key, value in told.items() if key != "refused"}), flush=True)
+    for name in ("served", "half"):
+        for half in ("dev", "final") if name in told else ():
+            every = told[name][half]["all"]
+            right, wrong = every["paraphrases_served"], every["traps_served"]
+            print(
+                f"{how:12} {name:6} {half:5} paraphrases {right['value']:.1%}, traps {wrong['value']:.1%}", flush=True
+            )
     return told
 
 

@@ -20,7 +20,7 @@ from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
 Turns = Literal["auto", "fingerprint", "meaning"]
-TAUGHT = 500  # rows of conversations from which on a model counts as trained for them (benchmarks/cache_turns.py)
+TAUGHT = 1000  # rows of conversations from which on a model counts as trained for them; 500 taught little (docs/log.md)
 DELTA = 0.05  # where nothing is promised, what samples are judged against
 
 
