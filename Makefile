@@ -21,11 +21,14 @@ serve-demo: setup
 	$(BIN)/embedsmith serve --upstream simulator: --model runs/demo/model --threshold 0.8 \
 		--store sqlite:///runs/demo/cache.db --feedback runs/demo/feedback.jsonl
 
+# Byte code is written, whatever the environment says: two hundred processes import the same modules.
+test test-slow kills stress fuzz: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -q -m slow

@@ -59,7 +59,7 @@ from embedsmith.cache.guard import find_veto
 from embedsmith.cache.rules import veto_pairs
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Embeddings, Encoder
-from embedsmith.metrics import bootstrap, paired_bootstrap, resample_weights
+from embedsmith.metrics import Resamples, bootstrap, paired_bootstrap, resample_weights
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier, fit_adjustment
 from streams import (
@@ -354,7 +354,7 @@ def run_peer(bench: Bench, peer: str, stream: Stream, vectors: Embeddings, runs:
     return [np.array(found[name], dtype=np.int64) for name, _, _ in planned]
 
 
-def report(outcome: Outcome, weights: NDArray[np.float64]) -> dict[str, Any]:
+def report(outcome: Outcome, weights: Resamples) -> dict[str, Any]:
     """Return the figures of one replay with their intervals."""
     right, wrong, repeats = (part.astype(np.float64) for part in (outcome.right, outcome.wrong, outcome.repeats))
     served = right + wrong
@@ -384,7 +384,7 @@ def _round(estimate: Any) -> dict[str, float]:
     return {name: round(value, 4) for name, value in plain(estimate).items() if name != "level"}
 
 
-def compare(outcome: Outcome, rival: Outcome, weights: NDArray[np.float64]) -> dict[str, Any]:
+def compare(outcome: Outcome, rival: Outcome, weights: Resamples) -> dict[str, Any]:
     """Return ours − the rival's on the same resamples."""
     found = {}
     for name in ("right", "wrong"):

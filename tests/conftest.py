@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +13,36 @@ from hypothesis import HealthCheck, settings
 # A machine that does other things as well is no fault of a strategy, and no test here is about time.
 settings.register_profile("embedsmith", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("embedsmith")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of the 150 that each HTTP client reads when it is made, for 30 ms of the processor: nothing here speaks TLS."""
+    import certifi  # a part of httpx
+
+    path = tmp_path_factory.mktemp("trusted") / "one.pem"
+    end = "-----END CERTIFICATE-----\n"
+    path.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        yield
+
+
+@pytest.fixture
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures of reports empty, but in tests marked `painted`: they are a third of a run of a tiny model."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def save_without(figure: Figure, file: Any, **options: Any) -> None:
+        if options.get("format") == "svg":
+            file.write('<svg width="1pt" height="1pt"></svg>')
+        else:
+            save(figure, file, **options)
+
+    if request.node.get_closest_marker("painted") is None:
+        monkeypatch.setattr(Figure, "savefig", save_without)
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +74,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = Transformer(str(folder / "bert"), max_seq_length=32)
     SentenceTransformer(modules=[body, Pooling(32, pooling_mode="mean"), Normalize()]).save(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def lean_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with its ONNX export: a process that serves it needs no torch, whose import takes seconds."""
+    pytest.importorskip("onnxscript")
+    from embedsmith.export import export
+
+    folder = tmp_path_factory.mktemp("lean") / "model"
+    export(tiny_model, folder)
+    return folder

@@ -1,4 +1,4 @@
-"""One training step for every loss, as a program: run alone or by torchrun, it writes the gradients it ended with.
+"""One training step for every loss: a process alone, or several, write the gradients they ended with.
 
 python tests/steps.py MODEL OUT          # or: python -m torch.distributed.run --nproc-per-node 2 tests/steps.py …
 Several processes also take steps and train models with sharded weights.

@@ -16,8 +16,8 @@ SOURCE = Path(embedsmith.__file__).parent
 LAYERS = (
     ("__init__",),
     ("errors",),
-    ("artifacts", "machine"),
-    ("conversation", "text", "tables", "lexicon", "facts", "signatures"),
+    ("artifacts", "charsets", "machine", "noise"),
+    ("conversation", "text", "tables", "lexicon", "facts", "signatures", "personal"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation"),
@@ -76,6 +76,14 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     heavy = {"torch", "numpy", "scipy", "openai", "matplotlib", "transformers", "langchain_core", "llama_index"}
     assert not loaded_by("import embedsmith") & heavy
+
+
+def test_no_command_waits_for_numpy_before_it_knows_what_it_is_to_do() -> None:
+    assert not loaded_by("import embedsmith.cli") & {"numpy", "scipy", "openai", "httpx", "torch"}
+
+
+def test_a_cache_that_serves_loads_no_scipy() -> None:
+    assert not loaded_by("import embedsmith.cache.semantic, embedsmith.server.app") & {"scipy", "openai", "torch"}
 
 
 @pytest.mark.parametrize(

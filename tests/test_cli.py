@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import run_command
 from embedsmith import cli
 from embedsmith.cache.stores import Entry, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
@@ -23,9 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def embedsmith(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that needs no torch, or that shows that it can load it."""
     command = [sys.executable, "-m", "embedsmith", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=200)
+
+
+def with_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command that needs torch, where it is loaded already."""
+    return run_command(*arguments, env={**os.environ, "COLUMNS": "160"})
 
 
 @pytest.fixture
@@ -50,6 +57,16 @@ def test_explain_prints_the_prompts_without_calling_anyone(log: Path) -> None:
     assert 'Question: "where is my pin' in row["prompts"][0]["user"]
 
 
+def test_the_separator_of_a_log_is_told_and_can_be_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("question;n, m\nhow do I freeze my card;1\n")
+    assert "the columns are separated by" not in embedsmith("explain", log, "--separator", ";", "--json").stderr
+    log.write_text("question;n\nKosten fÃ¼r Strom;1\n")
+    shown = embedsmith("explain", log, "--json").stderr
+    assert f"{log}: the columns are separated by semicolons, by the first line" in shown
+    assert "1 queries were encoded twice, e.g. “fÃ¼r” for “für”" in shown
+
+
 @pytest.mark.parametrize("value", ["lora.rank=8", "pooling=mean", "prompts.query=q: ", "temperature=.1", "guide=self"])
 def test_a_value_that_a_verifier_does_not_read_is_refused(log: Path, value: str) -> None:
     refused = embedsmith("train", log, "--base", "none", "--out", "none", "--verifier", "--set", value)
@@ -68,13 +85,13 @@ def test_synthesize_then_train_then_evaluate_compare_calibrate(log: Path, tmp_pa
     trained = embedsmith("train", examples, "--base", tiny_model, "--out", tmp_path / "t", "--json")
     assert trained.returncode == 0, trained.stderr
     model = json.loads(trained.stdout)["model"]
-    measured = embedsmith("evaluate", model, examples, "--json")
+    measured = with_torch("evaluate", model, examples, "--json")
     assert measured.returncode == 0, measured.stderr
     assert 0 <= json.loads(measured.stdout)["report"]["metrics"]["average_precision"]["value"] <= 1
-    side_by_side = embedsmith("compare", tiny_model, model, "--pairs", examples)
+    side_by_side = with_torch("compare", tiny_model, model, "--pairs", examples)
     assert side_by_side.returncode == 0, side_by_side.stderr
     assert "Average precision" in side_by_side.stdout
-    refused = embedsmith("calibrate", model, examples, "--out", tmp_path / "calibration.json")
+    refused = with_torch("calibrate", model, examples, "--out", tmp_path / "calibration.json")
     assert refused.returncode == 4
     assert "more than now" in refused.stderr or "separates better" in refused.stderr
     assert not (tmp_path / "calibration.json").exists()
@@ -85,17 +102,17 @@ def test_train_says_that_its_model_is_there_and_keeps_one_of_other_values(tmp_pa
     rows = [{"sentence1": f"freeze card {n}", "sentence2": f"block card {n}", "label": n % 2} for n in range(12)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["train", pairs, "--base", tiny_model, "--out", tmp_path / "t"]
-    first = embedsmith(*command)
+    first = with_torch(*command)
     assert first.returncode == 0, first.stderr
     assert f"next   embedsmith compare {tiny_model} {tmp_path / 't' / 'model'} --pairs" in first.stderr
     (tmp_path / "t" / "model" / "calibration.json").write_text("{}")
-    again = embedsmith(*command)
+    again = with_torch(*command)
     assert "is what this command makes" in again.stderr
     assert "loading" not in again.stderr
-    other = embedsmith(*command, "--epochs", "2", "--json")
+    other = with_torch(*command, "--epochs", "2", "--json")
     assert f"kept as {tmp_path / 't' / 'model.before-1'}" in other.stderr
     assert (tmp_path / "t" / "model.before-1" / "calibration.json").is_file()
-    assert json.loads(embedsmith(*command, "--epochs", "2", "--json").stdout) == json.loads(other.stdout)
+    assert json.loads(with_torch(*command, "--epochs", "2", "--json").stdout) == json.loads(other.stdout)
 
 
 @pytest.mark.parametrize("guard", [True, False])
@@ -104,13 +121,13 @@ def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_m
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "calibration.json"
     options = ["--out", out, *([] if guard else ["--model-only"])]
-    made = embedsmith("calibrate", tiny_model, tmp_path / "pairs.jsonl", *options)
+    made = with_torch("calibrate", tiny_model, tmp_path / "pairs.jsonl", *options)
     assert made.returncode == 0, made.stderr
     found = json.loads(out.read_text())
     assert (found["precision"], found["guard"]) == ("fp32", guard)
     (tmp_path / "feedback.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": 1}))
     again = ["recalibrate", tmp_path / "feedback.jsonl", "--model", tiny_model, "--calibration", out]
-    refused = embedsmith(*again, "--no-guard" if guard else "--guard")
+    refused = with_torch(*again, "--no-guard" if guard else "--guard")
     assert refused.returncode == 2
     assert "and the guard is" in " ".join(refused.stderr.split())
 
@@ -119,7 +136,7 @@ def test_an_export_says_that_the_threshold_is_of_other_vectors(tmp_path: Path, t
     model = shutil.copytree(tiny_model, tmp_path / "model")
     made = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, fingerprint_model(model), precision="int8")
     write_calibration(tmp_path / "calibration.json", made)
-    exported = embedsmith("export", model)
+    exported = with_torch("export", model)
     assert exported.returncode == 0, exported.stderr
     assert "was made on int8 vectors" in exported.stderr
     assert f"embedsmith calibrate {model} PAIRS --for-cache" in exported.stderr
@@ -132,12 +149,12 @@ def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path,
     rows = [pair | row | {"namespace": "busy"} for pair in many] + [many[0] | row | {"namespace": "quiet"}]
     (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"sentence1": "cut')
     options = ("--model", tiny_model, "--threshold", "0.9", "--out", tmp_path / "own.json")
-    shown = embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options)
+    shown = with_torch("recalibrate", tmp_path / "feedback.jsonl", *options)
     assert shown.returncode == 0, shown.stderr
     assert "line 122" in shown.stderr
     assert "by itself, not all of them at once" in " ".join(shown.stderr.split())
     assert "too few: 1 samples can be used" in " ".join(shown.stdout.split())
-    busy, quiet = json.loads(embedsmith("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
+    busy, quiet = json.loads(with_torch("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
         "outcomes"
     ]
     assert (busy["namespace"], busy["samples"], busy["reason"][:7]) == ("busy", 120, "granted")
@@ -183,13 +200,13 @@ def test_train_refuses_a_model_below_its_base_until_it_is_forced(tmp_path: Path,
 
     command = ["train", write("pairs.jsonl", 0, 1), "--base", tiny_model, "--out", tmp_path / "r", "--epochs", "2"]
     command += ["--validation", write("other.jsonl", 100, 0), "--learning-rate", "0.005", "--guard"]
-    refused = embedsmith(*command, write("mine.jsonl", 200, 1), "--tolerance", "0.5")
+    refused = with_torch(*command, write("mine.jsonl", 200, 1), "--tolerance", "0.5")
     assert refused.returncode == 4, refused.stderr
     assert "refused: the tuned model" in refused.stderr
     assert ": validation 0." in refused.stderr
     assert not (tmp_path / "r" / "model").exists()
     assert (tmp_path / "r" / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    forced = embedsmith(*command, tmp_path / "mine.jsonl", "--tolerance", "0.5", "--force", "--json")
+    forced = with_torch(*command, tmp_path / "mine.jsonl", "--tolerance", "0.5", "--force", "--json")
     assert forced.returncode == 0, forced.stderr
     result = json.loads(forced.stdout)
     assert result["resumed_from"] == result["steps"]
@@ -246,7 +263,7 @@ def test_reencode_moves_a_cache_to_another_model(tmp_path: Path, tiny_model: Pat
     vector = np.array([1, 0, 0, 0], dtype=np.float32)
     store.put([Entry(str(number), "n", "p", f"question {number}", "a", vector, 1.0) for number in range(9)])
     store.close()
-    moved = embedsmith("reencode", url, "--model", tiny_model, "--batch", "4", "--json")
+    moved = with_torch("reencode", url, "--model", tiny_model, "--batch", "4", "--json")
     assert moved.returncode == 0, moved.stderr
     done = json.loads(moved.stdout)
     assert (done["entries"], done["encoded"], done["dimension"], done["dropped"]) == (9, 9, 32, [])

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
-from embedsmith.errors import InputError
+from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Rejected
-from embedsmith.tables import read_rows
+from embedsmith.tables import describe_separator, parse_separator, read_rows
 
 TELLING = ("from", "to", "York", "Leeds", "raise", "lower", "not", "$5", "€5", "C++", "C#", "👍", "👎")
 
@@ -342,3 +342,41 @@ def test_merging_keeps_order_and_count_and_is_done_after_once(rows: list[str]) -
 
 def test_the_medical_log_is_read_whole(data: Path) -> None:
     assert len(texts(data / "medical_queries/queries.jsonl.gz")) == 762
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "separator"),
+    [
+        ("log.csv", "text # a, b\nfirst question # x, y\n", "#"),
+        ("log.csv", "text, and more;n\nfirst question;1\n", ";"),  # of equal numbers of fields the comma is taken
+        ("log.tsv", "text;n\nfirst question;1\n", ";"),
+        ("log.csv", "text\tn;m;o\nfirst question\t1\n", "tab"),
+        ("log.jsonl", '{"text": "first question"}\n', ";"),  # has none
+    ],
+)
+def test_a_separator_can_be_named_where_the_guess_is_wrong(
+    tmp_path: Path, name: str, content: str, separator: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    columns = {"text", "text ", "text, and more"}
+    (row,) = (row for _, row in read_rows(path, separator=parse_separator(separator)))
+    assert {value.strip() for key, value in row.items() if key in columns} == {"first question"}
+    assert describe_separator(path, parse_separator(separator)) == ""
+
+
+def test_a_separator_that_was_chosen_is_told_unless_it_is_the_comma(tmp_path: Path) -> None:
+    told = {}
+    for name, line in {"a.csv": "id;text", "b.csv": "id,text", "c.csv": "id\ttext", "d.tsv": "id\ttext"}.items():
+        (tmp_path / name).write_text(f"{line}\n")
+        told[name] = describe_separator(tmp_path / name)
+    assert "separated by semicolons" in told["a.csv"]
+    assert "separated by tabs" in told["c.csv"]
+    assert told["b.csv"] == told["d.tsv"] == ""
+    assert describe_separator(tmp_path / "none.csv") == ""  # whoever reads it says so
+
+
+@pytest.mark.parametrize("text", ["", ";;", '"', "\n"])
+def test_a_separator_is_one_character(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="the separator"):
+        parse_separator(text)

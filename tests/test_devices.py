@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import steps
+from commands import FORKS
 from embedsmith import objectives
 from embedsmith.batches import Source, localize
 from embedsmith.devices import WORKSPACE, Alone, deal, open_devices, repeatable, require_shared
@@ -84,11 +87,23 @@ def test_pairs_compared_in_slices_leave_the_gradients_of_all_at_once(
 def by_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same steps, by two processes over gloo."""
     out = tmp_path_factory.mktemp("two")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(Path(__file__).with_name("steps.py")), str(tiny_model), str(out)]
-    done = subprocess.run([*launcher, *script], capture_output=True, text=True, env=ALONE | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    processes = [FORKS.Process(target=become_one_of_two, args=(rank, port, str(tiny_model), out)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]  # what went wrong they have printed
     return out
+
+
+def become_one_of_two(rank: int, port: int, model: str, out: Path) -> None:
+    """Do what torchrun's processes do, from what it would put into the environment (it is run further down)."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    torch.set_num_threads(1)
+    steps.main(model, out)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -22,7 +22,7 @@ from embedsmith.cache.feedback import NOTED
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import calibrate
 from embedsmith.cli import main
-from embedsmith.cli.console import console
+from embedsmith.cli.console import console, print_table
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError, ModelError
 from embedsmith.llm import open_llm
 from embedsmith.model import _spare_retries, check_model, resolve_model
@@ -237,3 +237,12 @@ def test_a_model_is_calibrated_and_then_served_by_the_command_that_is_named(
     assert SemanticCache(model).calibration is not None
     _, _, told = embedsmith("calibrate", model, pairs, "--out", tmp_path / "other.json", "--model-only")
     assert told.endswith(f"--upstream URL --calibration {tmp_path / 'other.json'} --no-guard")
+
+
+def test_of_many_processes_only_the_first_prints_a_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for quiet in (False, True):
+        monkeypatch.setattr(console, "quiet", quiet)
+        print_table("a table", ["name"], [["row"]])
+        assert ("a table" in capsys.readouterr().out) != quiet

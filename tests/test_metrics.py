@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
+from embedsmith import metrics
 from embedsmith.metrics import (
     RankCorrelation,
     Ranking,
+    Resamples,
     adjust_holm,
     bootstrap,
     compare_means,
@@ -232,7 +234,7 @@ def test_a_label_between_0_and_1_is_refused() -> None:
 
 
 def test_groups_are_drawn_whole() -> None:
-    weights = resample_weights(5, groups=["a", "a", "b", "b", "b"], resamples=50)
+    weights = np.array(list(resample_weights(5, groups=["a", "a", "b", "b", "b"], resamples=50)))
 
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 2] == weights[:, 4]).all()
@@ -240,12 +242,39 @@ def test_groups_are_drawn_whole() -> None:
 
 
 def test_weights_depend_on_the_seed_only() -> None:
-    assert (resample_weights(30, resamples=150, seed=4) == resample_weights(30, resamples=150, seed=4)).all()
-    assert (resample_weights(30, resamples=150, seed=4) != resample_weights(30, resamples=150, seed=5)).any()
+    first, again, other = (np.array(list(resample_weights(30, resamples=150, seed=seed))) for seed in (4, 4, 5))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+@pytest.mark.parametrize("groups", [None, [row // 3 for row in range(9000)]])
+def test_resamples_in_blocks_give_the_figures_of_those_that_are_kept(block: int, groups: list[int] | None) -> None:
+    labels, scores = draw_rows(np.random.default_rng(3), 9000)
+    ranking, other = Ranking(labels, scores), np.random.default_rng(4).normal(size=9000)
+    kept = resample_weights(9000, groups=groups, resamples=101, seed=9)
+    units = np.arange(9000) if groups is None else np.array(groups)
+    drawn = Resamples(units, 101, 9, block=block)
+    assert max(map(len, drawn.blocks())) <= block  # what is in memory
+    np.testing.assert_array_equal(list(drawn), list(kept))
+    assert bootstrap(ranking.average_precision, drawn) == bootstrap(ranking.average_precision, kept)
+    assert compare_means(scores, other, drawn) == compare_means(scores, other, kept)
+    correlation = RankCorrelation(scores, other)
+    np.testing.assert_array_equal(correlation.draws(drawn), correlation.draws(kept))
+
+
+def test_more_resamples_than_are_held_are_drawn_again_at_each_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list(resample_weights(40, resamples=60))
+    monkeypatch.setattr(metrics, "HELD", 1000)
+    monkeypatch.setattr(metrics, "BLOCK", 200)
+    weights = resample_weights(40, resamples=60)
+    assert [len(block) for block in weights.blocks()] == 12 * [5]
+    for _ in range(2):
+        np.testing.assert_array_equal(list(weights), kept)
 
 
 def test_a_group_whose_name_looks_like_a_row_is_its_own_group() -> None:
-    weights = resample_weights(2, groups=["row 1", None], resamples=50)
+    weights = np.array(list(resample_weights(2, groups=["row 1", None], resamples=50)))
 
     assert (weights.sum(axis=1) == 2).all()
     assert (weights[:, 0] != weights[:, 1]).any()

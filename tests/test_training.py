@@ -7,13 +7,11 @@ import math
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +24,7 @@ import transformers
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from commands import FORKS
 from embedsmith import training
 from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Mixing, Prompts, Source, collect
@@ -272,12 +271,10 @@ KILLED_RUNS = {
     "mixture": replace(KILLED, losses={}),
     "adapters": replace(KILLED, losses={"infonce": 1.0}),
 }
-KILLED_PROGRAM = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training import run_killed
-run_killed({name!r}, {steps}, {base!r}, {out!r}, on_progress=lambda progress: print(progress.step, flush=True))
-"""
+
+
+def tell_steps(writer: Any, *run: Any) -> None:
+    run_killed(*run, on_progress=lambda progress: writer.send(progress.step))
 
 
 def run_killed(
@@ -306,15 +303,17 @@ def test_sigkill_at_random_points_ends_in_the_same_weights(tiny_model: Path, tmp
     folder, kills, chance = tmp_path / "runs", DEALT[name], random.Random(f"{KILLS} {name}")
     steps = 30 + 10 * kills
     run_killed(name, steps, str(base), str(folder / "whole"))
-    values = {"name": name, "steps": steps, "base": str(base), "out": str(folder / "resumed")}
-    program = [sys.executable, "-c", KILLED_PROGRAM.format(tests=str(Path(__file__).parent), **values)]
     for _ in range(kills):
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
+        reader, writer = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=tell_steps, args=(writer, name, steps, str(base), str(folder / "resumed")))
+        process.start()
+        writer.close()
+        with suppress(EOFError):  # it was done before
             for _ in range(chance.randint(1, max(steps // (kills + 1), 2))):
-                process.stdout.readline()
-            time.sleep(chance.random() * 0.05)
-            os.kill(process.pid, signal.SIGKILL)
+                reader.recv()
+        time.sleep(chance.random() * 0.05)
+        process.kill()  # SIGKILL
+        process.join()
     result = run_killed(name, steps, str(base), str(folder / "resumed"))
     assert result.resumed_from > 0
     first, second = weights(folder / "whole"), weights(folder / "resumed")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.decoders import quiet_transformers
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError, require_kinds
+from embedsmith.noise import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

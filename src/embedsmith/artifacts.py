@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import tempfile
 import time
 import zlib
@@ -24,13 +25,16 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from embedsmith import __version__
+from embedsmith.charsets import find_misread, find_unmarked
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
     import sqlite3
 
 GZIP_MAGIC = b"\x1f\x8b"
+TEXT_FILE = "UTF-8 text, or UTF-16 with a byte order mark"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON knows as it is
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -153,17 +157,22 @@ def open_text(path: Path | str) -> IO[str]:
     """
     path = Path(path)
     require_file(path)
-    with path.open("rb") as probe:
-        compressed = probe.read(2) == GZIP_MAGIC
-    raw: IO[bytes] = gzip.open(path, "rb") if compressed else path.open("rb")  # type: ignore[assignment]
+    raw: IO[bytes] = gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # type: ignore[assignment]
     try:
         with explain_bytes(path):
-            mark = raw.read(2)
+            start = raw.read(4096)
             raw.seek(0)
+        marked = start[:2] in UTF16_MARKS
+        if not marked and (unmarked := find_unmarked(start)) is not None:
+            raise InputError(
+                f"{path} is {unmarked} without a byte order mark: every other byte is 0",
+                expected=TEXT_FILE,
+                action=_tell_conversion(path, unmarked),
+            )
     except InputError:
         raw.close()
         raise
-    return io.TextIOWrapper(raw, encoding="utf-16" if mark in UTF16_MARKS else "utf-8-sig", newline="")
+    return io.TextIOWrapper(raw, encoding="utf-16" if marked else "utf-8-sig", newline="")
 
 
 @contextlib.contextmanager
@@ -172,17 +181,55 @@ def explain_bytes(path: Path | str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x})",
-            expected="UTF-8 text, or UTF-16 with a byte order mark",
-            action=f"convert it, for example: iconv -f latin1 -t utf-8 {path}",
-        ) from None
+        raise _describe_encoding(Path(path), error) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
             f"{path} is damaged or cut off ({error})",
             expected="a whole gzip file",
             action="copy or download it again; gzip -t says whether it is whole",
         ) from None
+
+
+def _describe_encoding(path: Path, error: UnicodeDecodeError) -> InputError:
+    """Return the error of a file in another encoding: where it begins, how it reads as the best guess, the command."""
+    found = None
+    if error.encoding.startswith("utf-8"):
+        with path.open("rb") as plain, gzip.open(plain) if _is_gzip(path) else plain as lines:
+            found = find_misread(lines)
+    if found is None:
+        said = error.encoding.upper()
+        return InputError(
+            f"{path} is not {said}, whose byte order mark it has ({error.reason})",
+            expected=TEXT_FILE,
+            action="copy or write it again: it is cut off or damaged",
+        )
+    where = f"{path} is not UTF-8: line {found.line} has the byte {found.byte:#04x}"
+    reading = f"with {found.encoding} it reads “{found.shown}”"
+    if found.mixed:
+        return InputError(
+            f"{where}, most others are UTF-8 ({reading})",
+            expected="one encoding for the whole file",
+            action=f"mend such lines, or leave their odd bytes out: {_command(path, '-c -f UTF-8')}",
+        )
+    return InputError(f"{where} ({reading})", expected=TEXT_FILE, action=_tell_conversion(path, found.encoding))
+
+
+def _tell_conversion(path: Path, encoding: str) -> str:
+    return f"convert it: {_command(path, f'-f {encoding}')}"
+
+
+def _command(path: Path, options: str) -> str:
+    """Return the iconv command that makes a UTF-8 copy of a file, plain or gzip, beside it."""
+    name = path.with_suffix("") if _is_gzip(path) and path.suffix.lower() == ".gz" else path
+    source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}.utf8{name.suffix}")))
+    if _is_gzip(path):
+        return f"gzip -dc {source} | iconv {options} -t UTF-8 > {target}"
+    return f"iconv {options} -t UTF-8 {source} > {target}"
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as probe:
+        return probe.read(2) == GZIP_MAGIC
 
 
 def require_file(path: Path | str) -> None:
@@ -313,6 +360,8 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
 
 def plain(value: object) -> Any:
     """Return `value` with dataclasses, paths and tuples turned into what JSON knows; None fields are kept."""
+    if type(value) in PLAIN:  # most values are, and the questions below take ten times as long
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

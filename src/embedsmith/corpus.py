@@ -11,10 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from embedsmith.charsets import find_twice_encoded
 from embedsmith.conversation import parse_messages, render
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
+from embedsmith.personal import Screen
 from embedsmith.signatures import NearTexts
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import OwnNames, is_storable, normalize
@@ -50,7 +52,7 @@ class Deduplicated:
 
 
 def read_queries(
-    path: Path | str, *, column: str | None = None, conversations: bool = False
+    path: Path | str, *, column: str | None = None, separator: str | None = None, conversations: bool = False
 ) -> Iterator[Query | Rejected]:
     """Yield the queries of a log, each with an id of its own; a row without a usable text as `Rejected`.
 
@@ -60,6 +62,7 @@ def read_queries(
 
     Args:
         column: name of the text column; by default the first of the usual names that a row has.
+        separator: of the columns of csv and tsv files; by default found by the first line.
         conversations: a chat with earlier turns is a query as a whole (`conversation.render`), without its system
             prompts; where a turn of it is no plain text, the last user message is the query as else.
 
@@ -69,7 +72,7 @@ def read_queries(
     found_column = False
     columns: set[str] = set()
     ids = OwnNames()
-    for index, (line, row) in enumerate(read_rows(path)):
+    for index, (line, row) in enumerate(read_rows(path, separator=separator)):
         columns.update(row)
         name = _match_column(column, row) if column is not None else _find_column(row)
         if name is None or name not in row:
@@ -88,6 +91,12 @@ def read_queries(
         yield Query(ids.give(_find_id(row, index)), text.strip())
     if not found_column:
         raise _no_column(path, column, columns)
+
+
+def screen_queries(rows: Iterable[Query | Rejected], screen: Screen) -> Iterator[Query | Rejected]:
+    """Yield the rows with the queries' texts as `screen` gives them back."""
+    for row in rows:
+        yield row if isinstance(row, Rejected) else replace(row, text=screen.read(row.id, row.text))
 
 
 def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
@@ -123,6 +132,18 @@ def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> 
         merged.append(Rejected(reason, detail, query.text, source=query.id, context=about))
     lost = tuple(row for row in rows if isinstance(row, Rejected))
     return Deduplicated(tuple(map(_merge, kept, repeats)), tuple(merged), lost)
+
+
+def describe_twice_encoded(queries: Iterable[Query]) -> str:
+    """Return a sentence on queries that were encoded twice ("fÃ¼r"), "" where there is none."""
+    found = list(find_twice_encoded(query.text for query in queries))
+    if not found:
+        return ""
+    stands, meant = found[0]
+    return (
+        f"{len(found):,} queries were encoded twice, e.g. “{stands}” for “{meant}”: the model would learn this. "
+        "Write the log again as UTF-8; where all of it is so, `iconv -f UTF-8 -t WINDOWS-1252 LOG > MENDED` undoes it"
+    )
 
 
 def require_queries(found: Deduplicated, path: Path | str) -> None:

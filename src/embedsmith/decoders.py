@@ -7,15 +7,14 @@ all seen the text, and their mean is the vector.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from embedsmith.artifacts import read_json
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.noise import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -466,29 +465,3 @@ def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> No
         getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})
     else:
         getattr(model, f"{kind}_disable")()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' loading bars out of our own display, and its report of weights that are there and not used.
-
-    Those are a decoder's output layer, as a rule. A report of weights that are missing is shown.
-    """
-    from transformers.utils import logging as of_transformers
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    was = of_transformers.is_progress_bar_enabled()
-    of_transformers.disable_progress_bar()
-    logger.addFilter(_tells_more)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_tells_more)
-        if was:
-            of_transformers.enable_progress_bar()
-
-
-def _tells_more(record: logging.LogRecord) -> bool:
-    """Say whether a record tells of more than unused weights."""
-    told = record.getMessage()
-    return "LOAD REPORT" not in told or any(word in told for word in ("MISSING", "MISMATCH", "CONVERSION"))

@@ -36,6 +36,13 @@ class TokenCounter(Protocol):
 
 
 @runtime_checkable
+class Quick(Protocol):
+    """An encoder that says whether it takes milliseconds for a short text, and waits for no network."""
+
+    quick: bool
+
+
+@runtime_checkable
 class Prompted(Protocol):
     """An encoder that reads queries and documents with prompts of their own."""
 

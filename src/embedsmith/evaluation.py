@@ -24,6 +24,7 @@ from embedsmith.metrics import (
     PairScores,
     RankCorrelation,
     Ranking,
+    Resamples,
     Weights,
     adjust_holm,
     bootstrap,
@@ -244,7 +245,7 @@ def _report(
     scored: _Scored,
     chosen: list[LabelledPair],
     reported: list[LabelledPair],
-    weights: NDArray[np.float64],
+    weights: Resamples,
 ) -> PairReport:
     false_hits, misses = _hardest(reported, scored.similarities, scored.threshold)
     return PairReport(

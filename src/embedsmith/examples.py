@@ -219,7 +219,7 @@ def _of_pair(
     return Format(ScoredPair, columns | {"score": score}) if score else Format(LabelledPair, columns | {"label": label})
 
 
-def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> ExampleSet:
+def read_examples(path: Path | str, *, kind: type[Example] | None = None, separator: str | None = None) -> ExampleSet:
     """Return the examples of a file; a row that is none is in `rejected` with its line and reason.
 
     Each row is read by its own columns, so a column that the first row lacks is not lost. Pairs among triplets are
@@ -227,6 +227,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
 
     Args:
         kind: what the caller can use; another kind is an error that names both.
+        separator: of the columns of csv and tsv files; by default found by the first line.
 
     Raises:
         InputError: the file cannot be read, its columns fit no layout, or not one row is usable.
@@ -235,7 +236,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None) -> Exa
     lines: list[int] = []
     rejected: list[Rejected] = []
     layouts: dict[tuple[str, ...], Format] = {}
-    for line, row in read_rows(path):
+    for line, row in read_rows(path, separator=separator):
         columns = tuple(row)
         if columns not in layouts:
             layouts[columns] = _choose_layout(row, next(iter(layouts.values()), None), path)

@@ -35,6 +35,7 @@ from embedsmith.model import (
     pools_prompts,
     resolve_model,
 )
+from embedsmith.noise import quiet_transformers
 from embedsmith.quantization import quantize
 from embedsmith.runtime import (
     FILES,
@@ -136,7 +137,9 @@ def prepare_folder(model: str | Path, out: Path | str | None) -> Path:
     if source.is_dir() and target.resolve() != source.resolve():
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(FOLDER, ".*"))
     elif not source.is_dir():
-        load_network(model).save_pretrained(str(target), create_model_card=False)
+        network = load_network(model)
+        with quiet_transformers():
+            network.save_pretrained(str(target), create_model_card=False)
     return target
 
 

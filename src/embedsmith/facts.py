@@ -2,11 +2,12 @@
 
 A paraphrase may drop a fact or add one; what it must not do is put another in its place. So nearly all rules ask for a
 *substitution*: something of one kind here that is not there, and something of the same kind there that is not here.
-Words are known in English (data/words.toml, data/facts.toml); numbers, codes and names are read in any language that
-writes them in Latin letters and digits.
+Words are known in English: data/words.toml, read by `lexicon`, and in data/facts.toml what is a matter of judging
+examples only. Numbers, codes and names are read in any language that writes them in Latin letters and digits.
 
-The cache's guard stands on the same words but is another judgement: it may turn away a true paraphrase, which costs a
-call, so that no wrong answer is served. A filter of training data that does the same throws away its best rows.
+The cache's guard stands on the same words and numbers but is another judgement: it may turn away a true paraphrase,
+which costs a call, so that no wrong answer is served. A filter of training data that does the same throws away its
+best rows.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ import re
 import tomllib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from importlib import resources
 from statistics import median
-from typing import Any
 
-from embedsmith.lexicon import expand_contractions, load_lexicon, read_number, stem
-from embedsmith.text import MARKS
+from embedsmith.lexicon import (
+    TOKEN,
+    Lexicon,
+    Quantity,
+    are_equal,
+    expand_contractions,
+    find_members,
+    index_opposites,
+    load_lexicon,
+    read_amount,
+    share_words,
+    stem,
+)
 
-LETTERS = rf"[^\W\d_](?:[^\W\d_]|[{MARKS}])*"
-TOKEN = re.compile(rf"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|{LETTERS}(?:['’]{LETTERS})?(?:\+\+|#)?|[%€$£¥₹]")
 CODE = re.compile(r"\b(?:[A-Za-z]{1,6}-?\d{1,6}[A-Za-z]?|\d{1,3}[A-Z]{1,2}\d*)\b")
 GROUPED = re.compile(r"[1-9]\d{0,2}\.\d{3}")  # 1.000 is a thousand in most of Europe, 2.375 inches are none
 VULGARS = {"½": ".5", "¼": ".25", "¾": ".75"}
@@ -40,10 +49,6 @@ SUFFIXED = re.compile(r"\b(\d+(?:[.,]\d+)*)(k|m|mil|mn|bn)\b", re.I)
 GLUED = re.compile(r"(\d)([A-Za-zµ]{1,5})\b")
 SCALES = {"k": "thousand", "m": "million", "mil": "million", "mn": "million", "bn": "billion"}
 KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
-UNNAMED = frozenset(
-    {"plain", "year", "ordinal"}
-)  # "the 500 notes" may be the notes of 500 rupees, 2000 may be a year or not
-POUND = 453.59237  # grams
 CLOCKS = frozenset({"clock", "year", "decade", "ordinal"})  # kinds of numbers that say when
 ALIKE = 0.4  # share of words in common from which on a single "not", opposite or order decides (as in the guard)
 SAME = 0.6  # from which on a fact that only one side has decides
@@ -55,12 +60,23 @@ CHOICES = frozenset({"and", "or", "between", "vs"})  # either order is right
 LINKED = {"into": "to", "onto": "to"}
 SMALL = frozenset({"s", "t", "m", "re", "ve", "ll", "d"})
 PAIRS = frozenset({"pair", "both", "couple", "twice"})
+COUNTED = frozenset({*SCALES.values(), "dozen", "hundred", "half", "quarter", "third"})  # of which one is said
 PREFIXES = ("un", "in", "im", "ir", "il")
 ASKERS = frozenset(stem(word) for word in ("where", "who", "why", "long", "often", "far"))
 TYPO = 0.8  # similarity of the letters of two names from which on they are one, misspelt
 FOLLOWED = re.compile(r"(?=\b([^\W\d_]{2,}) ([^\W\d_]{2,}))")
 COMMONEST, FEWEST_COMMON, BEFORE_CAPITALS = 20, 5, 0.25  # words looked at by `raises_nouns`, at least, median share
-Quantity = tuple[str, float]
+# Small words of German that English, Dutch and the Nordic languages do not have; and of English that German has not.
+GERMAN = frozenset(
+    """
+    der das und nicht ich ist ein eine einen einem einer eines für wie kann mein meine meinen meinem meiner auf zu zum
+    zur von vom dem wo warum wann wird werden bei beim sich sind haben habe wurde welche welchen welcher welches ohne
+    mir mich sie wir auch noch nach über aus oder muss gibt es darf lässt kein keine keinen
+    """.split()  # noqa: SIM905 shorter to read than a list
+)
+ENGLISH = frozenset(
+    "the is are do does how what where which who why my your to of for can i it and or with".split()  # noqa: SIM905 as above
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +132,9 @@ def find_changes(left: str, right: str, *, nouns_raised: bool = False) -> tuple[
     >>> find_changes("Is the pool open at 9 pm?", "Can I swim there at 21:00?")
     ()
     >>> find_changes("Can I give my dog 5 mg of it?", "Is 5 g of it safe for a dog?")
-    (Change(kind='unit', evidence='5 (mass) / 5 (mass)'),)
+    (Change(kind='unit', evidence='0.005 (mass) / 5 (mass)'),)
     """
+    nouns_raised = nouns_raised or is_german(left, right)
     one, other = read_facts(left, nouns_raised=nouns_raised), read_facts(right, nouns_raised=nouns_raised)
     alike = likeness(one, other)
     found: dict[str, Change] = {}
@@ -128,8 +145,7 @@ def find_changes(left: str, right: str, *, nouns_raised: bool = False) -> tuple[
 
 def likeness(one: Reading, other: Reading) -> float:
     """Return the share of words that the longer text shares with the shorter, 0 to 1; small words count."""
-    longer = max(len(one.words), len(other.words))
-    return sum((Counter(one.words) & Counter(other.words)).values()) / longer if longer else 1.0
+    return share_words(Counter(one.words), Counter(other.words), max(len(one.words), len(other.words)))
 
 
 def overlap(one: Reading, other: Reading) -> float:
@@ -160,6 +176,25 @@ def raises_nouns(texts: Iterable[str]) -> bool:
     return len(shares) >= FEWEST_COMMON and median(shares) >= BEFORE_CAPITALS
 
 
+def is_german(*texts: str) -> bool:
+    """Say whether each text has a small word of German and none of English, and one of them has two.
+
+    For logs of several languages, where `raises_nouns` does not hold of all.
+
+    >>> is_german("Wo finde ich meine Rechnung?", "Wo ist der Beleg?"), is_german("Who was Mein Kampf by?")
+    (True, False)
+    """
+    found = [_count_german(text) for text in texts]
+    return min(found) >= 1 and max(found) >= 2
+
+
+@lru_cache(maxsize=1 << 14)
+def _count_german(text: str) -> int:
+    """Return how many different small words of German a text has, 0 where it has one of English."""
+    words = set(re.findall(r"[^\W\d_]+", text.casefold()))
+    return 0 if words & ENGLISH else len(words & GERMAN)
+
+
 def says_the_same(left: str, right: str, *, nouns_raised: bool = False) -> bool:
     """Say whether two texts are one question by their words alone: no fact changed, no word exchanged, few added.
 
@@ -168,6 +203,7 @@ def says_the_same(left: str, right: str, *, nouns_raised: bool = False) -> bool:
     >>> says_the_same("How do I cancel my gym membership?", "How do I freeze my gym membership?")
     False
     """
+    nouns_raised = nouns_raised or is_german(left, right)
     one, other = read_facts(left, nouns_raised=nouns_raised), read_facts(right, nouns_raised=nouns_raised)
     ours, theirs = one.content - other.content, other.content - one.content
     if not one.content & other.content or (ours and theirs) or len(ours | theirs) > 1:
@@ -215,14 +251,7 @@ def _unmatched(one: Reading, other: Reading) -> list[Quantity]:
 
 
 def _equal(one: Quantity, written: float, other: Quantity, also: float) -> bool:
-    """Say whether two quantities may be one: a unit that only one side writes out changes nothing."""
-    if written == also and {one[0], other[0]} & UNNAMED:
-        return True
-    if {one[0], other[0]} == {"mass", "pound"}:  # 109 pounds are money or 109 lbs
-        one, other = ((kind, value * POUND if kind == "pound" else value) for kind, value in (one, other))
-        return abs(one[1] - other[1]) <= 1e-3 * abs(one[1])
-    tolerance = ROUNDED if one[0] == "time" else 1e-6
-    return one[0] == other[0] and abs(one[1] - other[1]) <= tolerance * max(abs(one[1]), abs(other[1]))
+    return are_equal(one, written, other, also, ROUNDED if one[0] == "time" else 1e-6)
 
 
 def _name(items: Iterable[Quantity]) -> str:
@@ -251,12 +280,12 @@ def _compare_negation(one: Reading, other: Reading, alike: float) -> Iterator[Ch
 
 
 def _compare_families(one: Reading, other: Reading) -> Iterator[Change]:
-    known = _known()
-    for family in one.members.keys() & other.members.keys():
+    lexicon = load_lexicon()
+    for family in sorted(one.members.keys() & other.members.keys()):
         ours, theirs = one.members[family] - other.members[family], other.members[family] - one.members[family]
         if ours and theirs:
-            name = known.names[family]
-            yield Change(known.kinds[family], f"{name[min(ours)]} / {name[min(theirs)]}")
+            name = lexicon.names[family]
+            yield Change(lexicon.kinds[family], f"{name[min(ours)]} / {name[min(theirs)]}")
 
 
 def _compare_opposites(one: Reading, other: Reading) -> Iterator[Change]:
@@ -352,7 +381,7 @@ def _strangers(one: Reading, other: Reading) -> dict[str, str]:
 
 def _shares_family(word: str, other: Reading) -> bool:
     """Say whether the other text names a member of a family that this word is of: the rule of families decides then."""
-    return any(family in other.members for family, _, _ in _known().members.get(word, ()))
+    return any(found.family in other.members for found in find_members((word,), load_lexicon()))
 
 
 def _resembles(one: str, other: str) -> bool:
@@ -420,8 +449,9 @@ def read_facts(text: str, *, nouns_raised: bool = False) -> Reading:
     plain = READING.sub(r"\1 \2", plain)
     plain = GLUED.sub(r"\1 \2", plain)
     tokens = expand_contractions(TOKEN.findall(plain))
-    raw, implied = _read_quantities(tokens, quantities)
-    stems = tuple(stem(word) for word in raw)
+    told, implied = _read_quantities(tokens, quantities)
+    raw = [word for word in told if word]
+    stems = tuple(map(stem, raw))
     negations = sum(word in lexicon.negators for word in stems)
     words = tuple(word for word in stems if word not in lexicon.negators)
     content_words = frozenset(word for word in words if word not in lexicon.small and word not in SMALL)
@@ -437,7 +467,7 @@ def read_facts(text: str, *, nouns_raised: bool = False) -> Reading:
         frozenset(implied),
         negations,
         denials,
-        _find_members(raw, capitals),
+        _find_members(tuple(map(stem, told)), capitals, lexicon),
         names,
         codes,
         {head.casefold(): tail.casefold() for head, tail in SERIES.findall(text)},
@@ -490,116 +520,50 @@ def _find_codes(text: str) -> Iterator[str]:
 
 
 def _read_quantities(tokens: list[str], quantities: dict[Quantity, float]) -> tuple[list[str], set[Quantity]]:
-    """Return the words that are no numbers, and the quantities that articles imply; written ones go to `quantities`."""
-    lexicon, known = load_lexicon(), _known()
+    """Return the words, "" for each number, and the quantities that articles imply; written ones go to `quantities`."""
+    lexicon = load_lexicon()
     implied: set[Quantity] = set()
-    raw: list[str] = []
+    told: list[str] = []
     place = 0
     while place < len(tokens):
         token = tokens[place]
-        following = tokens[place + 1] if place + 1 < len(tokens) else ""
-        if token in known.money and following[:1].isdecimal():  # $50
-            tokens[place], tokens[place + 1] = following, token
-            if place + 2 < len(tokens) and tokens[place + 2] in SCALES.values():  # $1.5 million
-                tokens[place + 1], tokens[place + 2] = tokens[place + 2], token
-            continue
-        if token in {"a", "one"} and following in {*SCALES.values(), "dozen", "hundred", "half", "quarter", "third"}:
+        if token in {"a", "one"} and tokens[place + 1 : place + 2] and tokens[place + 1] in COUNTED:
             place += 1
             continue
         if token in PAIRS:
             implied.add(("plain", 2.0))
-        value, used = _share(tokens, place) or read_number(tokens, place, lexicon)
-        if value is None:
-            raw.append(token)
+        amount = read_amount(tokens, place, lexicon)
+        if amount is None:
+            told.append(token)
             place += 1
             continue
-        value, used = _scale(tokens, place, value, used)
-        kind, converted, more = _unit(value, tokens, place, used)
+        behind = place + amount.used
         if GROUPED.fullmatch(token):
-            implied.add((kind, round(1000 * converted, 9)))
-        if token in {"a", "an", "one"}:
-            implied.add((kind, converted))
-            raw += tokens[place : place + used + more]
+            implied.add((amount.kind, round(1000 * amount.value, 9)))
+        if amount.said:
+            implied.add((amount.kind, amount.value))
+            told += tokens[place:behind]
         else:
-            quantities[kind, round(converted, 9)] = value
-            raw += [word for word in tokens[place + used : place + used + more] if word.isalpha() and kind != "plain"]
-        place += used + more
-    return raw, implied
+            quantities[amount.kind, round(amount.value, 9)] = amount.number
+            unit = tokens[place + amount.before : behind] if amount.kind != "plain" else []
+            told += ["", *(word for word in unit if word.isalpha())]
+        place = behind
+    return told, implied
 
 
-def _share(tokens: list[str], place: int) -> tuple[float, int] | None:
-    """Return a fraction in words that begins at `place`: half, quarter of, third of."""
-    part = {"half": 1 / 2, "quarter": 1 / 4, "third": 1 / 3}.get(tokens[place])
-    if part is None or (place and tokens[place - 1] in {"first", "second", "third", "fourth", "last"}):
-        return None  # the third quarter is a time
-    following = tokens[place + 1] if place + 1 < len(tokens) else ""
-    if tokens[place] == "half" or following == "of":
-        return part, 1 + (following == "of")
-    return None
-
-
-def _scale(tokens: list[str], place: int, value: float, used: int) -> tuple[float, int]:
-    """Return the value with a "million" after digits: 1.5 million."""
-    following = tokens[place + used] if place + used < len(tokens) else ""
-    factor = load_lexicon().numbers.get({"mil": "million", "k": "thousand"}.get(following, following), 0)
-    if following == "one" and value in range(20, 100, 10) and not tokens[place][0].isdecimal():
-        return value + 1, used + 1  # twenty-one
-    if tokens[place][0].isdecimal() and factor >= 100:
-        return value * factor, used + 1
-    return value, used
-
-
-def _unit(value: float, tokens: list[str], place: int, used: int) -> tuple[str, float, int]:
-    """Return (kind, value in the unit of the kind, tokens taken) for the number at `place`."""
-    token = tokens[place]
-    rest = tokens[place + used : place + used + 2]
-    if rest and rest[0] in {"am", "pm"}:
-        return "clock", value % 12 + (12 if rest[0] == "pm" else 0), 1
-    if re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?", token):
-        return "clock", value, 0
-    if ":" in token:  # 1:160, a ratio or a titre
-        return "ratio", max(value, 1.0), 0
-    skipped = 0
-    if rest and rest[0] in {"a", "an"} and len(rest) == 2 and value < 1:  # half an hour
-        rest, skipped = rest[1:], 1
-    known = _known().units.get(stem(rest[0])) or _known().units.get(rest[0]) if rest else None
-    if known is not None:
-        kind, factor = known
-        if kind == "fahrenheit":
-            return "temperature", (value - 32) * 5 / 9, 1 + skipped
-        return kind, value * factor, 1 + skipped
-    if re.fullmatch(r"(?:19|20)\d\d", token):
-        return "year", value, 0
-    if token in {"half", "quarter", "third"}:
-        return "share", value, 0
-    return "plain", value, 0
-
-
-def _find_members(raw: list[str], names: Mapping[str, str]) -> dict[int, frozenset[int]]:
-    """Return the members of each family that a text names, longest words first."""
-    known = _known()
-    found: dict[int, set[int]] = {}
-    place = 0
-    while place < len(raw):
-        for length in (3, 2, 1):
-            phrase = "_".join(raw[place : place + length])
-            entries = known.members.get(phrase) or (known.members.get(stem(phrase)) if length == 1 else None)
-            if entries and len(raw) - place >= length:
-                for family, member, raised in entries:
-                    if not raised or stem(phrase) in names or phrase.capitalize() in names.values():
-                        found.setdefault(family, set()).add(member)
-                place += length - 1
-                break
-        place += 1
-    return {family: frozenset(members) for family, members in found.items()}
+def _find_members(stems: Sequence[str], names: Mapping[str, str], lexicon: Lexicon) -> dict[int, frozenset[int]]:
+    """Return the members of each family that a text names."""
+    members: dict[int, set[int]] = {}
+    for found in find_members(stems, lexicon):
+        if not found.raised or found.stem in names:
+            members.setdefault(found.family, set()).add(found.member)
+    return {family: frozenset(found) for family, found in members.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The tables of facts.toml, with those of words.toml that are used here."""
+    """The tables of facts.toml, with those of words.toml that they change."""
 
-    units: Mapping[str, tuple[str, float]]
-    money: frozenset[str]
     rewrites: tuple[tuple[re.Pattern[str], str], ...]
     denials: frozenset[str]
     deny: frozenset[str]
@@ -607,9 +571,6 @@ class _Known:
     opposites: Mapping[str, frozenset[str]]
     opposite_kinds: Mapping[str, str]
     alike: Mapping[str, str]
-    members: Mapping[str, tuple[tuple[int, int, bool], ...]]
-    kinds: tuple[str, ...]
-    names: tuple[tuple[str, ...], ...]
     nameless: frozenset[str]
     attributes: frozenset[str]
 
@@ -618,55 +579,21 @@ class _Known:
 def _known() -> _Known:
     tables = tomllib.loads((resources.files("embedsmith") / "data" / "facts.toml").read_text(encoding="utf-8"))
     lexicon = load_lexicon()
-    own = {name: (kind, factor) for names, factor, kind in tables["units"] for name in names.split()}
-    units = dict(lexicon.units) | {stem(name): unit for name, unit in own.items()} | own
-    members = _index_members(tables["families"])
+    unsure = frozenset(stem(word) for word in tables["unsure"])
+    sure = index_opposites(tables["sure"])
+    opposites = {
+        word: (frozenset() if word in unsure else others - unsure) | sure.get(word, frozenset())
+        for word, others in lexicon.opposites.items()
+    }
     return _Known(
-        units=units,
-        money=frozenset("$€£¥₹"),
         rewrites=tuple((re.compile(pattern), replacement) for pattern, replacement in tables["rewrites"]),
         denials=frozenset(stem(word) for word in tables["denials"]),
         deny=frozenset(stem(word) for word in tables["deny"]),
         decisive=frozenset(stem(word) for word in tables["decisive"]),
-        opposites=_index_opposites(tables, lexicon.opposites),
+        opposites={word: others for word, others in opposites.items() if others},
         opposite_kinds={stem(word): kind for kind in ("time", "population", "negation") for word in tables[kind]},
         alike=dict(lexicon.alike)
         | {stem(word): stem(group.split()[0]) for group in tables["alike"] for word in group.split()},
-        members=members,
-        kinds=tuple(family["kind"] for family in tables["families"]),
-        names=tuple(tuple(member.split()[0] for member in family["members"]) for family in tables["families"]),
         attributes=frozenset(tables["attributes"]),
-        nameless=frozenset({*lexicon.small, *units, *_calendar(tables["families"])}),
+        nameless=lexicon.small | lexicon.units.keys() | lexicon.calendar,
     )
-
-
-def _calendar(families: list[dict[str, Any]]) -> Iterator[str]:
-    for family in families:
-        if family["kind"] == "time":
-            yield from (word.casefold() for member in family["members"] for word in member.split())
-
-
-def _index_members(families: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, int, bool], ...]]:
-    found: dict[str, list[tuple[int, int, bool]]] = {}
-    for family, table in enumerate(families):
-        for member, listed in enumerate(table["members"]):
-            for word in listed.split():
-                key = word.casefold()
-                entry = (family, member, word[0].isupper())
-                for name in {key, stem(key)} if "_" not in key else {key}:
-                    found.setdefault(name, []).append(entry)
-    return {word: tuple(entries) for word, entries in found.items()}
-
-
-def _index_opposites(
-    tables: Mapping[str, list[list[str]]], given: Mapping[str, frozenset[str]]
-) -> dict[str, frozenset[str]]:
-    """Return the opposites of both files without those that decide nothing in general."""
-    unsure = {stem(str(word)) for word in tables["unsure"]}
-    found = {word: set(others) - unsure for word, others in given.items() if word not in unsure}
-    for left, right in tables["opposites"]:
-        one, other = ({stem(word) for word in side.split()} for side in (left, right))
-        for here, there in ((one, other), (other, one)):
-            for word in here:
-                found.setdefault(word, set()).update(there - {word})
-    return {word: frozenset(others) for word, others in found.items() if others}

@@ -17,6 +17,7 @@ from typing import Any
 
 from embedsmith.artifacts import write_json
 from embedsmith.errors import MissingPartError, ModelError
+from embedsmith.noise import quiet_transformers
 
 MAGIC = b"GGUF"
 DROPPED = frozenset({"quantization_config", "_name_or_path", "_model_name_or_path"})
@@ -94,10 +95,11 @@ def _write_folder(file: Path, folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
-        model: Any = AutoModel.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-        )
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+            model: Any = AutoModel.from_pretrained(
+                str(file.parent), gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

@@ -30,7 +30,7 @@ from embedsmith.examples import (
     texts_of,
     units_of,
 )
-from embedsmith.metrics import RankCorrelation, Ranking, Scores, Weights, resample_weights
+from embedsmith.metrics import RankCorrelation, Ranking, Resamples, Scores, resample_weights
 
 SHIPPED = ("general_pairs", "general_sts")
 VALIDATION = "validation"  # the domain's own rows, wherever they stand beside guards
@@ -159,10 +159,10 @@ def make_measure(
 
 
 _Placed: TypeAlias = Sequence[tuple[int, ...]]
-_Maker: TypeAlias = Callable[[str, Sequence[Any], _Placed, Weights], tuple[str, _Figure]]
+_Maker: TypeAlias = Callable[[str, Sequence[Any], _Placed, Resamples], tuple[str, _Figure]]
 
 
-def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Figure]:
+def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Resamples) -> tuple[str, _Figure]:
     labels = np.array([row.label for row in rows], dtype=np.int64)
     if len(set(labels.tolist())) != 2:
         raise InputError(f"the {name} pairs have the label {labels[0]} only", expected="both 0 and 1")
@@ -175,7 +175,7 @@ def _of_labelled(name: str, rows: Sequence[Any], placed: _Placed, weights: Weigh
     return "average precision", measure
 
 
-def _of_scored(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Figure]:
+def _of_scored(name: str, rows: Sequence[Any], placed: _Placed, weights: Resamples) -> tuple[str, _Figure]:
     scores = np.array([row.score for row in rows], dtype=np.float64)
     if not np.ptp(scores) > 0:
         raise InputError(f"the {name} pairs have one score only", expected="scores that differ")
@@ -188,7 +188,7 @@ def _of_scored(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights
     return "Spearman", measure
 
 
-def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Figure]:  # noqa: ARG001
+def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Resamples) -> tuple[str, _Figure]:  # noqa: ARG001
     """A row counts by the share of its negatives that are farther than its positive; ties half."""
 
     def measure(vectors: Vectors) -> Measured:
@@ -202,7 +202,7 @@ def _of_triplets(name: str, rows: Sequence[Any], placed: _Placed, weights: Weigh
 
 
 def _of_positives(
-    name: str, rows: Sequence[Any], placed: _Placed, weights: Weights, others: Sequence[int] = ()
+    name: str, rows: Sequence[Any], placed: _Placed, weights: Resamples, others: Sequence[int] = ()
 ) -> tuple[str, _Figure]:
     """Mean reciprocal rank of the positive among `others` and the positives that are wrong for the anchor."""
     anchors, positives = (np.array(column, dtype=np.int64) for column in zip(*placed, strict=True))
@@ -237,7 +237,7 @@ def _right_answers(rows: Sequence[Any], anchors: Places, own: Places, candidates
     return right
 
 
-def _of_classes(name: str, rows: Sequence[Any], placed: _Placed, weights: Weights) -> tuple[str, _Figure]:
+def _of_classes(name: str, rows: Sequence[Any], placed: _Placed, weights: Resamples) -> tuple[str, _Figure]:
     """Share of the texts whose nearest other text has the same class."""
     places = np.array([place for (place,) in placed], dtype=np.int64)
     labels = np.array([row.label for row in rows])
@@ -266,5 +266,5 @@ def _cosines(vectors: Vectors, placed: _Placed) -> Scores:
     return np.asarray(np.einsum("nd,nd->n", vectors[left], vectors[right], dtype=np.float64))
 
 
-def _mean(values: NDArray[np.floating], weights: Weights) -> Measured:
-    return Measured(float(values.mean()), np.asarray(weights @ values / weights.sum(axis=1)))
+def _mean(values: NDArray[np.floating], weights: Resamples) -> Measured:
+    return Measured(float(values.mean()), weights.means(values))

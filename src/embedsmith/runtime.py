@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
-from embedsmith.machine import count_cores
+from embedsmith.machine import count_cores, huge_pages
 from embedsmith.model import check_model, fingerprint_model, resolve_model
 from embedsmith.tokens import cut_microbatches, find_unknown
 
@@ -321,9 +321,10 @@ def load_session(path: Path, *, threads: int) -> InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The fused Add + LayerNormalization is slower than the two on the CPU (33 against 14 microseconds a layer).
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
-        )
+        with huge_pages():  # 6% less time for a short text, in a virtual machine
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+            )
     except Exception as error:  # noqa: BLE001 (its errors share no public base)
         raise _damaged(path, error) from None
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import iterate_lines, open_text, read_jsonl, require_file
-from embedsmith.errors import InputError, MissingPartError
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 KINDS |= {".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".text": "txt", ".log": "txt"}
 
 SEPARATORS = ",;\t|"  # of CSV; spreadsheets write the second where the comma is in numbers
+NAMES = {";": "semicolons", "\t": "tabs", "|": "bars"}
 LARGEST = 1 << 26  # characters of one field; csv itself stops at 131,072, which a chat or a document exceeds
 FURTHEST = 1000  # lines that a quoted field of a TSV file runs over
 
@@ -35,8 +36,12 @@ def detect_kind(path: Path | str) -> str:
     return kind
 
 
-def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path | str, *, separator: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number or row number from 1, row) of a table; one row in memory at a time.
+
+    Args:
+        separator: what stands between the fields of CSV and TSV files, by default `find_separator`'s and the tab;
+            other kinds have none.
 
     Raises:
         InputError: missing, empty, not UTF-8, unknown ending, broken, cut off.
@@ -50,7 +55,38 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     elif kind == "txt":
         yield from ((number, {"text": line}) for number, line in read_lines(path))
     else:
-        yield from _read_csv(path, kind)
+        yield from _read_csv(path, kind, separator)
+
+
+def parse_separator(text: str) -> str:
+    r"""Return the one character that a user means: itself, or "tab", which shells make hard to write.
+
+    >>> parse_separator(";"), parse_separator("tab"), parse_separator(r"\t")
+    (';', '\t', '\t')
+
+    Raises:
+        ConfigurationError: none or several characters, or one that ends lines or encloses fields.
+    """
+    found = "\t" if text.lower() in ("tab", r"\t") else text
+    if len(found) != 1 or found in '"\r\n':
+        raise ConfigurationError(f"the separator {text!r}", expected="one character, such as ';' or '|', or tab")
+    return found
+
+
+def find_separator(path: Path | str) -> str | None:
+    """Return what is taken for the separator of a CSV file; None of other kinds, and where there is nothing to read."""
+    if detect_kind(path) != "csv" or not Path(path).is_file() or not Path(path).stat().st_size:
+        return None
+    with open_text(path) as handle:
+        return _guess_separator(next(iterate_lines(handle, path), ""))
+
+
+def describe_separator(path: Path | str, separator: str | None = None) -> str:
+    """Return a sentence on the separator that was chosen for a file, "" where it is the comma or the user's own."""
+    found = find_separator(path) if separator is None else None
+    if found in (None, ","):
+        return ""
+    return f"{path}: the columns are separated by {NAMES[str(found)]}, by the first line (--separator names another)"
 
 
 def read_id(value: Any) -> str | None:
@@ -75,15 +111,15 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _read_csv(path: Path | str, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path | str, kind: str, separator: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(LARGEST)
     with open_text(path) as handle:
         lines = iterate_lines(handle, path)
-        separator = "\t"
-        if kind == "csv":
+        if separator is None and kind == "csv":
             first = next(lines, "")
-            separator, lines = _find_separator(first), chain([first], lines)
-        records = _cut_csv(lines, path, separator) if kind == "csv" else _cut_tsv(lines, path)
+            separator, lines = _guess_separator(first), chain([first], lines)
+        separator = separator or "\t"
+        records = _cut_tsv(lines, path) if (kind, separator) == ("tsv", "\t") else _cut_csv(lines, path, separator)
         _, header = next(records, (0, []))
         if not header:
             raise InputError(f"{path} has no header", expected="column names in the first line")
@@ -93,16 +129,16 @@ def _read_csv(path: Path | str, kind: str) -> Iterator[tuple[int, dict[str, Any]
                 raise InputError(
                     f"{path}, line {number}: more fields than columns",
                     expected=f"{len(header)} fields between {separator!r}, as in the first line",
-                    action=f"quote fields that hold {separator!r}",
+                    action=f"quote fields that hold {separator!r}, or name what separates them: --separator",
                 )
             if fields:
                 yield number, dict(zip(header, fields, strict=False))
 
 
-def _find_separator(header: str) -> str:
+def _guess_separator(header: str) -> str:
     """Return which of `SEPARATORS` cuts the first line of a CSV file into most fields; the comma where they are one.
 
-    `_find_separator("id;text, as asked;channel")` is ";".
+    `_guess_separator("id;text, as asked;channel")` is ";".
     """
 
     def count(separator: str) -> int:

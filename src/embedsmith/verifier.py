@@ -17,12 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from embedsmith.artifacts import read_json
 from embedsmith.errors import InputError, ModelError
@@ -192,7 +190,13 @@ class Adjustment:
         """The largest move, up or down."""
         return self.weight * SURE
 
-    def move(self, logits: Logits | float) -> Any:
+    @overload
+    def move(self, logits: float) -> float: ...
+
+    @overload
+    def move(self, logits: Logits) -> Logits: ...
+
+    def move(self, logits: Logits | float) -> Logits | float:
         """Return the cosine that logits add: weight .03 and logit −2 move by −.06, logit 9 by .12."""
         return self.weight * np.clip(logits, -SURE, SURE)
 
@@ -229,6 +233,9 @@ def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits) -> Adju
     Args:
         labels, similarities, logits: (n,) of the same pairs.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     served = similarities > -1  # the guard's vetoes are final, whatever the verifier says
     truth = labels[served].astype(np.float64)
     if len(truth) < FEWEST or truth.min() == truth.max():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,33 @@ import pytest
 from numpy.typing import NDArray
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.drift import BLOCK, PromiseWatch, StreamWatch, collect_evidence, compare_windows
+from embedsmith.cache.drift import BLOCK, STAKES, PromiseWatch, StreamWatch, compare_windows
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Embeddings, normalize
 from embedsmith.errors import ConfigurationError
 from embedsmith.server.watch import Watch
 
 DELTA, ALPHA = 0.05, 0.05
+
+
+def collect_evidence(wrong: NDArray[np.bool_], delta: float) -> NDArray[np.float64]:
+    """Return the evidence after each answer, (n,): the definition, each gambler's money by itself."""
+    total = np.zeros(len(wrong))
+    starts = range(0, len(wrong), BLOCK)
+    for number, start in enumerate(starts, start=1):
+        factors = np.where(wrong[start:, None], 1 + STAKES * (1 - delta) / delta, 1 - STAKES)
+        total[start:] += np.cumprod(factors, axis=0).mean(axis=1) / (number * (number + 1))
+    started = np.arange(len(wrong)) // BLOCK + 1
+    return total + 1 / (started + 1)  # and that of those who have not started
+
+
+def watch_evidence(wrong: NDArray[np.bool_], delta: float) -> NDArray[np.float64]:
+    """Return what the watch says after each answer, (n,)."""
+    watch, evidence = PromiseWatch(delta, alpha=1e-9), []
+    for flag in wrong:
+        watch.see(bool(flag))
+        evidence.append(watch.evidence)
+    return np.array(evidence)
 
 
 def alarms_of(rate: np.ndarray | float, *, streams: int, length: int, seed: int = 0) -> list[int | None]:
@@ -57,18 +78,26 @@ def test_a_change_after_a_long_good_time_is_found_as_well() -> None:
     assert all(at is not None and 3000 < at < 3600 for at in raised)
 
 
-def test_the_watch_counts_as_the_formula_says() -> None:
-    wrong = np.random.default_rng(3).random(3 * BLOCK + 7) < 0.04
-    watch, evidence = PromiseWatch(DELTA, alpha=1e-9), []
-    for flag in wrong:
-        watch.see(bool(flag))
-        evidence.append(watch.evidence)
-    np.testing.assert_allclose(evidence, collect_evidence(wrong, DELTA), rtol=1e-12)
+@pytest.mark.parametrize("rate", [0.0, 0.04, 0.3])
+def test_the_watch_counts_as_the_definition_says(rate: float) -> None:
+    wrong = np.random.default_rng(3).random(10 * BLOCK + 7) < rate
+    np.testing.assert_allclose(watch_evidence(wrong, DELTA), collect_evidence(wrong, DELTA), rtol=1e-10)
 
 
 def test_one_bet_by_hand() -> None:
     # One wrong answer at δ = .05: a stake s makes 1 + 19 s; stakes .02 .05 .1 .2 .4, mean 3.926; half of the money.
-    assert collect_evidence([1], DELTA)[0] == pytest.approx(0.5 * 3.926 + 0.5)
+    assert watch_evidence(np.array([True]), DELTA)[0] == pytest.approx(0.5 * 3.926 + 0.5)
+
+
+def test_a_verdict_costs_no_more_because_many_went_before() -> None:
+    """A server that starts reads all verdicts of its file, 100,000 of them perhaps, before it answers."""
+    watch, seconds = PromiseWatch(DELTA), []
+    for _ in range(12):
+        began = time.process_time()
+        for number in range(5000):
+            watch.see(number % 40 == 0)
+        seconds.append(time.process_time() - began)
+    assert seconds[-1] < 5 * seconds[0]
 
 
 def test_the_alarm_begins_once_stays_and_says_what_is_wrong() -> None:
@@ -82,7 +111,17 @@ def test_the_alarm_begins_once_stays_and_says_what_is_wrong() -> None:
 
 
 def test_evidence_stays_a_number_when_everything_is_wrong_for_long() -> None:
-    assert np.isfinite(collect_evidence(np.ones(5000), 0.01)).all()
+    assert np.isfinite(watch_evidence(np.ones(5000, dtype=bool), 0.01)).all()
+
+
+def test_the_alarm_names_the_stretch_that_went_wrong() -> None:
+    watch = PromiseWatch(DELTA)
+    for _ in range(20 * BLOCK):
+        watch.see(False)
+    while not watch.see(True):
+        pass
+    assert watch.alarm is not None
+    assert f"wrong: {watch.wrong} of the last {watch.judged - 20 * BLOCK} that were judged" in watch.alarm.told
 
 
 TOPICS, WIDTH = 600, 16

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections import Counter
+from importlib import resources
+from itertools import combinations, cycle, product
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.cache.guard import find_veto, read_facts, read_framing
+from embedsmith.cache.guard import find_veto, read_framing, view_question
+from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 
 TRAPS = [
@@ -18,7 +22,8 @@ TRAPS = [
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
     ("what is the fee after 30 days", "what is the fee after 60 days", "number"),
     ("is the pool open at 9 am", "is the pool open at 9 pm", "number"),
-    ("what is 15% off 80 euros", "what is 80% off 15 euros", "order"),
+    ("what is 15% off 80 euros", "what is 80% off 15 euros", "number"),
+    ("what is 15 divided by 80", "what is 80 divided by 15", "order"),
     ("port my number from vodafone to o2", "port my number from o2 to vodafone", "order"),
     ("move money from savings to checking", "how can I move money from checking to savings", "order"),
     ("convert euros to dollars", "how to convert dollars to euros", "order"),
@@ -64,6 +69,16 @@ TRAPS = [
     ("I want to pay by card in Spain", "the way to pay by cheque in Spain", "word"),
     ("Wann kann ich mein Paket abholen?", "Wo kann ich mein Paket abholen?", "word"),
     ("¿Puedo pagar la multa con tarjeta?", "¿Debo pagar la multa con tarjeta?", "word"),
+    ("is it safe for children under 5", "is it safe for children over 5", "opposite"),
+    ("what are your opening hours this week", "what are your opening hours next week", "word"),
+    ("what was my bill last month", "what is my bill this month", "word"),
+    ("is the office closed this friday", "is the office closed next friday", "word"),
+    ("how far did sales fall last quarter", "how far do sales fall this quarter", "word"),
+    ("Is the pier open in March?", "Is the pier open in May?", "word"),
+    ("what are 20 lbs in the other unit", "what are 20 kg in the other unit", "number"),
+    ("why is it charging at 3.6kw not 7kw", "why is it charging at 3.6kw not 7mw", "number"),
+    ("may I send 5 kg", "may I send 5 bags", "word"),
+    ("Is a bonus of $1,000 taxed?", "taxes on 1,000,000 as a gift", "number"),
 ]
 SAME = [
     ("is the pool open at 9 pm", "Is the pool open at 21:00?"),
@@ -98,7 +113,52 @@ SAME = [
     ("Wie kann ich mein Paket umleiten?", "Ich möchte mein Paket umleiten"),
     ("Je voudrais changer mon code depuis Lyon", "Comment puis-je changer mon code depuis Lyon ?"),
     ("Quiero cambiar la dirección de entrega", "¿Cómo puedo cambiar la dirección de entrega?"),
+    ("is it safe for kids under 5", "is it safe for kids who are under 5"),
+    ("May I park here in March?", "Can I park here in March?"),
+    ("is 10% of 50 dollars much", "is 10 percent of $50 much"),
+    ("the ban of 500 rupee notes", "the ban of 500 notes"),
+    ("is 20 km/h slow", "is 20 kilometres per hour slow"),
+    ("the fee if I pay twelve months ahead", "the fee if I pay one year ahead"),
 ]
+FRAMES = (
+    "what about {}",
+    "is it fine to go {} with my old car for the first time",
+    "tell me whether {} is too much for the shelf",
+)
+
+
+def list_exchanges() -> dict[str, list[tuple[str, str]]]:
+    """Return all pairs that the tables of words.toml tell apart, by table."""
+    tables = tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
+    relative = tables["relative"]
+    families = [[member.split() for member in family["members"]] for family in tables["families"]]
+    families += [
+        [[f"{word} {period}" for word in member.split()] for member in relative["members"]]
+        for period in relative["of"].split()
+    ]
+    units = [name for names, _, _ in tables["units"] for name in names.split()]
+    money = tables["money"].split()
+    found = {
+        "opposites": [pair for one, other in tables["opposites"] for pair in product(one.split(), other.split())],
+        "families": [pair for family in families for sides in combinations(family, 2) for pair in product(*sides)],
+        "units": [(f"20 {one}", f"20 {other}") for one, other in combinations(units, 2)],
+        "money": [(f"{one} 20", f"{other} 20") for one, other in combinations(money, 2)],
+        "numbers": [(f"{one} tiles", f"{other} tiles") for one, other in combinations(tables["numbers"], 2)],
+    }
+    return {table: [(one.replace("_", " "), other.replace("_", " ")) for one, other in found[table]] for table in found}
+
+
+@pytest.mark.parametrize(
+    ("table", "least"), [("opposites", 250), ("families", 8000), ("units", 12000), ("money", 30), ("numbers", 450)]
+)
+def test_what_facts_names_the_guard_refuses(table: str, least: int) -> None:
+    named = 0
+    for (one, other), frame in zip(list_exchanges()[table], cycle(FRAMES), strict=False):
+        left, right = frame.format(one), frame.format(other)
+        if find_changes(left, right):
+            named += 1
+            assert find_veto(left, right) is not None, (left, right)
+    assert named >= least
 
 
 def count_vetoes(name: str) -> tuple[int, int]:
@@ -119,6 +179,12 @@ def test_another_way_to_ask_is_let_through_and_the_same_words_as_the_matter_are_
     traps, paraphrases = count_vetoes("framing.jsonl")
     assert traps >= 39  # of 49, as many as before framing was known
     assert paraphrases <= 3  # of 48; 26 before
+
+
+def test_units_bounds_and_times_seen_from_now_are_told_apart_and_other_words_for_them_let_through() -> None:
+    traps, paraphrases = count_vetoes("facts.jsonl")
+    assert traps >= 36  # of 38
+    assert paraphrases <= 13  # of 38
 
 
 def test_framing_stands_before_the_matter_only() -> None:
@@ -156,22 +222,22 @@ def test_odd_numbers_and_contractions_are_read(text: str) -> None:
 
 
 def test_what_tokenizers_and_typists_leave_behind() -> None:
-    assert read_facts("why do n't you call").negations == 1  # it once failed here, and on the next three
-    assert read_facts("open 10:00,11:00").quantities == {("clock", 10.0): 1, ("clock", 11.0): 1}
-    assert read_facts("\u1369 birr").quantities == {}
+    assert view_question("why do n't you call").negations == 1  # it once failed here, and on the next three
+    assert view_question("open 10:00,11:00").quantities == {("clock", 10.0): 1, ("clock", 11.0): 1}
+    assert view_question("\u1369 birr").quantities == {}
     assert find_veto("is 1/" + "7" * 5000 + " much", "is 1/2 much") is not None
 
 
 def test_quantities_are_in_one_unit() -> None:
-    facts = read_facts("2 weeks, half an hour, 1,500 mg, 20:30, 7 pm, a dozen eggs, 1/2 cup")
-    assert dict(facts.quantities) == {
+    view = view_question("2 weeks, half an hour, 1,500 mg, 20:30, 7 pm, a dozen eggs, 1/2 cup")
+    assert dict(view.quantities) == {
         ("time", 1209600.0): 1,
         ("time", 1800.0): 1,
         ("mass", 1.5): 1,
         ("clock", 20.5): 1,
         ("clock", 19.0): 1,
         ("plain", 12.0): 1,
-        ("plain", 0.5): 1,
+        ("volume", 0.118294): 1,
     }
 
 

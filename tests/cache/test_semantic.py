@@ -408,6 +408,22 @@ def test_a_calibration_knows_which_pairs_the_model_cannot_read(tiny_model: Path)
     assert unread == -1 < read
 
 
+@pytest.mark.parametrize("store", ["memory://", "sqlite:///{}/cache.db"])
+@pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])
+def test_an_answer_that_not_every_store_can_hold_is_refused_by_all(text: str, store: str, tmp_path: Path) -> None:
+    cache = make(store=store.format(tmp_path), feedback=tmp_path / "feedback.jsonl")
+    for refused in (
+        lambda: cache.add(ASKED, text),
+        lambda: cache.add(cache.lookup(ASKED), "in the app", tags=["card", text]),
+        lambda: cache.mark_same(ASKED, text),
+    ):
+        with pytest.raises(InputError, match="half a character"):
+            refused()
+    assert cache.store.count().entries == 0
+    assert cache.serve(ASKED, lambda _: text) == text  # and what was computed is returned all the same
+    cache.close()
+
+
 @pytest.mark.parametrize("text", ["half \ud83d", "nul \0"])
 def test_text_that_no_store_can_hold_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="half a character"):

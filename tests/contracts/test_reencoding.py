@@ -22,9 +22,10 @@ from places import Place, entry, find_place, ids, same, units
 from version_one import write_version_one
 
 from embedsmith.cache import reencoding
-from embedsmith.cache.reencoding import EntriesNotEncoded, Reencoded, open_move, reencode
+from embedsmith.cache.reencoding import EntriesNotEncoded, Reencoded, reencode
 from embedsmith.cache.stores import Counts, Entry, ModelMismatch, Order, Store, StoreError
 from embedsmith.cache.stores.memory import MemoryStore
+from embedsmith.cache.stores.moving import open_move
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.testing import FakeEncoder
@@ -560,10 +561,11 @@ def test_a_kill_costs_a_batch_and_nothing_else(durable: Place, tmp_path: Path, s
 # Dies before or after a step of the move; what a Redis was told to hold, it holds for half a second.
 DYING_CHILD = """
 import os, signal, sys
-from embedsmith.cache import reencoding
+from embedsmith.cache.reencoding import reencode
+from embedsmith.cache.stores.moving import open_move
 from embedsmith.testing import FakeEncoder
 url, when, step = sys.argv[1:]
-moving = reencoding.open_move(url, model="model-b", dimension=8)
+moving = open_move(url, model="model-b", dimension=8)
 if url.startswith("redis"):
     sys.modules[type(moving).__module__].HOLD = 0.5
 plain = getattr(type(moving), step)
@@ -573,7 +575,7 @@ def dying(self, *values):
     result = plain(self, *values)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(type(moving), step, dying)
-reencoding.reencode(url, FakeEncoder(8), model="model-b", batch=10)
+reencode(url, FakeEncoder(8), model="model-b", batch=10)
 """
 STEPS = [("before", "switch"), ("after", "switch"), ("after", "write"), ("after", "ready"), ("before", "clean")]
 

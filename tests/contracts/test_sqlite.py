@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from places import entry, ids, units
 
-from embedsmith.cache.stores import Entry, StoreError, open_store
+from embedsmith.cache.stores import Entry, ModelMismatch, StoreError, open_store
 from embedsmith.cache.stores.sqlite import IDLE, SWEEP, SQLiteStore
+from embedsmith.cache.stores.sqlite_schema import transaction
 from embedsmith.errors import ConfigurationError
 
 MANY = 3000
@@ -45,6 +46,30 @@ def test_a_url_without_a_file_is_refused_before_anything_is_made(
     with pytest.raises(ConfigurationError, match="names no file"):
         open_store(url, dimension=4, model="m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_model_is_not_left_open(path: Path) -> None:
+    open_here(path).close()
+    with pytest.raises(ModelMismatch) as caught:
+        open_here(path, dimension=8)
+    assert (caught.type, count_open(path)) == (ModelMismatch, 0)  # though the error holds the frames, and so the store
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_the_next_one_is_its_own() -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("pragma foreign_keys = on")
+        connection.execute("create table a (id integer primary key)")
+        connection.execute("create table b (a integer references a deferrable initially deferred)")
+        with suppress(RuntimeError), transaction(connection):
+            with transaction(connection):
+                connection.execute("insert into a values (1)")
+            raise RuntimeError
+        with pytest.raises(sqlite3.IntegrityError), transaction(connection):
+            connection.execute("insert into b values (9)")  # which fails at the commit
+        assert not connection.in_transaction
+        with transaction(connection):
+            connection.execute("insert into a values (2)")
+        assert connection.execute("select id from a union all select a from b").fetchall() == [(2,)]
 
 
 def many(count: int, partition: str = "p", first: int = 0) -> list[Entry]:

@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
 
-from embedsmith.cache.stores import SCHEMA, Counts, Entry, Match, ModelMismatch, Order, Store, StoreError, open_store
+from embedsmith.cache.stores import (
+    SCHEMA,
+    Counts,
+    Entry,
+    Match,
+    ModelMismatch,
+    Order,
+    Store,
+    StoreError,
+    kind_of,
+    open_store,
+)
+from embedsmith.cache.stores.moving import open_move
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, MissingPartError
 
@@ -422,22 +434,56 @@ def test_a_scan_is_in_order_of_creation_then_id(store: Store) -> None:
     assert [one.id for one in store.scan()] == ["e", "c", "Z", "a", "b", "d"]
     assert [one.id for one in store.scan("n1")] == ["Z", "a", "b"]
     assert list(store.scan("n3")) == []
+    assert [one.id for one in store.scan(newest=True)] == ["d", "b", "a", "Z", "c", "e"]
+    assert [one.id for one in store.scan("n1", newest=True)] == ["b", "a", "Z"]
 
 
-def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store) -> None:
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_scan_of_many_yields_each_once_and_bears_changes(store: Store, newest: bool) -> None:
     everything = [entry(f"{number:04}", units(1, 4, number)[0], created=float(number // 100)) for number in range(600)]
     store.put(everything)
     seen = []
-    for one in store.scan():
+    for one in store.scan(newest=newest):
         seen.append(one)
         if len(seen) % 100 == 0:
             store.delete([each.id for each in seen[-100:]])
     assert len(seen) == 600
-    assert all(map(same, seen, everything))
+    assert all(map(same, seen, everything[::-1] if newest else everything))
     assert store.count() == Counts(0, 0)
 
 
 # Opening
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory://", "memory"),
+        ("sqlite:///cache.db", "sqlite"),
+        ("redis://localhost:6379/0?prefix=a", "redis"),
+        ("rediss://localhost", "redis"),
+        ("unix:///run/redis.sock", "redis"),
+        ("postgresql://user@host/database", "postgres"),
+        ("postgres://user@host/database", "postgres"),
+    ],
+)
+def test_a_url_names_its_kind_of_store(url: str, kind: str) -> None:
+    assert kind_of(url) == kind
+
+
+@pytest.mark.parametrize("url", ["", "cache.db", "mysql://localhost/a", "SQLITE:///a"])
+def test_a_url_of_no_store_is_refused_by_all_who_read_it(url: str) -> None:
+    for read in (
+        kind_of,
+        lambda url: open_store(url, dimension=4, model="m"),
+        lambda url: open_move(url, model="m", dimension=4),
+    ):
+        with pytest.raises(ConfigurationError, match="names no store"):
+            read(url)
+
+
+def test_a_store_says_whether_lookups_wait_for_a_network(place: Place) -> None:
+    assert place.open().local == (kind_of(place.url) in {"memory", "sqlite"})
 
 
 def test_a_closed_store_can_be_closed_again_and_reopened(durable: Place) -> None:

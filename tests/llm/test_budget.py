@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 
 from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Price, Usage, bound_tokens
+from embedsmith.llm.budget import Budget, Price, Reservation, Usage, bound_tokens
 from embedsmith.llm.calls import Calls
-from embedsmith.llm.journal import Journal
+from embedsmith.llm.journal import Finished, Journal
 from embedsmith.llm.openai_chat import OpenAIChat
 from embedsmith.testing import FakeLLM, FaultyServer
 
@@ -103,7 +104,8 @@ def test_what_is_in_the_journal_needs_no_money() -> None:
 def test_a_journal_of_a_version_without_books_counts_its_calls(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.sqlite") as journal:
         for number, prompt in enumerate(write_prompts(4)):
-            journal.put(str(number), prompt, "fake:llm", Completion("a", "stop", 100, 50))
+            done = Completion("a", "stop", 100, 50)
+            journal.put_many([Finished(str(number), prompt.fingerprint, "fake:llm", done)])
         budget = Budget(price=PRICE)
         Calls(FakeLLM(), journal, SAMPLING, budget=budget)
     assert budget.cost == pytest.approx(0.008)
@@ -168,7 +170,7 @@ class Books:
 def test_the_books_cover_all_that_is_out_at_any_time(steps: list[tuple[bool, int]], most: int) -> None:
     books, budget = Books(), Budget(max_calls=most)
     budget.bind(books)
-    out: list[Usage] = []
+    out: list[Reservation] = []
     for start, number in steps:
         if start:
             reserved = budget.reserve(Prompt("", "x" * number, "", ""), SAMPLING)
@@ -179,7 +181,7 @@ def test_the_books_cover_all_that_is_out_at_any_time(steps: list[tuple[bool, int
             budget.flush()
         at_most = budget.spent
         for reserved in out:
-            at_most += reserved
+            at_most += reserved.most
         assert books.covered.covers(at_most)
         assert at_most.calls <= most
 
@@ -213,7 +215,23 @@ def test_answers_that_are_too_long_together_raise_the_worst_case_once() -> None:
         budget.settle(reserved, Usage(1, 100, 500))
     after = budget.reserve(prompt, SAMPLING)
     assert after is not None
-    assert after.completion_tokens == 550
+    assert after.most.completion_tokens == 550
+
+
+def test_a_reservation_is_judged_by_what_was_expected_when_it_was_made() -> None:
+    """Late answers of two calls that were out before and after the server's habit was known: no factor of a factor."""
+    budget, prompt = Budget(), write_prompts(1)[0]
+    early, first = budget.reserve(prompt, SAMPLING), budget.reserve(prompt, SAMPLING)
+    assert early is not None
+    assert first is not None
+    budget.settle(first, Usage(1, 100, 500))  # ten times what was asked for
+    late = budget.reserve(prompt, SAMPLING)
+    assert late is not None
+    budget.settle(replace(late), Usage(1, 100, 600))  # a copy is as good as the reservation itself
+    budget.settle(early, Usage(1, 100, 500))
+    after = budget.reserve(prompt, SAMPLING)
+    assert after is not None
+    assert after.most.completion_tokens == 660
 
 
 @pytest.mark.parametrize("text", ["", "1", "a,b", "1,2,3", "-1,2", "nan,1", "inf,1"])

@@ -36,6 +36,10 @@ def echo(name: str = "fake:echo") -> FakeLLM:
     return FakeLLM(answer=lambda prompt: f"answer to {prompt.user}", name=name)
 
 
+def put(journal: Journal, key: str, prompt: Prompt, model: str, completion: Completion) -> None:
+    journal.put_many([Finished(key, prompt.fingerprint, model, completion)])
+
+
 def write_prompts(*texts: str) -> list[Prompt]:
     return [Prompt("system", text, row=str(row), task="paraphrases") for row, text in enumerate(texts)]
 
@@ -138,8 +142,8 @@ def test_what_an_older_version_took_for_an_empty_answer_is_asked_again_once(tmp_
     stored = [Completion("", "stop"), Completion("", "stop", 9, 1), Completion("", "length"), Completion("x", "stop")]
     with Journal(path) as journal:
         for prompt, completion in zip(prompts, stored, strict=True):
-            journal.put(call_key(prompt, "openai:m", SAMPLING), prompt, "openai:m", completion)
-        journal.put("other", prompts[0], "recorded:file", Completion("", "stop"))
+            put(journal, call_key(prompt, "openai:m", SAMPLING), prompt, "openai:m", completion)
+        put(journal, "other", prompts[0], "recorded:file", Completion("", "stop"))
         journal._connection.execute("pragma user_version = 0")
     llm = echo("openai:m")
     with Journal(path) as journal:
@@ -150,7 +154,7 @@ def test_what_an_older_version_took_for_an_empty_answer_is_asked_again_once(tmp_
     assert [prompt.user for prompt in llm.calls] == ["error"]
     assert done == [Completion("answer to error", "stop", 10, 10, 0.0, "openai:m"), *stored[1:]]
     with Journal(path) as journal:
-        journal.put("later", prompts[0], "openai:m", Completion("", "stop"))
+        put(journal, "later", prompts[0], "openai:m", Completion("", "stop"))
     with Journal(path) as journal:
         assert journal.get("later") == Completion("", "stop")
 
@@ -167,7 +171,7 @@ with Journal(sys.argv[1]):
 def test_one_process_works_with_a_journal_and_others_may_read_it(tmp_path: Path) -> None:
     path, prompt = tmp_path / "journal.sqlite", write_prompts("a")[0]
     with Journal(path) as journal:
-        journal.put("key", prompt, "fake:llm", Completion("answer", "stop"))
+        put(journal, "key", prompt, "fake:llm", Completion("answer", "stop"))
     child = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -177,7 +181,7 @@ def test_one_process_works_with_a_journal_and_others_may_read_it(tmp_path: Path)
         with Journal(path, writable=False) as reader:
             assert reader.texts() == {prompt.fingerprint: "answer"}
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
-                reader.put("other", prompt, "fake:llm", Completion("answer", "stop"))
+                put(reader, "other", prompt, "fake:llm", Completion("answer", "stop"))
     finally:
         child.kill()  # SIGKILL: nothing of its own gives the lock back
         child.wait(timeout=30)
@@ -204,7 +208,7 @@ def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
     whole = Completion("Größe: 5 µg\n“ok” 🥚", "length", 12, 34, 0.125, "gpt-x-2026")
     prompt = write_prompts("a")[0]
     with Journal(tmp_path / "deep" / "folder" / "journal.sqlite") as journal:
-        journal.put("key", prompt, "openai:gpt-x", whole)
+        put(journal, "key", prompt, "openai:gpt-x", whole)
     with Journal(tmp_path / "deep" / "folder" / "journal.sqlite") as journal:
         assert journal.get("key") == whole
         assert journal.get("other") is None
@@ -214,7 +218,7 @@ def test_every_field_of_a_completion_survives(tmp_path: Path) -> None:
 def test_why_a_call_failed_is_kept_also_in_the_journal_of_an_older_version(tmp_path: Path) -> None:
     path, failed = tmp_path / "journal.sqlite", Completion(None, "error", detail="status 400: too long", model="m")
     with Journal(path) as journal:
-        journal.put("known", write_prompts("a")[0], "openai:m", Completion("x", "stop"))
+        put(journal, "known", write_prompts("a")[0], "openai:m", Completion("x", "stop"))
         journal._connection.execute("alter table failures drop column detail")
         journal._connection.execute("insert into failures values ('key', 'old', 'error', 0, 'm')")
         journal._connection.commit()

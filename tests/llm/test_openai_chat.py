@@ -540,6 +540,14 @@ def test_a_key_that_the_server_repeats_in_its_error_is_not_shown(monkeypatch: py
     assert "secret-key" not in str(caught.value)
 
 
+def test_without_a_key_no_word_of_an_error_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setitem(STATUS_FAULTS, "none of the listed models is loaded", 500)
+    server = ScriptedServer(lambda body: "none of the listed models is loaded")
+    with server, pytest.raises(LanguageModelError, match="none of the listed models is loaded"):
+        complete(connect(server, retries=0, api_key=None), write_prompts(5))
+
+
 def test_no_thread_and_no_connection_outlives_a_run() -> None:
     before = threading.active_count()
     with FaultyServer(delay=0.05) as server:

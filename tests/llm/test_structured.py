@@ -104,6 +104,14 @@ def test_texts_survive_unchanged_with_any_decoration(texts: list[str]) -> None:
     assert parse_list(f"<think>hm [1, 2]</think>\n{clean}", KEY) == Parsed(tuple(texts), ("thinking-removed",))
 
 
+def test_a_text_of_a_cut_answer_may_be_a_word_that_names_texts_elsewhere() -> None:
+    assert parse_list('{"paraphrases": ["price", "content", "why', KEY).items == ("price", "content")
+    assert parse_list('{"paraphrases": [{"question": "price"}, {"question" : "content"}, {"que', KEY).items == (
+        "price",
+        "content",
+    )
+
+
 @given(questions, st.data())
 def test_a_cut_answer_yields_a_prefix_of_the_list(texts: list[str], data: st.DataObject) -> None:
     """What is cut off is lost; what is kept is word for word what was written."""

@@ -12,7 +12,7 @@ from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.health import FAULTS
 from embedsmith.llm.throttle import Throttle
-from embedsmith.llm.traffic import Attempt, Terms, Traffic
+from embedsmith.llm.traffic import Attempt, RetryPolicy, Traffic
 
 FAILED = Completion(None, "error")
 ANSWER = Attempt("answer", Completion("x", "stop"))
@@ -36,8 +36,8 @@ def ask(
         sent["all"] += 1
         return server(prompt.row, sent["all"])
 
-    terms = Terms(concurrency, 6, 120, outage, LanguageModelError)
-    traffic = Traffic(send, terms, Throttle(concurrency), Sampling(), None)
+    policy = RetryPolicy(concurrency, 6, 120, outage, lambda why, last: LanguageModelError(f"{why}: {last}"))
+    traffic = Traffic(send, policy, Throttle(concurrency), Sampling(), None)
     prompts = (Prompt("", "", str(row), "t") for row in range(rows))
     arrived = dict(one for some in traffic.stream(prompts, nothing) for one in some)
     return [arrived[row].finish for row in range(rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+import uvicorn.server
+
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Encoder
 from embedsmith.server.app import create_app
@@ -23,6 +26,24 @@ from embedsmith.server.wire import Patience, make_server
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 TOKEN = "test-token"
+
+
+class Hurried:
+    """asyncio as `uvicorn.server` sees it: it looks every 10 ms, not every 100, whether it is to stop and may."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hurried() -> Iterator[None]:
+    """Hundreds of servers are started and stopped here, and each stop is two or three of uvicorn's looks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", Hurried())
+        yield
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import numpy as np
 import openai
 import pytest
@@ -21,10 +23,13 @@ from embedsmith.cache.decision import entry_id
 from embedsmith.cache.reencoding import reencode
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import StoreError
+from embedsmith.cache.stores import Entry, StoreError
+from embedsmith.cache.stores.memory import MemoryStore
 from embedsmith.encoder import Embeddings
 from embedsmith.server.answers import Answer
-from embedsmith.server.app import create_app, find_entries
+from embedsmith.server.app import create_app
+from embedsmith.server.dashboard import find_entries
+from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import missed
 from embedsmith.server.watch import LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
@@ -130,8 +135,21 @@ def post(served: Served, path: str, body: dict[str, Any]) -> httpx.Response:
 
 
 def state(served: Served) -> dict[str, Any]:
+    """Return /admin/state, held to its description: nothing is missing, and nothing more is said."""
     found: dict[str, Any] = httpx.get(f"{served.url}/admin/state", headers=ADMIN).json()
+    schemas = closed(describe_api()["components"]["schemas"])
+    jsonschema_rs.validate(schemas["State"] | {"components": {"schemas": schemas}}, found)
     return found
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema whose objects with named fields may hold no others."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    whole = {name: closed(part) for name, part in schema.items()}
+    return {"additionalProperties": False} | whole if "properties" in schema else whole
 
 
 def mark(served: Served, seen: dict[str, Any], verdict: str) -> httpx.Response:
@@ -271,8 +289,9 @@ def test_state_metrics_and_entries_never_fail_whatever_is_stored(serve: Serve, s
     url = store if store == "memory://" else f"sqlite:///{tmp_path}/cache.db"
     served = serve(cache={"store": url, "sample": SampleRule(1.0)})
     for text, answer in HOSTILE.items():
-        with suppress(UnicodeError):  # SQLite refuses half characters itself
-            served.cache.add(text, answer)
+        with suppress(UnicodeError):  # SQLite refuses half characters itself, and so does `add`
+            entry = served.cache.add(text, "an answer")
+            served.cache.store.put([replace(entry, answer=answer)])
     watch = served.watch
     assert watch is not None
     for text in HOSTILE:
@@ -305,10 +324,10 @@ def test_a_store_that_fails_hides_no_other_figure(serve: Serve, monkeypatch: pyt
     assert "embedsmith_hits_by_similarity 1.0" in metrics
 
 
-STRANGE = ["many", -5, float("nan"), float("inf"), 10**400, None]
+STRANGE = ["many", True, 1.5, -5, float("nan"), float("inf"), 10**400, None]
 
 
-@pytest.mark.parametrize("usage", ["x", [1], None, *({"completion_tokens": told} for told in STRANGE)], ids=range(9))
+@pytest.mark.parametrize("usage", ["x", [1], None, *({"completion_tokens": told} for told in STRANGE)], ids=range(11))
 def test_usage_that_is_none_counts_nothing(usage: Any) -> None:
     savings = Savings(Prices(1.0, 1.0))
     assert savings.served(Answer({"usage": usage}), 0.0) == savings.tokens == savings.money == 0
@@ -418,6 +437,16 @@ def test_the_newest_entries_are_found_first_and_how_many_there_are() -> None:
     assert [entry["text"] for entry in found["entries"]] == ["question 4", "question 3"]
     assert (found["found"], found["whole"]) == (5, True)
     assert find_entries(cache.store, "question 1")["found"] == 1
+
+    class Slow(MemoryStore):
+        def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
+            for place, entry in enumerate(cache.store.scan(namespace, newest=newest)):
+                time.sleep(0.5 if place == 2 else 0)
+                yield entry
+
+    found = find_entries(Slow(dimension=16, model="fake"), "question", seconds=0.4)
+    assert [entry["text"] for entry in found["entries"]] == ["question 4", "question 3"]  # the oldest are left out
+    assert (found["found"], found["whole"]) == (2, False)
     assert find_entries(cache.store, "question", seconds=-1.0) == {"entries": [], "found": 0, "whole": False}
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from embedsmith.cache.decision import Policy
+from embedsmith.cache.semantic import UNDECIDED, Lookup
 from embedsmith.server import relay as relays
 from embedsmith.server.answers import StreamReader
+from embedsmith.server.flights import Flights
 from embedsmith.server.relay import Relay
+from embedsmith.verifier import Adjustment
 
 from .conftest import Served
 from .scripted import chunk, completion, events, upstream
@@ -301,3 +307,35 @@ def test_a_hundred_requests_in_flight_hold_up_no_other(before: Start) -> None:
             return [answer.status_code for answer in await asyncio.gather(*sent)]
 
     assert asyncio.run(go()) == [200] * count
+
+
+class Verifier:
+    """A verifier that finds every pair alike, and remembers that it was asked."""
+
+    fingerprint = "alike"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.asked += pairs
+        return np.full(len(pairs), 9.0)
+
+
+def missed(text: str, cosine: float, namespace: str = "default") -> Lookup:
+    """Return a lookup of `text` that has missed, at this cosine to the first axis."""
+    vector = np.array([cosine, math.sqrt(1 - cosine**2)], dtype=np.float32)
+    return Lookup(UNDECIDED, text, namespace, "one partition", text, vector, None, 0.0)
+
+
+def test_who_boards_asks_no_verifier_for_the_event_loop_would_wait_for_it() -> None:
+    verifier = Verifier()
+    rules = Policy(
+        0.8, guard=None, thresholds={"strict": 0.85}, verifier=verifier, adjustment=Adjustment(0.025)
+    )  # it moves a cosine by .1 at most
+    flights = Flights(rules)
+    first, _ = flights.board(missed("first", 1.0))
+    assert flights.board(missed("served whatever it says", 0.91)) == (first, False)
+    assert flights.board(missed("served by its leave", 0.85))[1]
+    assert flights.board(missed("served elsewhere", 0.91, "strict"))[0] is not first
+    assert verifier.asked == []

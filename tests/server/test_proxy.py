@@ -21,6 +21,7 @@ from embedsmith.cache.stores import StoreError
 from embedsmith.conversation import read_turns
 from embedsmith.encoder import Embeddings
 from embedsmith.examples import has_conversations, read_examples
+from embedsmith.server.control import read_control
 from embedsmith.testing import FakeEncoder
 
 from .conftest import TOKEN, Served
@@ -209,6 +210,12 @@ def test_wishes_may_come_in_several_headers(serve: Serve) -> None:
     (entry,) = served.cache.store.scan()
     assert entry.expires is not None
     assert entry.expires - entry.created == pytest.approx(6)
+
+
+@pytest.mark.parametrize("ttl", ["abc", "0", "-1", "nan", "inf", "1e999"])
+def test_a_life_that_is_none_is_told_in_words(ttl: str) -> None:
+    with pytest.raises(ValueError, match=f"ttl={ttl} is not a positive number of seconds"):
+        read_control([f"ttl={ttl}"])
 
 
 @pytest.mark.parametrize(("wish", "life"), [("", 60), ("ttl=3600", 60), ("ttl=5", 5)])

@@ -24,7 +24,7 @@ from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import read_secret, warm_up
+from embedsmith.server.run import address_of, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -34,8 +34,8 @@ def serve(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=120)
 
 
-def test_wrong_addresses_are_errors_without_a_traceback(tiny_model: Path) -> None:
-    model = ["--model", str(tiny_model)]
+def test_wrong_addresses_are_errors_without_a_traceback(lean_model: Path) -> None:
+    model = ["--model", str(lean_model)]
     done = serve("--upstream", "nonsense", *model)
     assert (done.returncode, "is no address" in done.stderr + done.stdout) == (2, True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -51,8 +51,8 @@ def test_wrong_addresses_are_errors_without_a_traceback(tiny_model: Path) -> Non
         (["--judge", "openai:x"], "nothing to judge"),
     ],
 )
-def test_sampling_that_cannot_be_is_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
-    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+def test_sampling_that_cannot_be_is_refused_at_the_start(lean_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(lean_model), *options)
     assert (done.returncode, words in " ".join((done.stderr + done.stdout).split())) == (2, True)
 
 
@@ -69,8 +69,8 @@ def test_the_help_says_that_the_judge_is_sent_the_questions() -> None:
         (["--max-entries", "-1"], "or equal to 1"),
     ],
 )
-def test_limits_that_cannot_be_are_refused_at_the_start(tiny_model: Path, options: list[str], words: str) -> None:
-    done = serve("--upstream", "simulator:", "--model", str(tiny_model), *options)
+def test_limits_that_cannot_be_are_refused_at_the_start(lean_model: Path, options: list[str], words: str) -> None:
+    done = serve("--upstream", "simulator:", "--model", str(lean_model), *options)
     told = " ".join((done.stderr + done.stdout).replace("│", " ").split())
     assert (done.returncode, words in told) == (2, True)
 
@@ -96,12 +96,21 @@ def test_a_lookup_is_warm_before_the_first_request_and_a_hosted_encoder_is_not_c
     assert "How do I change my address?" in asked
 
 
+@pytest.mark.parametrize(("host", "family", "named"), [("127.0.0.1", 4, "127.0.0.1"), ("::1", 6, "[::1]")])
+def test_the_printed_address_can_be_called(host: str, family: int, named: str) -> None:
+    if family == 6 and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server((host, 0), family=socket.AF_INET6 if family == 6 else socket.AF_INET) as listener:
+        address = address_of(host, listener)
+        with socket.create_connection((httpx.URL(address).host, httpx.URL(address).port or 0), timeout=5):
+            assert address.startswith(f"http://{named}:")
+            assert not address.endswith(":0")
+
+
 @contextmanager
 def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, list[str]]]:
     """Start the command and yield its address and the lines that it has printed so far; more come as it prints."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [*COMMAND, "--upstream", "simulator:", "--model", str(model), "--port", str(port), *options]
+    command = [*COMMAND, "--upstream", "simulator:", "--model", str(model), "--port", "0", *options]
     environment = os.environ | {"EMBEDSMITH_ADMIN_TOKEN": token}
     process = subprocess.Popen(
         command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
@@ -112,7 +121,7 @@ def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, 
         while not lines or "dashboard" not in lines[-1]:
             lines.append(process.stdout.readline())
             assert lines[-1], lines
-        yield f"http://127.0.0.1:{port}", lines
+        yield lines[-1].split()[1].partition("/dashboard")[0], lines
     finally:
         process.send_signal(signal.SIGTERM)
         lines += process.communicate(timeout=30)[0].splitlines()
@@ -128,8 +137,8 @@ def ask(client: httpx.Client, text: str) -> str:
     return client.post("/v1/chat/completions", json=body).headers["x-embedsmith-cache"]
 
 
-def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
-    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
+    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
@@ -138,8 +147,8 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(tiny_model: Path, tmp_path: Path) -> None:
-    with running(tiny_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(lean_model: Path, tmp_path: Path) -> None:
+    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there") for _ in range(4)] == ["miss", *["hit"] * 3]
     with closing(sqlite3.connect(tmp_path / "cache.db")) as stored:
@@ -147,10 +156,10 @@ def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(tiny_model: P
     assert "4 requests, 3 hit, 1 miss" in lines[-1]
 
 
-def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
+def test_a_stop_waits_for_an_answer_only_so_long(lean_model: Path) -> None:
     with FaultyServer(faults={"hang": 1.0}, hang=120) as upstream, ThreadPoolExecutor(1) as pool:
         options = ["--upstream", upstream.base_url, "--grace", "1"]
-        with running(tiny_model, *options) as (address, _):
+        with running(lean_model, *options) as (address, _):
             asked = pool.submit(ask, client_of(address), "hello there")
             while not upstream.calls:
                 time.sleep(0.01)
@@ -158,15 +167,23 @@ def test_a_stop_waits_for_an_answer_only_so_long(tiny_model: Path) -> None:
         assert isinstance(asked.exception(timeout=30), httpx.HTTPError | KeyError)
 
 
-def test_limits_hold_and_a_token_that_was_given_is_not_printed(tiny_model: Path) -> None:
+def test_limits_hold_and_a_token_that_was_given_is_not_printed(lean_model: Path) -> None:
     token = "a-token-of-the-environment"
-    with running(tiny_model, "--max-bytes", "1", "--eviction", "size", token=token) as (address, lines):
+    with running(lean_model, "--max-bytes", "1", "--eviction", "size", token=f"{token}\n") as (address, lines):
         client = client_of(address)
         assert ask(client, "hello there") == "miss"
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["entries"]) == (200, 0)
     assert token not in "".join(lines)
     assert "EMBEDSMITH_ADMIN_TOKEN" in "".join(lines)
+
+
+@pytest.mark.parametrize(("given", "read"), [("sk-1", "sk-1"), (" sk-1\r\n", "sk-1"), ("\n", None), ("", None)])
+def test_a_token_from_a_file_with_a_line_break_is_the_token(
+    given: str, read: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDSMITH_UPSTREAM_KEY", given)
+    assert read_token("EMBEDSMITH_UPSTREAM_KEY") == read
 
 
 def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

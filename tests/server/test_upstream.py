@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from embedsmith.server import connections
 from embedsmith.server.connections import EACH, Connections
+from embedsmith.server.headers import KEYS
 from embedsmith.testing import FaultyServer
 
 from .conftest import Served, listen
@@ -170,3 +171,12 @@ def test_connections_are_shared_out_and_go_when_a_burst_is_over(monkeypatch: pyt
 
     with FaultyServer() as simulated:
         asyncio.run(go(simulated.base_url))
+
+
+@pytest.mark.parametrize("name", ["", "authorization", "api-key", "x-api-key", "x-goog-api-key"])
+def test_the_operators_key_is_for_clients_that_bring_none(serve: Serve, name: str) -> None:
+    served = serve(app={"upstream_key": "operators"})
+    httpx.post(f"{served.url}/v1/completions", json={}, headers={name: "clients"} if name else {})
+    (call,) = served.upstream.calls
+    told = {key: call.header(key) for key in KEYS if call.header(key)}
+    assert told == ({name: "clients"} if name else {"authorization": "Bearer operators"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,63 @@ def test_edits_and_a_judge_stand_beside_the_language_model_and_the_record_says_w
     assert {check.partition("=")[0] for row in edits for check in row["provenance"]["checks"][-3:]} == {
         *("edit", "grade", "change"),
     }
+
+
+def test_personal_data_is_told_before_it_leaves_the_machine_and_masked_where_asked(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("why was ada@example.org charged\nwhere is order 4711 0815\nplease call +49 170 1234567 about it\n")
+    asked = [sys.executable, "-m", "embedsmith", "synthesize", str(log), "--llm", "openai:any", "--out"]
+    hosted = ["--base-url", "https://llm.example.org/v1", "--batch-out"]  # sends nothing itself
+    for options, words in (
+        ([], "1 × e-mail, 1 × phone number, sent to llm.example.org as they are; --mask"),
+        (["--mask"], "1 × e-mail, 1 × phone number, masked"),
+    ):
+        out = tmp_path / f"out{len(options)}"
+        whole = [*asked, str(out), *hosted, str(out / "calls"), *options]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=100)
+        assert f"personal data in 2 queries (ids in {out}/personal.jsonl): {words}" in done.stderr
+        rows = [json.loads(line) for line in (out / "personal.jsonl").read_text().splitlines()]
+        assert rows == [{"id": "0", "kinds": {"e-mail": 1}}, {"id": "2", "kinds": {"phone number": 1}}]
+        sent = "".join(file.read_text() for file in (out / "calls").rglob("*.jsonl"))
+        assert ("ada@example.org" in sent, "why was [e-mail] charged" in sent) == (not options, bool(options))
+    with FaultyServer(answer=answer) as server:  # on this machine: nothing to tell
+        done = subprocess.run(command(server, tmp_path / "here", log), capture_output=True, text=True, timeout=100)
+    assert "personal data" not in done.stderr
+
+
+def test_a_pilot_tells_paraphrases_from_near_misses_and_counts_what_was_rejected(tmp_path: Path, log: Path) -> None:
+    def repeating(prompt: str) -> str:
+        found = json.loads(answer(prompt))
+        return json.dumps({task: [*texts[:2], texts[0]] for task, texts in found.items()})
+
+    with FaultyServer(answer=repeating) as server:
+        asked = command(server, tmp_path, log, "--paraphrases", 3, "--distinct", 3, "--pilot", 4)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=100)
+        counts = run(server, tmp_path, log, "--paraphrases", 3, "--distinct", 3, "--pilot", 4)["counts"]
+    assert done.stderr.count("kept (1, paraphrase)  how do I change the ") == 8
+    assert done.stderr.count("kept (0, near miss)  how do I change the ") == 8
+    assert counts == {"kept": 16, "duplicate": 8}
+    assert re.search(r"duplicate +8", done.stdout)
+
+
+def test_explain_shows_what_a_judge_was_asked_and_said(tmp_path: Path, log: Path) -> None:
+    def strict(prompt: str) -> str:
+        if '"same_answer"' in prompt and "account 3" in prompt:
+            return json.dumps({"same_answer": "no", "difference": "the account"})
+        return answer(prompt)
+
+    with FaultyServer(answer=strict) as server:
+        run(server, tmp_path / "out", log, "--paraphrases", 2, "--distinct", 1, "--judge")
+    asked = [sys.executable, "-m", "embedsmith", "explain", str(log), "--row", "3", "--paraphrases", "2"]
+    asked += ["--distinct", "1", "--synthesis", str(tmp_path / "out")]
+    done = subprocess.run([*asked, "--json"], capture_output=True, text=True, timeout=100)
+    (shown,) = json.loads(done.stdout)
+    assert [prompt["task"] for prompt in shown["prompts"]] == ["paraphrases", "distinct", *3 * ["same_answer"]]
+    assert all("the account" in said for said in shown["completions"][2:])  # kept and rejected pairs alike
+    assert {row["reason"] for row in shown["rejected"]} == {"judged-different"}
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=100)
+    assert done.stderr.count("You check training data") == 1  # the same for each pair
+    assert done.stderr.count("First text:") == 3
 
 
 @pytest.mark.parametrize("option", [("--recipe", "e5", "--judge"), ("--recipe", "e5", "--edits", "1")])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.facts import Change, find_changes, raises_nouns, read_facts, says_the_same
+from embedsmith.facts import Change, find_changes, is_german, raises_nouns, read_facts, says_the_same
 
 CHANGED = [
     ("How long do I bake 2 trays?", "What is the baking time for 3 trays?", "number"),
@@ -21,12 +21,17 @@ CHANGED = [
     ("Do trains run at 5 am?", "Are there trains at 5 pm?", "time"),
     ("Flights from Oslo to Rome", "flights from Rome to Oslo", "direction"),
     ("How do I upload a photo?", "How do I download a photo?", "direction"),
+    ("Are you open this Friday?", "Will you be open next Friday?", "time"),
+    ("Is 38 °C a fever?", "Is 38 °F a fever?", "unit"),
     ("Is honey safe for toddlers?", "Is honey safe for adults?", "population"),
 ]
 SAME = [
     ("Can it take 0.5 g?", "Is 500 mg all right for it?"),
     ("What is a dozen worth?", "How much are 12 worth?"),
     ("half of the deposit", "50% of the deposit"),
+    ("Is 20 mph slow?", "Are 20 miles per hour slow?"),
+    ("tiles for 20 sqm", "tiles for 20 square metres"),
+    ("What grew in the past 25 years?", "What will grow in the next 25 years?"),
     ("An hour and a half of rest?", "Is resting for 90 minutes right?"),
     ("I paid 48k last year", "last year I paid 48,000"),
     ("My phone won't turn on", "My phone refuses to switch on"),
@@ -152,10 +157,37 @@ def test_a_log_shows_whether_its_language_writes_nouns_with_a_capital() -> None:
     assert not raises_nouns([])
 
 
-def test_a_german_noun_may_be_exchanged_and_a_german_name_may_not() -> None:
-    assert [pair for pair in GERMAN_SAME if find_changes(*pair, nouns_raised=True)] == []
-    missed = [left for left, right in GERMAN_CHANGED if not find_changes(left, right, nouns_raised=True)]
+@pytest.mark.parametrize("told", [True, False])  # by the log, or by the small words of the pair, in a mixed log
+def test_a_german_noun_may_be_exchanged_and_a_german_name_may_not(told: bool) -> None:
+    assert [pair for pair in GERMAN_SAME if find_changes(*pair, nouns_raised=told)] == []
+    missed = [left for left, right in GERMAN_CHANGED if not find_changes(left, right, nouns_raised=told)]
     assert missed == ["Wie lade ich einen Tesla an der Säule?"]  # "einen" stands before names, too
+
+
+@pytest.mark.parametrize(
+    ("text", "german"),
+    [
+        ("Wo kann ich mein Kennwort aktualisieren?", True),
+        ("Ist der Versand gratis?", True),
+        ("Where does the Oktoberfest take place, and is das Bier warm?", False),
+        ("Why did Der Spiegel and Die Zeit merge?", False),
+        ("Translate Mein Hund ist krank into English, how?", False),
+        ("Hoe wijzig ik mijn wachtwoord in de app?", False),
+        ("Hvordan ændrer jeg min adgangskode og er det gratis?", False),
+        ("Hur ändrar jag mitt lösenord och var är det?", False),
+        ("Comment changer mon mot de passe ?", False),
+        ("Karte sperren", False),
+        ("Leeds to York train", False),
+        ("", False),
+    ],
+)
+def test_german_is_told_by_its_small_words(text: str, *, german: bool) -> None:
+    assert is_german(text) is german
+
+
+def test_names_of_other_languages_are_names_in_a_log_with_german() -> None:
+    assert find_changes("How do I get from Leeds to York?", "How do I get from Leeds to Hull?")
+    assert find_changes("Where is the office in Bremen?", "Wo ist das Büro in Leipzig?")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ holds, the capital cannot grow in expectation, so it ever reaches 1/α with prob
 however long it runs and however often one looks. Worked: δ = .05, s = .25: one wrong answer makes 5.75 of 1, and the
 16 right ones after it leave .058 of 1.
 
-A gambler who has lost for months is late when the wind turns. So a new one starts every `BLOCK` answers, the k-th with
-1/(k(k + 1)) of the money (all shares together: 1), divided over several stakes. A mean of fair games is a fair game.
+A capital that has shrunk for months reacts late to a change. So a new gambler starts every `BLOCK` answers, the k-th
+with 1/(k(k + 1)) of the money (all shares together: 1), divided over several stakes. A mean of fair games is a fair
+game. All who have started stake alike, so their money is one sum for each stake.
 
 The traffic is compared by a number that each question brings along: its similarity to the nearest of a reference
 sample, the first `REFERENCE` questions, which then stays as it is. (The similarity to the nearest *stored* question
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
@@ -42,7 +44,7 @@ REFERENCE = 500  # questions
 WINDOW = 1000  # questions
 ROOM = 10_000  # texts whose similarity is remembered
 DIGITS = 3  # of a similarity: rounding errors of an equal vector must not look like another distribution
-LARGEST = 700.0  # of a logarithm, so that its exponential is a number
+LARGEST = 1e300  # of a gambler's money, so that it stays a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +55,14 @@ class Alarm:
     told: str
 
 
-def collect_evidence(wrong: ArrayLike, delta: float) -> NDArray[np.float64]:
-    """Return the evidence against "the false-hit rate is at most `delta`" after each judged answer, (n,) from 0 up.
-
-    Args:
-        wrong: (n,) true where the answer was wrong, in the order of the verdicts.
-
-    Raises:
-        ConfigurationError: delta outside (0, 1).
-    """
-    _require_share("delta", delta)
-    flags = np.asarray(wrong, dtype=np.int64)
-    judged, false = np.arange(1, len(flags) + 1), np.cumsum(flags)
-    total = np.zeros(len(flags))
-    for number, start in enumerate(range(0, len(flags), BLOCK), start=1):
-        before = false[start] - flags[start]
-        total[start:] += _capital(judged[start:] - start, false[start:] - before, delta) / (number * (number + 1))
-    started = (judged - 1) // BLOCK + 1
-    return total + 1 / (started + 1)  # what the gamblers who have not started hold
-
-
-def _capital(judged: NDArray[np.int64], wrong: NDArray[np.int64], delta: float) -> NDArray[np.float64]:
-    """Return what 1 has become, mean over the stakes, after `judged` answers of which `wrong` were wrong."""
-    gain, loss = np.log1p(STAKES * (1 - delta) / delta), np.log1p(-STAKES)
-    grown = wrong[:, None] * gain + (judged - wrong)[:, None] * loss
-    return np.asarray(np.exp(np.minimum(grown, LARGEST)).mean(axis=1))
-
-
 class PromiseWatch:
-    """The evidence against a promise, answer by answer. Safe for threads."""
+    """The evidence against a promise, answer by answer: a few operations each, however many went before.
+
+    Safe for threads.
+
+    Attributes:
+        judged, wrong: answers so far. evidence: all the money there is, from 0 up; 1 before the first answer.
+    """
 
     def __init__(self, delta: float, *, alpha: float = ALPHA, clock: Callable[[], float] = time.time) -> None:
         _require_share("delta", delta)
@@ -91,28 +72,36 @@ class PromiseWatch:
         self.evidence = 1.0
         self.alarm: Alarm | None = None
         self._clock = clock
-        self._starts: list[tuple[int, int]] = []  # judged and wrong before each start
+        self._factors = 1 - STAKES, 1 + STAKES * (1 - delta) / delta  # what is left after a right and a wrong answer
+        self._money = np.zeros(len(STAKES))  # of all who have started, by stake: they win and lose alike
+        self._wrong_before: list[int] = []  # wrong answers before each start
         self._lock = threading.Lock()
 
     def see(self, wrong: bool) -> bool:
         """Take the verdict on one served answer; say whether the alarm begins with it."""
         with self._lock:
             if self.judged % BLOCK == 0:
-                self._starts.append((self.judged, self.wrong))
+                self._start()
             self.judged, self.wrong = self.judged + 1, self.wrong + wrong
-            starts = np.array(self._starts, dtype=np.int64)
-            number = np.arange(1, len(starts) + 1)
-            capital = _capital(self.judged - starts[:, 0], self.wrong - starts[:, 1], self.delta)
-            self.evidence = float((capital / (number * (number + 1))).sum() + 1 / (len(starts) + 1))
+            self._money = np.minimum(self._money * self._factors[wrong], LARGEST)
+            waiting = 1 / (len(self._wrong_before) + 1)  # what the gamblers who have not started hold
+            self.evidence = float(self._money.mean()) + waiting
             if self.alarm is not None or self.evidence < 1 / self.alpha:
                 return False
             self.alarm = Alarm(self._clock(), self._tell())
             return True
 
+    def _start(self) -> None:
+        self._wrong_before.append(self.wrong)
+        number = len(self._wrong_before)
+        self._money = self._money + 1 / (number * (number + 1))
+
     def _tell(self) -> str:
-        starts = np.array(self._starts, dtype=np.int64)
-        judged, wrong = self.judged - starts[:, 0], self.wrong - starts[:, 1]
-        worst = int(_capital(judged, wrong, self.delta).argmax())  # whoever won most says since when it goes wrong
+        before = np.array(self._wrong_before)
+        judged, wrong = self.judged - BLOCK * np.arange(len(before)), self.wrong - before
+        right_factor, wrong_factor = np.log(self._factors)
+        capital = (judged - wrong)[:, None] * right_factor + wrong[:, None] * wrong_factor
+        worst = int(logsumexp(capital, axis=1).argmax())  # whoever won most says since when it goes wrong
         return (
             f"more than {self.delta:.1%} of the answers served are wrong: {wrong[worst]} of the last {judged[worst]} "
             f"that were judged (evidence {self.evidence:.3g}, the alarm is at {1 / self.alpha:g})"

@@ -58,7 +58,7 @@ class Judged:
 
 
 NAMES = tuple(part.name for part in fields(Judged))
-NOTED = {"label", "source", "judge", "marked"}  # columns that tell a feedback file
+NOTED = {"label", "source", "judge", "marked"}  # columns by which a feedback file is recognised
 
 
 class Feedback:
@@ -129,7 +129,7 @@ def refuse_feedback(path: Path | str) -> None:
         )
 
 
-def read_all_feedback(paths: list[Path]) -> tuple[list[Judged], list[Rejected]]:
+def read_all_feedback(paths: Sequence[Path]) -> tuple[list[Judged], list[Rejected]]:
     """Return the rows of several files (those of replicas), oldest verdict first.
 
     What a person has marked again, in whatever file, counts once. Samples are draws, and count as often as drawn.

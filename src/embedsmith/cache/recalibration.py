@@ -185,7 +185,7 @@ def _choose(
 ) -> tuple[NDArray[np.bool_], bool]:
     """Return which rows are a sample of the answers served (mask), and whether this model drew them all.
 
-    Below the highest floor of all draws, only some of the draws looked: there, the rows are no fair sample.
+    Below the highest sampling floor some pairs were never eligible, so rows there are a biased sample and left out.
     """
     own = drawn & np.array([row.model == terms.model for row in rows])
     floors = [row.floor for row, mine in zip(rows, own, strict=True) if mine and row.floor is not None]

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedsmith.cache.stores import StoreError
-from embedsmith.cache.stores.moving import Move, Pending
+from embedsmith.cache.stores.moving import Move, Pending, open_move
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
 
 BATCH = 256  # texts that are encoded and written at once; a kill costs at most these
-LAST = 32  # entries that may be encoded while those who add entries wait; doubled each time that more came meanwhile
+LAST = 32  # most entries encoded while additions are blocked; doubled after each switch that failed for more
 PROBE = "dimension"  # a text that every encoder can encode
 
 
@@ -109,27 +109,6 @@ def reencode(
             seconds=time.perf_counter() - began,
             held=held,
         )
-
-
-def open_move(url: str, *, model: str, dimension: int, restart: bool = False) -> Move:
-    """Return the store at `url` on its way to a model."""
-    kind = url.partition(":")[0]
-    if kind == "sqlite":
-        from embedsmith.cache.stores.sqlite_move import SQLiteMove
-
-        return SQLiteMove(url, model=model, dimension=dimension, restart=restart)
-    if kind in {"redis", "rediss", "unix"}:
-        from embedsmith.cache.stores.redis_move import RedisMove
-
-        return RedisMove(url, model=model, dimension=dimension, restart=restart)
-    if kind in {"postgresql", "postgres"}:
-        from embedsmith.cache.stores.postgres_move import PostgresMove
-
-        return PostgresMove(url, model=model, dimension=dimension, restart=restart)
-    raise ConfigurationError(
-        f"{url!r} cannot be re-encoded",
-        expected="sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE; memory:// is gone with its process",
-    )
 
 
 class _Work:

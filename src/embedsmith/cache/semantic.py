@@ -139,6 +139,7 @@ class SemanticCache:
         require_limits(ttl=ttl, max_entries=max_entries, max_bytes=max_bytes)
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
+        _require_room_for_verdicts(sample, feedback, judge)
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:
@@ -165,8 +166,6 @@ class SemanticCache:
         self._feedback = Feedback(feedback) if feedback is not None else None
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
-        if judge is not None and self.samples is None:
-            raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
         dimension = int(self.encoder.encode(["dimension"]).shape[1])
         self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
@@ -306,8 +305,12 @@ class SemanticCache:
             question: the lookup that missed (its vector is used again), or a text (or messages) with `namespace` and
                 `scope`.
             ttl: seconds the answer lives, above 0; None is the cache's own.
+
+        Raises:
+            InputError: a text that not every store can hold (NUL, half a character).
         """
         require_limits(ttl=ttl)
+        _require_text(answer, *tags)
         now = self._clock()
         if not isinstance(question, Lookup):
             question = self._ask(question, namespace, scope)
@@ -506,6 +509,7 @@ class SemanticCache:
     def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
         if self._feedback is None:
             return False
+        _require_text(asked, stored, namespace)
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
         vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))
@@ -556,6 +560,18 @@ def _require_text(*texts: str) -> None:
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 
 
+def _require_room_for_verdicts(
+    rule: SampleRule | None, feedback: Path | str | None, judge: LanguageModel | None
+) -> None:
+    """Raise `ConfigurationError` before a model is loaded, which takes seconds."""
+    if rule is not None and feedback is None:
+        raise ConfigurationError(
+            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
+        )
+    if judge is not None and rule is None:
+        raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
+
+
 def _open_samples(
     cache: SemanticCache,
     rule: SampleRule | None,
@@ -564,12 +580,8 @@ def _open_samples(
     since: Mapping[str, float],
     clock: Callable[[], float],
 ) -> Samples | None:
-    if rule is None:
+    if rule is None or feedback is None:
         return None
-    if feedback is None:
-        raise ConfigurationError(
-            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
-        )
     return Samples(
         rule,
         feedback,

@@ -175,7 +175,7 @@ def require_guard(
 def warn_of_precision(
     path: Path, made: Calibration | Recalibration, encoder: Encoder | None, model: Encoder | Path | str = "MODEL"
 ) -> None:
-    """Say in the log where a promise was made on vectors that are not quite those that are served, or does not tell."""
+    """Warn in the log if a calibration was made at another precision than is served, or does not record its own."""
     served = precision_of(encoder) if encoder is not None else ""
     again = _tell_again(path, made, model)
     if made.guard is None:

@@ -239,6 +239,14 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.server.run import Service, listen
 
+    # First what is settled by the command line alone: loading a model takes seconds.
+    service = Service(
+        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
+        prompt_price=prompt_price,
+        completion_price=completion_price,
+        ignored_headers=tuple(ignore_header or ()),
+        grace=grace,
+    )
     cache = SemanticCache(
         model,
         store=store,
@@ -267,13 +275,6 @@ def serve(
         f"store {store}"
     )
     console.print(cache.turns, markup=False, highlight=False, soft_wrap=True)
-    service = Service(
-        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
-        prompt_price=prompt_price,
-        completion_price=completion_price,
-        ignored_headers=tuple(ignore_header or ()),
-        grace=grace,
-    )
     listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 

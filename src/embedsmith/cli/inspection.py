@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import AsJson, BaseUrl, Seed, app, check_folder, console, print_json, print_table
+from embedsmith.cli.console import (
+    AsJson,
+    BaseUrl,
+    Seed,
+    Separator,
+    app,
+    check_folder,
+    console,
+    print_json,
+    print_table,
+    say_separator,
+)
 
 Texts = Mapping[str, Any]
 
@@ -17,6 +28,7 @@ Texts = Mapping[str, Any]
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Examples of any kind, a log of queries, or passages.")],
+    separator: Separator = None,
     against: Annotated[
         list[Path] | None, typer.Option(help="An evaluation file it must share no text with; repeatable.")
     ] = None,
@@ -33,11 +45,15 @@ def inspect(
     """Say what a set is worth: repeats, shortcuts, doubtful labels, leaks into evaluation files, rows to read."""
     from embedsmith.inspection import inspect as inspect_set
     from embedsmith.model import load_encoder
+    from embedsmith.tables import parse_separator
 
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(file, named)
     encoder = load_encoder(base, base_url=base_url) if base is not None else None
     found = plain(
         inspect_set(
             file,
+            separator=named,
             against=against or [],
             base=encoder,
             rejected=rejected,

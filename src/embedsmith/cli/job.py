@@ -30,6 +30,7 @@ from embedsmith.cli.console import (
     LearningRate,
     Llm,
     Losses,
+    Mask,
     MaxCalls,
     MaxCost,
     MaxTokens,
@@ -39,6 +40,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     console,
@@ -62,7 +64,8 @@ if TYPE_CHECKING:
 
 OPTIONS = {  # that one recipe has and others do not
     "langcache": {
-        name: f"--{name}" for name in ("compare", "paraphrases", "distinct", "delta", "alpha", "conversations")
+        name: f"--{name}"
+        for name in ("compare", "paraphrases", "distinct", "delta", "alpha", "separator", "conversations")
     },
     "rag": {"assign": "--set"}
     | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
@@ -95,6 +98,8 @@ def run(
     base_url: BaseUrl = None,
     column: Column = None,
     conversations: Conversations = False,
+    separator: Separator = None,
+    mask: Mask = False,
     guard: Guards = None,
     compare: Annotated[list[str] | None, typer.Option(help="A further model in the comparison; repeatable.")] = None,
     paraphrases: Paraphrases = 3,
@@ -141,6 +146,7 @@ def run(
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
+    from embedsmith.tables import parse_separator
 
     _refuse_options_of_others(recipe, context)
     sampling = make_sampling(temperature, max_tokens, seed)
@@ -156,6 +162,7 @@ def run(
             out=out,
             evaluation=evaluation,
             column=column,
+            mask=mask,
             tokens=tokens,
             guards=tuple(guard or ()),
             plan=RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed),
@@ -183,6 +190,8 @@ def run(
         evaluation=evaluation,
         column=column,
         conversations=conversations,
+        mask=mask,
+        separator=parse_separator(separator) if separator is not None else None,
         guards=tuple(guard or ()),
         peers=tuple(compare or ()),
         paraphrases=paraphrases,

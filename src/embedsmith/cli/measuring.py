@@ -17,6 +17,7 @@ from embedsmith.cli.console import (
     Delta,
     Guards,
     Seed,
+    Separator,
     app,
     change,
     check_file,
@@ -74,6 +75,7 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="HTML page (and PNG) of the retrieval figures.", callback=check_file)
     ] = None,
+    separator: Separator = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -83,7 +85,7 @@ def evaluate(
     _require_something(
         {"labelled pairs": pairs is not None, "--suite": suite is not None, "--retrieval": ranked},
         {
-            "labelled pairs": {"--validation": validation, "--guard": guard},
+            "labelled pairs": {"--validation": validation, "--guard": guard, "--separator": separator},
             "--suite": {"--data": data},
             "--suite or --retrieval": {"--compare": compare},
             "--retrieval": {"--run": run, "--matryoshka": matryoshka, "--run-out": run_out, "--report": report},
@@ -111,7 +113,7 @@ def evaluate(
             )
         )
     if model is not None and pairs is not None:
-        found |= _evaluate_pairs(model, pairs, validation, guard, base_url, seed)
+        found |= _evaluate_pairs(model, pairs, validation, guard, base_url, separator, seed)
     if model is not None and suite is not None:
         found["suite"] = _evaluate_suite(suite, data, [*(compare or []), model], base_url, seed)
     if as_json:
@@ -160,14 +162,20 @@ def _require_run_alone(
 
 
 def _evaluate_pairs(
-    model: str, pairs: Path, validation: Path | None, guard: list[Path] | None, base_url: str | None, seed: int
+    model: str,
+    pairs: Path,
+    validation: Path | None,
+    guard: list[Path] | None,
+    base_url: str | None,
+    separator: str | None,
+    seed: int,
 ) -> dict[str, Any]:
     from embedsmith.evaluation import evaluate as evaluate_model
     from embedsmith.evaluation import evaluate_general, measure_latency
     from embedsmith.guards import read_guards
     from embedsmith.model import load_encoder
 
-    rows, chosen = read_pairs(pairs), read_pairs(validation) if validation else None
+    rows, chosen = read_pairs(pairs, separator), read_pairs(validation, separator) if validation else None
     encoder = load_encoder(model, base_url=base_url)
     report = evaluate_model(encoder, rows, validation=chosen, name=model, seed=seed)
     general = evaluate_general(encoder, read_guards(guard or []))
@@ -250,7 +258,7 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
     for why in dict.fromkeys(report["missing"].values()):
         names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
         console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
-    title = f"suite {name}, Spearman, 95% intervals"
+    title = f"suite {name}, Spearman, 95% intervals, p adjusted over the sets"
     base, others = report["baseline"], list(report["mean_differences"])
     mean = f"mean of {len(report['sets'])}"
     if not others:
@@ -265,7 +273,7 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
         ]
         whole = report["mean_differences"]
         rows.append([mean, "", *_before_after(report["means"], whole, base, other, whole[other]["p_value"])])
-        headers = ["set", "pairs", "before", "after", "difference", "p (Holm over sets)"]
+        headers = ["set", "pairs", "before", "after", "difference", "p (Holm)"]
         print_table(f"{title}\nbefore  {base}\nafter   {other}", headers, rows)
 
 
@@ -281,6 +289,7 @@ def compare(
     models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the baseline.")],
     pairs: Annotated[Path, typer.Option(help="Labelled pairs.")],
     validation: Annotated[Path | None, typer.Option(help="Pairs that choose the thresholds; default: half.")] = None,
+    separator: Separator = None,
     base_url: BaseUrl = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -289,7 +298,7 @@ def compare(
     from embedsmith.evaluation import compare as compare_models
     from embedsmith.model import load_encoder
 
-    rows, chosen = read_pairs(pairs), read_pairs(validation) if validation else None
+    rows, chosen = read_pairs(pairs, separator), read_pairs(validation, separator) if validation else None
     encoders = {model: load_encoder(model, base_url=base_url) for model in models}
     comparison = plain(compare_models(encoders, rows, validation=chosen, seed=seed))
     if as_json:
@@ -306,6 +315,7 @@ def calibrate(
         Path | None,
         typer.Option(help="Default: calibration.json in the model's folder, where serve looks.", callback=check_file),
     ] = None,
+    separator: Separator = None,
     delta: Delta = 0.05,
     alpha: Alpha = 0.05,
     base_url: BaseUrl = None,
@@ -334,7 +344,7 @@ def calibrate(
     from embedsmith.model import fingerprint_model
 
     refuse_feedback(pairs)
-    rows = read_pairs(pairs)
+    rows = read_pairs(pairs, separator)
     out = out if out is not None else place_calibration(model)
     require_place(out, folder=False)
     promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}

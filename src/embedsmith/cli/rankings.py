@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from embedsmith.artifacts import plain
 from embedsmith.cli.console import change, console, draw_bar, print_table, spread, sure
 from embedsmith.errors import ConfigurationError
-from embedsmith.lexical import warn_of_silence
 
 if TYPE_CHECKING:
     from embedsmith.retrieval import Ranker, Rankings, RetrievalTask
@@ -44,6 +43,7 @@ class RetrievalOptions:
 
 def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
     """Return the report as plain data, with notes and the files written."""
+    from embedsmith.lexical import warn_of_silence
     from embedsmith.retrieval import compare_rankings, rank_task
 
     task, notes = _read_task(options)

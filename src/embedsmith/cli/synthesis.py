@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from embedsmith.cli.console import (
     Judge,
     Llm,
     Log,
+    Mask,
     MaxCalls,
     MaxCost,
     MaxTokens,
@@ -28,6 +30,7 @@ from embedsmith.cli.console import (
     PriceOption,
     Prompts,
     Seed,
+    Separator,
     Temperature,
     app,
     check_folder,
@@ -36,6 +39,7 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     say_loading,
+    say_separator,
     watch_calls,
 )
 from embedsmith.errors import ConfigurationError, InputError
@@ -44,15 +48,17 @@ if TYPE_CHECKING:
     from embedsmith.corpus import Deduplicated, Query
     from embedsmith.documents import Passage
     from embedsmith.examples import Example
+    from embedsmith.llm import LanguageModel
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.pilot import Estimate
+    from embedsmith.personal import Screen
     from embedsmith.synthesis.orders import Order, Pilot
     from embedsmith.synthesis.outcome import Synthesis
 
 RECIPES = ("langcache", "rag", "e5")
 OWNERS = {  # options that some recipes have and others do not
-    ("langcache",): ("paraphrases", "distinct", "edits", "conversations"),
-    ("langcache", "rag"): ("column",),
+    ("langcache",): ("paraphrases", "distinct", "edits", "separator", "conversations"),
+    ("langcache", "rag"): ("column", "mask"),
     ("rag",): ("quota", "base", "across"),
     ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
 }
@@ -80,6 +86,8 @@ def synthesize(
     base_url: BaseUrl = None,
     column: Column = None,
     conversations: Conversations = False,
+    separator: Separator = None,
+    mask: Mask = False,
     evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
@@ -124,6 +132,7 @@ def synthesize(
     from embedsmith.llm.journal import Journal
     from embedsmith.llm.openai_chat import OpenAIChat
     from embedsmith.model import load_encoder
+    from embedsmith.personal import Screen
     from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
     from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag, try_order
     from embedsmith.synthesis.outcome import collect
@@ -135,15 +144,16 @@ def synthesize(
     priced = Price.parse(price) if price is not None else None
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     leaks = _read_leaks(evaluation or [])
+    screen = Screen(mask)
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
-        queries = _read_queries(Path((sources or [])[0]), column, out, conversations=conversations)
+        queries = _read_queries(Path((sources or [])[0]), column, separator, screen, out, conversations=conversations)
         order = order_langcache(asked, queries, evaluation=leaks)
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
-        order = order_rag(plan, _read_passages(sources, column, out), encoder=encoder, evaluation=leaks)
+        order = order_rag(plan, _read_passages(sources, column, screen, out), encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources and not judge:
         form: Any = sts_as  # the plan says what it may be
         shares = parse_groups(groups), parse_languages(languages)
@@ -158,6 +168,8 @@ def synthesize(
         )
     say_loading(llm)
     model = open_llm(llm, base_url=base_url, concurrency=concurrency)
+    if recipe != "e5":
+        _say_personal(screen, "queries" if recipe == "langcache" else "passages", model, out)
     sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
         if journal.doubted:
@@ -216,23 +228,36 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _read_queries(log: Path, column: str | None, out: Path, *, conversations: bool) -> Sequence[Query]:
+def _read_queries(
+    log: Path, column: str | None, separator: str | None, screen: Screen, out: Path, *, conversations: bool
+) -> Sequence[Query]:
     """Return the distinct queries; what is not used is written beside the results."""
-    found = read_log(log, column, conversations=conversations)
+    found = read_log(log, column, separator, screen, conversations=conversations)
     write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     return found.kept
 
 
-def _read_passages(sources: Sequence[str], column: str | None, out: Path) -> list[Passage]:
+def _read_passages(sources: Sequence[str], column: str | None, screen: Screen, out: Path) -> list[Passage]:
     """Return the passages; they and what of the documents is not used are written beside the results."""
-    from embedsmith.documents import read_passages, write_passages
+    from embedsmith.documents import read_passages, screen_passages, write_passages
     from embedsmith.examples import Rejected
 
-    rows = list(read_passages(sources, column=column, without=(out,)))
+    rows = list(screen_passages(read_passages(sources, column=column, without=(out,)), screen))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
     return passages
+
+
+def _say_personal(screen: Screen, what: str, model: LanguageModel, out: Path) -> None:
+    """Tell of the personal data that was found, before any of it is sent."""
+    from embedsmith.llm import find_host
+    from embedsmith.personal import describe_personal
+
+    place = out / "personal.jsonl"
+    write_jsonl(place, screen.rows)
+    if told := describe_personal(screen.rows, what, masked=screen.masking, host=find_host(model), place=place):
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _describe_results(found: Any) -> list[str]:
@@ -264,8 +289,9 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
 
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
+    counts = {"kept": len(tried.kept), **Counter(sorted(row.reason for row in tried.rejected))}
     if as_json:
-        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), **plain(tried)})
+        print_json({"recipe": order.recipe, "all_rows": len(order.sizes), "counts": counts, **plain(tried)})
         return
     for row in list(dict.fromkeys(order.row_of(prompt.row) for prompt, _ in tried.exchanges))[:SHOWN]:
         for prompt, completion in tried.exchanges:
@@ -276,9 +302,10 @@ def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
                 console.print(completion.text or f"none ({completion.finish})", markup=False, highlight=False)
     console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
     for example in tried.kept[:20]:
-        console.print("kept  " + _show(example), markup=False, highlight=False)
+        console.print(f"kept ({_name_label(example)})  {_show(example)}", markup=False, highlight=False)
     for lost in tried.rejected[:20]:
         console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}", markup=False, highlight=False)
+    print_table(f"{tried.rows:,} rows of the pilot", ["candidates", "count"], list(counts.items()))
     if tried.estimate is not None:
         _print_estimate(tried.estimate)
 
@@ -287,6 +314,23 @@ def _show(example: Example) -> str:
     from embedsmith.examples import texts_of
 
     return "  |  ".join(text[:120] for text in texts_of(example))
+
+
+def _name_label(example: Example) -> str:
+    """Return what a row teaches: the kind of a pair, a score, or how the texts that follow are told apart."""
+    from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet
+
+    match example:
+        case LabelledPair():
+            return "1, paraphrase" if example.label else "0, near miss"
+        case ScoredPair():
+            return f"score {example.score:g}"
+        case LabelledText():
+            return example.label
+        case Triplet():
+            return "anchor | positive | negatives"
+        case _:
+            return "anchor | positive"
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -333,6 +377,8 @@ def explain(
     log: Log,
     column: Column = None,
     conversations: Conversations = False,
+    separator: Separator = None,
+    mask: Mask = False,
     row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
     synthesis: Annotated[Path | None, typer.Option(help="Folder of a synthesis, to show what came of the row.")] = None,
     paraphrases: Paraphrases = 3,
@@ -341,10 +387,12 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show what is sent to the language model for a row, exactly, and what came of it."""
+    from embedsmith.personal import Screen
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    wanted = _find_rows(log, read_log(log, column, conversations=conversations).kept, row or [])
+    asked = read_log(log, column, separator, Screen(mask), conversations=conversations).kept
+    wanted = _find_rows(log, asked, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -359,9 +407,14 @@ def explain(
         print_json(plain(shown))
         return
     for item in shown:
+        said = None
         for prompt, completion in zip(item.prompts, item.completions, strict=True):
             console.rule(f"row {item.query.id}, {prompt.task}")
-            console.print(f"[bold]system[/bold]\n{prompt.system}\n\n[bold]user[/bold]", highlight=False)
+            if prompt.system != said:  # a judge's is the same for every pair
+                console.print("[bold]system[/bold]")
+                console.print(f"{prompt.system}\n", markup=False, highlight=False)
+            said = prompt.system
+            console.print("[bold]user[/bold]")
             console.print(prompt.user, markup=False, highlight=False)
             if completion is not None:
                 console.print("\n[bold]completion[/bold]")
@@ -387,11 +440,19 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
     return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
-def read_log(log: Path, column: str | None, *, conversations: bool = False) -> Deduplicated:
-    from embedsmith.corpus import deduplicate, read_queries, require_queries
+def read_log(
+    log: Path, column: str | None, separator: str | None, screen: Screen, *, conversations: bool = False
+) -> Deduplicated:
+    from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
+    from embedsmith.tables import parse_separator
 
-    found = deduplicate(read_queries(log, column=column, conversations=conversations))
+    named = parse_separator(separator) if separator is not None else None
+    say_separator(log, named)
+    rows = read_queries(log, column=column, separator=named, conversations=conversations)
+    found = deduplicate(screen_queries(rows, screen))
     require_queries(found, log)
+    if told := describe_twice_encoded(found.kept):
+        console.print(f"warning: {told}", markup=False, highlight=False, soft_wrap=True)
     if found.rejected:
         first = found.rejected[0]
         console.print(

@@ -23,11 +23,13 @@ from embedsmith.cli.console import (
     Losses,
     Out,
     Precision,
+    Separator,
     app,
     console,
     own_values,
     print_json,
     print_table,
+    read_table,
     watch_run,
 )
 from embedsmith.errors import ConfigurationError
@@ -58,6 +60,7 @@ def train(
     ],
     base: Base,
     out: Out,
+    separator: Separator = None,
     mix: Annotated[
         bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
     ] = False,
@@ -119,17 +122,17 @@ def train(
     if verifier:
         _require_read(config, preparation)
     console.print(f"reading {', '.join(examples)}", markup=False, highlight=False, soft_wrap=True)
-    sources = _read_sources(examples, apart=mix)
+    sources = _read_sources(examples, separator, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
     facts = CardFacts(base, count, told, plain(config), verifier=verifier)
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
-    given |= {"held_out": _read_held_out(held_out), "out": out / "model"}
+    given |= {"held_out": _read_held_out(held_out, separator), "out": out / "model"}
     if dry_run:
-        given["retention"] = _retention(validation, guard, tolerance, force, lambda _: None)
+        given["retention"] = _retention(validation, separator, guard, tolerance, force, lambda _: None)
         _rehearse(sources, given, as_json)
         return
-    kept = _retention(validation, guard, tolerance, force, lambda _: None)
+    kept = _retention(validation, separator, guard, tolerance, force, lambda _: None)
     made = _Made(out, "verifier" if verifier else "model", {**given, "sources": sources, "kept": kept})
     if (done := made.find()) is not None:
         _print_already(done, made.model, as_json)
@@ -256,10 +259,8 @@ def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
         )
 
 
-def _read_held_out(path: Path | None) -> tuple[Example, ...]:
-    from embedsmith.examples import read_examples
-
-    return read_examples(path).examples if path is not None else ()
+def _read_held_out(path: Path | None, separator: str | None) -> tuple[Example, ...]:
+    return read_table(path, separator).examples if path is not None else ()
 
 
 def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool) -> None:
@@ -285,16 +286,15 @@ def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
     return (f"not checked: {check}" for check in result.unchecked)
 
 
-def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
+def _read_sources(specs: Sequence[str], separator: str | None, *, apart: bool) -> list[Source]:
     """Return the sources that the user named; files without losses of their own are one unless `apart`."""
     from embedsmith.batches import Source
-    from embedsmith.examples import read_examples
     from embedsmith.objectives import read_source_spec
 
     sources = []
     for spec in specs:
         path, losses, weight = read_source_spec(spec)
-        found = read_examples(path)
+        found = read_table(Path(path), separator)
         for bad in found.rejected[:5]:
             console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
         if len(found.rejected) > 5:
@@ -309,21 +309,28 @@ def _read_sources(specs: Sequence[str], *, apart: bool) -> list[Source]:
 
 
 def _retention(
-    validation: Path | None, guards: list[Path] | None, tolerance: float, force: bool, say: Callable[[str], None]
+    validation: Path | None,
+    separator: str | None,
+    guards: list[Path] | None,
+    tolerance: float,
+    force: bool,
+    say: Callable[[str], None],
 ) -> Retention:
-    from embedsmith.examples import read_examples
     from embedsmith.guards import read_guards
-    from embedsmith.report.pareto import write_pareto
     from embedsmith.retention import Retention
 
-    return Retention(
-        validation=read_examples(validation).examples if validation is not None else (),
+    kept = Retention(
+        validation=read_table(validation, separator).examples if validation is not None else (),
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
         say=say,
-        show=write_pareto if validation is not None else lambda _: None,
     )
+    if validation is None:
+        return kept
+    from embedsmith.report.pareto import write_pareto
+
+    return replace(kept, show=write_pareto)
 
 
 @app.command()

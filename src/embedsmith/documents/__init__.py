@@ -13,6 +13,7 @@ from embedsmith.documents.passages import (
     Summary,
     Tally,
     read_passages_file,
+    screen_passages,
     summarize,
     write_passages,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "read_documents",
     "read_passages",
     "read_passages_file",
+    "screen_passages",
     "summarize",
     "write_passages",
 ]

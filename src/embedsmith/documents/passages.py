@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import plain, read_jsonl, write_jsonl
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.personal import Screen
 
 NEAR_DUPLICATE = "near-duplicate-passage"
 OTHER_ENCODING = "read-as-other-encoding"  # a remark, no loss: the text of such a file is used
@@ -38,6 +39,15 @@ class Passage:
     headings: tuple[str, ...] = ()
     page: int | None = None
     also: tuple[str, ...] = ()
+
+
+def screen_passages(rows: Iterable[Passage | Rejected], screen: Screen) -> Iterator[Passage | Rejected]:
+    """Yield the rows with the passages' texts and headings as `screen` gives them back; a heading counts by itself."""
+    for row in rows:
+        if isinstance(row, Passage):
+            headings = tuple(screen.read(row.id, heading) for heading in row.headings)
+            row = replace(row, text=screen.read(row.id, row.text), headings=headings)
+        yield row
 
 
 def write_passages(path: Path | str, passages: Iterable[Passage]) -> int:

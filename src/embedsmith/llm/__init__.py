@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.errors import ConfigurationError
@@ -119,6 +122,16 @@ class LanguageModel(Protocol):
     def complete(self, prompts: Sequence[Prompt], sampling: Sampling, /) -> Iterator[tuple[int, Completion]]:
         """Yield (place in `prompts`, completion) as each is ready, in any order."""
         ...
+
+
+def find_host(llm: LanguageModel) -> str | None:
+    """Return the host that prompts are sent to, None where they stay on this machine."""
+    host = urlsplit(getattr(llm, "base_url", "")).hostname
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return None
+    with contextlib.suppress(ValueError):
+        return None if ipaddress.ip_address(host).is_loopback else host
+    return host
 
 
 def open_llm(

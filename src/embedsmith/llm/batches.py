@@ -24,7 +24,7 @@ from typing import Any
 from embedsmith.artifacts import read_jsonl, sync_folder
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.budget import Budget, Reservation, Usage
 from embedsmith.llm.calls import BATCHED, OUT_OF_BUDGET
 from embedsmith.llm.journal import BatchedCall, Finished, Journal, call_key
 from embedsmith.llm.openai_chat import OpenAIChat, read_completion
@@ -71,9 +71,10 @@ class BatchWriter:
                     line = self._write_line(key, prompt, sampling)
                     if self._is_full(shard, line):
                         shard = self._finish(shard, budget)
-                    worst = budget.reserve(prompt, sampling, durable=False) if budget is not None else Usage(1)
-                    if worst is not None:
-                        shard.add(line, BatchedCall(key, prompt.fingerprint, self.name, worst))
+                    free = Reservation(Usage(1))
+                    reserved = free if budget is None else budget.reserve(prompt, sampling, durable=False)
+                    if reserved is not None:
+                        shard.add(line, BatchedCall(key, prompt.fingerprint, self.name, reserved.most))
                     else:
                         finish = OUT_OF_BUDGET
                 yield [(place, Completion(None, finish, model=self.name))]
@@ -81,7 +82,7 @@ class BatchWriter:
         finally:
             if budget is not None:  # what is left went wrong, and is in no file
                 for call in shard.calls:
-                    budget.settle(call.worst, Usage())
+                    budget.settle(Reservation(call.worst), Usage())
 
     def _is_full(self, shard: _Shard, line: bytes) -> bool:
         return bool(shard.calls) and (len(shard.calls) == self._most_calls or shard.size + len(line) > self._most_bytes)

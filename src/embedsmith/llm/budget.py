@@ -59,6 +59,18 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """What is set aside for a call that is out.
+
+    Attributes:
+        most: that the call can use. excess: by which its bounds of prompt and completion tokens were multiplied.
+    """
+
+    most: Usage = Usage()
+    excess: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
     """US dollars for a million tokens, as the user's contract says; there is no table here that could be out of date.
 
@@ -183,10 +195,7 @@ class Budget:
         self._reserved = Usage()
         self._cover = Usage()  # what the ledger says was spent or may be: never less than is spent and reserved
         self._committed = Usage()  # out in batches, kept by the ledger
-        # How far a server has gone above what was thought to be the most, of prompt and completion; and how far it had
-        # when a call that is out was reserved (by identity: equal reservations are different calls).
-        self._excess = (1.0, 1.0)
-        self._excess_of: dict[int, tuple[float, float]] = {}
+        self._excess = (1.0, 1.0)  # largest ratio of used to expected tokens so far, of prompt and completion
         self._ledger: Ledger | None = None
         self._lock = threading.Lock()
 
@@ -204,8 +213,8 @@ class Budget:
         with self._lock:
             return None if self.price is None else self.price.of(self.spent)
 
-    def reserve(self, prompt: Prompt, sampling: Sampling, *, durable: bool = True) -> Usage | None:
-        """Return the most that a call can use, now reserved and on disk; None if there is no room for it.
+    def reserve(self, prompt: Prompt, sampling: Sampling, *, durable: bool = True) -> Reservation | None:
+        """Return the most that a call can use, now set aside and on disk; None if there is no room for it.
 
         Args:
             durable: False for a call that cannot leave before something else is on disk.
@@ -216,23 +225,23 @@ class Budget:
             if self.ended or not self._fits(worst):
                 return None
             self._reserved += worst
-            self._excess_of[id(worst)] = self._excess
+            reservation = Reservation(worst, self._excess)
             covered = not durable or self._ledger is None or self._cover.covers(self.spent + self._reserved)
         if not covered:
             self._grant(worst)
-        return worst
+        return reservation
 
-    def settle(self, reserved: Usage, used: Usage | None = None) -> None:
+    def settle(self, reservation: Reservation, used: Usage | None = None) -> None:
         """Turn a reservation into what was used; None: unknown, so all of it."""
         with self._lock:
+            reserved = reservation.most
             used = used or reserved
             self._reserved -= reserved
             self.spent += used
-            before = self._excess_of.pop(id(reserved), (1.0, 1.0))
             pairs = (used.prompt_tokens, reserved.prompt_tokens), (used.completion_tokens, reserved.completion_tokens)
             seen = (
                 1.1 * factor * tokens / most if tokens > most > 0 else 1.0
-                for factor, (tokens, most) in zip(before, pairs, strict=True)
+                for factor, (tokens, most) in zip(reservation.excess, pairs, strict=True)
             )
             prompt, completion = map(max, self._excess, seen)
             self._excess = prompt, completion
@@ -242,7 +251,6 @@ class Budget:
         with self._lock:
             self._reserved -= reserved
             self._committed += reserved
-            self._excess_of.pop(id(reserved), None)
 
     def end(self) -> bool:
         """Note that a call got no reservation; True (no call goes out then) if no other's end could make room."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.budget import Budget, Reservation, Usage
 from embedsmith.llm.journal import Finished, Journal, call_key
 from embedsmith.llm.structured import storable
 
@@ -37,6 +37,23 @@ class StreamingModel(Protocol):
         ...
 
 
+@runtime_checkable
+class RememberingModel(Protocol):
+    """A language model that may have its answers already: `instant` says that they cost neither time nor money."""
+
+    instant: bool
+
+
+@runtime_checkable
+class AdaptiveModel(Protocol):
+    """A language model that finds out how many calls at once its server takes."""
+
+    @property
+    def refused_at(self) -> float | None:
+        """Calls in flight at which the server said that there are too many; None where it has not."""
+        ...
+
+
 @dataclass(slots=True)
 class CallTally:
     """What was asked and what came back, so far.
@@ -45,7 +62,7 @@ class CallTally:
         calls: prompts; `sent` of them went out in this run, the others came from the journal.
         missing: prompts without a completion (a recorded file lacks the row, or the call failed). cut: answers that
             the token limit ended. overlong: answers that went beyond it, as a server does that ignores it.
-        seconds: of all answered calls, one after the other. waited: in which calls were out, on the clock.
+        seconds: sum over all answered calls. waited: wall-clock seconds with at least one call in flight.
         notes: a recipe's own counts: how often an answer was empty, truncated, repaired or stripped of its thinking.
     """
 
@@ -77,11 +94,6 @@ class Progress:
     sent: int
     rate: float
     cost: float | None
-
-    @property
-    def remaining_seconds(self) -> float | None:
-        """Seconds to the end at the present rate, if the total is known and calls come back."""
-        return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else None
 
 
 class Calls:
@@ -138,7 +150,7 @@ class Calls:
             total = len(asked)
         run, began = uuid.uuid4().hex, time.monotonic()
         self.step += 1
-        self._send(asked, run, _Meter(self, total))
+        self._send(asked, run, _Meter(total, self._on_progress, self.budget))
         self.tally.waited += time.monotonic() - began
         for prompt in prompts():
             completion = self._look_up(prompt, run)
@@ -206,14 +218,14 @@ class Calls:
 
     def _stream_chunks(self, prompts: Iterator[Prompt]) -> Iterator[list[tuple[int, Completion]]]:
         """Hand the prompts to a model that takes lists, in lists that the budget pays for."""
-        instant = getattr(self.llm, "instant", False)  # such a model remembers; it costs nothing
+        instant = isinstance(self.llm, RememberingModel) and self.llm.instant
         start = 0
         left: Prompt | None = next(prompts, None)
         while left is not None:
             chunk: list[Prompt] = []
-            paid: list[Usage] = []
+            paid: list[Reservation] = []
             while left is not None and len(chunk) < CHUNK:
-                reserved = Usage() if instant else self.budget.reserve(left, self.sampling)
+                reserved = Reservation() if instant else self.budget.reserve(left, self.sampling)
                 if reserved is None:
                     break
                 chunk.append(left)
@@ -227,7 +239,7 @@ class Calls:
             start += len(chunk)
 
     def _ask(
-        self, start: int, chunk: list[Prompt], paid: list[Usage], instant: bool
+        self, start: int, chunk: list[Prompt], paid: list[Reservation], instant: bool
     ) -> Iterator[list[tuple[int, Completion]]]:
         """Yield the answers to a list: one by one as they come, or all at once where none has to be waited for."""
         arrived: list[tuple[int, Completion]] = []
@@ -263,9 +275,9 @@ class Calls:
 class _Meter:
     """Counts a pass and reports it."""
 
-    def __init__(self, calls: Calls, total: int | None) -> None:
-        self._calls, self._total, self._began = calls, total, time.monotonic()
-        self._report = calls._on_progress
+    def __init__(self, total: int | None, report: Callable[[Progress], None] | None, budget: Budget) -> None:
+        self._total, self._report, self._budget = total, report, budget
+        self._began = time.monotonic()
         self._reported = -1
         self.done = self.sent = 0
 
@@ -274,7 +286,7 @@ class _Meter:
             self._reported = self.done
             seconds = time.monotonic() - self._began
             rate = self.sent / seconds if self.sent else 0.0
-            self._report(Progress(self.done, self._total, self.sent, rate, self._calls.budget.cost))
+            self._report(Progress(self.done, self._total, self.sent, rate, self._budget.cost))
 
     def finish(self) -> None:
         self._total = self.done if self._total is None else self._total

@@ -26,8 +26,8 @@ FORMAT = {  # JSON as Python writes it; no \uXXXX, whose halves a cut could part
     "json_allowed_escapes": '"\\n',
 }
 WIDEST = 999_999  # of integers without bounds, which else could go on without end
-ITEMS = 4  # a list has the shares of as many items, whatever it holds already
-ROOM = 16  # tokens for each text of a further item of a list, or it is not begun
+ITEMS = 4  # the token budget of a list is that of so many items, whatever it holds already
+ROOM = 16  # another item of a list is begun only with so many tokens left for each of its texts
 SLACK = 6  # tokens: the rest of a character of four bytes or of an escape, the quote, and tokens met half-way
 RIPE = 0.75  # of its share: from here on the end of a sentence ends a text
 SENTENCE_ENDS = b".!?"

@@ -167,10 +167,6 @@ class Journal:
             ).fetchone()
         return bool(found[0])
 
-    def put(self, key: str, prompt: Prompt, model: str, completion: Completion) -> None:
-        """Store a finished call; durable on return."""
-        self.put_many([Finished(key, prompt.fingerprint, model, completion)])
-
     def put_many(self, finished: Sequence[Finished], *, run: str = "", budget: Budget | None = None) -> None:
         """Store calls that have ended, and what is spent, in one commit; durable on return.
 
@@ -270,12 +266,14 @@ class Journal:
 
     def count(self) -> int:
         """Return the number of finished calls."""
-        return int(self._connection.execute("select count(*) from calls").fetchone()[0])
+        with self.lock:
+            return int(self._connection.execute("select count(*) from calls").fetchone()[0])
 
     def texts(self) -> Mapping[str, str]:
         """Return the text of each answer by the fingerprint of its prompt (one of them, if several)."""
-        rows = self._connection.execute("select prompt, text from calls where text is not null")
-        return {str(prompt): str(text) for prompt, text in rows}
+        with self.lock:
+            rows = self._connection.execute("select prompt, text from calls where text is not null")
+            return {str(prompt): str(text) for prompt, text in rows}
 
 
 @dataclass(frozen=True, slots=True)

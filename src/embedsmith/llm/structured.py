@@ -18,6 +18,7 @@ THINKING = re.compile(
 )
 FENCE = re.compile(r"^[ \t]*```[a-zA-Z]*\n?(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.S | re.M)
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+NAMING = re.compile(r"\s*:")  # behind the name of a value
 BULLET = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.+?)\s*$", re.M)
 FIRST_LIST = re.compile(r'\s*(?:\{\s*(?:"([^"]*)"\s*:\s*)?)?\[')  # of an answer, with its name
 BETWEEN = re.compile(r"[\s,]*")  # values that stand one after the other
@@ -175,9 +176,10 @@ def _complete_strings(body: str, key: str, others: Collection[str]) -> list[str]
     place = opening.end()
     texts = []
     while (match := STRING.search(body, place)) and "]" not in body[place : match.start()]:
-        texts.append(_load(match.group(0)))
         place = match.end()
-    return [text for text in texts if isinstance(text, str) and text not in TEXT_KEYS]
+        if not NAMING.match(body, place):
+            texts.append(_load(match.group(0)))
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _texts(value: Any, key: str, others: Collection[str]) -> list[str]:

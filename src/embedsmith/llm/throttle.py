@@ -18,14 +18,14 @@ ROUND = 0.25  # seconds over which answers are counted, at least
 REST = 3.0  # seconds between two attempts to grow, where growth did not pay
 BELOW = 0.97  # of the size that was refused: where the window rests
 HOLD, LONGEST_HOLD = 5.0, 30.0  # seconds for which it rests there; twice as long each time that it was right
-SHRINK = (0.92, 0.88, 0.7, 0.6)  # by how much the size shrinks, at most, at refusals that follow one another soon
+SHRINK = (0.92, 0.88, 0.7, 0.6)  # lower bounds of the new size, as shares of the old: 1st, 2nd, … refusal within SOON
 SOON = 3.0  # seconds after recovery within which another refusal says that the size is wrong by more than a little
 HARDLY_MORE = 1.05  # a limit that is found again grows by so much at most
 SLOW = 0.98  # weight of the past in the mean time of an answer
 GOLDEN = 0.6180339887  # turns of a window's fraction: 3.7 is 4 calls at once in 7 of 10 turns, evenly spread
 LEAST, LEAST_REFUSED = 1.0, 0.02  # the smallest window; that of a server that refuses calls sent one at a time
-EVEN = 0.75  # of the average time between two calls: none follows sooner where a server refuses what is too much
-OFTEN = 0.25  # share of refused calls from which on that is so
+EVEN = 0.75  # minimum spacing of calls, as a share of the mean interval, once the server has refused any
+OFTEN = 0.25  # recent share of refused calls from which on the size may fall below one call at a time
 SEEN, PATIENCE, SHORTEST = 200, 4.0, 3.0  # a call may take four times as long as the slowest of the last 200
 KNOWN = 20  # answers before the timeout follows them
 

@@ -17,16 +17,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Literal
 
 from embedsmith.errors import LanguageModelError
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.llm.budget import Budget, Usage
+from embedsmith.llm.budget import Budget, Reservation, Usage
 from embedsmith.llm.health import Health
 from embedsmith.llm.throttle import Throttle
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0  # seconds before another try, doubled each time
 LONGEST_ASKED = 300.0  # seconds of Retry-After that are waited for
 REFUSALS = 5  # times as many 429s as other failures are put up with: they say "later", not "no"
+
+
+Outcome = Literal["answer", "failed", "again", "later", "late", "simpler", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Attempt:
         reason: in words.
     """
 
-    kind: str
+    kind: Outcome
     completion: Completion | None = None
     retry_after: float | None = None
     used: Usage | None = None
@@ -67,14 +71,20 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """How calls are made: most in flight, tries after the first, most seconds a try and of an outage, and its error."""
+class RetryPolicy:
+    """How calls are made.
+
+    Attributes:
+        concurrency: most in flight. retries: of a call, after the first try.
+        timeout: seconds of a try. outage: seconds for which the server may fail.
+        explain: from why it counts as dead, and how the last call failed, to the error that ends the run.
+    """
 
     concurrency: int
     retries: int
     timeout: float
     outage: float
-    explain: Callable[[str], LanguageModelError]
+    explain: Callable[[str, str], LanguageModelError]
 
 
 @dataclass(slots=True)
@@ -89,8 +99,10 @@ class _Inbox:
 class Traffic:
     """One stream of calls. It belongs to the thread of its loop; `stream` is the reader's end."""
 
-    def __init__(self, send: Send, terms: Terms, throttle: Throttle, sampling: Sampling, budget: Budget | None) -> None:
-        self._send, self._terms, self._throttle = send, terms, throttle
+    def __init__(
+        self, send: Send, policy: RetryPolicy, throttle: Throttle, sampling: Sampling, budget: Budget | None
+    ) -> None:
+        self._send, self._policy, self._throttle = send, policy, throttle
         self._sampling, self._budget = sampling, budget
         self._inbox = _Inbox()
         self._fresh: deque[_Call] = deque()
@@ -98,8 +110,9 @@ class Traffic:
         self._ties = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._last = ""  # how the last attempt failed that did
         self._first: _Call | None = None  # the first call goes alone: it finds out what the server takes
-        self._health = Health(terms.outage)
+        self._health = Health(policy.outage)
 
     def stream(self, prompts: Iterator[Prompt], session: Session) -> Iterator[list[tuple[int, Completion]]]:
         """Yield what arrived since the last time; what was yielded makes room when the reader comes back.
@@ -156,7 +169,7 @@ class Traffic:
         out, place = 1, 1
         batch = [_Call(0, first)]
         while True:
-            while self._inbox.more and out < self._terms.concurrency and self._inbox.stop is None:
+            while self._inbox.more and out < self._policy.concurrency and self._inbox.stop is None:
                 prompt = next(prompts, None)
                 self._inbox.more = prompt is not None
                 if prompt is not None:
@@ -231,7 +244,7 @@ class Traffic:
         """Send the next call; say whether there was one that could be paid for."""
         due = self._again and self._again[0][0] <= now
         call = self._again[0][2] if due else self._fresh[0]
-        reserved = Usage() if self._budget is None else self._budget.reserve(call.prompt, self._sampling)
+        reserved = Reservation() if self._budget is None else self._budget.reserve(call.prompt, self._sampling)
         if reserved is None and self._budget is not None:
             if self._budget.end():
                 self._drop()
@@ -244,7 +257,7 @@ class Traffic:
             self._fresh.popleft()
         call.began = call.began or now
         self._throttle.send(now)
-        task = asyncio.get_running_loop().create_task(self._try(call, reserved or Usage(), len(self._tasks) + 1))
+        task = asyncio.get_running_loop().create_task(self._try(call, reserved or Reservation(), len(self._tasks) + 1))
         self._tasks.add(task)
         task.add_done_callback(self._leave)
         return True
@@ -261,9 +274,9 @@ class Traffic:
         self._again.clear()
         self._first = None
 
-    async def _try(self, call: _Call, reserved: Usage, crowd: int) -> None:
+    async def _try(self, call: _Call, reserved: Reservation, crowd: int) -> None:
         sent = time.monotonic()
-        patience = min(self._throttle.patience(self._terms.timeout) * 2**call.failures, self._terms.timeout)
+        patience = min(self._throttle.patience(self._policy.timeout) * 2**call.failures, self._policy.timeout)
         attempt: Attempt | None = None
         try:
             attempt = await self._send(call.prompt, self._sampling, patience)
@@ -277,6 +290,7 @@ class Traffic:
 
     def _settle(self, call: _Call, attempt: Attempt, sent: float, crowd: int) -> None:
         now = time.monotonic()
+        self._last = attempt.reason or self._last
         if attempt.kind == "answer":
             self._throttle.answer(now, sent)
             self._health.answer()
@@ -311,7 +325,7 @@ class Traffic:
         tries = call.failures + call.refusals + call.unreached
         if attempt.error is not None and self._is_unreachable(call, now):
             self._inbox.stop = self._inbox.stop or attempt.error
-        elif call.failures > self._terms.retries or call.refusals > REFUSALS * self._terms.retries:
+        elif call.failures > self._policy.retries or call.refusals > REFUSALS * self._policy.retries:
             self._give_up(call, attempt)
         else:
             wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT) * random.uniform(0.75, 1.0)
@@ -322,7 +336,7 @@ class Traffic:
         """Say whether the run should stop since nobody is there; one who has answered may be started again."""
         if self._health.succeeded:
             return self._health.is_gone(now)
-        return call.unreached > self._terms.retries
+        return call.unreached > self._policy.retries
 
     def _give_up(self, call: _Call, attempt: Attempt) -> None:
         self._health.give_up(pushed_back=attempt.kind == "later")
@@ -336,4 +350,4 @@ class Traffic:
         """Stop where the server counts as dead."""
         why = self._health.judge(now, untried=self._untried())
         if why:
-            self._inbox.stop = self._inbox.stop or self._terms.explain(why)
+            self._inbox.stop = self._inbox.stop or self._policy.explain(why, self._last)

@@ -28,7 +28,7 @@ from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
 from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
-from embedsmith.corpus import Query, deduplicate, read_queries, require_queries
+from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
 from embedsmith.encoder import Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
@@ -52,7 +52,9 @@ from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.metrics import percent
 from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
+    PERSONAL,
     RunResult,
     Watcher,
     count_reasons,
@@ -61,6 +63,7 @@ from embedsmith.pipeline.common import (
     read_rows,
     require,
     say_counts,
+    say_personal,
     write_counts,
 )
 from embedsmith.report import write_report
@@ -68,6 +71,7 @@ from embedsmith.retention import Retention
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.labels import check_labels
 from embedsmith.synthesis.recipes import load_recipe
+from embedsmith.tables import describe_separator
 from embedsmith.training import TrainingConfig, train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
@@ -84,6 +88,8 @@ class Job:
     Attributes:
         log: the unlabelled queries. base: the model to tune.
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
+        column: of the log. separator: of the columns of log and labelled pairs where they are csv or tsv.
+        mask: personal data in the log becomes placeholders (`personal`).
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
@@ -99,6 +105,8 @@ class Job:
     evaluation: Path | None = None
     column: str | None = None
     conversations: bool = False
+    mask: bool = False
+    separator: str | None = None
     guards: tuple[Path, ...] = ()
     peers: tuple[str, ...] = ()
     paraphrases: int = 3
@@ -130,8 +138,9 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         watch.say(f"base: looking at {job.base}")
         check_model(job.base)  # before the first call that costs money
         guards = read_guards(job.guards)
-        labelled = _read_pairs(job.evaluation, watch) if job.evaluation else None
+        labelled = _read_pairs(job, job.evaluation, watch) if job.evaluation else None
         queries = _corpus(job, folder, watch)
+        say_personal(folder, watch, llm, "queries", masked=job.mask)
         _require_judges(job, queries, labelled)
         examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
         _hardness(job, examples, folder, watch)
@@ -156,18 +165,27 @@ def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | N
 
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     inputs = {"log": fingerprint_file(require(job.log))}
-    settings = {"column": job.column} | ({"conversations": True} if job.conversations else {})
+    settings = {"column": job.column, "mask": job.mask, "separator": job.separator}
+    settings |= {"conversations": True} if job.conversations else {}
+    if told := describe_separator(job.log, job.separator):
+        watch.say(told)
     if not folder.is_fresh("corpus", inputs, settings):
-        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl"]):
-            distinct = deduplicate(read_queries(job.log, column=job.column, conversations=job.conversations))
+        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl", PERSONAL]):
+            screen = Screen(job.mask)
+            asked: dict[str, Any] = {"separator": job.separator, "conversations": job.conversations}
+            rows = read_queries(job.log, column=job.column, **asked)
+            distinct = deduplicate(screen_queries(rows, screen))
             require_queries(distinct, job.log)
             write_jsonl(folder / "queries.jsonl", distinct.kept)
             write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
+            write_jsonl(folder / PERSONAL, screen.rows)
     queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
     rows_read = sum(query.frequency for query in queries)
     lost = sum("merged_into" not in row["context"] for _, row in read_rows(folder / "queries_rejected.jsonl"))
     said = f", {lost} rows not used (queries_rejected.jsonl)" if lost else ""
     watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}{said}")
+    if told := describe_twice_encoded(queries):
+        watch.say(f"warning: {told}")
     return queries
 
 
@@ -210,10 +228,12 @@ def _synthesis(
     return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
 
 
-def _read_pairs(path: Path, watch: Watcher) -> ExampleSet:
+def _read_pairs(job: Job, path: Path, watch: Watcher) -> ExampleSet:
     """Return the user's labelled pairs; rows that are none are told of."""
     refuse_feedback(require(path))
-    found = read_examples(path, kind=LabelledPair)
+    if told := describe_separator(path, job.separator):
+        watch.say(told)
+    found = read_examples(path, kind=LabelledPair, separator=job.separator)
     if lost := found.describe_rejected():
         watch.say(f"warning: {path}: {lost}")
     return found

@@ -10,10 +10,13 @@ from typing import Any
 
 from embedsmith.artifacts import RunDirectory, read_json, read_jsonl, write_json
 from embedsmith.errors import InputError
-from embedsmith.llm import LanguageModel
+from embedsmith.llm import LanguageModel, find_host
 from embedsmith.llm.calls import Progress as CallProgress
+from embedsmith.personal import describe_personal
 from embedsmith.synthesis.outcome import Synthesis
 from embedsmith.training import Progress
+
+PERSONAL = "personal.jsonl"  # ids of what has personal data, and of which kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,14 @@ def say_counts(folder: RunDirectory, watch: Watcher, *, kept: str) -> None:
     watch.say(f"synthesis: {counts['kept']} {kept} kept{by}, {lost} candidates rejected (synthesis/rejected.jsonl)")
     for warning in written["warnings"]:
         watch.say(f"warning: {warning}")
+
+
+def say_personal(folder: RunDirectory, watch: Watcher, llm: LanguageModel, what: str, *, masked: bool) -> None:
+    """Tell of the personal data that was found, before any of it is sent: what the first stage wrote of it."""
+    place = folder / PERSONAL
+    rows = [row for _, row in read_rows(place)]
+    if told := describe_personal(rows, what, masked=masked, host=find_host(llm), place=place):
+        watch.say(told)
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -25,10 +25,11 @@ from embedsmith.artifacts import (
     read_json,
     read_jsonl,
     write_json,
+    write_jsonl,
 )
 from embedsmith.batches import INSTRUCTION
 from embedsmith.cards import CardFacts
-from embedsmith.documents import Passage, read_passages, read_passages_file, write_passages
+from embedsmith.documents import Passage, read_passages, read_passages_file, screen_passages, write_passages
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import Encoder, sides_of
 from embedsmith.errors import InputError, ModelRefused
@@ -50,7 +51,9 @@ from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
 from embedsmith.model import SIDES, TorchEncoder, check_model, describe_base, fingerprint_model, load_encoder
+from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
+    PERSONAL,
     RunResult,
     Watcher,
     count_reasons,
@@ -59,6 +62,7 @@ from embedsmith.pipeline.common import (
     read_rows,
     require,
     say_counts,
+    say_personal,
     write_counts,
 )
 from embedsmith.preparation import Preparation, prepare
@@ -99,6 +103,7 @@ class RagJob:
             questions about a fifth of the passages judge (optimistic: the same language model wrote them).
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
+        mask: personal data in the passages becomes placeholders (`personal`).
         tokens: longest passage, in tokens of the base.
         preparation: how the base is made ready, as in `train`: pooling, adapters, prompts. The base itself is searched,
             graded and measured with the same pooling and prompts.
@@ -112,6 +117,7 @@ class RagJob:
     out: Path
     evaluation: Path | None = None
     column: str | None = None
+    mask: bool = False
     tokens: int = 256
     guards: tuple[Path, ...] = ()
     plan: RagPlan = field(default_factory=RagPlan)
@@ -173,6 +179,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
             watch.say(f"base: {note}")
         task = read_beir(job.evaluation) if job.evaluation is not None else None
         passages = _documents(job, folder, watch)
+        say_personal(folder, watch, llm, "passages", masked=job.mask)
         require_passages(job, len(passages))  # before the first call as well
         base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
         pairs = _synthesis(job, llm, passages, base, task, folder, watch)
@@ -213,14 +220,16 @@ def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passag
     files = [file for file in find_files(job.sources, without=(job.out,)) if not isinstance(file, Rejected)]
     inputs = {f"file {file.name}": _fingerprint(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
-    settings = {"column": job.column, "tokens": job.tokens}
-    outputs = ["passages.jsonl", "passages_rejected.jsonl"]
+    settings = {"column": job.column, "tokens": job.tokens, "mask": job.mask}
+    outputs = ["passages.jsonl", "passages_rejected.jsonl", PERSONAL]
     if not folder.is_fresh("documents", inputs, settings):
         watch.say(f"documents: reading {len(files)} files")
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
             count = load_token_counter(job.base)
             found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
-            write_passages(folder / outputs[0], _without_rejected(found, rejected))
+            screen = Screen(job.mask)
+            write_passages(folder / outputs[0], _without_rejected(screen_passages(found, screen), rejected))
+            write_jsonl(folder / PERSONAL, screen.rows)
     lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
     if not (folder / outputs[0]).stat().st_size:
         raise _refuse_documents(job, folder / outputs[1], lost)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from embedsmith.artifacts import write_json, write_text
 from embedsmith.report.pages import render
-from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, to_svg
+from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, WIDTH, to_svg
 
 SIDES = {"positive": POSITIVE, "negative": NEGATIVE}
 Figures = dict[str, list[tuple[str, str]]]
@@ -111,7 +111,7 @@ def draw_spreads(spreads: Mapping[str, Any], label: str, title: str) -> Markup |
     """Return the histograms of some distributions, one above the other on one axis; None where there are none."""
     if not spreads:
         return None
-    figure = Figure(figsize=(9, 1.15 * len(spreads) + 0.7), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.15 * len(spreads) + 0.7), layout="constrained")
     axes = figure.subplots(len(spreads), 1, squeeze=False, sharex=True)[:, 0]
     for place, (axis, (name, item)) in enumerate(zip(axes, spreads.items(), strict=True)):
         edges = item["edges"]

@@ -41,8 +41,8 @@ def write_pareto(record: Path | str) -> Path:
 
 def draw_pareto(choice: Mapping[str, Any]) -> Figure:
     """Return the picture of a `retention.Choice` (as JSON): the paths of its candidates, and figures over the share."""
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    figure = Figure(figsize=(6, 9.4), layout="constrained")
+    left, right = figure.subplots(2, 1, height_ratios=(1.15, 1))
     _draw_paths(left, choice)
     _draw_shares(right, choice)
     for axis in (left, right):

@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#8a94a6", "#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626")
+WIDTH = 5.4  # inches: letters of 10 points can still be read where a phone makes it 360 pixels wide
 POSITIVE, NEGATIVE = "#059669", "#dc2626"
 
 
 def draw_histograms(reports: Mapping[str, Mapping[str, Any]]) -> Markup:
     """Return similarity histograms of duplicates and near misses, base above tuned."""
     names = [name for name in ("base", "tuned") if name in reports]
-    figure = Figure(figsize=(9, 2.1 * len(names)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.9 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, names, strict=True):
         histogram = reports[name]["histogram"]
@@ -45,17 +46,18 @@ def draw_histograms(reports: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[str, Any] | None) -> Markup:
     """Return precision over recall, and precision over hit rate, for every model."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
+    recall, served = figure.subplots(2, 1)
     for (name, report), colour in zip(reports.items(), _cycle(len(reports)), strict=True):
         curve = report["curve"]
-        left.step(curve["recall"], curve["precision"], where="pre", color=colour, label=name)
-        right.step(curve["hit_rate"], curve["precision"], where="pre", color=colour, label=name)
+        recall.step(curve["recall"], curve["precision"], where="pre", color=colour, label=name)
+        served.step(curve["hit_rate"], curve["precision"], where="pre", color=colour, label=name)
     if calibration:
-        right.axhline(1 - calibration["delta"], color="#111827", linewidth=1, linestyle=":", label="promise (1 − δ)")
-    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(_floor(reports), 1.01))
-    right.set(xlabel="hit rate: share of pairs served", xlim=(0, 1.01))
-    for axis in (left, right):
+        served.axhline(1 - calibration["delta"], color="#111827", linewidth=1, linestyle=":", label="promise (1 − δ)")
+    recall.set_xlabel("recall")
+    served.set_xlabel("hit rate: share of pairs served")
+    for axis in (recall, served):
+        axis.set(ylabel="precision", xlim=(0, 1.01), ylim=(_floor(reports), 1.01))
         axis.legend(frameon=False, fontsize=8, loc="lower left")
     return to_svg(figure, "Precision over recall and over hit rate")
 
@@ -63,7 +65,7 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[s
 def draw_general(general: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     """Return general ability before and after, with intervals."""
     rows = list(zip(general["base"], general["tuned"], strict=True))
-    figure = Figure(figsize=(9, 0.55 * len(rows) + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.55 * len(rows) + 0.9), layout="constrained")
     axis = figure.subplots()
     for place, (before, after) in enumerate(rows):
         for offset, score, colour, label in (

@@ -42,7 +42,7 @@ def write_retrieval_report(path: Path | str, report: Mapping[str, Any]) -> tuple
 def draw_retrieval(report: Mapping[str, Any]) -> Figure:
     """Return the picture: the deciding metric over the dimension where vectors were cut, else one point a ranker."""
     height = 4.6 if report["dimensions"] else 1.0 + 0.6 * len(report["metrics"])
-    figure = Figure(figsize=(8.5, height), layout="constrained")
+    figure = Figure(figsize=(6, height), layout="constrained")
     axis = figure.subplots()
     if report["dimensions"]:
         _draw_dimensions(axis, report)

@@ -9,7 +9,7 @@ import numpy as np
 
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError
-from embedsmith.metrics import Difference, Estimate, adjust_holm, compare_means, estimate, resample_weights
+from embedsmith.metrics import Difference, Estimate, Resamples, adjust_holm, compare_means, estimate, resample_weights
 from embedsmith.retrieval.rankers import DEPTH, EncoderRanker, Index, Ranked, Ranker, as_ranker, drop_own, find_own
 from embedsmith.retrieval.scoring import Values, score_grades
 from embedsmith.retrieval.tasks import RetrievalTask
@@ -224,7 +224,7 @@ def _tabulate(
     base_values: Mapping[str, Values],
     base: str,
     cutoffs: Sequence[int],
-    weights: Values,
+    weights: Resamples,
     seed: int,
 ) -> tuple[DimensionRow, ...]:
     """Return the Matryoshka table; () where no vectors were cut."""
@@ -251,9 +251,8 @@ def _tabulate(
     )
 
 
-def _estimate(values: Mapping[str, Values], weights: Values) -> dict[str, Estimate]:
-    total = weights.sum(axis=1)
-    return {metric: estimate(float(own.mean()), weights @ own / total) for metric, own in values.items()}
+def _estimate(values: Mapping[str, Values], weights: Resamples) -> dict[str, Estimate]:
+    return {metric: estimate(float(own.mean()), weights.means(own)) for metric, own in values.items()}
 
 
 def _adjust(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str, float]]:

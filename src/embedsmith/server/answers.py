@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedsmith.cache.chat import Question
+from embedsmith.server.usage import read_count
 from embedsmith.text import is_storable
 
 DONE = "[DONE]"
 LARGEST = 8 << 20  # bytes of a stream that is kept
 BLOCK = 1 << 16  # bytes of a replayed stream that are sent together
 OWN = frozenset({"object", "choices", "usage", "obfuscation"})  # of a chunk, or of an answer: not the same in the other
-MOST_TOKENS = 1 << 53
 STREAMED, NO_USAGE, NO_LOGPROBS = "stored as a stream only", "stored without usage", "stored without logprobs"
 UNREADABLE = "stored, but no answer of an upstream"
 UNFIT = frozenset({STREAMED, NO_USAGE, NO_LOGPROBS, UNREADABLE})  # why what is stored is a miss all the same
@@ -115,7 +115,7 @@ def _is_usage(usage: object) -> bool:
     if usage is None:
         return True
     return isinstance(usage, dict) and all(
-        count is None or (isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MOST_TOKENS)
+        count is None or read_count(count) is not None
         for count in (usage.get(f"{part}_tokens") for part in ("prompt", "completion", "total"))
     )
 

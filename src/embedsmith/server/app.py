@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hmac
 import json
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,15 +18,13 @@ from starlette.routing import Route
 
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.cache.stores import Entry, Store
 from embedsmith.server.batching import ROOM
-from embedsmith.server.dashboard import page, render, state
+from embedsmith.server.dashboard import find_entries, page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
 from embedsmith.server.headers import read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
-from embedsmith.server.oversight import read_answer
 from embedsmith.server.proxy import LARGEST, Proxy
 from embedsmith.server.spans import Spans
 from embedsmith.server.trail import trail_of
@@ -38,8 +33,6 @@ from embedsmith.server.watch import Prices, Seen, Watch, explain
 from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
-FOUND, LONGEST = 100, 2000  # entries of a search, and characters of the answer of each
-SEARCH = 5.0  # seconds that it may take
 NO_PAIR = "there is nothing to mark: no two different questions; a wrong answer is removed by /admin/purge"
 EVERYTHING = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -233,24 +226,6 @@ class Admin:
         return JSONResponse({"removed": gone})
 
 
-def find_entries(store: Store, wanted: str, *, most: int = FOUND, seconds: float = SEARCH) -> dict[str, Any]:
-    """Return the `most` newest entries whose question holds `wanted`, newest first.
-
-    "found" is how many hold it; "whole" is false where it took longer than so many seconds, and only the oldest
-    entries were looked through.
-    """
-    latest: deque[Entry] = deque(maxlen=most)
-    found, whole, until = 0, True, time.monotonic() + seconds
-    for entry in store.scan():
-        if time.monotonic() > until:
-            whole = False
-            break
-        if wanted in entry.text.casefold():
-            latest.append(entry)
-            found += 1
-    return {"entries": [_describe(entry) for entry in reversed(latest)], "found": found, "whole": whole}
-
-
 def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
     """Return what to remove, empty for everything; None when that is not said beyond doubt."""
     rules = {name: value for name, value in body.items() if name in ("id", "namespace", "tag")}
@@ -268,12 +243,6 @@ def _whole(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _describe(entry: Entry) -> dict[str, Any]:
-    row = asdict(entry) | {"size": entry.size, "answer": read_answer(entry.answer, LONGEST)}
-    del row["vector"]
-    return row
 
 
 async def _show(read: Callable[[], dict[str, Any]]) -> Response:

@@ -106,7 +106,7 @@ class Batcher:
             request = _Request(texts, counts or [1] * len(texts), asyncio.get_running_loop().create_future())
             self._queue.append(request)
             if self._running < self._calls:
-                self._running += 1  # counted here and in the worker's last step: a task that ends is still in the set
+                self._running += 1  # by hand: a worker that is finishing is still in `_workers`
                 worker = asyncio.create_task(self._work())
                 self._workers.add(worker)
                 worker.add_done_callback(self._workers.discard)

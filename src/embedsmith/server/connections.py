@@ -36,7 +36,7 @@ class Pool:
 class Connections:
     """As many connections as there are requests, in pools that are filled one after the other.
 
-    So few requests at a time find their connections open, and pools that a burst needed come to rest and go.
+    So a few requests at a time find their connections open, and pools opened for a burst become idle and are closed.
 
     Attributes:
         pools: those open now, the first of them for good.

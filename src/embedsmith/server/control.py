@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,15 +47,23 @@ def read_control(headers: Iterable[str]) -> Control:
             case "only-if-cached", "":
                 only = True
             case "ttl", seconds if seconds:
-                life = float(seconds)
-                if not 0 < life < float("inf"):
-                    raise ValueError(f"{ASKED}: ttl {seconds} is not a positive number of seconds")
+                life = _read_seconds(seconds)
                 ttl = life if ttl is None else min(ttl, life)
             case "namespace", text if text:
                 namespace = text
             case _:
                 raise ValueError(f"{ASKED}: {wish!r} is none of no-store, no-cache, only-if-cached, ttl=, namespace=")
     return Control(read, write, only, ttl, namespace)
+
+
+def _read_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{ASKED}: ttl={text} is not a positive number of seconds")
+    return seconds
 
 
 def describe(found: Lookup | None, reason: str = "", narrowed: Sequence[str] = ()) -> dict[str, str]:

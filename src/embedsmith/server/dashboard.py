@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,9 +12,13 @@ from importlib import resources
 from typing import Any
 
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores import Entry, Store
 from embedsmith.errors import describe_failure
+from embedsmith.server.oversight import read_answer
 from embedsmith.server.watch import Seen, Trouble, Watch
 
+FOUND, LONGEST = 100, 2000  # entries of a search, and characters of the answer of each
+SEARCH = 5.0  # seconds that it may take
 BINS = 40  # of the histogram of similarities, from 0 to 1
 
 
@@ -74,6 +79,31 @@ def _histogram(latest: Sequence[Seen]) -> dict[str, list[int]]:
         if seen.similarity is not None and math.isfinite(seen.similarity) and seen.reason != "same text":
             bins[seen.outcome][min(max(int(seen.similarity * BINS), 0), BINS - 1)] += 1
     return bins
+
+
+def find_entries(store: Store, wanted: str, *, most: int = FOUND, seconds: float = SEARCH) -> dict[str, Any]:
+    """Return the `most` newest entries whose question holds `wanted`, newest first.
+
+    "found" is how many hold it; "whole" is false where it took longer than so many seconds, and older entries were not
+    looked through.
+    """
+    latest: list[Entry] = []
+    found, whole, until = 0, True, time.monotonic() + seconds
+    for entry in store.scan(newest=True):
+        if time.monotonic() > until:
+            whole = False
+            break
+        if wanted in entry.text.casefold():
+            found += 1
+            if found <= most:
+                latest.append(entry)
+    return {"entries": [_describe(entry) for entry in latest], "found": found, "whole": whole}
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    row = asdict(entry) | {"size": entry.size, "answer": read_answer(entry.answer, LONGEST)}
+    del row["vector"]
+    return row
 
 
 def render(value: object) -> bytes:

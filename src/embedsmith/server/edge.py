@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -153,8 +153,12 @@ def require_json(request: Request) -> None:
 
 def refuse(status: int, message: str, headers: Mapping[str, str] | None = None, *, kind: str = "") -> JSONResponse:
     """Return an error in the protocol's form; its type is `kind`, by default what the status says."""
-    kind = kind or _kind_of(status)
-    return JSONResponse({"error": {"message": message, "type": kind, "code": None}}, status, headers)
+    return JSONResponse(error_body(status, message, kind), status, headers)
+
+
+def error_body(status: int, message: str, kind: str = "") -> dict[str, Any]:
+    """Return the body of an error in the protocol's form; see `refuse`."""
+    return {"error": {"message": message, "type": kind or _kind_of(status), "code": None}}
 
 
 def _kind_of(status: int) -> str:
@@ -178,4 +182,9 @@ async def refuse_slow(_: Request, error: Exception) -> Response:
     return refuse(408, str(error), {"connection": "close"})
 
 
-REFUSALS: Mapping[Any, Any] = {HTTPException: refuse_route, TooLarge: refuse_large, TooSlow: refuse_slow}
+Refusal = Callable[[Request, Exception], Awaitable[Response]]
+REFUSALS: Mapping[type[Exception], Refusal] = {
+    HTTPException: refuse_route,
+    TooLarge: refuse_large,
+    TooSlow: refuse_slow,
+}

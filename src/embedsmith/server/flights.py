@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from starlette.responses import Response
@@ -75,7 +75,7 @@ class Flights:
     """The questions on their way. For one event loop."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self._policy = without_verifier(policy)
         self._open: dict[str, list[Flight]] = {}  # by partition
 
     def board(self, found: Lookup) -> tuple[Flight, bool]:
@@ -102,6 +102,17 @@ class Flights:
         matches = score(found.vector, entries)[: policy.candidates]
         decision = decide(found.text, matches, policy)
         return by_id[decision.entry.id] if decision.entry is not None else None
+
+
+def without_verifier(policy: Policy) -> Policy:
+    """Return rules that serve only what `policy` serves whatever its verifier says.
+
+    A verifier takes tens of milliseconds, and boarding is done on the event loop, which all other requests wait for.
+    Whoever is not let on board by these rules looks again later, and may cost one call of the upstream more.
+    """
+    reach = policy.reach
+    thresholds = {namespace: threshold + reach for namespace, threshold in policy.thresholds.items()}
+    return replace(policy, verifier=None, threshold=policy.threshold + reach, thresholds=thresholds)
 
 
 def _as_entry(found: Lookup) -> Entry:

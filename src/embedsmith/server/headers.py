@@ -31,8 +31,9 @@ HOPS = frozenset(  # headers that belong to one connection only
 ASKED = (
     "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
 )
+KEYS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")  # a provider's key: OpenAI, Azure, Anthropic, Google
 FIRST_IDENTITY = (  # in this order the beginning of what is hashed, so that tenants of older stores stay the same
-    *("authorization", "api-key", "x-api-key", "x-goog-api-key"),
+    *KEYS,
     *("openai-organization", "openai-project", "anthropic-version", "cookie"),
 )
 IDENTITY = frozenset(FIRST_IDENTITY) | {

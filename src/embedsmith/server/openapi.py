@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedsmith import __version__
+from embedsmith.server.dashboard import FOUND
+from embedsmith.server.embeddings import MOST_TEXTS
+from embedsmith.server.proxy import LARGEST
+from embedsmith.server.trail import REQUEST_ID_FORM
 
 Json = dict[str, Any]
 
@@ -18,7 +22,7 @@ NUMBER: Json = {"type": "number"}
 YES: Json = {"type": "boolean"}
 ANY: Json = {}
 METHODS = ("get", "post", "put", "patch", "delete", "options", "head")
-REQUEST_ID_FORM = "^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
+REQUEST_ID = f"^{REQUEST_ID_FORM}$"
 
 REFUSED = {
     400: "Not JSON, not an object, or a field with a wrong value.",
@@ -73,12 +77,12 @@ ID_PARAMETER: Json = {
     "name": "X-Request-Id",
     "in": "header",
     "description": "Comes back in the answer, goes to the upstream and into the log. What is not of the form "
-    f"{REQUEST_ID_FORM} is replaced.",
+    f"{REQUEST_ID} is replaced.",
     "schema": TEXT,
 }
 
 
-def describe_api(*, served_model: str = "embedsmith", largest: int = 8 << 20) -> Json:
+def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) -> Json:
     """Return the description of the API as plain JSON.
 
     Args:
@@ -140,8 +144,8 @@ def _admin_paths() -> Json:
         },
         "/admin/entries": {
             "get": _operation(
-                "The newest hundred entries whose question holds a text, newest first; how many hold it; and whether "
-                "there was time to look through all: if not, the entries are of the oldest.",
+                f"The newest {FOUND} entries whose question holds a text, newest first; how many hold it; and whether "
+                "there was time to look through all: if not, older ones are not among them.",
                 {"200": _json("The entries.", _object(entries=_list(_ref("Entry")), found=WHOLE, whole=YES))}
                 | _refusals(503),
                 parameters=[search],
@@ -261,7 +265,7 @@ def _embeddings_request(served: str) -> Json:
         "type": "object",
         "properties": {
             "model": {"anyOf": [{"const": served, "description": "The server's own model."}, TEXT]},
-            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 2048}]},
+            "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_TEXTS}]},
             "dimensions": {"type": ["integer", "null"], "minimum": 1},
             "encoding_format": {"enum": ["float", "base64", None]},
             "user": TEXT,
@@ -282,7 +286,7 @@ def _operation(summary: str, responses: Json, *, parameters: Sequence[Json] = ()
 
 
 def _identified() -> Json:
-    schema = {"type": "string", "pattern": REQUEST_ID_FORM}
+    schema = {"type": "string", "pattern": REQUEST_ID}
     return {"X-Request-Id": {"description": "The client's, or a new one.", "required": True, "schema": schema}}
 
 
@@ -327,6 +331,12 @@ def _or_null(kind: str) -> Json:
     return {"type": [kind, "null"]}
 
 
+def _null_or(schema: Json) -> Json:
+    return {"anyOf": [{"type": "null"}, schema]}
+
+
+ALARM: Json = {"since": NUMBER, "told": TEXT}
+ESTIMATE: Json = {"judged": WHOLE, "wrong": WHOLE, "rate": _or_null("number"), "bound": NUMBER}
 SCHEMAS: Json = {
     "Error": _object(error={**_object(message=TEXT, type=TEXT), "additionalProperties": True}),
     "Health": {
@@ -429,9 +439,10 @@ SCHEMAS: Json = {
         model=TEXT,
         folder=TEXT,
         store=TEXT,
-        troubles=_list(_object(since=NUMBER, told=TEXT)),
+        troubles=_list(_object(**ALARM)),
         entries=_or_null("integer"),
         bytes=_or_null("integer"),
+        store_trouble=TEXT,
         lookups=WHOLE,
         hits=WHOLE,
         saved_tokens=WHOLE,
@@ -440,6 +451,64 @@ SCHEMAS: Json = {
         median_milliseconds=_or_null("number"),
         reasons={"type": "object", "additionalProperties": WHOLE},
         histogram=_object(hit=_list(WHOLE), miss=_list(WHOLE)),
+        keeps_marks=YES,
         latest=_list(_ref("Seen")),
+        shadow=YES,
+        by_similarity=WHOLE,
+        quality=_null_or(_ref("Quality")),
+        judge=_null_or(_object(name=TEXT, trouble=TEXT, unreadable=WHOLE)),
+        drift=_object(promise=_null_or(_ref("Promise")), stream=_ref("Stream")),
     ),
+    "Quality": {
+        **_object(
+            share=NUMBER,
+            margin=NUMBER,
+            delta=NUMBER,
+            drawn=WHOLE,
+            judged=WHOLE,
+            dropped=WHOLE,
+            waiting=WHOLE,
+            left=WHOLE,
+            estimate=_object(**ESTIMATE),
+            namespaces=_list(_object(namespace=TEXT, threshold=NUMBER, own=YES, **ESTIMATE)),
+            to_judge=_list(_ref("Sample")),
+        ),
+        "description": "How often the cache is wrong, from samples; null where none are drawn.",
+    },
+    "Sample": _object(
+        number=WHOLE,
+        asked=TEXT,
+        stored=TEXT,
+        stored_id=TEXT,
+        cosine=NUMBER,
+        threshold=NUMBER,
+        floor=NUMBER,
+        namespace=TEXT,
+        drawn=NUMBER,
+        answer=TEXT,
+        served=YES,
+    ),
+    "Promise": {
+        **_object(
+            delta=NUMBER,
+            judged=WHOLE,
+            wrong=WHOLE,
+            evidence=NUMBER,
+            alarm_at=NUMBER,
+            alarm=_null_or(_object(**ALARM)),
+        ),
+        "description": "The evidence that more than a share delta of the answers served is wrong.",
+    },
+    "Stream": {
+        **_object(
+            reference=WHOLE,
+            size=WHOLE,
+            missing={"type": "integer"},
+            windows=WHOLE,
+            first_median=_or_null("number"),
+            latest_median=_or_null("number"),
+            alarm=_null_or(_object(**ALARM)),
+        ),
+        "description": "Whether the questions are still those of the beginning.",
+    },
 }

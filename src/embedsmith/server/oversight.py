@@ -156,9 +156,9 @@ class Oversight:
 
 
 def vector_of(found: Lookup) -> Embeddings | None:
-    """Return the vector of what was asked; that of its stored equal where it was not encoded.
+    """Return the vector of the question; for an exact hit, which is not encoded, that of the stored entry.
 
-    With the hits of the exact tier left out, what is watched would change as the store fills.
+    Without the exact hits the distribution of similarities would shift as the cache fills.
     """
     nearest = found.decision.nearest
     if found.vector is None and nearest is not None and nearest.id == found.id:

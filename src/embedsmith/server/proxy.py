@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry
+from embedsmith.encoder import Quick
 from embedsmith.server.answers import (
     UNFIT,
     UNREADABLE,
@@ -37,12 +38,11 @@ from embedsmith.server.watch import LOOKING, STORING, Watch
 
 LOG = logging.getLogger("embedsmith.server")
 LARGEST = 8 << 20  # bytes of a request
-GRACE = 1.0  # seconds
+GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
-LOCAL = ("memory:", "sqlite:")  # stores that no network lies before
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +363,8 @@ def is_encoded(request: Request) -> bool:
 
 def is_quick(cache: SemanticCache) -> bool:
     """Say whether a lookup is done within milliseconds, as nothing in it waits for a network or another model."""
-    encoder = getattr(cache.encoder, "quick", False) and cache.policy.verifier is None and cache.judge is None
-    return bool(encoder) and cache.store.url.startswith(LOCAL)
+    encoder = isinstance(cache.encoder, Quick) and cache.encoder.quick
+    return encoder and cache.policy.verifier is None and cache.judge is None and cache.store.local
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:

@@ -16,6 +16,9 @@ from pathlib import Path
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores import kind_of
+from embedsmith.cache.stores.sqlite import path_of
+from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -52,6 +55,12 @@ class Service:
     ignored_headers: tuple[str, ...] = ()
     grace: int = GRACE
 
+    def __post_init__(self) -> None:
+        if self.upstream != SIMULATOR and not self.upstream.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"--upstream {self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+            )
+
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
     """Serve until the process is told to stop; the store is closed on the way out. For the main thread."""
@@ -65,13 +74,9 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         raise MissingPartError(
             "serving needs starlette and uvicorn", action="pip install 'embedsmith[serve]'"
         ) from None
-    if service.upstream != SIMULATOR and not service.upstream.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"--upstream {service.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
-        )
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
-    given = os.environ.get("EMBEDSMITH_ADMIN_TOKEN")
+    given = read_token("EMBEDSMITH_ADMIN_TOKEN")
     token = given or secrets.token_urlsafe(24)
     with _unwind_at_stop(), ExitStack() as stack:
         stack.callback(cache.close)
@@ -90,7 +95,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream=upstream,
             admin_token=token,
             secret=read_secret(service.store),
-            upstream_key=os.environ.get("EMBEDSMITH_UPSTREAM_KEY"),
+            upstream_key=read_token("EMBEDSMITH_UPSTREAM_KEY"),
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
@@ -98,7 +103,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             log=log,
             spans=spans,
         )
-        address = f"http://{service.host}:{service.port}"
+        address = address_of(service.host, listener)
         say(f"OpenAI clients    base_url={address}/v1")
         # What is printed ends up in logs: a token that outlives the process does not belong there.
         asked = "   it asks for the token, that of EMBEDSMITH_ADMIN_TOKEN" if given else f"#{token}"
@@ -118,6 +123,8 @@ def warm_up(cache: SemanticCache) -> None:
         cache.encoder.encode(["How do I change my address?"])
     if cache.policy.guard is not None:
         cache.policy.guard("How do I change my address?", "Where do I change my name?")
+    if cache.samples is not None:
+        bound_rate(0, 1, 0.05)  # what the dashboard asks for; it imports scipy
 
 
 class _Stop(BaseException):
@@ -168,6 +175,17 @@ def _bind(service: Service) -> socket.socket:
         ) from None
 
 
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the base URL of a server on `host`: an IPv6 address in brackets, and the port that it really got."""
+    named = f"[{host}]" if ":" in host else host
+    return f"http://{named}:{listener.getsockname()[1]}"
+
+
+def read_token(name: str) -> str | None:
+    """Return a token of the environment, None where it is empty; secrets kept in files often end with a line break."""
+    return os.environ.get(name, "").strip() or None
+
+
 def read_secret(store: str) -> bytes:
     """Return the key that makes tenants of API keys, at least 32 bytes.
 
@@ -181,15 +199,17 @@ def read_secret(store: str) -> bytes:
     given = os.environ.get("EMBEDSMITH_SECRET", "")
     if given:
         return _parse_secret(given, "EMBEDSMITH_SECRET", "export EMBEDSMITH_SECRET=$(openssl rand -hex 32)")
-    if store.startswith("memory:"):
+    kind = kind_of(store)
+    if kind == "memory":
         return secrets.token_bytes(SECRET_BYTES)
-    if not store.startswith("sqlite:///"):
+    if kind != "sqlite":
         raise ConfigurationError(
             "EMBEDSMITH_SECRET is not set",
             expected="the same 64 hex digits on every server that shares the store, so that tenants stay the same",
             action="export EMBEDSMITH_SECRET=$(openssl rand -hex 32)",
         )
-    path = Path(store.removeprefix("sqlite:///") + ".secret")
+    file = path_of(store)
+    path = file.with_name(f"{file.name}.secret")
     try:
         if not path.exists():
             _make_secret(path)

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from embedsmith import __version__
 from embedsmith.errors import MissingPartError
+from embedsmith.server.usage import read_count
 
 Attribute: TypeAlias = str | bool | int | float | Sequence[str]
 Kind = Literal["internal", "server", "client"]
@@ -215,14 +216,10 @@ def describe_completion(body: Any) -> dict[str, Attribute | None]:
         "gen_ai.response.id": _text(body.get("id")),
         "gen_ai.response.model": _text(body.get("model")),
         "gen_ai.response.finish_reasons": ends or None,
-        "gen_ai.usage.input_tokens": _count(usage.get("prompt_tokens")),
-        "gen_ai.usage.output_tokens": _count(usage.get("completion_tokens")),
+        "gen_ai.usage.input_tokens": read_count(usage.get("prompt_tokens")),
+        "gen_ai.usage.output_tokens": read_count(usage.get("completion_tokens")),
     }
 
 
 def _text(value: object) -> str | None:
     return value[:LONGEST] if isinstance(value, str) else None
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

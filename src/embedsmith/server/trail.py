@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 KEY = "embedsmith.trail"  # in the ASGI scope
 REQUEST_ID = "x-request-id"
-WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z")
+REQUEST_ID_FORM = "[A-Za-z0-9][A-Za-z0-9._:-]{0,127}"
+WELL_FORMED = re.compile(rf"{REQUEST_ID_FORM}\Z")
 TENANT_DIGITS = 8  # of the hash, enough to tell tenants apart in a log
 LONGEST_PATH = 200
 

@@ -15,9 +15,9 @@ from embedsmith.cache.stores import Entry, ModelMismatch
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer
 from embedsmith.server.oversight import Oversight, measure
+from embedsmith.server.usage import read_count
 
 LATEST = 500
-MOST_TOKENS = 10**9  # of one answer; more is no count
 LOOKING, STORING = "the cache failed", "an answer could not be stored"  # what may fail in the cache
 RESTART = (
     "the store belongs to another model now, as after embedsmith reencode; to do: restart this server with "
@@ -100,9 +100,8 @@ class Savings:
 
 
 def _tokens(usage: object, part: str) -> int:
-    """Return a count of tokens as an upstream has told it, 0 where it has not: servers write all sorts of things."""
-    told = usage.get(f"{part}_tokens") if isinstance(usage, Mapping) else None
-    return int(told) if isinstance(told, int | float) and 0 <= told <= MOST_TOKENS else 0
+    """Return a count of tokens as an upstream has told it, 0 where it has not."""
+    return (read_count(usage.get(f"{part}_tokens")) or 0) if isinstance(usage, Mapping) else 0
 
 
 class Watch:

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from embedsmith.server.edge import LARGEST_HEAD
+from embedsmith.server.edge import LARGEST_HEAD, error_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Patience:
     Attributes:
         head: for a whole request line with its headers, from the connection's opening or the first byte on.
         read: for taking what was sent to it, while no more goes into its connection.
-        linger: for sending a rest that is thrown away, after the answer; at most `spare` bytes of it are read.
+        linger: for which an unread rest of a request body is drained after the response, `spare` bytes at most.
         idle: between two requests of a connection. Longer than clients keep one (httpx, and so the OpenAI client: 5):
             a connection that both sides drop at the same moment breaks the request that is on its way.
     """
@@ -156,7 +156,7 @@ class Protocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: Literal[400, 408, 431], message: str) -> None:
-        content = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": None}}).encode()
+        content = json.dumps(error_body(status, message)).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),

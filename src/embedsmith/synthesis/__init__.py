@@ -15,6 +15,7 @@ from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.langcache import synthesize_langcache
 from embedsmith.synthesis.outcome import EXAMPLES, REJECTED, Synthesis, collect, read_rejected
+from embedsmith.synthesis.pair_judge import ask_about
 from embedsmith.synthesis.recipes import load_recipe, render
 
 __all__ = [
@@ -97,6 +98,8 @@ def explain(
 ) -> list[Explanation]:
     """Return, for each query, the prompts exactly as they are sent and what they led to.
 
+    Where a judge was asked about its pairs, these prompts and verdicts follow.
+
     Args:
         examples, rejected: of a finished synthesis; examples of other recipes belong to no query, and are passed over.
         completions: text of the completion by prompt fingerprint (`Journal.texts`).
@@ -107,6 +110,7 @@ def explain(
         rendered = tuple(render(asked, query))
         kept = tuple(one for one in examples if isinstance(one, LabelledPair) and one.group == query.id)
         lost = tuple(item for item in rejected if item.source == query.id)
+        rendered += tuple(prompt for prompt in ask_about(kept, lost) if prompt.fingerprint in (completions or {}))
         texts = tuple((completions or {}).get(prompt.fingerprint) for prompt in rendered)
         shown.append(Explanation(query, rendered, texts, kept, lost))
     return shown

@@ -12,7 +12,7 @@ from embedsmith.errors import ConfigurationError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm import Completion, Prompt
 from embedsmith.llm.budget import Price, Usage
-from embedsmith.llm.calls import Calls, StreamingModel, measure
+from embedsmith.llm.calls import AdaptiveModel, Calls, StreamingModel, measure
 from embedsmith.llm.pacing import Pace, Timed, measure_pace, recall_pace
 from embedsmith.llm.pilot import Estimate, PilotRow, choose_rows, estimate
 from embedsmith.synthesis.e5 import E5Plan, synthesize_e5
@@ -185,6 +185,7 @@ class _Heard:
 
 def _estimate(first: Order, order: Order, heard: _Heard, price: Price | None, in_flight: int) -> Estimate:
     """Extrapolate from the calls of each row."""
+    llm = heard.calls.llm
     steps = {step: place for place, step in enumerate(heard.steps)}
     used = dict.fromkeys(first.sizes, Usage())
     counts = {row: [0] * len(steps) for row in first.sizes}
@@ -198,7 +199,7 @@ def _estimate(first: Order, order: Order, heard: _Heard, price: Price | None, in
         price=price,
         paces=[heard.pace(step) for step in steps],
         in_flight=in_flight,
-        refused_at=getattr(heard.calls.llm, "refused_at", None),
+        refused_at=llm.refused_at if isinstance(llm, AdaptiveModel) else None,
         attempts=heard.attempts,
         answers=sum(map(len, heard.arrived.values())),
     )

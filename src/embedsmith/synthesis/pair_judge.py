@@ -81,6 +81,15 @@ def _read(path: Path) -> Iterator[LabelledPair]:
         yield LabelledPair(**{**row, "provenance": provenance_from(row["provenance"])})
 
 
+def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Iterator[Prompt]:
+    """Yield the call about each pair that came before a judge: what was kept, and what the judge itself rejected."""
+    for pair in kept:
+        yield _ask_about(pair)
+    for lost in rejected:
+        if lost.context.get("step") == "judge":
+            yield _ask_about(LabelledPair(lost.context["query"], lost.text, int(lost.context["label"]), lost.source))
+
+
 def _ask_about(pair: LabelledPair) -> Prompt:
     """Return the call about a pair; its row is the pair's source and a hash, so that recorded verdicts are found."""
     texts = pair.sentence1, pair.sentence2

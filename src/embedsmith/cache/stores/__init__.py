@@ -19,7 +19,17 @@ from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 
 Order = Literal["lru", "lfu", "size"]
+Kind = Literal["memory", "sqlite", "redis", "postgres"]
 KINDS = "sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE"
+SCHEMES: dict[str, Kind] = {
+    "memory": "memory",
+    "sqlite": "sqlite",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "postgresql": "postgres",
+    "postgres": "postgres",
+}
 SCHEMA = 2  # version of what is on disk; a newer one is refused, an older one migrated
 LOG = logging.getLogger("embedsmith.stores")
 
@@ -87,7 +97,7 @@ class About:
         schema: version of what is on disk.
         model: fingerprint of the model whose vectors it serves. dimension: of these vectors.
         generation: 1 for the first model that the store has had, one more after each re-encoding.
-        counted: dimension with which the sizes on disk are reckoned, which is that of the first model; so a
+        counted: dimension that the stored sizes assume, that of the first model; `surplus` corrects them, so a
             re-encoding need not rewrite them.
     """
 
@@ -128,9 +138,14 @@ class ModelMismatch(StoreError):
 
 
 class Store(Protocol):
-    """Entries by id and by nearness. Safe to use from many threads at once."""
+    """Entries by id and by nearness. Safe to use from many threads at once.
+
+    Attributes:
+        url: where it is, without a password. local: no lookup waits for a network.
+    """
 
     url: str
+    local: bool
 
     def get(self, id: str, now: float) -> Entry | None:
         """Return the living entry `id`, or None."""
@@ -174,8 +189,8 @@ class Store(Protocol):
         """Return how much there is, in all or of one namespace."""
         ...
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
-        """Yield all entries in order of creation, then id (to re-encode, export or look at)."""
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
+        """Yield all entries in order of creation, then id (to re-encode, export or look at); `newest`: reversed."""
         ...
 
     def close(self) -> None:
@@ -195,7 +210,7 @@ def open_store(url: str, *, dimension: int, model: str) -> Store:
         ConfigurationError: another kind of URL, or one without a file. MissingPartError: the store's driver is not
             installed. ModelMismatch: the store holds vectors of another model. StoreError: it cannot be reached.
     """
-    kind = url.partition(":")[0]
+    kind = kind_of(url)
     if kind == "memory":
         from embedsmith.cache.stores.memory import MemoryStore
 
@@ -204,18 +219,25 @@ def open_store(url: str, *, dimension: int, model: str) -> Store:
         from embedsmith.cache.stores.sqlite import SQLiteStore
 
         return SQLiteStore(url, dimension=dimension, model=model)
-    if kind in {"redis", "rediss", "unix"}:
+    if kind == "redis":
         from embedsmith.cache.stores.redis import RedisStore
 
         return RedisStore(url, dimension=dimension, model=model)
-    if kind in {"postgresql", "postgres"}:
-        from embedsmith.cache.stores.postgres import PostgresStore
+    from embedsmith.cache.stores.postgres import PostgresStore
 
-        return PostgresStore(url, dimension=dimension, model=model)
-    raise ConfigurationError(
-        f"{url!r} names no store",
-        expected=f"memory://, {KINDS}",
-    )
+    return PostgresStore(url, dimension=dimension, model=model)
+
+
+def kind_of(url: str) -> Kind:
+    """Return the kind of store that a URL names.
+
+    Raises:
+        ConfigurationError: none that there is.
+    """
+    kind = SCHEMES.get(url.partition(":")[0])
+    if kind is None:
+        raise ConfigurationError(f"{url!r} names no store", expected=f"memory://, {KINDS}")
+    return kind
 
 
 def mismatch(url: str, found: tuple[str, int], wanted: tuple[str, int]) -> ModelMismatch:

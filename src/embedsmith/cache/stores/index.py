@@ -21,17 +21,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Embeddings
 
-EXACT = 1 << 18  # numbers, with fewer of which in a partition all its codes are compared: 682 vectors at d = 384
+EXACT = 1 << 18  # a partition with n * d below this is searched exhaustively: 682 vectors at d = 384
 POOL = 128  # vectors, at least, that pass from the bits to the codes
 PREFIX = 3  # words whose bits are counted for every vector; three of 64 bits are what a byte can count
-SPAN = 8  # times the pool, at least, that pass from the first words to the others
-PART = 40  # and one of so many vectors
+SPAN, PART = 8, 40  # the first words let max(SPAN * pool, n / PART) candidates pass to the others
+CERTAIN = 6  # standard deviations of a count of bits
 SPARSE = 0.25  # share of removed vectors at which a block is packed again
 SAMPLE = 2048  # vectors, at least, that say where to cut
 GONE = 255  # bits by which a removed vector differs: more than the first words have
@@ -166,8 +167,8 @@ class _Block:
 
     def nearest(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> list[int]:
         few = self.size * self.dimension <= EXACT
-        pool = np.flatnonzero(self._gone[: self.size] == 0) if few else self._pool(vector, count, scratch)
-        scores = self._codes.take(pool, axis=0).astype(np.float32).dot(vector) * self._scales.take(pool)
+        pool = self._places() if few else self._pool(vector, count, floor, scratch)
+        scores = self._score(pool, vector)
         if floor > -1 and len(pool):
             near = (scores >= self._cut(vector, float(scores.max()), floor)).nonzero()[0]
             pool, scores = pool.take(near), scores.take(near)
@@ -175,6 +176,19 @@ class _Block:
             pool = pool.take((-scores).argsort(kind="stable")[:count])
         numbers: list[int] = self._numbers.take(pool[:count]).tolist()
         return numbers
+
+    def _places(self) -> NDArray[np.intp]:
+        """Return the places of all that were not removed."""
+        return np.arange(self.size) if self.living == self.size else np.flatnonzero(self._gone[: self.size] == 0)
+
+    def _score(self, pool: NDArray[np.intp], vector: Embeddings) -> Embeddings:
+        """Return the products of the query with the codes at these places, which are in rising order."""
+        if len(pool) == self.size:  # all of them: nothing need be copied
+            codes, scales = self._codes[: self.size], self._scales[: self.size]
+        else:
+            codes, scales = self._codes.take(pool, axis=0), self._scales.take(pool)
+        products: Embeddings = codes.astype(np.float32).dot(vector) * scales
+        return products
 
     def _cut(self, vector: Embeddings, closest: float, floor: float) -> float:
         """Return the score below which a vector surely neither reaches `floor` nor is the closest.
@@ -186,12 +200,15 @@ class _Block:
         error = length * (self._step * math.sqrt(self.dimension) / 2 + ROUNDING)
         return min(length * floor - error, closest - 2 * error)
 
-    def _pool(self, vector: Embeddings, count: int, scratch: _Scratch) -> NDArray[np.intp]:
-        """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least."""
+    def _pool(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> NDArray[np.intp]:
+        """Return the places of at least `POOL` vectors (and four times `count`) whose bits differ least.
+
+        Fewer where the bits of all others say that they neither reach `floor` nor are the closest.
+        """
         words = sign_bits(vector[None])[0]
         wanted = min(max(POOL, 4 * count), self.living)
         if self.living <= SPAN * wanted:  # all pass the first words
-            return self._closest_by_all(words, wanted)
+            return self._closest_by_all(words, wanted, floor)
         sums, near = scratch.hold(self.size, len(self._numbers))
         self._scan(words, sums, scratch)
         if len(words) <= PREFIX:
@@ -200,16 +217,29 @@ class _Block:
         differing = sums.take(passing).astype(np.uint16)
         for place in range(PREFIX, len(words)):
             differing += np.bitwise_count(self._bits[place].take(passing) ^ words[place])
-        if len(passing) <= wanted:
-            return passing
-        return passing[differing <= _limit(differing, wanted - 1)]
+        return passing.take(self._select(differing, wanted, floor))
 
-    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int) -> NDArray[np.intp]:
-        """Return the places of the vectors with the least counts of all bits, at least `wanted`."""
+    def _closest_by_all(self, words: NDArray[np.uint64], wanted: int, floor: float) -> NDArray[np.intp]:
+        """Return the places of the vectors with the least counts of all bits, as `_select` does."""
         counts = np.bitwise_count(self._bits[:, : self.size] ^ words[:, None])
         differing: NDArray[np.uint16] = counts.sum(axis=0, dtype=np.uint16)
         if self.living < self.size:
             differing[self._gone[: self.size] != 0] = self._bits.shape[0] * 64 + 1
+        return self._select(differing, wanted, floor)
+
+    def _select(self, differing: NDArray[np.uint16], wanted: int, floor: float) -> NDArray[np.intp]:
+        """Return where the counts of all bits are least: `wanted` or more, or all that could matter if they are fewer.
+
+        The bits of a vector at angle θ are d draws of chance θ/π. Six standard deviations above what that makes of
+        `floor`, and as many above the least count, nothing is left that a search with this floor would hand on.
+        """
+        if floor > -1:
+            share = math.acos(min(floor, 1.0)) / math.pi
+            reach = self.dimension * share + CERTAIN * math.sqrt(self.dimension * share * (1 - share))
+            spread = CERTAIN * math.sqrt(self.dimension / 2)  # of a difference of two counts, at most
+            near = (differing <= max(reach, int(differing.min()) + spread)).nonzero()[0]
+            if len(near) <= wanted:
+                return near
         return (differing <= _limit(differing, wanted - 1)).nonzero()[0]
 
     def _scan(self, words: NDArray[np.uint64], sums: NDArray[np.uint8], scratch: _Scratch) -> None:
@@ -249,13 +279,33 @@ def _limit(counts: NDArray[np.unsignedinteger], place: int) -> int:
 
 def sign_bits(vectors: Embeddings) -> NDArray[np.uint64]:
     """Return the signs of the rotated vectors (n, d) as words (n, ⌈d/64⌉)."""
-    packed = np.packbits(vectors @ _rotation(vectors.shape[1]) > 0, axis=1)
+    packed = np.packbits(rotate(vectors) > 0, axis=1)
     spare = -packed.shape[1] % 8
     return (np.pad(packed, ((0, 0), (0, spare))) if spare else packed).view(np.uint64)
 
 
+def rotate(vectors: Embeddings) -> Embeddings:
+    """Return the vectors (n, d) after a fixed rotation that spreads each number over all others.
+
+    A vector is read as a table of about √d rows, whose columns and rows are turned by two small random rotations; then
+    as a table of as many columns, once more, so that vectors of few numbers are spread, too. At d = 384 that is 3 kB of
+    rotations where one of all numbers has 590 kB, which every search would fetch anew from beyond a core's own caches;
+    what is found is the same (docs/log.md).
+    """
+    few, many = _rotations(vectors.shape[1])
+    turned: NDArray[Any] = few @ vectors.reshape(-1, len(few), len(many)) @ many
+    turned = many @ turned.reshape(-1, len(many), len(few)) @ few
+    return turned.reshape(vectors.shape)
+
+
 @lru_cache(maxsize=4)
-def _rotation(dimension: int) -> Embeddings:
-    """Return a random orthogonal matrix (d, d), the same in every process."""
-    gaussian = np.random.default_rng(dimension).normal(size=(dimension, dimension))
-    return np.asarray(np.linalg.qr(gaussian)[0], dtype=np.float32)
+def _rotations(dimension: int) -> tuple[Embeddings, Embeddings]:
+    """Return two random orthogonal matrices whose sizes multiply to d, the same in every process."""
+    few = max(number for number in range(1, math.isqrt(dimension) + 1) if dimension % number == 0)
+    draw = np.random.default_rng(dimension)
+    return _turn(draw, few), _turn(draw, dimension // few)
+
+
+def _turn(draw: np.random.Generator, size: int) -> Embeddings:
+    """Return a random orthogonal matrix (size, size)."""
+    return np.asarray(np.linalg.qr(draw.normal(size=(size, size)))[0], dtype=np.float32)

@@ -18,6 +18,8 @@ SPARE = 64  # expiries of entries that are gone, at least, until these are dropp
 class MemoryStore:
     """Entries in a dictionary, vectors in a `VectorIndex`; one lock."""
 
+    local = True
+
     def __init__(self, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = "memory://", dimension, model
         self._lock = threading.RLock()
@@ -112,10 +114,10 @@ class MemoryStore:
             found = [entry.size for entry in self._entries.values() if entry.namespace == namespace]
         return Counts(len(found), sum(found))
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         with self._lock:
             found = [entry for entry in self._entries.values() if namespace in (None, entry.namespace)]
-        yield from sorted(found, key=lambda entry: (entry.created, entry.id))
+        yield from sorted(found, key=lambda entry: (entry.created, entry.id), reverse=newest)
 
     def close(self) -> None:
         with self._lock:

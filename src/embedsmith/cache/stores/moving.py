@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from embedsmith.cache.stores import About, StoreError
+from embedsmith.cache.stores import KINDS, About, StoreError, kind_of
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 
@@ -74,6 +74,28 @@ class Move(Protocol):
     def close(self) -> None:
         """Give everything back."""
         ...
+
+
+def open_move(url: str, *, model: str, dimension: int, restart: bool = False) -> Move:
+    """Return the store at `url` on its way to a model.
+
+    Raises:
+        ConfigurationError: a store in memory, or none at all; or see `choose_target`. StoreError: it cannot be opened.
+    """
+    kind = kind_of(url)
+    if kind == "sqlite":
+        from embedsmith.cache.stores.sqlite_move import SQLiteMove
+
+        return SQLiteMove(url, model=model, dimension=dimension, restart=restart)
+    if kind == "redis":
+        from embedsmith.cache.stores.redis_move import RedisMove
+
+        return RedisMove(url, model=model, dimension=dimension, restart=restart)
+    if kind == "postgres":
+        from embedsmith.cache.stores.postgres_move import PostgresMove
+
+        return PostgresMove(url, model=model, dimension=dimension, restart=restart)
+    raise ConfigurationError(f"{url!r} cannot be re-encoded", expected=f"{KINDS}; memory:// is gone with its process")
 
 
 def choose_target(

@@ -30,6 +30,7 @@ from embedsmith.cache.stores import (
     check_vector,
     refuse_schema,
 )
+from embedsmith.cache.stores.columns import COLUMNS, ORDERS
 from embedsmith.cache.stores.network import Address, read_address
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
@@ -60,8 +61,7 @@ EXACT = 1000  # a partition of up to so many entries is compared whole, without 
 RARE = 200  # so is one that is less than a RARE-th of all: the graph would pass through too many others
 INLINE = 1900  # dimensions up to which a vector fits into its page; beside it, each comparison would fetch it
 LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 120  # of the HNSW graph: neighbours, candidates
-COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
-ORDERS: dict[Order, str] = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
+OPENING, EVICTING = 4, 5  # who holds a store's lock of this number opens or moves it, or removes what is too much
 
 ABOUT = """
 create table {about} (
@@ -193,6 +193,8 @@ class PostgresStore:
         ConfigurationError: the URL cannot be used.
     """
 
+    local = False
+
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.dimension, self.model = dimension, model
         self._address = read_url(url)
@@ -216,7 +218,7 @@ class PostgresStore:
 
     def _open(self, connection: Connection) -> About:
         """Check or write what the store is; one process at a time."""
-        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 4))", [self._address.name])
+        lock_store(connection, OPENING, self._address.name)
         self._check_extension(connection)
         about = open_about(connection, self.url, self._address.name)
         if about is None:
@@ -349,7 +351,7 @@ class PostgresStore:
 
         def evict(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
             # One process at a time: two that saw the same excess would both remove it.
-            cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 5))", [self._address.name])
+            lock_store(cursor.connection, EVICTING, self._address.name)
             return self._evict(cursor, excess(cursor.connection), ORDERS[order])
 
         if self._run(excess) == Counts(0, 0):
@@ -381,12 +383,13 @@ class PostgresStore:
         entries, bytes = self._fetch(connection, query, (kind, name))[0]
         return Counts(entries, bytes + entries * self._about.surplus)
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         rule = "true" if namespace is None else "namespace = %s"
         given = () if namespace is None else (namespace,)
-        text = f"select {COLUMNS} from {{entries}} where {rule} and (created, id) > (%s, %s)"
-        query = self._sql(text + f" order by created, id limit {BLOCK}")
-        last: tuple[float, str] = (float("-inf"), "")
+        side, order = ("<", "created desc, id desc") if newest else (">", "created, id")
+        text = f"select {COLUMNS} from {{entries}} where {rule} and (created, id) {side} (%s, %s)"
+        query = self._sql(text + f" order by {order} limit {BLOCK}")
+        last: tuple[float, str] = (float("inf") if newest else float("-inf"), "")
         while True:
             values = (*given, *last)
             rows = self._run(lambda connection, values=values: self._fetch(connection, query, values))  # type: ignore[misc]
@@ -448,6 +451,11 @@ class PostgresStore:
 
     def _calls(self) -> AbstractContextManager[None]:
         return translated(self._address)
+
+
+def lock_store(connection: Connection, doing: int, name: str) -> None:
+    """Let others who do the same (`OPENING`, `EVICTING`) with the store `name` wait until the transaction ends."""
+    connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, %s))", [name, doing])
 
 
 @contextmanager

@@ -16,12 +16,14 @@ from embedsmith.cache.stores import NoStore
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.postgres import (
     CONNECT,
+    OPENING,
     TRIES,
     TRIGGERS,
     Connection,
     check_target,
     create_entries,
     index_entries,
+    lock_store,
     name_parts,
     open_about,
     read_url,
@@ -203,7 +205,7 @@ class PostgresMove:
 
     def _lock(self) -> None:
         """Let others who open or move this store wait until the transaction ends."""
-        self._connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 4))", [self._address.name])
+        lock_store(self._connection, OPENING, self._address.name)
 
     def _number(self, query: sql.SQL | sql.Composed, values: Sequence[object] = ()) -> int:
         return int(self._connection.execute(query, values).fetchall()[0][0])

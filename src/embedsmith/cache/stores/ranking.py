@@ -13,7 +13,7 @@ from embedsmith.encoder import Embeddings
 
 SPARE = 4  # candidates asked for beyond k
 MOST = 2048  # living candidates at most: more entries that are equally close are not put in order
-ROUNDING = 1e-5  # whoever finds candidates may order closer similarities than this wrongly
+ROUNDING = 1e-5  # the index may misorder candidates whose cosines differ by less than this
 
 
 def rank(
@@ -41,7 +41,7 @@ def rank(
         matches = score(vector, alive)
         # What was not fetched cannot belong to the first k once the last one fetched is clearly farther.
         settled = len(matches) > k and matches[k - 1].similarity - matches[-1].similarity > ROUNDING
-        most = MOST + len(found) - len(alive)  # the dead hide nobody
+        most = MOST + len(found) - len(alive)  # expired candidates do not count towards MOST
         if settled or len(found) < wanted or wanted >= most:
             return matches[:k]
         wanted = min(4 * wanted, most)

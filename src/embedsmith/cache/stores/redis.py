@@ -195,6 +195,8 @@ class RedisStore:
         ConfigurationError: the URL cannot be used.
     """
 
+    local = False
+
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.dimension, self.model = dimension, model
         self._address = read_url(url)
@@ -372,10 +374,10 @@ class RedisStore:
         entries, bytes = (int(value or 0) for value in found)
         return Counts(entries, bytes + entries * self._about.surplus)
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         suffix = "" if namespace is None else f":{_fingerprint(namespace)}"
         with self._calls():
-            ids = self._client.zrange(f"{self._base}:created{suffix}", 0, -1)
+            ids = self._client.zrange(f"{self._base}:created{suffix}", 0, -1, desc=newest)
         for start in range(0, len(ids), BLOCK):
             with self._calls(), self._client.pipeline(transaction=False) as pipe:
                 for id in ids[start : start + BLOCK]:

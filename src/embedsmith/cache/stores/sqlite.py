@@ -16,7 +16,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -26,9 +26,10 @@ import numpy as np
 
 from embedsmith.artifacts import write_ahead
 from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
+from embedsmith.cache.stores.columns import COLUMNS, ORDERS
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
-from embedsmith.cache.stores.sqlite_schema import prepare, read_about
+from embedsmith.cache.stores.sqlite_schema import prepare, read_about, transaction
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 
@@ -40,7 +41,6 @@ BLOCK = 8192  # rows read at once: when the index is built, and by number
 IDLE = 16  # readers that are kept open for the next lookups; more are open only while more threads read at once
 WIDER = 4  # times as many neighbours are looked at whenever some of the last ones were gone
 SWEEP = 1024  # additions, at least, until the index is compared with the table
-COLUMNS = "id, namespace, partition, text, answer, vector, created, expires, tags"
 GET = f"select {COLUMNS} from {{rows}} where id = ?"
 TAKE_UP = f"select number, partition, vector from {{rows}} where number > ? order by number limit {BLOCK}"
 EXISTING = "select number from entries where number in (select value from json_each(?))"
@@ -48,7 +48,6 @@ PUT = """
 insert into entries (id, namespace, partition, text, answer, created, expires, tags, size, used)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-ORDERS = {"lru": "used, id", "lfu": "uses, used, id", "size": "size desc, used, id"}
 
 
 class SQLiteStore:
@@ -58,6 +57,8 @@ class SQLiteStore:
         ConfigurationError: the URL names no file. StoreError: the file cannot be opened, or is no store.
         ModelMismatch: vectors of another model.
     """
+
+    local = True
 
     def __init__(self, url: str, *, dimension: int, model: str) -> None:
         self.url, self.dimension, self.model = url, dimension, model
@@ -73,17 +74,19 @@ class SQLiteStore:
         self._closed = False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = connect(self._path)
-            self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
-            with self._write():
-                self._about = prepare(self._writer, url, model, dimension)
-                self._about.require(url, model, dimension)
-            self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
-            self._watcher = connect(self._path)
+            with ExitStack() as opened:
+                self._writer = opened.enter_context(closing(connect(self._path)))
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
+                with self._write():
+                    self._about = prepare(self._writer, url, model, dimension)
+                    self._about.require(url, model, dimension)
+                self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
+                self._watcher = opened.enter_context(closing(connect(self._path)))
+                with self._lock:
+                    self._catch_up()
+                opened.pop_all()  # whatever failed until now has closed them
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{url} cannot be opened: {error}", expected="a store, or a free path") from None
-        with self._lock:
-            self._catch_up()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -102,13 +105,8 @@ class SQLiteStore:
         """Hold one transaction; all of it happens, or nothing."""
         with self._writing:
             self._require_open()
-            self._writer.execute("begin immediate")
-            try:
+            with transaction(self._writer):
                 yield self._writer
-            except BaseException:
-                self._writer.execute("rollback")
-                raise
-            self._writer.execute("commit")
 
     def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return all rows; the connection is nobody's in particular, so none stays behind when a thread ends."""
@@ -316,9 +314,10 @@ class SQLiteStore:
         ((entries, bytes),) = rows
         return Counts(entries, bytes + entries * self._about.surplus)
 
-    def scan(self, namespace: str | None = None) -> Iterator[Entry]:
+    def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
-        for (number,) in self._read(f"select number from entries {where} order by created, id", values):
+        order = "created desc, id desc" if newest else "created, id"
+        for (number,) in self._read(f"select number from entries {where} order by {order}", values):
             for row in self._fetch(_select(1), (number,)):
                 yield _entry(row)
 

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from embedsmith.cache.stores import NoStore, StoreError
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.sqlite import connect, path_of
-from embedsmith.cache.stores.sqlite_schema import drop_vectors, find_vectors, make_vectors, prepare, write_meta
+from embedsmith.cache.stores.sqlite_schema import (
+    drop_vectors,
+    find_vectors,
+    make_vectors,
+    prepare,
+    transaction,
+    write_meta,
+)
 from embedsmith.encoder import Embeddings
 
 REMOVED_AT_ONCE = 2000  # vectors
@@ -126,18 +133,8 @@ class SQLiteMove:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All of it happens, or nothing; within another, it is part of that."""
-        with self._calls():
-            if self._connection.in_transaction:
-                yield
-                return
-            self._connection.execute("begin immediate")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("rollback")
-                raise
-            self._connection.execute("commit")
+        with self._calls(), transaction(self._connection):
+            yield
 
     @contextmanager
     def _calls(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from embedsmith.cache.stores import LOG, SCHEMA, About, refuse_schema
 
@@ -65,6 +67,22 @@ from meta schema, meta model, meta dimension, meta generation, meta counted
 where schema.name = 'schema' and model.name = 'model' and dimension.name = 'dimension'
     and generation.name = 'generation' and counted.name = 'counted'
 """
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Hold the lock of the file for writing: all of it happens, or nothing; within another one, it is part of that."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("begin immediate")
+    try:
+        yield
+        connection.execute("commit")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has ended it already
+            connection.execute("rollback")
+        raise
 
 
 def read_about(connection: sqlite3.Connection) -> About | None:
