@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from embedsmith.calibration import (
     Calibration,
@@ -24,6 +27,7 @@ from embedsmith.calibration import (
     tail,
     write_calibration,
 )
+from embedsmith.cli import app
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 
 Floats = NDArray[np.float64]
@@ -319,3 +323,23 @@ def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
     assert broken[None] > broken[1500]
     with pytest.raises(ConfigurationError, match="traffic 0"):
         calibrate([1, 0], [0.1, 0.2], traffic=0)
+
+
+def test_the_command_says_what_conversations_carry_by_themselves(tiny_model: Path, tmp_path: Path) -> None:
+    def say(text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text} for role in ("user", "assistant", "user")]
+
+    things = [f"{colour} {thing}" for colour in ("red", "old", "big") for thing in ("card", "tea", "dog", "train")]
+    single = [(f"how do i pay for the {thing}", f"how do i pay for the {thing} please") for thing in things]
+    rows: list[tuple[Any, Any]] = [*single, *((say(one), say(other)) for one, other in single)]
+    pairs = tmp_path / "pairs.jsonl"
+    written = (json.dumps({"sentence1": one, "sentence2": other, "label": 1}) for one, other in rows)
+    pairs.write_text("\n".join(written))
+    options = ["--delta", "0.3", "--alpha", "0.3", "--out", str(tmp_path / "calibration.json")]
+    done = CliRunner().invoke(app, ["calibrate", str(tiny_model), str(pairs), *options])
+    told = " ".join(done.output.split())
+    assert "for conversations: the same promise for them alone, 12 of 12 pairs served, 0 wrong" in told
+    found = read_calibration(tmp_path / "calibration.json")
+    assert found.pairs == 12
+    assert found.conversations is not None
+    assert found.conversations.pairs == 12

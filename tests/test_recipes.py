@@ -13,7 +13,15 @@ from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import PositivePair
 from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Preparation
-from embedsmith.recipes import PLAIN, change, read_recipe, recipe_names, write_recipe
+from embedsmith.recipes import (
+    PLAIN,
+    change,
+    count_conversations,
+    describe_source,
+    read_recipe,
+    recipe_names,
+    write_recipe,
+)
 
 
 def test_four_published_systems_ship() -> None:
@@ -162,3 +170,17 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no recipe 'none'") as told:
         read_recipe("none")
     assert "sts-cft" in told.value.expected
+
+
+def test_the_record_counts_rows_of_conversations(tmp_path: Path) -> None:
+    chat = "User: a\nAssistant: b\nUser: c"
+    spoken = Source((PositivePair(chat, chat), PositivePair(chat, "c"), PositivePair("a", "b")), "chats")
+    plain = Source((PositivePair("a", "b"),), "questions")
+    assert describe_source(spoken)["conversations"] == 1
+    assert "conversations" not in describe_source(plain)
+    recipe = write_recipe(TrainingConfig(), Preparation(), [spoken, plain, spoken])
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
+    assert count_conversations(tmp_path) == 2
+    (tmp_path / "recipe.toml").write_text("[[sources", encoding="utf-8")
+    with pytest.raises(InputError, match="no record of a training"):
+        count_conversations(tmp_path)

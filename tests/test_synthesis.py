@@ -12,9 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from embedsmith.cli import app
-from embedsmith.corpus import Query
+from embedsmith.conversation import roles_of
+from embedsmith.corpus import Query, read_queries
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import PositivePair, read_examples, write_examples
+from embedsmith.examples import PositivePair, has_conversations, read_examples, write_examples
 from embedsmith.leakage import LeakIndex
 from embedsmith.llm import Prompt, Sampling, open_llm
 from embedsmith.llm.journal import Journal
@@ -369,3 +370,71 @@ def test_own_prompts_are_used_and_wrong_ones_refused(tmp_path: Path) -> None:
         path.write_text(broken)
         with pytest.raises(ConfigurationError, match=message):
             load_recipe(prompts=path)
+
+
+SPOKEN = Query("9", "User: I have a joint account.\nAssistant: Noted.\nUser: How do I close it in 30 days?")
+OTHERS = "User: I have a credit card with you.\nAssistant: Noted.\nUser: How do I close it in 30 days?"
+
+
+def test_a_conversation_is_asked_about_as_one_and_a_question_in_the_words_of_before() -> None:
+    recipe = load_recipe()
+    spoken, single = (render(recipe, query) for query in (SPOKEN, QUERY))
+    assert [prompt.task for prompt in spoken] == [prompt.task for prompt in single] == ["paraphrases", "distinct"]
+    assert f"Conversation: {json.dumps(SPOKEN.text)}" in spoken[0].user
+    assert "with the same last message, word for word" in spoken[1].user
+    assert [prompt.fingerprint for prompt in single] == ["be5f9f555fb2b492", "5f76523b7600ac43"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (
+            "User: My wife and I share an account.\nAssistant: I see.\nUser: What does it take to end it in 30 days?",
+            None,
+        ),
+        ("How can I shut my joint account?", "malformed"),
+        ("User: My wife and I share an account.\nUser: What does it take to end it?", "malformed"),
+        ("User: We share an account.\nAssistant: I see.\nAnd also\nUser: How is it ended?", "malformed"),
+        ("User: We hold a joint account.\nAssistant: I see.\nUser: How is it ended in 60 days?", "changed-number"),
+        (SPOKEN.text, "copy-of-query"),
+    ],
+)
+def test_what_is_written_of_a_conversation_has_its_turns(candidate: str, reason: str | None) -> None:
+    made = synthesize([SPOKEN], llm=answer_with([candidate], [OTHERS]), paraphrases=1, distinct=1, edits=3)
+    assert [lost.reason for lost in made.rejected] == ([reason] if reason else [])
+    assert [pair.label for pair in made.examples] == ([0] if reason else [1, 0])
+
+
+def test_chats_of_a_log_become_rows_of_conversations(tmp_path: Path) -> None:
+    chat = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "where is my new card"},
+        {"role": "assistant", "content": "On its way."},
+        {"role": "user", "content": "when will I have it"},
+        {"role": "assistant", "content": "Tomorrow."},
+    ]
+    called = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "user", "content": "and now"},
+    ]
+    log = tmp_path / "log.jsonl"
+    rows = [{"messages": chat}, {"messages": chat[:2]}, {"messages": [*chat[:2], *called]}]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = CliRunner().invoke(app, ["explain", str(log), "--conversations", "--json"])
+    assert "Conversation: " in json.loads(shown.stdout)[0]["prompts"][0]["user"]
+    queries = [row for row in read_queries(log, conversations=True) if isinstance(row, Query)]
+    assert [roles_of(query.text) for query in queries] == [("user", "assistant", "user"), ("user",), ("user",)]
+    assert [query.text for query in queries[1:]] == ["where is my new card", "and now"]
+    assert next(query.text for query in read_queries(log) if isinstance(query, Query)) == "when will I have it"
+    made = synthesize(queries[:1], llm=FakeLLM(), out=tmp_path / "out")
+    assert len(made.examples) == 6
+    assert all(map(has_conversations, read_examples(tmp_path / "out" / "examples.jsonl").examples))
+
+
+def test_own_prompts_may_leave_conversations_to_ours(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    table = 'system = "s"\nuser = "u {quoted} {count}"\n'
+    own.write_text(f"[paraphrases]\n{table}[distinct]\n{table}[distinct_of_conversations]\n{table}")
+    one, other = render(load_recipe(prompts=own), SPOKEN)
+    assert one.user.startswith("Write 3 new versions of the conversation")
+    assert other.system == "s"

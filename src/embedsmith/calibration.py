@@ -44,6 +44,24 @@ OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at 
 
 
 @dataclass(frozen=True, slots=True)
+class Conversations:
+    """What the pairs of conversations among the labelled ones carry by themselves.
+
+    Attributes:
+        pairs: how many they are.
+        threshold: cosine from which on the promise holds for them alone; None where no threshold keeps it.
+        hits, false_hits: of these pairs, at the threshold.
+        refused: why there is none.
+    """
+
+    pairs: int
+    threshold: float | None = None
+    hits: int = 0
+    false_hits: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """A threshold and what it promises.
 
@@ -63,6 +81,8 @@ class Calibration:
         precision: what the encoder computed in, "" where it did not tell. guard: whether the vetoes of the cache's
             guard are in the similarities. An older file says neither: "" and None.
         written: a language model wrote the pairs, so the promise is for questions like those it writes.
+        conversations: the pairs of them, which choose a threshold of their own and have no part in the other one
+            (unless all pairs are such); None where no pair is.
     """
 
     threshold: float
@@ -85,6 +105,7 @@ class Calibration:
     precision: str = ""
     guard: bool | None = None
     written: bool = False
+    conversations: Conversations | None = None
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -443,7 +464,9 @@ def write_calibration(path: Path | str, calibration: Calibration) -> Path:
 def calibration_from(content: Mapping[str, Any]) -> Calibration:
     """Return the calibration that was written as JSON."""
     knots = tuple((float(at), float(chance)) for at, chance in content.get("probabilities", ()))
-    return Calibration(**{**content, "probabilities": knots})
+    own = content.get("conversations")
+    spoken = Conversations(**own) if own is not None else None
+    return Calibration(**{**content, "probabilities": knots, "conversations": spoken})
 
 
 def read_calibration(path: Path | str, *, model: str | None = None) -> Calibration:

@@ -7,6 +7,7 @@ from typing import Literal
 TrainingPrecision = Literal["auto", "bf16", "fp32"]
 ServedPrecision = Literal["fp32", "int8"]
 Eviction = Literal["lru", "lfu", "size"]
+Turns = Literal["auto", "fingerprint", "meaning"]
 LogMode = Literal["text", "json", "off"]
 StsForm = Literal["triplet", "scored"]
 Sampling = Literal["top", "uniform", "weighted"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from embedsmith.charsets import find_twice_encoded
+from embedsmith.conversation import parse_messages, render
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
@@ -20,6 +22,7 @@ from embedsmith.tables import read_id, read_rows
 from embedsmith.text import OwnNames, is_storable, normalize
 
 TEXT_COLUMNS = ("text", "query", "question", "prompt", "content", "message", "utterance", "input", "request")
+UNHEARD = ("system", "developer")  # roles whose messages the user does not see
 ID_COLUMNS = ("id", "query_id", "_id", "qid")  # not uid: that is a user, who asks more than once
 
 
@@ -49,7 +52,7 @@ class Deduplicated:
 
 
 def read_queries(
-    path: Path | str, *, column: str | None = None, separator: str | None = None
+    path: Path | str, *, column: str | None = None, separator: str | None = None, conversations: bool = False
 ) -> Iterator[Query | Rejected]:
     """Yield the queries of a log, each with an id of its own; a row without a usable text as `Rejected`.
 
@@ -60,6 +63,8 @@ def read_queries(
     Args:
         column: name of the text column; by default the first of the usual names that a row has.
         separator: of the columns of csv and tsv files; by default found by the first line.
+        conversations: a chat with earlier turns is a query as a whole (`conversation.render`), without its system
+            prompts; where a turn of it is no plain text, the last user message is the query as else.
 
     Raises:
         InputError: the file cannot be read, or no row has the text column.
@@ -74,7 +79,7 @@ def read_queries(
             yield _reject("no-text-column", f"columns: {', '.join(row) or 'none'}", path, line)
             continue
         found_column = True
-        text = _last_user_message(row[name]) if name == "messages" else row[name]
+        text = _read_chat(row[name], whole=conversations) if name == "messages" else row[name]
         if not isinstance(text, str) or not text.strip():
             yield _reject("no-text", f"{name} is {_describe(text)}", path, line)
             continue
@@ -215,11 +220,17 @@ def _read_messages(value: Any) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _last_user_message(value: Any) -> str | None:
-    for message in reversed(_read_messages(value) or []):
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            return _text_of(message.get("content"))
-    return None
+def _read_chat(value: Any, *, whole: bool) -> str | None:
+    """Return the last user message of a chat, or all that was said up to it, if asked for and plain text."""
+    messages = [message for message in _read_messages(value) or [] if isinstance(message, Mapping)]
+    while messages and messages[-1].get("role") != "user":
+        messages.pop()
+    if not messages:
+        return None
+    if whole:
+        with suppress(ValueError):
+            return render(parse_messages([message for message in messages if message.get("role") not in UNHEARD]))
+    return _text_of(messages[-1].get("content"))
 
 
 def _text_of(content: Any) -> str | None:

@@ -1,6 +1,7 @@
 """Training and evaluation examples: five kinds of rows, told apart by their column names.
 
-Column names are those of sentence-transformers; the order of columns never matters.
+Column names are those of sentence-transformers; the order of columns never matters. Where a text may stand, a list of
+chat messages may, too (`conversation`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.conversation import is_conversation, parse_messages, render
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import normalize
@@ -301,10 +303,13 @@ def _detect(row: Mapping[str, Any], path: Path | str) -> Format:
 
 def _parse(row: Mapping[str, Any], layout: Format) -> Example:
     def text(part: str) -> str:
-        value = row[layout.columns[part][0]]
+        name = layout.columns[part][0]
+        value = row[name]
+        if _is_chat(value):
+            return _render(value, name)
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{layout.columns[part][0]} has no text")
+            raise ValueError(f"{name} has no text")
         return value
 
     shared: dict[str, Any] = {"group": _group(row, layout), "provenance": provenance_from(row.get("provenance"))}
@@ -327,12 +332,25 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
     return LabelledPair(left, right, int(str(label).strip() in {"1", "1.0", "True"}), **shared)
 
 
+def _is_chat(value: object) -> TypeGuard[list[Any]]:
+    """Say whether a value is meant as a list of messages."""
+    return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+
+
+def _render(messages: list[Any], name: str) -> str:
+    try:
+        return render(parse_messages(messages))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def _find_texts(row: Mapping[str, Any], layout: Format) -> dict[str, str]:
-    """Return the texts of a row that is no example, by column."""
+    """Return the texts of a row that is no example, by column; of messages what each of them says."""
     found: dict[str, str] = {}
     for name in (name for part in TEXT_PARTS for name in layout.columns.get(part, ())):
         values = row.get(name)
-        for place, value in enumerate(values if isinstance(values, list) else [values]):
+        for place, item in enumerate(values if isinstance(values, list) else [values]):
+            value = item.get("content") if isinstance(item, Mapping) else item
             if isinstance(value, str) and value.strip():
                 found[f"{name}[{place}]" if place else name] = value
     return found
@@ -358,7 +376,8 @@ def _negatives(row: Mapping[str, Any], layout: Format) -> tuple[str, ...]:
     found: list[Any] = []
     for column in layout.columns["negatives"]:
         value = row.get(column)
-        found.extend(value if isinstance(value, list) else [value])
+        items = value if isinstance(value, list) and not _is_chat(value) else [value]
+        found.extend(_render(item, column) if _is_chat(item) else item for item in items)
     return tuple(text for text in found if isinstance(text, str) and text.strip())
 
 
@@ -420,6 +439,11 @@ def texts_of(example: Example) -> tuple[str, ...]:
             return (example.text,)
         case _:
             return example.sentence1, example.sentence2
+
+
+def has_conversations(example: Example) -> bool:
+    """Say whether all texts of an example are conversations: such rows teach, and prove, how to compare them."""
+    return all(map(is_conversation, texts_of(example)))
 
 
 def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: int = 0) -> dict[str, list[Example]]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from embedsmith.conversation import Turn, read_turns, render
 from embedsmith.encoder import Embeddings, hash_trigrams
 from embedsmith.llm import Completion, Prompt, Sampling
 
@@ -58,20 +59,26 @@ class FakeEncoder:
 def write_answer(prompt: str) -> str:
     """Return what an obedient model would answer to a prompt of the langcache recipe or of its judge, as JSON.
 
-    The question is found by its "Question:" line and the task by the key that the prompt asks for; the
-    words of the question stay, so the texts are true paraphrases in form only. As judge it knows its own texts:
-    a pair is of one answer if the second text has the words of the first in one of the forms of a paraphrase.
+    The question is found by its "Question:" (or "Conversation:") line and the task by the key that the prompt asks
+    for; the words of the question stay, so the texts are true paraphrases in form only. As judge it knows its own
+    texts: a pair is of one answer if the second text has the words of the first in one of the forms of a paraphrase.
     """
     if '"same_answer"' in prompt:
         return _judge_pair(prompt)
-    question = re.search(r"^Question: (.+)$", prompt, re.M)
+    question = re.search(r"^(?:Question|Conversation): (.+)$", prompt, re.M)
     asked = re.search(r'\{"(\w+)": \[(\d+) strings\]\}', prompt)
     if not question or not asked:
         return json.dumps({"answer": "no question found"})
     task, count = asked.group(1), int(asked.group(2))
     forms = REWORDINGS if task == "paraphrases" else NEAR_MISSES
-    body = _unquote(question.group(1).strip()).rstrip("?.! ")
-    return json.dumps({task: [form.format(body) for form in forms[:count]]})
+    text = _unquote(question.group(1).strip())
+    return json.dumps({task: [_fill(form, text) for form in forms[:count]]})
+
+
+def _fill(form: str, question: str) -> str:
+    """Return a question in another form; of a conversation its last turn is."""
+    *earlier, last = read_turns(question)
+    return render([*earlier, Turn("user", form.format(last.content.strip().rstrip("?.! ")))])
 
 
 def _unquote(text: str) -> str:
@@ -86,8 +93,7 @@ def _unquote(text: str) -> str:
 def _judge_pair(prompt: str) -> str:
     """Return a verdict on the texts in the lines "First text:" and "Second text:", JSON both."""
     one, other = (json.loads(text) for text in re.findall(r"^(?:First|Second) text: (.+)$", prompt, re.M))
-    body = one.strip().rstrip("?.! ")
-    same = other in {form.format(body) for form in REWORDINGS}
+    same = other in {_fill(form, one) for form in REWORDINGS}
     return json.dumps({"same_answer": "yes" if same else "no", "difference": "" if same else "what is asked"})
 
 

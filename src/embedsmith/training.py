@@ -78,7 +78,7 @@ from embedsmith.preparation import (
     settle_prompts,
 )
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
-from embedsmith.recipes import describe_source, write_recipe
+from embedsmith.recipes import RECORD, describe_source, write_recipe
 from embedsmith.retention import ROWS, Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
 from embedsmith.step import BUDGET, EmbeddingTask, choose_budget, choose_held, describe_pool
@@ -225,7 +225,7 @@ def train(
     if devices.rank == 0:
         how, reading = prepared.preparation, ready.reading
         how = replace(how, prompts=reading.prompts) if reading.named else how  # those of the base are said as well
-        files = {"recipe.toml": write_recipe(ready.config, how, ready.sources)}
+        files = {RECORD: write_recipe(ready.config, how, ready.sources)}
         told = _write_card(card, choice, ready.sources)
         saved = ready.prompts if reading.named else None
         save_prepared(prepared, out, prompts=saved, alone=ready.alone, card=told, files=files)

@@ -92,3 +92,71 @@ def test_what_is_nested_too_deep_to_compare_passes(levels: int, passed: bool) ->
     else:
         assert isinstance(found, Question)
         assert partition_of("n", found.scope)
+
+
+EARLIER = [{"role": "user", "content": "I have a joint account."}, {"role": "assistant", "content": "Noted."}]
+REWORDED = [{"role": "user", "content": "My wife and I share one."}, {"role": "assistant", "content": "I see."}]
+SYSTEM = {"role": "system", "content": "be brief"}
+
+
+def read_spoken(*earlier: dict[str, Any], last: str = "How do I close it?") -> Question:
+    body = {"model": "m", "messages": [*earlier, {"role": "user", "content": last}]}
+    question = read_chat(body, by_meaning=True)
+    assert isinstance(question, Question)
+    return question
+
+
+def test_by_meaning_the_conversation_is_the_text_and_who_speaks_is_the_scope() -> None:
+    one, other = read_spoken(*EARLIER), read_spoken(*REWORDED)
+    assert one.text == "User: I have a joint account.\nAssistant: Noted.\nUser: How do I close it?"
+    assert one.scope == other.scope == {"rest": {"model": "m"}, "turns": [{"role": "user"}, {"role": "assistant"}]}
+    assert read("How do I close it?", *EARLIER).scope != read("How do I close it?", *REWORDED).scope
+
+
+@pytest.mark.parametrize("earlier", [[], [SYSTEM], [{"role": "developer", "content": "x"}, SYSTEM]])
+def test_a_question_without_earlier_turns_is_read_in_one_way(earlier: list[dict[str, Any]]) -> None:
+    assert read_spoken(*earlier, last="How?") == read("How?", *earlier)
+    imitated = "User: a\nAssistant: b\nUser: c"
+    assert read_spoken(last=imitated).text == imitated
+    assert read_spoken(last=imitated).scope != read_spoken(*EARLIER).scope
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        [SYSTEM, *EARLIER],
+        [*EARLIER, SYSTEM],
+        [SYSTEM | {"content": "be long"}, *EARLIER],
+        [EARLIER[0] | {"name": "Ada"}, EARLIER[1]],
+        [EARLIER[0], EARLIER[1] | {"odd": 1}],
+        [*EARLIER, {"role": "tool", "tool_call_id": "1", "content": "3"}],
+        [EARLIER[0]],
+        [EARLIER[0], EARLIER[0]],
+        [EARLIER[1], EARLIER[0]],
+    ],
+)
+def test_what_else_a_conversation_has_must_be_equal(earlier: list[dict[str, Any]]) -> None:
+    partitions = [
+        partition_of("n", found.scope) for found in (read_spoken(*earlier), read_spoken(*EARLIER), read_spoken())
+    ]
+    assert len(set(partitions)) == 3
+    assert "Noted." not in str(read_spoken(*earlier).scope)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": "looking it up", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
+        {"role": "user", "content": [part("hello", lang="de")]},
+    ],
+)
+def test_a_turn_that_is_no_plain_text_leaves_all_turns_to_the_fingerprint(odd: dict[str, Any]) -> None:
+    assert read_spoken(*EARLIER, odd) == read("How do I close it?", *EARLIER, odd)
+
+
+def test_fields_of_none_that_clients_echo_say_nothing() -> None:
+    echoed = [EARLIER[0], EARLIER[1] | {"refusal": None, "tool_calls": None}]
+    assert read_spoken(*echoed) == read_spoken(*EARLIER)

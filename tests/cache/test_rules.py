@@ -11,9 +11,18 @@ import pytest
 from numpy.typing import NDArray
 
 from embedsmith.cache.guard import Veto
-from embedsmith.cache.rules import choose_rules, correlate_units, draw_sample, part_units
+from embedsmith.cache.rules import (
+    calibrate_pairs,
+    choose_rules,
+    correlate_units,
+    draw_sample,
+    part_units,
+    serve_pairs,
+    served_similarities,
+)
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import write_calibration
+from embedsmith.conversation import Turn, render
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import CalibrationRefused, ConfigurationError
 from embedsmith.examples import LabelledPair
@@ -177,3 +186,43 @@ def test_how_alike_the_values_of_a_unit_are() -> None:
     assert correlate_units(values, list("abab")) == 0
     assert correlate_units(values, list("abcd")) == 0
     assert correlate_units(np.ones(4), list("aabb")) == 1
+
+
+def speak(text: str) -> str:
+    return render([Turn("user", text), Turn("assistant", "I see."), Turn("user", "And now?")])
+
+
+def test_conversations_choose_a_threshold_of_their_own() -> None:
+    """Those of them are further apart: one threshold for both would serve none, or wrong ones."""
+    encoder, pairs, _ = world()
+    spoken = [LabelledPair(speak(pair.sentence1), speak(pair.sentence2), pair.label) for pair in pairs]
+    scores = encoder.cosines - 0.3
+    alone = calibrate_pairs(pairs, encoder.cosines, delta=0.2)
+    found = calibrate_pairs([*pairs, *spoken], np.concatenate([encoder.cosines, scores]), delta=0.2)
+    own = found.conversations
+    assert own is not None
+    assert own.threshold is not None
+    assert replace(found, conversations=None) == alone
+    assert (own.pairs, own.hits, own.threshold) == (len(pairs), alone.hits, pytest.approx(alone.threshold - 0.3))
+    assert serve_pairs(found, [pairs[0], spoken[0]], np.array([own.threshold, own.threshold])).tolist() == [False, True]
+    both = calibrate_pairs(spoken, scores, delta=0.2)
+    assert both.conversations == replace(own, threshold=both.threshold)
+
+
+def test_too_few_conversations_carry_no_promise_and_take_none_away() -> None:
+    encoder, pairs, _ = world()
+    few = [LabelledPair(speak(pair.sentence1), speak(pair.sentence2), pair.label) for pair in pairs[:20]]
+    found = calibrate_pairs([*few, *pairs], np.concatenate([encoder.cosines[:20], encoder.cosines]), delta=0.2)
+    own = found.conversations
+    assert own is not None
+    assert (own.pairs, own.threshold, "too few" in own.refused) == (20, None, True)
+    assert not serve_pairs(found, few, np.ones(20)).any()
+    assert calibrate_pairs(pairs, encoder.cosines, delta=0.2).conversations is None
+    with pytest.raises(CalibrationRefused, match="20 of the pairs are conversations"):
+        calibrate_pairs([*few, *pairs[:20]], np.concatenate([encoder.cosines[:20]] * 2), delta=0.2)
+
+
+def test_texts_in_which_others_speak_never_meet() -> None:
+    one, other = speak("a card"), render([Turn("user", "a card"), Turn("user", "And now?")])
+    pairs = [LabelledPair(one, other, 1), LabelledPair(one, "a card", 1), LabelledPair(one, one, 1)]
+    assert served_similarities(FakeEncoder(), pairs).round(4).tolist() == [-1.0, -1.0, 1.0]

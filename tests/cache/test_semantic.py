@@ -23,13 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
+from embedsmith.cache.guard import find_veto
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, open_store
 from embedsmith.calibration import Calibration, write_calibration
-from embedsmith.encoder import Embeddings, Remembering
+from embedsmith.conversation import parse_messages, read_turns, render
+from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.examples import LabelledPair
+from embedsmith.examples import LabelledPair, has_conversations, read_examples, texts_of
 from embedsmith.model import load_encoder
 from embedsmith.testing import FakeEncoder
 
@@ -539,3 +541,91 @@ def test_a_policy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make(policy=Policy(threshold=0.5, guard=guard), threshold=None)
     cache.add(ASKED, "x")
     assert cache.lookup("How do I unfreeze my card?").hit
+
+
+def say(*contents: str) -> list[dict[str, str]]:
+    return [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(contents)]
+
+
+JOINT = say("I have a joint account here.", "Noted, a joint account.", "How do I close it?")
+SAME = say("I have a joint account here!", "Noted: a joint account.", "How do I close it then?")
+OTHER = say("The window of my kitchen is stuck.", "A drop of oil may help.", "How do I close it?")
+
+
+def make_spoken(**options: Any) -> SemanticCache:
+    return make(policy=Policy(0.8, conversations=0.8), threshold=None, **options)
+
+
+def test_messages_are_looked_up_as_the_proxy_reads_them() -> None:
+    cache, plain = make_spoken(), make()
+    for one in (cache, plain):
+        one.add(JOINT, "at the counter")
+        assert one.lookup(JOINT).decision.tier == "exact"
+        assert not one.lookup(OTHER).hit
+        assert not one.lookup("How do I close it?").hit
+    assert cache.lookup(SAME).answer == "at the counter"
+    assert plain.lookup(SAME).decision.reason == "nothing stored"
+
+
+def test_one_message_is_its_text() -> None:
+    cache = make_spoken()
+    cache.add(ASKED, "in the app")
+    assert cache.lookup(say(ASKED)).decision.tier == "exact"
+    assert not cache.lookup([{"role": "system", "content": "be brief"}, *say(ASKED)]).hit
+    assert not cache.lookup(say(ASKED), scope={"language": "de"}).hit
+
+
+@pytest.mark.parametrize("messages", [[], say("a", "b"), ["a"], say(" ")])
+def test_messages_that_ask_nothing_are_refused(messages: list[Any]) -> None:
+    with pytest.raises(InputError):
+        make_spoken().lookup(messages)
+
+
+def test_conversations_have_a_threshold_of_their_own_and_a_namespace_can_only_raise_it() -> None:
+    policy = Policy(0.9, conversations=0.8, thresholds={"high": 0.95, "low": 0.7})
+    spoken = "User: a\nAssistant: b\nUser: c"
+    thresholds = {
+        name: (policy.threshold_for(name), policy.threshold_for(name, spoken)) for name in ("", "high", "low")
+    }
+    assert thresholds == {"": (0.9, 0.8), "high": (0.95, 0.95), "low": (0.7, 0.8)}
+    assert Policy(0.9).threshold_for("", spoken) == 0.9
+    cache = make(policy=policy, threshold=None)
+    cache.add(JOINT, "at the counter")
+    assert cache.lookup(SAME).hit
+    assert not make(policy=replace(policy, conversations=0.99), threshold=None).lookup(SAME).hit
+
+
+def test_a_conversation_that_the_model_does_not_read_whole_is_served_word_for_word_only(tiny_model: Path) -> None:
+    encoder = load_encoder(tiny_model)
+    cache = SemanticCache(encoder, policy=Policy(0.5, guard=None, conversations=0.5), fingerprint="tiny")
+    long = say("where is my card " * 200, "it is on its way", "when does it come")
+    near = say("where is my card " * 200, "it is on its way", "when does it come back")
+    cache.add(long, "soon")
+    assert cache.lookup(long).answer == "soon"
+    assert cache.lookup(near).decision.reason == TOO_LONG
+
+
+def test_marked_conversations_are_pairs_to_train_on_again(tmp_path: Path) -> None:
+    cache = make_spoken(feedback=tmp_path / "feedback.jsonl")
+    cache.add(JOINT, "at the counter")
+    found = cache.lookup(SAME)
+    assert found.decision.entry is not None
+    assert cache.mark_wrong(found.text, found.decision.entry.id, found.decision.entry.text)
+    (pair,) = read_examples(tmp_path / "feedback.jsonl", kind=LabelledPair).examples
+    assert has_conversations(pair)
+    assert read_turns(texts_of(pair)[1])[-1].content == "How do I close it?"
+
+
+def test_the_guard_reads_what_the_user_says_in_any_turn() -> None:
+    one, same, other = (
+        render(parse_messages(say(first, answer, "How do I close it?")))
+        for first, answer in (
+            ("I have a savings account.", "That is noted."),
+            ("I have a savings account.", "I have written down 3 things."),
+            ("I have a current account.", "That is noted."),
+        )
+    )
+    assert find_veto(one, same) is None
+    veto = find_veto(one, other)
+    assert veto is not None
+    assert veto.kind == "word"

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from embedsmith.artifacts import read_json, write_json
+from embedsmith.cache.decision import Policy
 from embedsmith.cache.rules import choose_rules
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.calibration import Calibration, read_calibration, write_calibration
+from embedsmith.cache.settings import TAUGHT, settle_turns
+from embedsmith.calibration import Calibration, Conversations, read_calibration, write_calibration
 from embedsmith.errors import ConfigurationError
 from embedsmith.examples import LabelledPair
 from embedsmith.export import export_model
@@ -91,3 +93,56 @@ def test_an_export_is_served_at_once_and_its_warning_names_the_distance(
     assert cache.policy.threshold == 0.9
     close = report.precisions["int8"].mean_cosine
     assert f"int8 ones are served (mean cosine {close:.4f} to fp32)" in " ".join(caplog.messages)
+
+
+PROVEN = Conversations(400, 0.85, 90, 0)
+REFUSED = Conversations(40, refused="too few")
+
+
+class Taught(Rounded):
+    """An encoder that was trained for conversations."""
+
+    conversations = TAUGHT
+
+
+def test_conversations_are_compared_by_meaning_where_model_and_calibration_carry_it(tmp_path: Path) -> None:
+    path = write(tmp_path, precision="int8", conversations=PROVEN)
+    cache = SemanticCache(Taught(64), calibration=path, fingerprint="fake")
+    assert (cache.policy.threshold, cache.policy.conversations) == (0.9, 0.85)
+    assert cache.turns == (
+        f"conversations by meaning from 0.8500: trained on {TAUGHT} rows of them, 400 pairs of them carry the promise"
+    )
+    assert read_calibration(path).conversations == PROVEN
+    kept = SemanticCache(Taught(64), calibration=path, fingerprint="fake", turns="fingerprint")
+    assert (kept.by_meaning, kept.turns) == (False, "earlier turns must be equal, as asked")
+
+
+@pytest.mark.parametrize(
+    ("taught", "own", "words"),
+    [
+        (TAUGHT - 1, PROVEN, f"the model was trained on {TAUGHT - 1} rows of conversations, and it takes {TAUGHT}"),
+        (TAUGHT, None, "none of the calibration's pairs is of conversations"),
+        (TAUGHT, REFUSED, "its 40 pairs of conversations carry no promise (too few)"),
+        (0, None, "the model was trained on 0 rows"),
+    ],
+)
+def test_what_is_missing_for_that_is_said_and_refused_where_it_was_asked_for(
+    taught: int, own: Conversations | None, words: str
+) -> None:
+    made = replace(MADE, conversations=own)
+    policy, told = settle_turns(Policy(0.9), "auto", taught=taught, calibration=made)
+    assert policy.conversations is None
+    assert told.startswith("earlier turns must be equal: ")
+    assert words in told
+    with pytest.raises(ConfigurationError) as refused:
+        settle_turns(Policy(0.9), "meaning", taught=taught, calibration=made)
+    assert words in str(refused.value)
+
+
+def test_a_threshold_by_hand_compares_conversations_only_when_asked_to() -> None:
+    policy, told = settle_turns(Policy(0.8), "auto", taught=TAUGHT)
+    assert (policy.conversations, "a threshold given by hand promises nothing" in told) == (None, True)
+    policy, told = settle_turns(Policy(0.8), "meaning", taught=TAUGHT)
+    assert (policy.conversations, "without a promise" in told) == (0.8, True)
+    with pytest.raises(ConfigurationError, match="auto or fingerprint or meaning"):
+        settle_turns(Policy(0.8), "odd", taught=TAUGHT)  # type: ignore[arg-type]

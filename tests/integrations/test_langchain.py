@@ -26,6 +26,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from pydantic import BaseModel
 
 from embedsmith.cache.chat import Allowances
+from embedsmith.cache.decision import Policy
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError
 from embedsmith.integrations.langchain import EmbedsmithCache, EmbedsmithEmbeddings, load_generation, read_request
@@ -76,6 +77,18 @@ def test_earlier_messages_and_the_system_prompt_must_be_equal() -> None:
     first = [said(model, [*before, HumanMessage(ASKED)]) for before in asked]
     assert first == ANSWERS[:5]
     assert [said(model, [*before, HumanMessage(ALIKE)]) for before in asked] == first
+
+
+def test_earlier_messages_are_compared_by_meaning_where_the_cache_does_so() -> None:
+    policy = Policy(0.8, conversations=0.8)
+    model = chat_model(EmbedsmithCache(SemanticCache(FakeEncoder(64), policy=policy, fingerprint="fake")))
+    brief, answer = SystemMessage("Be brief."), AIMessage("Noted, a joint account.")
+    first, again = (HumanMessage(text) for text in ("I have a joint account here.", "I have a joint account here!"))
+    asked = HumanMessage("How do I close it?")
+    assert said(model, [brief, first, answer, asked]) == "answer 0"
+    assert said(model, [brief, again, AIMessage("Noted: a joint account."), asked]) == "answer 0"
+    assert said(model, [brief, HumanMessage("My window is stuck."), AIMessage("Try oil."), asked]) == "answer 1"
+    assert said(model, [again, answer, asked]) == "answer 2"
 
 
 def test_what_a_message_carries_beside_its_text_must_be_equal_too() -> None:

@@ -16,12 +16,15 @@ import httpx
 import openai
 import pytest
 
+from embedsmith.cache.decision import Policy
 from embedsmith.cache.stores import StoreError
+from embedsmith.conversation import read_turns
 from embedsmith.encoder import Embeddings
+from embedsmith.examples import has_conversations, read_examples
 from embedsmith.server.control import read_control
 from embedsmith.testing import FakeEncoder
 
-from .conftest import Served
+from .conftest import TOKEN, Served
 
 ASKED = "How do I freeze my card?"
 Serve = Callable[..., Served]
@@ -417,3 +420,57 @@ def test_keys_reach_the_upstream_and_are_kept_nowhere(serve: Serve) -> None:
     assert served.upstream.calls[-1].authorization == "Bearer sk-very-secret"
     held = json.dumps([[one.namespace, one.answer, one.partition] for one in served.cache.store.scan()])
     assert "very-secret" not in held + httpx.get(f"{served.url}/metrics").text
+
+
+def speak(*contents: str) -> list[dict[str, str]]:
+    return [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(contents)]
+
+
+JOINT = speak("I have a joint account here.", "Noted, a joint account.", "How do I close it?")
+REWORDED = speak("I have a joint account here!", "Noted: a joint account.", "How do I close it then?")
+WINDOW = speak("The window of my kitchen is stuck.", "A drop of oil may help.", "How do I close it?")
+BY_MEANING = {"policy": Policy(0.8, conversations=0.8), "threshold": None}
+
+
+def test_reworded_conversations_share_an_answer_and_others_with_the_same_last_message_do_not(serve: Serve) -> None:
+    served = serve(cache=BY_MEANING)
+    assert ask(served, messages=JOINT)[0] == "miss"
+    assert ask(served, messages=WINDOW)[0] == "miss"
+    assert ask(served, "How do I close it?")[0] == "miss"
+    assert ask(served, messages=REWORDED)[:2] == ("hit", "similar")
+    assert ask(served, messages=JOINT)[:2] == ("hit", "same text")
+    system = {"role": "system", "content": "be brief"}
+    assert ask(served, messages=[system, *JOINT])[0] == "miss"
+    assert ask(served, messages=[system, *REWORDED])[:2] == ("hit", "similar")
+    assert served.calls == 4
+
+
+def test_without_that_earlier_turns_must_be_equal(serve: Serve) -> None:
+    served = serve()
+    for messages in (JOINT, REWORDED, WINDOW):
+        assert ask(served, messages=messages)[:2] == ("miss", "nothing stored")
+    again = [*JOINT[:2], {"role": "user", "content": "How do I close it then?"}]
+    assert ask(served, messages=again)[:2] == ("hit", "similar")
+    assert served.calls == 3
+
+
+def test_reworded_conversations_at_once_are_one_call(serve: Serve) -> None:
+    served = serve(cache=BY_MEANING, delay=0.3)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda messages: ask(served, messages=messages), [JOINT, REWORDED, WINDOW, JOINT]))
+    assert sorted(found[place][2] for place in (0, 1, 3)) == [found[0][2]] * 3
+    assert served.calls == 2
+
+
+def test_a_marked_conversation_is_a_pair_to_train_on_again(serve: Serve) -> None:
+    served = serve(cache=BY_MEANING)
+    ask(served, messages=JOINT)
+    ask(served, messages=REWORDED)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    seen = httpx.get(f"{served.url}/admin/state", headers=headers).json()["latest"][0]
+    assert read_turns(seen["text"])[0].content == "I have a joint account here!"
+    body = {"number": seen["number"], "verdict": "wrong"}
+    assert httpx.post(f"{served.url}/admin/mark", headers=headers, json=body).status_code == 200
+    (pair,) = read_examples(served.feedback).examples
+    assert has_conversations(pair)
+    assert ask(served, messages=REWORDED)[0] == "miss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
@@ -227,3 +230,24 @@ def test_a_folder_that_cannot_hold_the_secret_is_an_error(monkeypatch: pytest.Mo
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be made or read"):
         read_secret(f"sqlite:///{tmp_path}/file/c.db")
+
+
+def test_the_start_says_what_becomes_of_earlier_turns(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.server.run.listen", lambda cache, service, say: cache.close())
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+
+    def start(*options: str) -> tuple[int, str]:
+        command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(folder), *options]
+        done = CliRunner().invoke(app, command)
+        return done.exit_code, " ".join((done.output + str(done.exception or "")).split())
+
+    code, told = start("--turns", "meaning")
+    assert code != 0
+    assert "earlier turns cannot be compared by meaning: the model was trained on 0 rows of conversations" in told
+    (folder / "recipe.toml").write_text("[[sources]]\nconversations = 5000\n")
+    assert "conversations by meaning from 0.8000: trained on 5000 rows" in start("--turns", "meaning")[1]
+    assert "earlier turns must be equal: a threshold given by hand promises nothing" in start()[1]
+    assert "earlier turns must be equal, as asked" in start("--turns", "fingerprint")[1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from embedsmith.conversation import CALLS, ROLES, Turn, render, text_of
 from embedsmith.text import is_storable
 
 DEEPEST = 100  # levels of a request; real ones have ten
@@ -24,7 +25,7 @@ class Question:
     """A request that the cache may answer.
 
     Attributes:
-        text: the last message of the user, which is compared by meaning.
+        text: what is compared by meaning: the last message of the user, or the whole conversation.
         scope: everything else that decides the answer, which must be equal.
         stream: whether the answer is wanted as a stream. usage: with its usage in a chunk of its own.
         logprobs: with those of its tokens.
@@ -58,8 +59,13 @@ class Allowances:
     temperature: float = 1.0
 
 
-def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Question | Passed:
+def read_chat(
+    body: Mapping[str, Any], allowed: Allowances | None = None, *, by_meaning: bool = False
+) -> Question | Passed:
     """Return the question in a chat request, or why it is none for the cache.
+
+    Args:
+        by_meaning: whether earlier turns may be compared by meaning (`read_messages`).
 
     Raises:
         ValueError: `messages` is not what the protocol says.
@@ -75,20 +81,55 @@ def read_chat(body: Mapping[str, Any], allowed: Allowances | None = None) -> Que
     reason = _reason_to_pass(body, messages, allowed)
     if reason:
         return Passed(reason)
-    text = _text_of(messages[-1].get("content"))
-    if text is None or not text.strip():
+    text, about = read_messages(messages, by_meaning=by_meaning)
+    if not text:
         return Passed("the last message is not text")
     rest = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
-    turns = [_turn(item) for item in messages[:-1]]  # earlier turns and system prompt: as they are
-    scope: dict[str, Any] = {"rest": rest, "turns": turns}
-    about = {name: value for name, value in messages[-1].items() if name not in {"role", "content"}}
-    if about:  # who asks ("name"), and fields that nobody has heard of
-        scope["about"] = about
-    if any(beside := _beside(messages[-1].get("content"))):
-        scope["parts"] = beside
+    scope: dict[str, Any] = {"rest": rest, "turns": [], **about}
     stream, options = bool(body.get("stream")), body.get("stream_options")
     usage = stream and isinstance(options, dict) and bool(options.get("include_usage"))
     return Question(text, scope, stream, usage, bool(body.get("logprobs")))
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]], *, by_meaning: bool = False) -> tuple[str, dict[str, Any]]:
+    """Return the text of messages that is compared by meaning, "" for none, and what else of them must be equal.
+
+    Without `by_meaning` the text is the last message, and what stands before it must be equal as it is. With it, what
+    user and assistant said before is part of the text; who spoke in which place, names and other fields, and messages
+    of anyone else (system, tools) must be equal still. An earlier turn that is not plain text is like nothing else, so
+    then all of them must be equal.
+    """
+    last = messages[-1]
+    text = text_of(last.get("content"))
+    if text is None or not text.strip():
+        return "", {}
+    scope: dict[str, Any] = {}
+    spoken = [_read_turn(item) for item in messages[:-1] if item.get("role") in ROLES] if by_meaning else []
+    if spoken and all(spoken):
+        text = render([*filter(None, spoken), Turn("user", text)])
+        scope["turns"] = [_without_text(item) if item.get("role") in ROLES else _turn(item) for item in messages[:-1]]
+    elif len(messages) > 1:
+        scope["turns"] = [_turn(item) for item in messages[:-1]]  # as they are
+    about = {name: value for name, value in last.items() if name not in {"role", "content"}}
+    if about:  # who asks ("name"), and fields that nobody has heard of
+        scope["about"] = about
+    if any(beside := _beside(last.get("content"))):
+        scope["parts"] = beside
+    return text, scope
+
+
+def _read_turn(message: Mapping[str, Any]) -> Turn | None:
+    """Return an earlier turn of user or assistant; None for one that is not plain text, or calls a tool."""
+    content = message.get("content")
+    text = text_of(content)
+    if text is None or not text.strip() or any(_beside(content)) or any(message.get(name) for name in CALLS):
+        return None
+    return Turn(message["role"], text)
+
+
+def _without_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal of a turn whose text is compared by meaning; fields of None say nothing."""
+    return {name: value for name, value in message.items() if name != "content" and value is not None}
 
 
 def _is_deep(body: Mapping[str, Any]) -> bool:
@@ -129,19 +170,6 @@ def _searches(model: object) -> bool:
     return isinstance(model, str) and ("-search-" in model or model.endswith(("-search", ":online")))
 
 
-def _text_of(content: object) -> str | None:
-    """Return the text of a message, None when it holds anything else (images, audio, files)."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content and all(_is_text(part) for part in content):
-        return "\n".join(part["text"] for part in content)
-    return None
-
-
-def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
 def _beside(content: object) -> list[dict[str, Any]]:
     """Return what each part of a text has beside its text: fields that nobody has heard of."""
     parts = content if isinstance(content, list) else []
@@ -149,7 +177,7 @@ def _beside(content: object) -> list[dict[str, Any]]:
 
 
 def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    text = _text_of(message.get("content"))
+    text = text_of(message.get("content"))
     if text is not None and any(_beside(message.get("content"))):
         return dict(message)
     return {**message, "content": text if text is not None else message.get("content")}

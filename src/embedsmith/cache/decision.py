@@ -1,10 +1,11 @@
 """The decision, pure: what was asked, what is stored, the rules → hit or miss, with the reason.
 
 What must be equal for one answer to serve two requests is never left to similarity: it is the *scope*
-(model, system prompt, earlier turns, tools, sampling, ...), and with the tenant it makes the partition in
-which a search stays. Callers can only narrow it. Within a partition the exact tier (same text, `exact_form`)
-goes before the semantic one, and a candidate above the threshold can still be vetoed by the guard. A
-verifier, when there is one, moves the cosine of candidates near the threshold before it is compared.
+(model, system prompt, tools, sampling, …; earlier turns, too, unless the model was trained to compare them),
+and with the tenant it makes the partition in which a search stays. Callers can only narrow it. Within a
+partition the exact tier (same text, `exact_form`) goes before the semantic one, and a candidate above the
+threshold can still be vetoed by the guard. A verifier, when there is one, moves the cosine of candidates near
+the threshold before it is compared.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import Veto, find_veto
 from embedsmith.cache.stores import Entry, Match
+from embedsmith.conversation import is_conversation
 from embedsmith.text import exact_form
 from embedsmith.verifier import Adjustment, Verifier
 
@@ -36,6 +38,8 @@ class Policy:
         verifier, adjustment: a second look at candidates within `adjustment.reach` of the threshold, and how far
             it moves their cosine; the threshold is then one for moved cosines.
         verified: how many candidates of a lookup the verifier reads at most.
+        conversations: threshold of conversations of more than one turn, which are then compared by meaning; None
+            leaves earlier turns to the scope.
     """
 
     threshold: float
@@ -45,6 +49,7 @@ class Policy:
     verifier: Verifier | None = None
     adjustment: Adjustment | None = None
     verified: int = 3
+    conversations: float | None = None
 
     @property
     def reach(self) -> float:
@@ -66,13 +71,17 @@ class Policy:
             return similarity
         return similarity + float(self.adjustment.move(self.verifier.score([(asked, stored)])[0]))
 
-    def threshold_for(self, namespace: str) -> float:
-        """Return the threshold of a namespace."""
-        return self.thresholds.get(namespace, self.threshold)
+    def threshold_for(self, namespace: str, text: str = "") -> float:
+        """Return the threshold of a namespace for a text; its own one counts for conversations where it is higher."""
+        own = self.thresholds.get(namespace)
+        if self.conversations is not None and is_conversation(text):
+            return self.conversations if own is None else max(own, self.conversations)
+        return self.threshold if own is None else own
 
-    def within(self, namespace: str) -> Policy:
-        """Return the rules as they are in a namespace."""
-        return replace(self, threshold=self.threshold_for(namespace)) if namespace in self.thresholds else self
+    def within(self, namespace: str, text: str = "") -> Policy:
+        """Return the rules as they are in a namespace, for a text."""
+        threshold = self.threshold_for(namespace, text)
+        return replace(self, threshold=threshold) if threshold != self.threshold else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ The pairs are seen as the cache serves them: by the encoder that serves, behind 
 switched on only where it proves itself: it is weighed on a sixth of the pairs and measured on another sixth
 (precision at equal hit rate); the threshold comes from the other two thirds, whatever the outcome, so its
 promise knows nothing of that choice. Parts never separate pairs that share a question or a text.
+
+Pairs of conversations choose a threshold of their own: how many of them a file has beside single questions says nothing
+of the traffic, and one rate over both would let the one kind pay for the other.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.cache.guard import find_veto
-from embedsmith.calibration import Calibration, calibrate
+from embedsmith.calibration import Calibration, Conversations, calibrate
+from embedsmith.conversation import roles_of
 from embedsmith.encoder import Encoder, find_unread, precision_of
 from embedsmith.errors import CalibrationRefused
 from embedsmith.evaluation import labels_of, similarities_of
-from embedsmith.examples import LabelledPair, units_of
+from embedsmith.examples import LabelledPair, has_conversations, units_of
 from embedsmith.metrics import number_groups
 from embedsmith.verifier import Adjustment, Gain, Logits, Verifier, adjust, fit_adjustment, measure_gain, pairs_of
 
@@ -75,27 +79,82 @@ def choose_rules(
     pairs, told = draw_sample(pairs, encoder, seed=seed)
     told = "; ".join(filter(None, (told, vetoed)))
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
+    similarities, singles = served_similarities(encoder, pairs, guard=guard), find_singles(pairs)
+    promise = {
+        "delta": delta,
+        "alpha": alpha,
+        "duplicate_rate": duplicate_rate,
+        "traffic": traffic,
+        "model": model,
+        "precision": precision_of(encoder),
+        "guard": guard,
+    }
     try:
         rules = choose_from_scores(
-            labels_of(pairs),
-            served_similarities(encoder, pairs, guard=guard),
-            logits,
-            units_of(pairs),
-            promise={
-                "delta": delta,
-                "alpha": alpha,
-                "duplicate_rate": duplicate_rate,
-                "traffic": traffic,
-                "model": model,
-                "precision": precision_of(encoder),
-                "guard": guard,
-            },
+            labels_of(pairs)[singles],
+            similarities[singles],
+            logits[singles] if logits is not None else None,
+            [name for name, single in zip(units_of(pairs), singles, strict=True) if single],
+            promise=promise,
             verifier=verifier.fingerprint if verifier is not None else "",
             seed=seed,
         )
     except CalibrationRefused as refusal:
-        raise refusal.noting(told) from None
-    return replace(rules, sample=told)
+        raise refusal.noting("; ".join(filter(None, (told, _tell_conversations(pairs))))) from None
+    if logits is not None and rules.calibration.verifier:
+        similarities = adjust(similarities, logits, Adjustment(rules.calibration.weight))
+    made = _judge_conversations(rules.calibration, pairs, similarities, promise)
+    return replace(rules, calibration=made, sample=told)
+
+
+def calibrate_pairs(pairs: Sequence[LabelledPair], similarities: Logits, **promise: Any) -> Calibration:
+    """Return what `calibrate` does of pairs with these similarities (n,), conversations by themselves.
+
+    Raises:
+        CalibrationRefused: no threshold can be promised for single questions (or for conversations, if all are such).
+    """
+    singles = find_singles(pairs)
+    try:
+        found = calibrate(labels_of(pairs)[singles], similarities[singles], **promise)
+    except CalibrationRefused as refusal:
+        raise refusal.noting(_tell_conversations(pairs)) from None
+    return _judge_conversations(found, pairs, similarities, promise)
+
+
+def find_singles(pairs: Sequence[LabelledPair]) -> NDArray[np.bool_]:
+    """Return which pairs (n,) choose the threshold of single questions: all but conversations, or all if all are."""
+    singles = np.array([not has_conversations(pair) for pair in pairs], dtype=bool)
+    return singles if singles.any() else ~singles
+
+
+def _judge_conversations(
+    found: Calibration, pairs: Sequence[LabelledPair], similarities: Logits, promise: Mapping[str, Any]
+) -> Calibration:
+    """Return the calibration with what the conversations among the pairs carry by themselves."""
+    spoken = np.array([has_conversations(pair) for pair in pairs], dtype=bool)
+    if not spoken.any():
+        return found
+    try:
+        made = found if spoken.all() else calibrate(labels_of(pairs)[spoken], similarities[spoken], **promise)
+        own = Conversations(made.pairs, made.threshold, made.hits, made.false_hits)
+    except CalibrationRefused as refusal:
+        own = Conversations(int(spoken.sum()), refused=refusal.found)
+    return replace(found, conversations=own)
+
+
+def serve_pairs(found: Calibration, pairs: Sequence[LabelledPair], similarities: Logits) -> NDArray[np.bool_]:
+    """Return which pairs (n,) of these similarities are served: conversations from the threshold of their own."""
+    own = found.conversations.threshold if found.conversations is not None else None
+    spoken = [has_conversations(pair) for pair in pairs]
+    apart = own if own is not None else np.inf
+    return np.asarray(similarities >= np.where(spoken, apart, found.threshold))
+
+
+def _tell_conversations(pairs: Sequence[LabelledPair]) -> str:
+    """Return that some pairs had no part in a threshold, "" where all or none are conversations."""
+    count = sum(map(has_conversations, pairs))
+    told = f"{count} of the pairs are conversations, which choose a threshold of their own"
+    return told if 0 < count < len(pairs) else ""
 
 
 def choose_uncached(
@@ -114,8 +173,8 @@ def choose_uncached(
     """
     counted, told = draw_sample(pairs, encoder)
     try:
-        found = calibrate(
-            labels_of(counted),
+        found = calibrate_pairs(
+            counted,
             similarities_of(encoder, counted),
             delta=delta,
             alpha=alpha,
@@ -136,8 +195,15 @@ def draw_sample(pairs: Sequence[LabelledPair], encoder: Encoder, *, seed: int = 
     The exact test takes pairs as independent. So a pair that stands there again counts once; and where pairs come in
     large units (they share a question or a group) and are alike within them, one of each unit is drawn. Simulated at
     δ = α = .05, with pairs of a unit all alike, the promise breaks in 1% of the draws with one pair a unit, 4.5% with
-    five, 14% with eight and 21.5% with twenty: so design effects up to `DEPENDENT` are let pass.
+    five, 14% with eight and 21.5% with twenty: so design effects up to `DEPENDENT` are let pass. Single questions and
+    conversations are looked at apart, since each chooses a threshold.
     """
+    kinds = [[pair for pair in pairs if has_conversations(pair) == spoken] for spoken in (False, True)]
+    drawn = [_draw_sample(kind, encoder, seed=seed) for kind in kinds if kind]
+    return [pair for kept, _ in drawn for pair in kept], "; ".join(told for _, told in drawn if told)
+
+
+def _draw_sample(pairs: Sequence[LabelledPair], encoder: Encoder, *, seed: int) -> tuple[list[LabelledPair], str]:
     first: dict[tuple[frozenset[str], int], LabelledPair] = {}
     for pair in pairs:
         first.setdefault((frozenset((pair.sentence1, pair.sentence2)), pair.label), pair)
@@ -292,12 +358,18 @@ def part_units(units: Sequence[str], shares: Sequence[float], *, seed: int) -> l
 def served_similarities(encoder: Encoder, pairs: Sequence[LabelledPair], *, guard: bool = True) -> NDArray[np.float64]:
     """Return the cosine of each pair (n,) as the cache serves.
 
-    That is −1 where the model does not read all of a text, and where the guard, if on, would not serve the pair.
+    That is −1 where the model does not read all of a text, where the guard, if on, would not serve the pair, and where
+    others speak in the one text than in the other, as who speaks is part of the scope.
     """
     unread = {text for pair in pairs for text in (pair.sentence1, pair.sentence2) if find_unread(encoder, text)}
-    lost = np.array([bool(unread & {pair.sentence1, pair.sentence2}) for pair in pairs], dtype=bool)
+    lost = np.array([bool(unread & set(pair)) or apart(*pair) for pair in pairs_of(pairs)], dtype=bool)
     similarities = np.where(lost, -1.0, similarities_of(encoder, pairs))
     return veto_pairs(similarities, pairs_of(pairs)) if guard else similarities
+
+
+def apart(one: str, other: str) -> bool:
+    """Say whether two texts never meet in the cache: a question and a conversation, or other speakers."""
+    return roles_of(one) != roles_of(other)
 
 
 def veto_pairs(similarities: NDArray[np.float64], pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:

@@ -111,7 +111,7 @@ class Samples:
 
     Args:
         feedback: the file for verdicts. What it holds of this model at the thresholds of today counts from the start.
-        model: fingerprint. threshold_for: the threshold of a namespace.
+        model: fingerprint. threshold_for: the threshold of a namespace, for a text.
         delta: most wrong answers among those served that is promised; the alarm watches it.
         since: Unix seconds by namespace; earlier verdicts chose the threshold of the namespace, and do not judge it.
     """
@@ -122,7 +122,7 @@ class Samples:
         feedback: Feedback,
         *,
         model: str,
-        threshold_for: Callable[[str], float],
+        threshold_for: Callable[[str, str], float],
         delta: float = 0.05,
         since: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
@@ -147,7 +147,7 @@ class Samples:
 
     def _counts(self, row: Judged) -> bool:
         """Say whether a verdict tells of what this cache serves now."""
-        threshold = self._threshold_for(row.namespace)
+        threshold = self._threshold_for(row.namespace, row.sentence1)
         return (
             row.source == "sample"
             and row.model == self._model

@@ -14,14 +14,17 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, get_args, overload
 
+from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
 from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import SampleRule, Samples
-from embedsmith.cache.settings import Promised, open_encoder, read_promises
+from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, settle_turns
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
+from embedsmith.choices import Turns
+from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, find_unread
 from embedsmith.errors import ConfigurationError, InputError, describe_failure
 from embedsmith.evaluation import similarities_of
@@ -31,6 +34,7 @@ from embedsmith.text import is_storable
 from embedsmith.verifier import Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
+Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
@@ -86,8 +90,10 @@ class SemanticCache:
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
             calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
-        policy: other rules altogether, in the place of threshold, calibration, namespaces, guard and verifier.
+        policy: other rules altogether, in the place of threshold, calibration, namespaces, guard, verifier and turns.
         guard: False serves candidates that differ in a fact.
+        turns: what becomes of the earlier turns of conversations: "fingerprint" wants them equal, "meaning" compares
+            them with the question, "auto" does so where model and calibration carry it (`settings.settle_turns`).
         verifier: the folder of a verifier, for a calibration that was made with it.
         ttl: seconds an answer lives, unless an addition says otherwise. A hit does not extend it.
         max_entries, max_bytes: limits of the store, all tenants together (checked after every hundredth).
@@ -99,8 +105,12 @@ class SemanticCache:
             .05 without one.
         clock: Unix seconds.
 
+    Attributes:
+        turns: what becomes of earlier turns, and why, in a sentence.
+
     Raises:
-        ConfigurationError: no threshold is known, a policy comes with its parts, or a limit is none.
+        ConfigurationError: no threshold is known, a policy comes with its parts, a limit is none, or turns cannot be
+            compared by meaning.
         InputError: the calibration is of another model.
         ModelMismatch: the store holds vectors of another model.
     """
@@ -115,6 +125,7 @@ class SemanticCache:
         namespaces: Path | str | None = None,
         policy: Policy | None = None,
         guard: bool = True,
+        turns: Turns = "auto",
         verifier: Verifier | Path | str | None = None,
         ttl: float | None = None,
         max_entries: int | None = None,
@@ -152,9 +163,14 @@ class SemanticCache:
                 encoder=self.encoder,
                 guard=guard,
             )
-            policy = promise.policy
+            taught = count_taught(model)
+            policy, self.turns = settle_turns(
+                promise.policy, turns, taught=taught, calibration=promise.calibration, model=model
+            )
         else:
             promise = Promised(policy)
+            by = "must be equal" if policy.conversations is None else "are compared by meaning"
+            self.turns = f"earlier turns {by}, as the rules given say"
         self.calibration = promise.calibration
         self.policy = policy
         self._feedback = Feedback(feedback) if feedback is not None else None
@@ -169,21 +185,41 @@ class SemanticCache:
         self._added = 0
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
-    def lookup(self, text: str, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
-        """Return hit or miss for `text`.
+    @property
+    def by_meaning(self) -> bool:
+        """Say whether conversations are compared by meaning, earlier turns included."""
+        return self.policy.conversations is not None
+
+    def lookup(self, question: Asked, *, namespace: str = "default", scope: Mapping[str, Any] | None = None) -> Lookup:
+        """Return hit or miss for a question.
 
         Args:
+            question: a text, or chat messages ({"role": …, "content": …}) that end with the user's, read as the proxy
+                reads them.
             namespace: the tenant; no lookup sees another's entries.
             scope: all else that must be equal for an answer to serve (model, system prompt, language, ...).
         """
-        found = self.look_again(self._ask(text, namespace, scope))
+        found = self.look_again(self._ask(question, namespace, scope))
         self._count_use(found.decision.entry)
         return found
 
-    def _ask(self, text: str, namespace: str, scope: Mapping[str, Any] | None) -> Lookup:
+    def _ask(self, question: Asked, namespace: str, scope: Mapping[str, Any] | None) -> Lookup:
+        text, scope = (question, scope) if isinstance(question, str) else self._read(question, scope)
         _require_text(text, namespace)
         partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
         return Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
+
+    def _read(
+        self, messages: Sequence[Mapping[str, Any]], scope: Mapping[str, Any] | None
+    ) -> tuple[str, Mapping[str, Any] | None]:
+        """Return the text of messages, and the scope with what of them must be equal."""
+        listed = list(messages)
+        if not listed or not all(isinstance(item, Mapping) for item in listed) or listed[-1].get("role") != ROLES[0]:
+            raise InputError("the messages do not end with one of the user", expected="a list of chat messages")
+        text, about = read_messages(listed, by_meaning=self.by_meaning)
+        if not text:
+            raise InputError("the last message is not text", expected="a question")
+        return text, {**(scope or {}), "messages": about} if about else scope
 
     def _count_use(self, entry: Entry | None) -> None:
         """Note that an entry is served; where that fails, it is served all the same."""
@@ -206,7 +242,7 @@ class SemanticCache:
                 started = time.perf_counter()
                 vector = self.encoder.encode([asked.text])[0]
                 encoding += time.perf_counter() - started
-            policy = self.policy.within(asked.namespace)
+            policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
             decision = decide(asked.text, matches, policy)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
@@ -244,7 +280,7 @@ class SemanticCache:
 
     def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match], decision: Decision) -> None:
         """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
-        policy = self.policy.within(asked.namespace)
+        policy = self.policy.within(asked.namespace, asked.text)
         floor = policy.threshold - samples.rule.margin
         if not decision.hit:  # the nearest that the guard lets pass, as the verifier moves it
             decision = decide(asked.text, matches, replace(policy, threshold=floor - policy.reach, verifier=None))
@@ -265,7 +301,7 @@ class SemanticCache:
 
     def add(
         self,
-        question: Lookup | str,
+        question: Lookup | Asked,
         answer: str,
         *,
         namespace: str = "default",
@@ -276,7 +312,8 @@ class SemanticCache:
         """Store an answer and return its entry; the same question in the same scope is replaced.
 
         Args:
-            question: the lookup that missed (its vector is used again), or a text with `namespace` and `scope`.
+            question: the lookup that missed (its vector is used again), or a text (or messages) with `namespace` and
+                `scope`.
             ttl: seconds the answer lives, above 0; None is the cache's own.
 
         Raises:
@@ -285,7 +322,7 @@ class SemanticCache:
         require_limits(ttl=ttl)
         _require_text(answer, *tags)
         now = self._clock()
-        if isinstance(question, str):
+        if not isinstance(question, Lookup):
             question = self._ask(question, namespace, scope)
         vector = question.vector if question.vector is not None else self.encoder.encode([question.text])[0]
         life = ttl if ttl is not None else self.ttl

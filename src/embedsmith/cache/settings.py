@@ -7,16 +7,20 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.recalibration import FILE, Recalibration, read_recalibration
 from embedsmith.calibration import Calibration, read_calibration
+from embedsmith.choices import Turns
 from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.recipes import count_conversations
 from embedsmith.runtime import OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
+TAUGHT = 1000  # rows of conversations from which on a model counts as trained for them; 500 taught little (docs/log.md)
 DELTA = 0.05  # where nothing is promised, what samples are judged against
 
 
@@ -83,6 +87,65 @@ def read_promises(
         max((item.delta for item in (found, single) if item is not None), default=DELTA),
         single.since if single is not None else {},
     )
+
+
+def settle_turns(
+    policy: Policy,
+    turns: Turns,
+    *,
+    taught: int,
+    calibration: Calibration | None = None,
+    model: Encoder | Path | str = "MODEL",
+) -> tuple[Policy, str]:
+    """Return the rules with what becomes of earlier turns, and a sentence that says it and why.
+
+    Compared by meaning they are where the model was trained for it and the calibration's pairs of conversations carry
+    the promise by themselves; a threshold given by hand does in their place if `turns` is "meaning".
+
+    Args:
+        taught: rows of conversations that the model was trained on.
+        calibration: None for a threshold given by hand.
+
+    Raises:
+        ConfigurationError: "meaning", and what it takes is missing; or `turns` is something else.
+    """
+    if turns not in get_args(Turns):
+        raise ConfigurationError(f"turns {turns!r}", expected=" or ".join(get_args(Turns)))
+    if turns == "fingerprint":
+        return replace(policy, conversations=None), "earlier turns must be equal, as asked"
+    own = calibration.conversations if calibration is not None else None
+    threshold = own.threshold if own is not None else None
+    lacking = []
+    if taught < TAUGHT:
+        lacking.append(f"the model was trained on {taught} rows of conversations, and it takes {TAUGHT}")
+    if calibration is None and turns == "meaning":
+        threshold = policy.threshold
+    elif calibration is None:
+        lacking.append("a threshold given by hand promises nothing")
+    elif own is None:
+        lacking.append("none of the calibration's pairs is of conversations")
+    elif threshold is None:
+        lacking.append(f"its {own.pairs} pairs of conversations carry no promise ({own.refused})")
+    if lacking and turns == "meaning":
+        raise ConfigurationError(
+            f"earlier turns cannot be compared by meaning: {'; '.join(lacking)}",
+            expected="a model trained on conversations, and a calibration with pairs of them (or a threshold by hand)",
+            action=f"train and calibrate {tell_model(model)} on rows whose texts are lists of messages, or leave out "
+            "--turns meaning",
+        )
+    if lacking or threshold is None:
+        return policy, f"earlier turns must be equal: {'; '.join(lacking)}"
+    carried = f"{own.pairs} pairs of them carry the promise" if own is not None else "without a promise"
+    told = f"conversations by meaning from {threshold:.4f}: trained on {taught} rows of them, {carried}"
+    return replace(policy, conversations=threshold), told
+
+
+def count_taught(model: Encoder | Path | str) -> int:
+    """Return how many rows of conversations a model was trained on; one in memory tells by `conversations`."""
+    if isinstance(model, (str, Path)):
+        return count_conversations(model)
+    found = getattr(model, "conversations", 0)
+    return found if isinstance(found, int) else 0
 
 
 def require_guard(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.choices import Eviction, LogMode, ServedPrecision
+from embedsmith.choices import Eviction, LogMode, ServedPrecision, Turns
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -166,6 +166,12 @@ def serve(
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
     guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
+    turns: Annotated[
+        Turns,
+        typer.Option(
+            help="Earlier turns: must be equal, are compared by meaning, or that where model and pairs carry it."
+        ),
+    ] = "auto",
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
     ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
     max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
@@ -247,6 +253,7 @@ def serve(
         threshold=threshold,
         calibration=calibration,
         guard=guard,
+        turns=turns,
         verifier=verifier,
         ttl=ttl,
         max_entries=max_entries,
@@ -267,6 +274,7 @@ def serve(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
+    say(cache.turns)
     listen(cache, service, say=say)
 
 

@@ -73,6 +73,10 @@ BaseUrl = Annotated[
     str | None, typer.Option(help="An OpenAI-compatible server, for all openai: models of the command.")
 ]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
+Conversations = Annotated[
+    bool,
+    typer.Option("--conversations", help="Ask about whole chats of a log, not about the last message of each alone."),
+]
 Separator = Annotated[
     str | None,
     typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),

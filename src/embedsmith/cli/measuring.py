@@ -38,7 +38,7 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.cache.rules import Rules
-    from embedsmith.calibration import Calibration
+    from embedsmith.calibration import Calibration, Conversations
 
 
 @app.command()
@@ -337,7 +337,19 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
         f"confidence {percent(1 - found.alpha)}{of}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
-        f"{found.recall:.0%} of the duplicates caught\nwritten  {out}"
+        f"{found.recall:.0%} of the duplicates caught"
+    )
+    if found.conversations is not None:
+        say(_tell_conversations(found.conversations))
+    say(f"written  {out}")
+
+
+def _tell_conversations(own: Conversations) -> str:
+    if own.threshold is None:
+        return f"no threshold for conversations, of which {own.pairs} pairs are: {own.refused}"
+    return (
+        f"threshold {own.threshold:.4f} for conversations: the same promise for them alone, {own.hits} of {own.pairs} "
+        f"pairs served, {own.false_hits} wrong"
     )
 
 

@@ -61,14 +61,14 @@ BY_HAND = _excludes("--threshold", action="leave one of them out: a threshold gi
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "run": {
-        **_each("compare paraphrases distinct edits delta alpha separator", LANGCACHE),
+        **_each("compare paraphrases distinct edits delta alpha separator conversations", LANGCACHE),
         **_each("tokens quota across set training instruction", _needs("--recipe rag", action=ELSEWHERE)),
         "--base-url": _needs("--llm openai:MODEL", "--compare openai:MODEL"),
         "--concurrency": TO_A_SERVER,
         "--max-cost": PRICED,
     },
     "synthesize": {
-        **_each("paraphrases distinct edits separator", LANGCACHE),
+        **_each("paraphrases distinct edits separator conversations", LANGCACHE),
         **_each("column mask judge", _needs("--recipe langcache", "--recipe rag")),
         **_each("quota base across", RAG),
         **_each("tasks groups languages topics used language-check sts-as", E5),

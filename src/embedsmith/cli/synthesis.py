@@ -17,6 +17,7 @@ from embedsmith.cli.console import (
     BaseUrl,
     Column,
     Concurrency,
+    Conversations,
     Distinct,
     Edits,
     Judge,
@@ -83,6 +84,7 @@ def synthesize(
     ] = None,
     base_url: BaseUrl = None,
     column: Column = None,
+    conversations: Conversations = False,
     separator: Separator = None,
     mask: Mask = False,
     evaluation: Annotated[
@@ -146,7 +148,7 @@ def synthesize(
     if recipe == "langcache" and len(sources or []) == 1:
         counts: dict[str, Any] = {"paraphrases": paraphrases, "distinct": distinct, "edits": edits}
         asked = load_recipe(**counts, prompts=prompts, judge=judge, seed=seed)
-        queries = _read_queries(Path((sources or [])[0]), column, separator, screen, out)
+        queries = _read_queries(Path((sources or [])[0]), column, separator, screen, out, conversations=conversations)
         order = order_langcache(asked, queries, evaluation=leaks)
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
@@ -215,9 +217,11 @@ def _read_leaks(files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _read_queries(log: Path, column: str | None, separator: str | None, screen: Screen, out: Path) -> Sequence[Query]:
+def _read_queries(
+    log: Path, column: str | None, separator: str | None, screen: Screen, out: Path, *, conversations: bool
+) -> Sequence[Query]:
     """Return the distinct queries; what is not used is written beside the results."""
-    found = read_log(log, column, separator, screen)
+    found = read_log(log, column, separator, screen, conversations=conversations)
     write_jsonl(out / "queries_rejected.jsonl", [*found.rejected, *found.merged])
     return found.kept
 
@@ -359,6 +363,7 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
 def explain(
     log: Log,
     column: Column = None,
+    conversations: Conversations = False,
     separator: Separator = None,
     mask: Mask = False,
     row: Annotated[list[str] | None, typer.Option(help="Id of a row to show; repeatable. Default: the first.")] = None,
@@ -373,7 +378,8 @@ def explain(
     from embedsmith.synthesis import explain as explain_queries
     from embedsmith.synthesis import read_synthesis
 
-    wanted = _find_rows(log, read_log(log, column, separator, Screen(mask)).kept, row or [])
+    asked = read_log(log, column, separator, Screen(mask), conversations=conversations).kept
+    wanted = _find_rows(log, asked, row or [])
     done = read_synthesis(synthesis) if synthesis else None
     shown = explain_queries(
         wanted,
@@ -421,13 +427,16 @@ def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Seque
     return [query for query in queries if query.id in ids] if ids else queries[:1]
 
 
-def read_log(log: Path, column: str | None, separator: str | None, screen: Screen) -> Deduplicated:
+def read_log(
+    log: Path, column: str | None, separator: str | None, screen: Screen, *, conversations: bool = False
+) -> Deduplicated:
     from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
     from embedsmith.tables import parse_separator
 
     named = parse_separator(separator) if separator is not None else None
     say_separator(log, named)
-    found = deduplicate(screen_queries(read_queries(log, column=column, separator=named), screen))
+    rows = read_queries(log, column=column, separator=named, conversations=conversations)
+    found = deduplicate(screen_queries(rows, screen))
     require_queries(found, log)
     if told := describe_twice_encoded(found.kept):
         say(f"warning: {told}")

@@ -60,7 +60,7 @@ class Shelf:
     def read(self, request: Callable[[], Mapping[str, Any]]) -> Question | None:
         """Return the question in the chat request that `request` builds; None when it is none for the cache."""
         try:
-            question = read_chat(request(), self.allowed)
+            question = read_chat(request(), self.allowed, by_meaning=self.cache.by_meaning)
         except Unreadable as error:
             question = Passed(str(error))
         except Exception as error:  # noqa: BLE001  its text may hold the user's; a cache takes nothing away

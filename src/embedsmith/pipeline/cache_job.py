@@ -25,8 +25,8 @@ from embedsmith.artifacts import (
     write_jsonl,
 )
 from embedsmith.cache.feedback import refuse_feedback
-from embedsmith.cache.rules import draw_sample, served_similarities
-from embedsmith.calibration import calibrate, write_calibration
+from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
+from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
 from embedsmith.encoder import Remembering, precision_of
@@ -94,6 +94,7 @@ class Job:
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
         peers: further models for the comparison (folders, hub ids, openai:MODEL).
+        conversations: chats of the log are asked about as a whole; see `corpus.read_queries`.
         delta, alpha: the promise of the threshold; see `calibration`.
         tolerance: how far a guard may fall. force: keep a model that is below its base.
     """
@@ -103,6 +104,7 @@ class Job:
     out: Path
     evaluation: Path | None = None
     column: str | None = None
+    conversations: bool = False
     mask: bool = False
     separator: str | None = None
     guards: tuple[Path, ...] = ()
@@ -164,12 +166,14 @@ def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | N
 def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
     inputs = {"log": fingerprint_file(require(job.log))}
     settings = {"column": job.column, "mask": job.mask, "separator": job.separator}
+    settings |= {"conversations": True} if job.conversations else {}
     if told := describe_separator(job.log, job.separator):
         watch.say(told)
     if not folder.is_fresh("corpus", inputs, settings):
         with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl", PERSONAL]):
             screen = Screen(job.mask)
-            rows = read_queries(job.log, column=job.column, separator=job.separator)
+            asked: dict[str, Any] = {"separator": job.separator, "conversations": job.conversations}
+            rows = read_queries(job.log, column=job.column, **asked)
             distinct = deduplicate(screen_queries(rows, screen))
             require_queries(distinct, job.log)
             write_jsonl(folder / "queries.jsonl", distinct.kept)
@@ -377,8 +381,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             watch.say(f"threshold: {told}")
         try:
             similarities = served_similarities(encoder, chosen)
-            found = calibrate(
-                labels_of(chosen),
+            found = calibrate_pairs(
+                chosen,
                 similarities,
                 delta=job.delta,
                 alpha=job.alpha,
@@ -387,7 +391,7 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
                 guard=True,
                 written=job.evaluation is None,
             )
-            hit = served_similarities(encoder, reported) >= found.threshold
+            hit = serve_pairs(found, reported, served_similarities(encoder, reported))
             wrong = int((hit & (labels_of(reported) == 0)).sum())
             check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)

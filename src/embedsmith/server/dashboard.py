@@ -39,6 +39,7 @@ def state(
     return {
         "threshold": cache.policy.threshold,
         "guard": cache.policy.guard is not None,
+        "turns": cache.turns,
         "model": cache.fingerprint,
         "folder": cache.name,
         "store": cache.store.url,

@@ -98,7 +98,7 @@ class Flights:
         if found.id in by_id or found.vector is None:
             return by_id.get(found.id)
         entries = [_as_entry(flight.found) for flight in by_id.values() if flight.found.vector is not None]
-        policy = self._policy.within(found.namespace)
+        policy = self._policy.within(found.namespace, found.text)
         matches = score(found.vector, entries)[: policy.candidates]
         decision = decide(found.text, matches, policy)
         return by_id[decision.entry.id] if decision.entry is not None else None

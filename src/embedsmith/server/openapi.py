@@ -435,6 +435,7 @@ SCHEMAS: Json = {
     "State": _object(
         threshold=NUMBER,
         guard={"type": "boolean"},
+        turns=TEXT,
         model=TEXT,
         folder=TEXT,
         store=TEXT,

@@ -110,7 +110,7 @@ class Proxy:
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
         try:
-            question = read_chat(body, self.allowed)
+            question = read_chat(body, self.allowed, by_meaning=self.cache.by_meaning)
         except ValueError as error:
             question = Passed(str(error))
         if isinstance(question, Passed):

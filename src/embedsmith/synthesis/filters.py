@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from embedsmith.conversation import read_asked, roles_of
 from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes, says_the_same
@@ -62,13 +63,21 @@ Filter = Callable[[str, Context], Verdict]
 
 
 def check_form(text: str, context: Context) -> Verdict:
-    """Reject what is no question: empty, no letters, far too long, one word for a question, one phrase repeated."""
+    """Reject what is no question: empty, no letters, far too long, one word for a question, one phrase repeated.
+
+    So is what has other speakers than the query: a question for a conversation, or a conversation that lost its form.
+    """
     if not text.strip():
         return "malformed", "empty"
     if sum(character.isalpha() for character in text) < 3 and not is_unspaced(text):  # two signs are two words
         return "malformed", "fewer than three letters"
     if is_too_long(text):
         return "malformed", f"{len(text)} characters"
+    if roles_of(text) != roles_of(context.query.text):
+        return (
+            "malformed",
+            f"the turns of {', '.join(roles_of(text))}, not of {', '.join(roles_of(context.query.text))}",
+        )
     asked = len(words(context.query.text))
     if asked >= WORDS_OF_A_QUESTION and len(words(text)) == 1 and not is_unspaced(text):
         return "malformed", f"one word for a question of {asked}"
@@ -139,10 +148,14 @@ def check_copy(text: str, context: Context) -> Verdict:
 
 
 def check_changes(text: str, context: Context) -> Verdict:
-    """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …"""
+    """Reject a paraphrase that puts another fact in the place of one of the query: "changed-number", …
+
+    Of conversations what the user says is compared, as by the guard of the cache.
+    """
     if context.task != "paraphrases":
         return None
-    changes = find_changes(context.query.text, text, nouns_raised=context.nouns_raised)
+    query, text = read_asked(context.query.text), read_asked(text)
+    changes = find_changes(query, text, nouns_raised=context.nouns_raised)
     detail = "; ".join(f"{change.kind} {change.evidence}" for change in changes)
     return (f"changed-{changes[0].kind}", detail) if changes else None
 

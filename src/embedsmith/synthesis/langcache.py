@@ -1,7 +1,8 @@
 """The recipe langcache: for each query paraphrases (label 1) and near-miss questions (label 0), each in one call.
 
-Near misses by controlled edits need no call. Where a judge is wanted, every pair that passed the filters is judged in a
-second step.
+A query may be a conversation; then whole conversations are written. Near misses by controlled edits need no call;
+conversations have none, since an edit may hit what the assistant said. Where a judge is wanted, every pair that passed
+the filters is judged in a second step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
+from embedsmith.conversation import is_conversation
 from embedsmith.corpus import Query, require_own_ids
 from embedsmith.examples import LabelledPair, Provenance, Rejected
 from embedsmith.facts import raises_nouns
@@ -59,8 +61,8 @@ def _write(sieve: _Sieve) -> Iterator[LabelledPair | Rejected]:
     prompts = partial(_render_all, recipe, queries)
     for prompt, completion in sieve.calls.complete(prompts, total=len(queries) * len(asked)):
         yield from sieve.read(prompt, completion)
-        if recipe.edits and prompt.task == asked[-1]:
-            query = sieve.by_id[prompt.row]
+        query = sieve.by_id[prompt.row]
+        if recipe.edits and prompt.task == asked[-1] and not is_conversation(query.text):
             yield from sieve.take(query, draw_edits(query.text, names, seed=recipe.seed)[: recipe.edits])
 
 

@@ -9,11 +9,13 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from embedsmith.conversation import is_conversation
 from embedsmith.corpus import Query
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.llm import Prompt
 
 TASKS = ("paraphrases", "distinct")  # label 1, label 0
+SPOKEN = {task: f"{task}_of_conversations" for task in TASKS}  # the same, asked about a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Recipe:
 
     Attributes:
         counts: number of texts by task; a task with 0 is not called.
-        templates: the messages by task.
+        templates: the messages by task, and by those of `SPOKEN`.
         edits: near-miss questions a query that no model writes: the query with one fact changed (`edits`), at most.
         judge: whether the language model says of every pair if one answer serves both, in a call of its own.
         seed: of the edits.
@@ -70,6 +72,9 @@ def load_recipe(
         raise InputError(f"{prompts} does not exist", expected="a prompts file (TOML)")
     source = Path(prompts) if prompts is not None else _shipped() / f"{name}.toml"
     templates = _parse_templates(source.read_text(encoding="utf-8"), str(source))
+    if prompts is not None:
+        shipped = _shipped() / f"{name}.toml"
+        templates = _parse_templates(shipped.read_text(encoding="utf-8"), str(shipped)) | templates
     return Recipe(name, {"paraphrases": paraphrases, "distinct": distinct}, templates, edits, judge, seed)
 
 
@@ -82,11 +87,12 @@ def _parse_templates(text: str, source: str) -> dict[str, Template]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source} is not TOML: {error}", expected="[paraphrases] and [distinct]") from None
-    if set(tables) != set(TASKS):
+    if not set(TASKS) <= set(tables) <= {*TASKS, *SPOKEN.values()}:
         raise ConfigurationError(
-            f"{source} has the tables {', '.join(sorted(tables))}", expected=f"exactly {' and '.join(TASKS)}"
+            f"{source} has the tables {', '.join(sorted(tables))}",
+            expected=f"exactly {' and '.join(TASKS)}, and {' and '.join(SPOKEN.values())} if you like",
         )
-    return {task: _parse_template(tables[task], f"{source} [{task}]") for task in TASKS}
+    return {task: _parse_template(table, f"{source} [{task}]") for task, table in tables.items()}
 
 
 def _parse_template(table: dict[str, str], source: str) -> Template:
@@ -114,15 +120,14 @@ def quote(text: str) -> str:
 
 def render(recipe: Recipe, query: Query) -> list[Prompt]:
     """Return the prompts that are sent for `query`, exactly as they are sent."""
+    spoken = is_conversation(query.text)
+    asked = {task: recipe.templates[SPOKEN[task] if spoken else task] for task in TASKS if recipe.counts[task]}
     return [
         Prompt(
-            system=recipe.templates[task].system,
-            user=recipe.templates[task].user.format(
-                query=query.text, quoted=quote(query.text), count=recipe.counts[task]
-            ),
+            system=template.system,
+            user=template.user.format(query=query.text, quoted=quote(query.text), count=recipe.counts[task]),
             row=query.id,
             task=task,
         )
-        for task in TASKS
-        if recipe.counts[task]
+        for task, template in asked.items()
     ]
