@@ -25,7 +25,7 @@ ACTS = {
     "demo": "--seed",
     "synthesize": """--llm --recipe --eval --prompts --pilot --max-calls --price --batch-in --temperature --max-tokens
         --seed""",
-    "explain": "--column --separator --mask --row --synthesis --paraphrases --distinct --prompts",
+    "explain": "--column --separator --mask --conversations --row --synthesis --paraphrases --distinct --prompts",
     "chunk": "--tokens --overlap --base --column",
     "inspect": "--against --base --rejected --log --separator --seed",
     "mine": """--encoder --corpus --negatives --window --relative --margin --minimum --maximum --sampling --ruling
@@ -37,7 +37,7 @@ ACTS = {
     "calibrate": "--separator --delta --alpha --for-cache --duplicate-rate --traffic",
     "recalibrate": "--model --delta --alpha --min-pairs --threshold --guard",
     "export": "--precision --pairs",
-    "serve": """--upstream --model --store --threshold --guard --ttl --max-entries --max-bytes --feedback --namespaces
+    "serve": """--upstream --model --store --threshold --guard --turns --ttl --max-entries --max-bytes --feedback --namespaces
         --allow-tools --temperature --shadow --ignore-header --price --host --port --grace
         --log""",
     "reencode": "--model --batch --restart --drop-failed",

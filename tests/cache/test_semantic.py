@@ -55,7 +55,14 @@ def test_a_hit_says_what_it_is_based_on() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [{"threshold": 0.8}, {"calibration": "/nowhere"}, {"namespaces": "/nowhere"}, {"guard": False}, {"verifier": "v"}],
+    [
+        {"threshold": 0.8},
+        {"calibration": "/nowhere"},
+        {"namespaces": "/nowhere"},
+        {"guard": False},
+        {"verifier": "v"},
+        {"turns": "meaning"},
+    ],
 )
 def test_a_policy_beside_what_one_is_made_of_is_refused(part: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"a policy together with {next(iter(part))}"):

@@ -143,7 +143,8 @@ class SemanticCache:
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
         _require_room_for_verdicts(sample, feedback, judge)
         parts = {"threshold": threshold, "calibration": calibration, "namespaces": namespaces, "verifier": verifier}
-        given = [name for name, part in parts.items() if part is not None] + ([] if guard else ["guard"])
+        given = [name for name, part in parts.items() if part is not None]
+        given += [name for name, changed in {"guard": not guard, "turns": turns != "auto"}.items() if changed]
         if policy is not None and given:
             raise ConfigurationError(
                 f"a policy together with {', '.join(given)}",
