@@ -37,8 +37,8 @@ ACTS = {
     "calibrate": "--separator --delta --alpha --for-cache --duplicate-rate --traffic",
     "recalibrate": "--model --delta --alpha --min-pairs --threshold --guard",
     "export": "--precision --pairs",
-    "serve": """--upstream --model --store --threshold --guard --turns --ttl --max-entries --max-bytes --feedback --namespaces
-        --allow-tools --temperature --shadow --ignore-header --price --host --port --grace
+    "serve": """--upstream --model --store --threshold --guard --turns --ttl --max-entries --max-bytes
+        --feedback --namespaces --allow-tools --temperature --shadow --ignore-header --price --host --port --grace
         --log""",
     "reencode": "--model --batch --restart --drop-failed",
     "version": "",
