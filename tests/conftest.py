@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,23 +25,6 @@ def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(path))
         yield
-
-
-@pytest.fixture
-def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the pictures of reports empty, but in tests marked `painted`: they are a third of a run of a tiny model."""
-    from matplotlib.figure import Figure
-
-    save = Figure.savefig
-
-    def save_without(figure: Figure, file: Any, **options: Any) -> None:
-        if options.get("format") == "svg":
-            file.write('<svg width="1pt" height="1pt"></svg>')
-        else:
-            save(figure, file, **options)
-
-    if request.node.get_closest_marker("painted") is None:
-        monkeypatch.setattr(Figure, "savefig", save_without)
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +62,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lean_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with its ONNX export: a process that serves it needs no torch, whose import takes seconds."""
     pytest.importorskip("onnxscript")
-    from embedsmith.export import export
+    from embedsmith.export import export_model
 
     folder = tmp_path_factory.mktemp("lean") / "model"
-    export(tiny_model, folder)
+    export_model(tiny_model, folder)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ SOURCE = Path(embedsmith.__file__).parent
 # From the ground up; a module may import from its own layer and from those before it.
 LAYERS = (
     ("__init__",),
-    ("errors",),
+    ("errors", "choices"),
     ("artifacts", "charsets", "machine", "noise"),
     ("conversation", "text", "tables", "lexicon", "facts", "signatures", "personal"),
     ("examples", "metrics", "encoder", "logistic", "leakage"),
@@ -117,3 +118,13 @@ def test_every_public_name_exists_and_is_typed_as_what_it_is() -> None:
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "embedsmith" in str(node.module)]
     typed = {(alias.asname, f"{node.module}") for node in imports for alias in node.names}
     assert typed == {(name, f"embedsmith.{home}") for name, home in embedsmith._HOMES.items()}
+
+
+def test_the_package_names_a_function_for_each_command() -> None:
+    from embedsmith.cli import app
+
+    commands = {known.name or known.callback.__name__ for known in app.registered_commands if known.callback}
+    told = dict(re.findall(r"^- ([\w, ]+): (.*)$", str(embedsmith.__doc__), flags=re.MULTILINE))
+    assert {name for names in told for name in names.split(", ")} == commands - {"demo", "version"}
+    names = set(re.findall(r"`(\w+)`", " ".join(told.values())))
+    assert names <= set(embedsmith.__all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import sqlite3
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from embedsmith.artifacts import (
+    JsonLines,
     RunDirectory,
     fingerprint,
     fingerprint_file,
     read_json,
     read_jsonl,
     write_ahead,
+    write_json,
     write_jsonl,
     write_text,
 )
@@ -138,3 +141,50 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
     assert not left.exists()
     assert all(file.exists() for file in kept)
+
+
+def test_a_set_has_one_fingerprint_in_all_processes() -> None:
+    code = "from embedsmith.artifacts import fingerprint; print(fingerprint({'rates': {'a', 'b', 'c', 'd'}}))"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in "12"
+    }
+    assert len(found) == 1
+
+
+def test_folders_of_the_same_bytes_in_other_files_differ(tmp_path: Path) -> None:
+    contents = [{"a": "b"}, {"ab": ""}, {"a": "x", "c": "y"}, {"a": "xcy"}]
+    for place, files in enumerate(contents):
+        for name, text in files.items():
+            write_text(tmp_path / str(place) / name, text)
+    assert len({fingerprint_file(tmp_path / str(place)) for place in range(len(contents))}) == len(contents)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_jsonl(tmp_path / name, [{"a": 1}])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_jsonl(tmp_path / name, [{"a": 2}])
+    with pytest.raises(OSError, match="No space"):
+        write_json(tmp_path / "a.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [row for _, row in read_jsonl(tmp_path / name)] == [{"a": 1}]
+
+
+def test_a_gzip_end_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: gzip.GzipFile) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines = JsonLines(tmp_path / "rows.jsonl.gz")
+    monkeypatch.setattr(gzip.GzipFile, "close", full)
+    with pytest.raises(OSError, match="No space"), lines:
+        lines.write({"a": 1})
+    assert list(tmp_path.iterdir()) == []

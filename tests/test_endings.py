@@ -235,8 +235,12 @@ def test_a_model_is_calibrated_and_then_served_by_the_command_that_is_named(
     _, _, told = embedsmith("calibrate", model, pairs)
     assert told.endswith(f"next embedsmith serve --model '{model}' --upstream URL")
     assert SemanticCache(model).calibration is not None
-    _, _, told = embedsmith("calibrate", model, pairs, "--out", tmp_path / "other.json", "--model-only")
+    _, _, told = embedsmith("calibrate", model, pairs, "--out", tmp_path / "other.json", "--no-guard")
     assert told.endswith(f"--upstream URL --calibration {tmp_path / 'other.json'} --no-guard")
+    assert SemanticCache(model, calibration=tmp_path / "other.json", guard=False).policy.guard is None
+    _, _, told = embedsmith("calibrate", model, pairs, "--out", tmp_path / "other.json", "--model-only")
+    assert "of the model by itself, without a cache" in told
+    assert "embedsmith serve" not in told
 
 
 def test_of_many_processes_only_the_first_prints_a_table(

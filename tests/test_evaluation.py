@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from embedsmith.evaluation import (
     measure_latency,
     similarities_of,
 )
-from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet, read_examples
-from embedsmith.metrics import Ranking
+from embedsmith.examples import LabelledPair, LabelledText, ScoredPair, Triplet, read_examples, units_of
+from embedsmith.metrics import Ranking, Weights, bootstrap, paired_bootstrap, resample_weights
 from embedsmith.testing import FakeEncoder
 
 METRICS = {
@@ -201,6 +201,32 @@ def test_the_better_model_is_better_with_a_small_p_value() -> None:
     assert difference.value == pytest.approx(values[1] - values[0])
 
 
+def test_figures_are_those_of_a_bootstrap_for_each_metric_by_itself() -> None:
+    chosen, reported = halve(PAIRS)
+    found = compare({"base": WEAK, "tuned": STRONG}, reported, validation=chosen, resamples=60, seed=3)
+    weights = resample_weights(len(reported), groups=units_of(reported), resamples=60, seed=3)
+
+    def statistics(name: str, encoder: Encoder) -> dict[str, Callable[[Weights], float]]:
+        ranking = Ranking(labels_of(reported), similarities_of(encoder, [*chosen, *reported])[len(chosen) :])
+        threshold = found.reports[name].threshold
+        return {
+            "average_precision": ranking.average_precision,
+            "pchr_auc": ranking.pchr_auc,
+            "recall_at_precision_95": lambda row: ranking.recall_at_precision(0.95, row),
+            "precision": lambda row: ranking.at(threshold, row).precision,
+            "recall": lambda row: ranking.at(threshold, row).recall,
+            "f1": lambda row: ranking.at(threshold, row).f1,
+            "accuracy": lambda row: ranking.at(threshold, row).accuracy,
+        }
+
+    base, tuned = statistics("base", WEAK), statistics("tuned", STRONG)
+    assert found.reports["base"].metrics == {metric: bootstrap(run, weights) for metric, run in base.items()}
+    assert found.reports["tuned"].metrics == {metric: bootstrap(run, weights) for metric, run in tuned.items()}
+    assert found.differences["tuned"] == {
+        metric: paired_bootstrap(base[metric], tuned[metric], weights) for metric in base
+    }
+
+
 def test_the_baseline_can_be_any_of_them() -> None:
     found = compare({"base": WEAK, "tuned": STRONG}, PAIRS, baseline="tuned", resamples=50)
 
@@ -219,6 +245,11 @@ def test_a_report_is_the_same_alone_and_beside_others() -> None:
     beside = compare({"weak": WEAK, "strong": STRONG}, PAIRS, resamples=50).reports["weak"]
 
     assert beside == evaluate(WEAK, PAIRS, name="weak", resamples=50)
+
+
+def test_no_encoder_is_nothing_to_compare() -> None:
+    with pytest.raises(ConfigurationError, match="nothing to compare"):
+        compare({}, PAIRS)
 
 
 def test_an_unknown_baseline_is_named() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,18 @@ from embedsmith.examples import (
     Triplet,
     connect,
     detect_format,
+    draw_groups,
     read_examples,
     split,
     texts_of,
     write_examples,
 )
 from embedsmith.text import normalize
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    path.write_text("\n".join(map(json.dumps, rows)))  # with NaN, as pandas writes it
+
 
 KINDS: list[Example] = [
     PositivePair("a", "b"),
@@ -90,6 +98,42 @@ def test_what_is_told_of_a_negative_is_no_negative_and_columns_that_are_not_read
     assert found.unread == ("negative_id", "neg_score")
 
 
+@pytest.mark.parametrize("own", [{"url": "x"}, {"source": 5, "prompt": "p", "model": "m"}, "handbook", 7])
+def test_a_provenance_of_the_users_own_is_a_column_like_any_other(tmp_path: Path, own: object) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"anchor": "a", "positive": "b", "provenance": own}])
+    found = read_examples(tmp_path / "rows.jsonl")
+    assert found.examples == (PositivePair("a", "b"),)
+    assert found.unread == ("provenance",)
+
+
+def test_a_provenance_without_checks_is_one(tmp_path: Path) -> None:
+    told = {"source": "1", "prompt": "p", "model": "m", "checks": None}
+    write_rows(tmp_path / "rows.jsonl", [{"anchor": "a", "positive": "b", "provenance": told}])
+    assert read_examples(tmp_path / "rows.jsonl").examples[0].provenance == Provenance("1", "p", "m")
+
+
+def test_an_instruction_is_a_text_or_none_and_anything_else_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    given = ["find it", None, "", float("nan"), 5, ["find it"]]
+    write_rows(path, [{"anchor": f"a{row}", "positive": "b", "task": task} for row, task in enumerate(given)])
+    found = read_examples(path)
+    told = [example.instruction for example in found.examples if isinstance(example, PositivePair)]
+    assert told == ["find it", None, None, None]
+    assert [row.detail for row in found.rejected] == ["task is 5, not a text", "task is ['find it'], not a text"]
+
+
+def test_groups_and_classes_of_a_float_column_are_its_integers_and_gaps_are_none(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "pairs.jsonl",
+        [{"anchor": "a", "positive": "b", "group": group} for group in (7, 7.0, float("nan"), 0, None)],
+    )
+    assert [row.group for row in read_examples(tmp_path / "pairs.jsonl").examples] == ["7", "7", None, "0", None]
+    write_rows(tmp_path / "texts.jsonl", [{"text": "a", "label": label} for label in (7, 7.0, float("nan"))])
+    found = read_examples(tmp_path / "texts.jsonl")
+    assert found.examples == (LabelledText("a", "7"), LabelledText("a", "7"))
+    assert [row.detail for row in found.rejected] == ["label has no class"]
+
+
 @pytest.mark.parametrize("row", ['{"text": "a", "label": null}', '{"sentence1": "a", "sentence2": "b", "score": NaN}'])
 def test_a_class_or_a_score_that_is_none_is_no_row(tmp_path: Path, row: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -108,6 +152,18 @@ def test_what_fits_no_layout_is_refused_with_the_layouts(columns: str) -> None:
 def test_what_is_written_comes_back(tmp_path: Path, example: Example) -> None:
     write_examples(tmp_path / "x.jsonl", [example])
     assert read_examples(tmp_path / "x.jsonl").examples == (example,)
+
+
+def test_whole_groups_are_drawn_and_the_last_one_is_cut() -> None:
+    groups = [*["large"] * 30_000, *map(str, range(40)), *map(str, range(40))]
+    drawn = draw_groups(groups, 20)
+    taken = Counter(groups[place] for place in drawn)
+    assert len(drawn) == 20
+    assert drawn == sorted(drawn)
+    assert sum(count == 2 for name, count in taken.items() if name != "large") >= len(taken) - 2
+    assert len(draw_groups(groups, 20_000)) == 20_000
+    assert draw_groups(groups, 10**6) == list(range(len(groups)))
+    assert Counter(groups[::-1][place] for place in draw_groups(groups[::-1], 20)) == taken, "rows in another order"
 
 
 def test_bad_rows_keep_their_line_and_reason(tmp_path: Path) -> None:

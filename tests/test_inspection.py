@@ -16,6 +16,7 @@ from embedsmith.inspection import distinct_runs, evenness, gini, inspect, vendi_
 from embedsmith.leakage import LeakIndex
 from embedsmith.report.inspection import write_inspection
 from embedsmith.testing import FakeEncoder
+from embedsmith.text import count_words, cut_words, words
 
 PAIRS = [
     {"sentence1": "how do I renew a visa", "sentence2": "visa renewal", "label": 1, "group": "1"},
@@ -56,7 +57,7 @@ def test_rows_are_named_by_their_lines_in_the_file(tmp_path: Path, monkeypatch: 
     ]
     write_jsonl(tmp_path / "rows.jsonl", [{"sentence1": "", "sentence2": "b", "label": 1}, *other, *PAIRS])
     monkeypatch.setattr("embedsmith.inspection.SCORED", len(PAIRS))
-    monkeypatch.setattr("embedsmith.inspection._draw", lambda name, seed=0: float(name.startswith("g")))
+    monkeypatch.setattr("embedsmith.examples.draw_of", lambda name, seed=0: float(name.startswith("g")))
     found = inspect(tmp_path / "rows.jsonl", base=FakeEncoder())
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
 
@@ -124,6 +125,31 @@ def test_coverage_counts_the_rows_without_examples(tmp_path: Path, pairs: Path) 
     coverage = inspect(pairs, log=tmp_path / "log.txt").coverage
     assert coverage is not None
     assert (coverage.sources, coverage.of, coverage.gini) == (2, 4, 0.5)
+
+
+def test_texts_without_spaces_are_measured_in_words_of_two_signs(tmp_path: Path) -> None:
+    rows = [
+        {"anchor": "我想申请退款", "positive": "怎么申请退款"},
+        {"anchor": "怎么取消我的订单呢请告诉我", "positive": "取消订单"},
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = inspect(tmp_path / "rows.jsonl")
+    assert (found.lengths["anchor"].mean, found.lengths["positive"].mean) == ((3 + 6.5) / 2, 2.5)
+    assert found.overlaps["positive"].mean == pytest.approx((4 / 8 + 4 / 12) / 2)
+    assert found.diversity.distinct_2 > 0.9
+
+
+def test_texts_with_spaces_are_measured_as_before() -> None:
+    texts = ["How do I sort in C++?", "how do I sort in C#", "", "Wie geht's", "a b a b"]
+
+    def before(length: int) -> float:
+        found = [words(text) for text in texts]
+        runs = [tuple(own[at : at + length]) for own in found for at in range(len(own) - length + 1)]
+        return len(set(runs)) / len(runs)
+
+    assert [distinct_runs(texts, length) for length in (1, 2, 3)] == [before(length) for length in (1, 2, 3)]
+    assert [cut_words(text) for text in texts] == [words(text) for text in texts]
+    assert [count_words(text) for text in texts] == [len(words(text)) for text in texts]
 
 
 def test_worked_numbers() -> None:

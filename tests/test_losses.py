@@ -40,7 +40,7 @@ from transformers import PreTrainedTokenizerFast
 
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.losses import (
-    angle,
+    angle_similarity,
     batch_triplet,
     contrastive,
     cosent,
@@ -93,6 +93,11 @@ def unit(rows: Tensor) -> Tensor:
 
 def cosines(left: Tensor, right: Tensor) -> Tensor:
     return (unit(left) * unit(right)).sum(dim=1)
+
+
+def angle(left: Tensor, right: Tensor, scores: Tensor, *, temperature: float = 0.05) -> Tensor:
+    """The loss that `objectives` puts together from the two."""
+    return cosent(angle_similarity(left, right), scores, temperature=temperature)
 
 
 def gradient(loss: Tensor, *inputs: Tensor) -> list[Tensor]:

@@ -88,6 +88,23 @@ def test_spearman_is_scipys_with_ties_averaged(drawn: Rows, seed: int) -> None:
         assert spearman(scores, other) == pytest.approx(spearmanr(scores, other).statistic)
 
 
+def test_spearman_refuses_what_has_no_rank() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        spearman([1.0, float("nan"), 3.0], [1.0, 2.0, 3.0])
+
+
+@given(rows(), st.integers(0, 1000))
+def test_weighted_roc_auc_is_scikit_learns_on_the_resampled_rows(drawn: Rows, seed: int) -> None:
+    labels, scores = drawn
+    for weights in resample_weights(len(labels), resamples=5, seed=seed):
+        chosen = np.repeat(np.arange(len(labels)), weights.astype(int))
+        found = Ranking(labels, scores).roc_auc(weights)
+        if len(set(labels[chosen])) < 2:
+            assert np.isnan(found)
+        else:
+            assert found == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
+
+
 @given(rows(), st.integers(0, 2**32 - 1))
 def test_weighted_spearman_is_scipys_on_the_resampled_rows(drawn: Rows, seed: int) -> None:
     _, scores = drawn

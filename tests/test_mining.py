@@ -11,12 +11,14 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from numpy.typing import NDArray
 
 from embedsmith.encoder import Embeddings, normalize
 from embedsmith.errors import ConfigurationError, InputError, ModelError
@@ -34,7 +36,7 @@ from embedsmith.mining.planning import plan_search
 from embedsmith.mining.relabelling import CrossEncoderRelabeller, load_cross_encoder, open_relabeller, read_verdict
 from embedsmith.mining.search import Neighbours, search
 from embedsmith.mining.selection import draw_order
-from embedsmith.mining.store import ArrayVectors, FillBlock, open_vectors
+from embedsmith.mining.store import FillBlock, open_vectors
 from embedsmith.mining.texts import spool
 from embedsmith.model import DEMO_MODEL, resolve_model
 from embedsmith.testing import FakeEncoder, FaultyServer
@@ -76,6 +78,22 @@ class Says:
     def judge(self, pairs: Sequence[tuple[str, str]], /) -> list[Verdict]:
         self.asked += pairs
         return [Verdict(self.verdicts.get(text, "no")) for _, text in pairs]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayVectors:
+    """Vectors that are in memory already."""
+
+    rows: Embeddings
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> Embeddings:
+        return self.rows[start:stop]
+
+    def gather(self, places: NDArray[np.int64]) -> Embeddings:
+        return self.rows[places]
 
 
 def negatives_of(result: MiningResult) -> list[tuple[str, ...]]:
@@ -656,7 +674,7 @@ def test_the_command_writes_rows_and_says_what_became_of_every_candidate(
 
 
 def test_the_corpus_of_mine_is_read_in_the_columns_of_chunk_and_rows_without_text_are_counted(tmp_path: Path) -> None:
-    from embedsmith.cli.mining import Passages
+    from embedsmith.mining.texts import Passages
 
     (tmp_path / "c.jsonl").write_text(
         '{"document": "a.pdf", "content": "the shop opens"}\n'

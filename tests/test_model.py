@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel, T5Config, T5EncoderModel, XLNetConfig, XLNetModel
 
-from embedsmith.encoder import Encoder, encode_unique, pair_similarities
+from embedsmith.decoders import DECODER_LENGTH
+from embedsmith.encoder import TOO_LONG, Encoder, encode_unique, pair_similarities
 from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
 from embedsmith.model import (
     DEMO_MODEL,
@@ -184,3 +187,32 @@ def test_a_folder_in_float32_leaves_nothing_to_say(tiny_model: Path) -> None:
 def test_a_pair_network_is_read_in_float32(half: tuple[Path, str]) -> None:
     network = load_pair_network(half[0], seed=0)
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_a_maximum_that_is_none_cuts_no_text(tiny_model: Path, tmp_path: Path) -> None:
+    encoder = write_unlimited(tmp_path, T5EncoderModel(T5Config(d_kv=8, num_heads=2, **SMALL)), tiny_model, 10**30)
+    assert encoder.network.max_seq_length == 10**30
+    assert encoder.encode(TEXTS).shape == (len(TEXTS), 16)
+    assert encoder.count_tokens(["word " * 900]) == [902]
+    assert encoder.find_unread("word " * 900) == ""
+
+
+def test_a_decoder_without_a_maximum_reads_what_decoders_read_here(tiny_model: Path, tmp_path: Path) -> None:
+    encoder = write_unlimited(tmp_path, XLNetModel(XLNetConfig(n_head=2, d_inner=16, **SMALL)), tiny_model, -1)
+    assert encoder.encode(TEXTS).shape == (len(TEXTS), 16)
+    assert encoder.count_tokens(["word " * 900]) == [DECODER_LENGTH]
+    assert encoder.find_unread("word " * 900) == TOO_LONG
+
+
+SMALL: dict[str, Any] = {"vocab_size": 30522, "d_model": 16, "num_layers": 1}
+
+
+def write_unlimited(folder: Path, body: PreTrainedModel, tokens_of: Path, limit: int) -> TorchEncoder:
+    """A plain transformers folder whose tokenizer has the "maximum" by which a library says that it has none."""
+    tokenizer = load_network(tokens_of).tokenizer
+    tokenizer.model_max_length, tokenizer.eos_token = limit, "[SEP]"
+    body.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    encoder = load_encoder(folder)
+    assert isinstance(encoder, TorchEncoder)
+    return encoder

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
@@ -23,8 +25,22 @@ from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
-pytestmark = pytest.mark.usefixtures("unpainted")
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
+
+
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures of reports empty, but in tests marked `painted`: they are a sixth of a run of a tiny model."""
+    save = Figure.savefig
+
+    def save_without(figure: Figure, file: Any, **options: Any) -> None:
+        if options.get("format") == "svg":
+            file.write('<svg width="1pt" height="1pt"></svg>')
+        else:
+            save(figure, file, **options)
+
+    if request.node.get_closest_marker("painted") is None:
+        monkeypatch.setattr(Figure, "savefig", save_without)
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from embedsmith.testing import FakeLLM
 from embedsmith.training import TrainingConfig
 from tiny_decoders import SIZES
 
-pytestmark = pytest.mark.usefixtures("unpainted")
 FILINGS = Path(__file__).parents[1] / "examples" / "filings"
 TRAINING = TrainingConfig(losses={"distill_kl": 1.0}, batch=8, learning_rate=1e-5, precision="fp32")
 
@@ -53,7 +52,6 @@ def job(tmp_path: Path, tiny_model: Path) -> RagJob:
     )
 
 
-@pytest.mark.painted
 def test_a_run_leaves_model_report_and_every_file_on_the_way(job: RagJob) -> None:
     said: list[str] = []
     result = run_rag(job, llm(), Watcher(say=said.append))

@@ -86,7 +86,7 @@ def test_a_prompt_keeps_its_spaces(given: str, prompt: str) -> None:
 @pytest.mark.parametrize(
     ("assignment", "found"),
     [
-        ("temperature", "--set temperature"),
+        ("temperature", "'temperature' sets no value"),
         ("temprature=1", "temprature"),
         ("lora.rnk=1", "rnk"),
         ("gradient_accumulation_steps=16", "gradient_accumulation_steps"),

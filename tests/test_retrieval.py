@@ -30,7 +30,6 @@ from embedsmith.retrieval import (
     RunRanker,
     judge_runs,
     measure_retrieval,
-    rank,
     rank_task,
     read_beir,
     read_qrels,
@@ -85,8 +84,9 @@ def test_one_relevant_document_at_place_three() -> None:
 
 
 def test_ties_stay_in_the_order_of_the_documents() -> None:
-    same = np.ones((5, 2), dtype=np.float32)
-    assert rank(same[:1], same).tolist() == [[0, 1, 2, 3, 4]]
+    texts = {name: name for name in "abcde"}
+    found = EncoderRanker(Given({name: [1, 0] for name in texts})).rank({"q": "a"}, texts, depth=5)
+    assert found.places.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_a_model_against_itself_differs_by_nothing_and_a_better_one_by_its_gain() -> None:
@@ -121,6 +121,16 @@ def write_beir(folder: Path, *, scores: Sequence[tuple[str, str, int]]) -> Path:
     (folder / "qrels").mkdir()
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
     return folder
+
+
+def test_ids_of_a_float_column_are_those_of_the_judgements_and_a_gap_is_no_title(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir", scores=[("7", "3", 1)])
+    (folder / "corpus.jsonl.gz").unlink()
+    (folder / "corpus.jsonl").write_text('{"_id": 3.0, "title": NaN, "text": "freeze"}')
+    (folder / "queries.jsonl").write_text('{"_id": 7.0, "text": "freeze my card"}')
+    task = read_beir(folder)
+    assert (task.documents, task.missing) == ({"3": "freeze"}, 0)
+    assert task.queries == {"7": "freeze my card"}
 
 
 def test_a_beir_folder_is_read_and_what_has_no_figure_is_named(tmp_path: Path) -> None:
@@ -351,12 +361,12 @@ def test_ids_that_a_run_cannot_hold_and_runs_over_another_corpus(tmp_path: Path)
 def test_blocks_of_documents_change_nothing(block: int) -> None:
     task, encoder = random_task(2)
     encoder.vectors |= {f"document {n}": encoder.vectors["document 3"] for n in (11, 25, 38)}
-    whole = rank(encoder.encode(list(task.queries.values())), encoder.encode(list(task.documents.values())), depth=9)
+    whole = EncoderRanker(encoder).rank(task.queries, task.documents, depth=9)
     seen: list[tuple[int, int]] = []
     ranker = EncoderRanker(encoder, lambda done, total: seen.append((done, total)), block)
     found = ranker.rank(task.queries, task.documents, depth=9)
     cosines = encoder.encode(list(task.queries.values())) @ encoder.encode(list(task.documents.values())).T
-    assert found.places.tolist() == whole.tolist()
+    assert found.places.tolist() == whole.places.tolist()
     np.testing.assert_allclose(found.scores, -np.sort(-cosines, axis=1)[:, :9], atol=1e-6)
     assert seen[-1] == (60, 60)
 
@@ -511,8 +521,8 @@ def test_bm25_that_finds_nothing_for_most_queries_is_a_warning(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--run", "x.trec"), "nothing to evaluate on"),
-        (("model", "--qrels", "q", "--run", "x"), "--qrels has no texts"),
+        (("--run", "x.trec"), "--run without --retrieval or --qrels"),
+        (("model", "--qrels", "q", "--run", "x"), "--qrels with MODEL"),
         (("--qrels", "q"), "--qrels without --run"),
         (("model", "--retrieval", ".", "--k", "0"), "--k '0'"),
         (("model", "--suite", "sts", "--matryoshka", "8"), "--matryoshka without --retrieval"),

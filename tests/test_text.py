@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.signatures import NearTexts
-from embedsmith.text import OwnNames, count_words, exact_form, jaccard, normalize, runs_of, same_facts, trigrams
+from embedsmith.text import (
+    OwnNames,
+    count_words,
+    exact_form,
+    jaccard,
+    nearness,
+    normalize,
+    runs_of,
+    same_facts,
+    trigrams,
+)
 from near_texts import compare_all
 
 QUESTIONS = st.text(alphabet="abc de", min_size=1, max_size=25)
@@ -146,3 +156,16 @@ def test_own_names_are_the_first_free_ones(asked: list[str]) -> None:
         free = next(one for one in (name, *(f"{name}~{number}" for number in range(2, 99))) if one not in taken)
         assert names.give(name) == free
         taken.append(free)
+
+
+@given(st.text("abc 01", max_size=30), st.text("abc 01", max_size=30))
+def test_near_is_a_jaccard_of_nine_tenths_with_the_same_facts(left: str, right: str) -> None:
+    grams = trigrams(left), trigrams(right)
+    closeness = jaccard(*grams)
+    assert nearness(left, right, *grams) == (closeness if closeness >= 0.9 and same_facts(left, right) else 0.0)
+
+
+def test_nine_trigrams_of_ten_are_near() -> None:
+    ten = frozenset("abcdefghij")
+    assert nearness("pay", "pay", ten, ten - {"j"}) == 0.9
+    assert nearness("pay 1", "pay 2", ten, ten) == 0.0

@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize
+from scipy.special import expit
 from sentence_transformers import CrossEncoder
 from sklearn.linear_model import LogisticRegression
 
@@ -26,6 +28,7 @@ from embedsmith.optimization import Progress, TrainingConfig
 from embedsmith.verifier import (
     SURE,
     Adjustment,
+    Logits,
     OnnxVerifier,
     adjust,
     fit_adjustment,
@@ -130,6 +133,25 @@ def test_the_weight_is_that_of_a_logistic_regression() -> None:
     slopes = LogisticRegression(C=1e6).fit(inputs, found.labels).coef_[0]
     assert fitted is not None
     assert fitted.weight == pytest.approx(slopes[1] / slopes[0], rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weight_is_the_one_that_a_regression_of_its_own_gave(seed: int) -> None:
+    found = sample(1000, skill=0.8, seed=seed)
+    inputs = np.stack([found.cosines, np.clip(found.logits, -SURE, SURE)], axis=1)
+    spread = inputs.std(axis=0) + 1e-9
+    scaled = (inputs - inputs.mean(axis=0)) / spread
+
+    def loss(parameters: Logits) -> tuple[float, Logits]:
+        odds = scaled @ parameters[:2] + parameters[2]
+        rest = expit(odds) - found.labels
+        value = np.logaddexp(0, odds).sum() - found.labels @ odds + 0.5 * parameters[:2] @ parameters[:2]
+        return float(value), np.append(scaled.T @ rest + parameters[:2], rest.sum())
+
+    slopes = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x[:2] / spread
+    fitted = fit_adjustment(found.labels, found.cosines, found.logits)
+    assert fitted is not None
+    assert fitted.weight == pytest.approx(slopes[1] / slopes[0], rel=1e-12)
 
 
 def test_a_verifier_that_contradicts_the_labels_gets_no_weight() -> None:

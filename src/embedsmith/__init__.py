@@ -1,9 +1,19 @@
 """From raw text to an embedding model that knows the domain, with proof, and to the cache it serves.
 
-What the commands do, in Python: `run` and `run_rag`, `synthesize`, `explain`, `inspect`, `read_passages` (chunk),
-`mine`, `train`, `train_verifier`, `read_recipe`, `evaluate`, `compare`, `measure_suite`, `measure_retrieval`,
-`export_model`, `calibrate`, `recalibrate`, `reencode`, and `SemanticCache`, which `serve` puts behind a proxy. Further
-recipes of synthesis are in `embedsmith.synthesis`.
+What the commands do, in Python:
+
+- run: `run` with a `Job`, `run_rag` with a `RagJob`
+- synthesize, explain: `synthesize`, `explain` for langcache; rag and e5 are in `embedsmith.synthesis.orders`
+- chunk: `read_passages`
+- inspect: `inspect`
+- mine: `mine`
+- train, recipe: `train`, `train_verifier`, `read_recipe`
+- evaluate, compare: `evaluate`, `compare`; `measure_suite` on public sets, `measure_retrieval` on retrieval
+- calibrate, recalibrate: `calibrate_model`, `recalibrate_model` for a cache; `calibrate`, `recalibrate` on similarities
+- export: `export_model`
+- serve: `SemanticCache`, which the command puts behind a proxy
+- reencode: `reencode`
+
 Importing the package loads neither torch nor a web framework; a name loads what it needs when used.
 """
 
@@ -15,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does it, by need
     from embedsmith.adapters import LoraConfig as LoraConfig
     from embedsmith.batches import Prompts as Prompts, Source as Source
+    from embedsmith.cache.promises import calibrate_model as calibrate_model, recalibrate_model as recalibrate_model
     from embedsmith.cache.recalibration import recalibrate as recalibrate
     from embedsmith.cache.reencoding import reencode as reencode
     from embedsmith.cache.samples import SampleRule as SampleRule
@@ -62,6 +73,7 @@ __version__ = "0.1.0"
 _NAMES = {  # by module; a test holds them to be those above
     "adapters": "LoraConfig",
     "batches": "Prompts Source",
+    "cache.promises": "calibrate_model recalibrate_model",
     "cache.recalibration": "recalibrate",
     "cache.reencoding": "reencode",
     "cache.samples": "SampleRule",

@@ -41,20 +41,22 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
     """Write `content` so that a reader sees the old file or the new one, never a part; durable on return."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
+    with replacing(path) as handle:
         handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    _move(temporary, path)
     return path
 
 
-def _move(temporary: Path, path: Path) -> None:
-    """Give a finished file its name; where that cannot be, nothing is left."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file beside `path` that takes its place at the end, whole and on the disk; an error leaves none of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -302,13 +304,12 @@ class JsonLines:
     def __init__(self, path: Path | str) -> None:
         self.path, self.rows = Path(path), 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         _remove_leftovers(self.path)
-        self._file = self._temporary.open("wb")
-        packed = self.path.suffix == ".gz"
-        self._lines: IO[bytes] = (
-            gzip.GzipFile("", "wb", fileobj=self._file, mtime=0) if packed else self._file  # type: ignore[assignment]
-        )
+        self._open = contextlib.ExitStack()
+        self._lines = self._open.enter_context(replacing(self.path))
+        if self.path.suffix == ".gz":
+            packed: Any = gzip.GzipFile("", "wb", fileobj=self._lines, mtime=0)
+            self._lines = self._open.enter_context(packed)
 
     def write(self, row: object) -> None:
         """Add one row: a mapping or a dataclass."""
@@ -322,16 +323,7 @@ class JsonLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lines is not self._file:
-            self._lines.close()
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is not None:
-            self._temporary.unlink(missing_ok=True)
-            return
-        _move(self._temporary, self.path)
+        self._open.__exit__(kind, error, trace)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -359,14 +351,19 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
 
 
 def plain(value: object) -> Any:
-    """Return `value` with dataclasses, paths and tuples turned into what JSON knows; None fields are kept."""
+    """Return `value` with dataclasses, paths, tuples and sets turned into what JSON knows; None fields are kept.
+
+    A set becomes a list in the order of its elements' JSON: its own order differs from process to process.
+    """
     if type(value) in PLAIN:  # most values are, and the questions below take ten times as long
         return value
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=lambda item: json.dumps(item, sort_keys=True))
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
@@ -385,13 +382,14 @@ def fingerprint(value: object, *, length: int = 16) -> str:
 
 
 def fingerprint_file(path: Path | str) -> str:
-    """Return 16 hex digits of the SHA-256 of a file's bytes, or of all files below a folder."""
+    """Return 16 hex digits of the SHA-256 of a file's bytes, or of a folder's files: names, sizes, bytes."""
     path = Path(path)
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     for item in files:
         if item != path:
-            digest.update(str(item.relative_to(path)).encode("utf-8"))
+            name = item.relative_to(path).as_posix()
+            digest.update(json.dumps([name, item.stat().st_size]).encode("ascii"))  # where each ends is told
         with item.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)

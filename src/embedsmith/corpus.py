@@ -99,10 +99,10 @@ def screen_queries(rows: Iterable[Query | Rejected], screen: Screen) -> Iterator
         yield row if isinstance(row, Rejected) else replace(row, text=screen.read(row.id, row.text))
 
 
-def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> Deduplicated:
+def deduplicate(rows: Iterable[Query | Rejected]) -> Deduplicated:
     """Return the queries with exact and near repeats merged into the first of their kind.
 
-    Near means a trigram Jaccard of at least `threshold` with the same numbers and negations, and no fact exchanged
+    Near means a trigram Jaccard of at least .9 (`text.NEAR`) with the same numbers and negations, and no fact exchanged
     (`facts`): "from savings to checking" and "from checking to savings" are two questions. The search is exact
     (`signatures`), not sampled. Frequencies add up. Takes what `read_queries` yields.
     """
@@ -110,7 +110,7 @@ def deduplicate(rows: Iterable[Query | Rejected], *, threshold: float = 0.9) -> 
     queries = [row for row in rows if isinstance(row, Query)]
     exact: dict[str, int] = {}
     kept: list[Query] = []
-    index = NearTexts(lambda place: kept[place].text, threshold=threshold, apart=find_changes)
+    index = NearTexts(lambda place: kept[place].text, apart=find_changes)
     repeats: list[list[Query]] = []
     merged: list[Rejected] = []
     for query in queries:

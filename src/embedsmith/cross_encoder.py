@@ -29,10 +29,12 @@ from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
 from embedsmith.model import (
+    ENCODING_BUDGET,
     Precision,
     autocast,
     fingerprint_model,
     load_pair_network,
+    max_length_of,
     run_microbatches,
     save_network,
 )
@@ -72,7 +74,6 @@ BATCH = 32  # pairs a step
 EXACT = 0.001  # largest difference of probability of an fp32 export
 MOST_GAP = 0.03  # mean difference of probability that int8 may have from fp32
 MEASURED = 256  # pairs on which the export is compared, and on which int8 measures its activations
-ENCODING_BUDGET = 4096  # padded tokens a forward pass
 
 
 class TorchVerifier:
@@ -87,7 +88,7 @@ class TorchVerifier:
 
         if not pairs:
             return np.zeros(0)
-        tokens, firsts = tokenize_pairs(self.network.tokenizer, pairs, max_length=_limit(self.network))
+        tokens, firsts = tokenize_pairs(self.network.tokenizer, pairs, max_length=max_length_of(self.network))
         self.network.eval()
         with torch.inference_mode(), autocast(self.network, self.precision):
             logits = _forward(self.network, tokens, firsts, np.arange(len(pairs)), budget=ENCODING_BUDGET)
@@ -148,7 +149,7 @@ def train_verifier(
     precision, reason = choose_precision(config.precision, network.device.type)
     texts = [(data.texts[left], data.texts[right]) for left, right, _ in pairs]
     both = [*texts, *((right, left) for left, right in texts)]
-    tokens, firsts = tokenize_pairs(network.tokenizer, both, max_length=_limit(network))
+    tokens, firsts = tokenize_pairs(network.tokenizer, both, max_length=max_length_of(network))
     task = _PairTask(network, tokens, firsts, labels, config, precision)
     key = _key(data, base, config, precision)
     notes.add(*(f"warning: {found}" for found in check_checkpoint(checkpoint_beside(out), key, config)))
@@ -235,16 +236,11 @@ def _has_segments(network: CrossEncoder) -> bool:
     return "token_type_ids" in getattr(network.tokenizer, "model_input_names", ())
 
 
-def _limit(network: CrossEncoder) -> int | None:
-    limit = network.max_seq_length
-    return None if limit is None or limit > 1_000_000 else int(limit)
-
-
 def _load(spec: str | Path, *, seed: int, attention: str | None = None) -> CrossEncoder:
     """Return the CrossEncoder at `spec`; a head that an encoder has not is drawn from `seed`."""
     with _quiet_loading():
         network = load_pair_network(spec, seed=seed, attention=attention)
-    network.max_seq_length = min(_limit(network) or LONGEST, LONGEST)
+    network.max_seq_length = min(max_length_of(network) or LONGEST, LONGEST)
     return network
 
 
@@ -326,7 +322,7 @@ def _describe(network: CrossEncoder, folder: Path) -> VerifierReport:
     return VerifierReport(
         model=str(folder),
         fingerprint=fingerprint_model(folder),
-        max_length=_limit(network),
+        max_length=max_length_of(network),
         segments=_has_segments(network),
         versions={"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES},
     )
@@ -355,7 +351,7 @@ def _inputs(network: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> list[dic
     """Return one input of the graph for each pair, without padding."""
     found = []
     for left, right in pairs:
-        limit = _limit(network)
+        limit = max_length_of(network)
         encoding = network.tokenizer([left], [right], truncation="longest_first", max_length=limit, return_tensors="np")
         names = INPUTS if _has_segments(network) else INPUTS[:2]
         found.append({name: np.asarray(encoding[name], dtype=np.int64) for name in names})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from embedsmith.artifacts import read_json
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.noise import quiet_transformers
+from embedsmith.tokens import limit_of
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,8 @@ def _plan_decoder(
     if bidirectional:
         notes.append("attention in both directions: the model was not trained so and has to be tuned")
     text = config.get_text_config()
-    reach = min(getattr(text, "max_position_embeddings", None) or DECODER_LENGTH, tokenizer.model_max_length)
+    reach = limit_of(getattr(text, "max_position_embeddings", None)) or DECODER_LENGTH
+    reach = min(reach, limit_of(tokenizer.model_max_length) or reach)
     if reach > DECODER_LENGTH and not max_length:
         notes.append(
             f"texts are cut at {DECODER_LENGTH} tokens (the model could read {reach}); max_seq_length raises it"
@@ -448,8 +450,8 @@ def _first_states_equal(
     return bool(torch.allclose(states[0], states[1], atol=1e-7))
 
 
-def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> None:
-    """Keep only each layer's input for the backward pass and compute the rest again (or stop doing so).
+def checkpoint_gradients(network: SentenceTransformer) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again.
 
     The gradients stay the same; memory falls to about one layer's, a step takes about a third longer.
 
@@ -461,7 +463,4 @@ def checkpoint_gradients(network: SentenceTransformer, *, on: bool = True) -> No
         raise ConfigurationError(f"{model.config.model_type} has no gradient checkpointing")
     renamed = hasattr(model, "activation_checkpointing_enable")  # the old names warn in newer releases
     kind = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    if on:
-        getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})
-    else:
-        getattr(model, f"{kind}_disable")()
+    getattr(model, f"{kind}_enable")(**{f"{kind}_kwargs": {"use_reentrant": False}})

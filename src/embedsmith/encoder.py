@@ -5,13 +5,21 @@ Whoever has `encode` is an encoder: a trained folder, a hosted endpoint, a test 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from functools import cached_property
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsmith.errors import ModelError
+from embedsmith.text import trigrams
+
 Embeddings: TypeAlias = NDArray[np.float32]
+Side: TypeAlias = Literal["", "query", "document"]  # "": neither, read as `encode` reads it
+SIDES: tuple[Side, Side] = ("query", "document")  # names of prompts
+NO_SIDES: tuple[Side, Side] = ("", "")  # the sides of two texts that play the same part
 SPECIAL = 4  # tokens that a model puts around a text
 TOO_LONG = "longer than the model reads"
 UNKNOWN = "holds what the model cannot read"
@@ -56,12 +64,45 @@ def sides_of(encoder: Encoder) -> tuple[Encoder, Encoder]:
     return encoder.sides() if isinstance(encoder, Prompted) else (encoder, encoder)
 
 
+def reader_of(encoder: Encoder, side: Side) -> Encoder:
+    """Return the encoder of the texts on a side."""
+    return dict(zip(SIDES, sides_of(encoder), strict=True))[side] if side else encoder
+
+
+def encode_by_side(encoder: Encoder, texts: Sequence[tuple[Side, str]]) -> Embeddings:
+    """Return the embeddings (n, d) of texts that say on which side they stand, in their order.
+
+    A side without a text is not encoded: a hosted endpoint does not know its dimension before it has read one.
+    """
+    if not texts:
+        return encoder.encode([])
+    places = {side: [row for row, (own, _) in enumerate(texts) if own == side] for side in ("", *SIDES)}
+    asked = {side: rows for side, rows in places.items() if rows}
+    encoded = [reader_of(encoder, side).encode([texts[row][1] for row in rows]) for side, rows in asked.items()]
+    order = np.argsort([row for rows in asked.values() for row in rows])
+    return np.asarray(np.concatenate(encoded)[order], dtype=np.float32)
+
+
 class Remembering:
-    """An encoder that reads each text once; memory grows with the texts."""
+    """An encoder that reads each text once; memory grows with the texts.
+
+    Attributes:
+        precision: that of the encoder (`precision_of`).
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._known: dict[str, NDArray[np.float32]] = {}
+        self.precision = precision_of(encoder)
+
+    def sides(self) -> tuple[Encoder, Encoder]:
+        """Return the encoder of queries and that of documents, which remember as well."""
+        return self._sides
+
+    @cached_property
+    def _sides(self) -> tuple[Encoder, Encoder]:
+        query, document = (self if own is self._encoder else Remembering(own) for own in sides_of(self._encoder))
+        return query, document
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32."""
@@ -80,6 +121,43 @@ def normalize(vectors: NDArray[np.floating]) -> Embeddings:
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), dtype=np.float32)
+
+
+def hash_trigrams(texts: Sequence[str], dimension: int = 512) -> Embeddings:
+    """Return unit rows (n, dimension) of trigram counts: near texts have near vectors, without any model."""
+    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
+    for row, text in enumerate(texts):
+        for gram in trigrams(text):
+            vectors[row, zlib.crc32(gram.encode("utf-8", "replace")) % dimension] += 1
+    return normalize(vectors)
+
+
+def check_vectors(vectors: Embeddings, rows: int, *, name: str = "the encoder") -> Embeddings:
+    """Return `vectors` if they are what an encoder owes for so many texts: (rows, d), finite, rows of length 1 or 0.
+
+    Raises:
+        ModelError: they are not; `name` is whose vectors they are.
+    """
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise ModelError(
+            f"{name} gives an array of shape {vectors.shape} for {rows} texts",
+            expected="one row a text",
+            action="mend its `encode`",
+        )
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    if bad := int((~np.isfinite(lengths)).sum()):
+        raise ModelError(
+            f"{name} gives {bad} of {rows} texts a vector that is not finite",
+            expected="numbers",
+            action="check whether its training diverged, or load it in float32",
+        )
+    if bad := int(((np.abs(lengths - 1) >= 1e-2) & (lengths > 0)).sum()):
+        raise ModelError(
+            f"{name} gives {bad} of {rows} texts a vector that is not of length 1",
+            expected="unit rows, whose products are cosines",
+            action="normalise the vectors in its `encode`",
+        )
+    return vectors
 
 
 def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:

@@ -7,14 +7,14 @@ the published protocol (best threshold on the same rows), named as such, for com
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, pair_similarities, sides_of
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.encoder import Encoder, encode_by_side, pair_similarities
+from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
 from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
 from embedsmith.machine import count_cores
@@ -25,11 +25,12 @@ from embedsmith.metrics import (
     RankCorrelation,
     Ranking,
     Resamples,
+    Scores,
     Weights,
     adjust_holm,
-    bootstrap,
+    choose_baseline,
+    difference,
     estimate,
-    paired_bootstrap,
     resample_weights,
 )
 
@@ -123,12 +124,17 @@ class GeneralScore:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """One encoder's similarities on the validation and the reported rows."""
+    """One encoder on the reported rows; validation rows chose the threshold.
 
-    validation: Ranking
+    Attributes:
+        values, draws: each metric on all rows, and in each resample, (resamples,).
+    """
+
     test: Ranking
     similarities: NDArray[np.float64]
     threshold: float
+    values: Mapping[str, float]
+    draws: Mapping[str, Scores]
 
 
 def evaluate(
@@ -161,26 +167,20 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Return the encoders side by side on the same rows, each against the baseline (default: the first)."""
+    """Return the encoders side by side on the same rows, each against the baseline (default: the first).
+
+    Raises:
+        ConfigurationError: no encoder, or none of the baseline's name.
+        InputError: no pairs, or only one label among them.
+    """
+    base = choose_baseline(encoders, baseline)
     chosen, reported = halve(pairs, seed=seed) if validation is None else (list(validation), list(pairs))
     for rows, what in ((chosen, "validation"), (reported, "reported")):
         require_both_labels(rows, what)
-    if baseline is not None and baseline not in encoders:
-        raise ConfigurationError(f"the baseline {baseline!r} is not compared", expected=f"one of {', '.join(encoders)}")
     weights = resample_weights(len(reported), groups=units_of(reported), resamples=resamples, seed=seed)
-    scored = {name: _score(encoder, chosen, reported) for name, encoder in encoders.items()}
-    reports = {name: _report(name, item, chosen, reported, weights) for name, item in scored.items()}
-    base = baseline if baseline is not None else next(iter(encoders))
-    differences = {
-        name: {
-            metric: paired_bootstrap(first, second, weights)
-            for (metric, first), second in zip(
-                _statistics(scored[base]).items(), _statistics(item).values(), strict=True
-            )
-        }
-        for name, item in scored.items()
-        if name != base
-    }
+    scored = {name: _score(encoder, chosen, reported, weights) for name, encoder in encoders.items()}
+    reports = {name: _report(name, item, chosen, reported) for name, item in scored.items()}
+    differences = {name: _compare(scored[base], item) for name, item in scored.items() if name != base}
     return Comparison(base, reports, differences, _adjust(differences))
 
 
@@ -220,23 +220,35 @@ def labels_of(pairs: Sequence[LabelledPair]) -> NDArray[np.int64]:
     return np.array([pair.label for pair in pairs], dtype=np.int64)
 
 
-def _score(encoder: Encoder, chosen: list[LabelledPair], reported: list[LabelledPair]) -> _Scored:
+def _score(encoder: Encoder, chosen: list[LabelledPair], reported: list[LabelledPair], weights: Resamples) -> _Scored:
     similarities = similarities_of(encoder, [*chosen, *reported])
-    validation = Ranking(labels_of(chosen), similarities[: len(chosen)])
+    threshold = Ranking(labels_of(chosen), similarities[: len(chosen)]).best_f1().threshold
     own = similarities[len(chosen) :]
-    return _Scored(validation, Ranking(labels_of(reported), own), own, validation.best_f1().threshold)
+    test = Ranking(labels_of(reported), own)
+    values = _measure(test, threshold, np.ones(len(reported)))
+    drawn = [_measure(test, threshold, row) for row in weights]
+    draws = {metric: np.array([found[metric] for found in drawn]) for metric in values}
+    return _Scored(test, own, threshold, values, draws)
 
 
-def _statistics(scored: _Scored) -> dict[str, Callable[[Weights], float]]:
-    test, threshold = scored.test, scored.threshold
+def _measure(test: Ranking, threshold: float, weights: Weights) -> dict[str, float]:
+    there = test.at(threshold, weights)
     return {
-        "average_precision": test.average_precision,
-        "pchr_auc": test.pchr_auc,
-        "recall_at_precision_95": lambda weights: test.recall_at_precision(RECALL_FLOOR, weights),
-        "precision": lambda weights: test.at(threshold, weights).precision,
-        "recall": lambda weights: test.at(threshold, weights).recall,
-        "f1": lambda weights: test.at(threshold, weights).f1,
-        "accuracy": lambda weights: test.at(threshold, weights).accuracy,
+        "average_precision": test.average_precision(weights),
+        "pchr_auc": test.pchr_auc(weights),
+        "recall_at_precision_95": test.recall_at_precision(RECALL_FLOOR, weights),
+        "precision": there.precision,
+        "recall": there.recall,
+        "f1": there.f1,
+        "accuracy": there.accuracy,
+    }
+
+
+def _compare(base: _Scored, other: _Scored) -> dict[str, Difference]:
+    """Return other − base by metric, both on the same resamples."""
+    return {
+        metric: difference(value - base.values[metric], other.draws[metric] - base.draws[metric])
+        for metric, value in other.values.items()
     }
 
 
@@ -245,7 +257,6 @@ def _report(
     scored: _Scored,
     chosen: list[LabelledPair],
     reported: list[LabelledPair],
-    weights: Resamples,
 ) -> PairReport:
     false_hits, misses = _hardest(reported, scored.similarities, scored.threshold)
     return PairReport(
@@ -254,7 +265,7 @@ def _report(
         positives=int(labels_of(reported).sum()),
         validation_pairs=len(chosen),
         threshold=scored.threshold,
-        metrics={metric: bootstrap(run, weights) for metric, run in _statistics(scored).items()},
+        metrics={metric: estimate(value, scored.draws[metric]) for metric, value in scored.values.items()},
         published=scored.test.best_f1(),
         published_accuracy=scored.test.best_accuracy().accuracy,
         curve=scored.test.curve(),
@@ -315,20 +326,8 @@ def evaluate_general(
 def _measure_guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
     texts = Numbering()
     measure = make_measure(name, rows, texts.place, most=MOST, resamples=resamples, seed=seed)
-    found = measure.read(_encode(encoder, list(texts.places)))
+    found = measure.read(encode_by_side(encoder, list(texts.places)))
     return GeneralScore(name, measure.metric, measure.rows, estimate(found.value, found.draws))
-
-
-def _encode(encoder: Encoder, texts: Sequence[tuple[str, str]]) -> Embeddings:
-    """Return the embeddings of texts that say on which side they stand, in their order."""
-    query, document = sides_of(encoder)
-    readers = {"": encoder, "query": query, "document": document}
-    parts: dict[str, list[int]] = {}
-    for place, (side, _) in enumerate(texts):
-        parts.setdefault(side, []).append(place)
-    encoded = [readers[side].encode([texts[place][1] for place in places]) for side, places in parts.items()]
-    order = np.argsort([place for places in parts.values() for place in places])
-    return np.asarray(np.concatenate(encoded)[order], dtype=np.float32)
 
 
 def measure_latency(encoder: Encoder, texts: Sequence[str], *, queries: int = 100) -> Latency:

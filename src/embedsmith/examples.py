@@ -6,19 +6,20 @@ chat messages may, too (`conversation`).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.conversation import is_conversation, parse_messages, render
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.tables import read_rows
+from embedsmith.tables import read_id, read_rows
 from embedsmith.text import normalize
 
 
@@ -160,11 +161,16 @@ class ExampleSet:
 
     def describe_rejected(self) -> str:
         """Return how many rows are no examples and why the first is none; "" where all are."""
-        if not self.rejected:
-            return ""
-        first = self.rejected[0]
-        rows = len(self.examples) + len(self.rejected)
-        return f"{len(self.rejected)} of {rows} rows not used, e.g. line {first.line}: {first.detail}"
+        return describe_rejected(self.rejected, len(self.examples) + len(self.rejected))
+
+
+def describe_rejected(rejected: Sequence[Rejected], total: int | None = None) -> str:
+    """Return how many rows, of `total` if that is known, are not used and why the first is not; "" where all are."""
+    if not rejected:
+        return ""
+    first = rejected[0]
+    of = f" of {total}" if total is not None else ""
+    return f"{len(rejected)}{of} rows not used, e.g. line {first.line}: {first.detail}"
 
 
 def detect_format(columns: Iterable[str]) -> Format:
@@ -255,12 +261,13 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None, separa
     found = type(examples[0])
     if kind is not None and found is not kind:
         raise InputError(f"{path} has {found.__name__} rows", expected=f"{kind.__name__} rows")
-    return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines), _unread(layouts))
+    return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines), _unread(layouts, examples))
 
 
-def _unread(layouts: Mapping[tuple[str, ...], Format]) -> tuple[str, ...]:
+def _unread(layouts: Mapping[tuple[str, ...], Format], examples: Sequence[Example]) -> tuple[str, ...]:
     """Return the columns that no row was read from, in the order of the file."""
-    read = {name for layout in layouts.values() for part in layout.columns.values() for name in part} | {"provenance"}
+    read = {name for layout in layouts.values() for part in layout.columns.values() for name in part}
+    read |= {"provenance"} if any(example.provenance is not None for example in examples) else set()
     return tuple(dict.fromkeys(name for columns in layouts for name in columns if name not in read))
 
 
@@ -307,7 +314,7 @@ def _parse(row: Mapping[str, Any], layout: Format) -> Example:
 
     shared: dict[str, Any] = {"group": _group(row, layout), "provenance": provenance_from(row.get("provenance"))}
     if layout.kind in (PositivePair, Triplet):
-        shared["instruction"] = row.get(layout.columns["instruction"][0]) if "instruction" in layout.columns else None
+        shared["instruction"] = _instruction(row, layout)
     if layout.kind is PositivePair:
         return PositivePair(text("anchor"), text("positive"), **shared)
     if layout.kind is Triplet:
@@ -351,9 +358,10 @@ def _find_texts(row: Mapping[str, Any], layout: Format) -> dict[str, str]:
 
 def _class(row: Mapping[str, Any], layout: Format) -> str:
     name = layout.columns["label"][0]
-    if row[name] is None or not str(row[name]).strip():
+    found = read_id(row[name])
+    if found is None or not found.strip():
         raise ValueError(f"{name} has no class")
-    return str(row[name])
+    return found
 
 
 def _score(row: Mapping[str, Any], layout: Format) -> float:
@@ -384,15 +392,25 @@ def _scores(row: Mapping[str, Any], layout: Format, wanted: int) -> tuple[float,
 
 
 def _group(row: Mapping[str, Any], layout: Format) -> str | None:
-    value = row.get(layout.columns["group"][0]) if "group" in layout.columns else None
-    return None if value is None or value == "" else str(value)
+    return read_id(row.get(layout.columns["group"][0])) if "group" in layout.columns else None
+
+
+def _instruction(row: Mapping[str, Any], layout: Format) -> str | None:
+    (name,) = layout.columns.get("instruction", ("",))
+    value = row.get(name)
+    if isinstance(value, str) or read_id(value) is None:
+        return value if isinstance(value, str) and value.strip() else None
+    raise ValueError(f"{name} is {value!r}, not a text")
 
 
 def provenance_from(value: Any) -> Provenance | None:
-    """Return the provenance that was written as JSON; None for anything else."""
-    if not isinstance(value, Mapping):
+    """Return the provenance that was written as JSON; None for anything else, a user's own column of that name too."""
+    if not isinstance(value, Mapping) or value.keys() - {part.name for part in fields(Provenance)}:
         return None
-    return Provenance(**{**value, "checks": tuple(value.get("checks", ()))})
+    if not all(isinstance(value.get(name), str) for name in ("source", "prompt", "model")):
+        return None
+    checks = value.get("checks") or ()
+    return Provenance(**{**value, "checks": tuple(checks)}) if isinstance(checks, (list, tuple)) else None
 
 
 def write_examples(path: Path | str, examples: Iterable[Example]) -> int:
@@ -504,6 +522,22 @@ def connect(examples: Sequence[Example]) -> dict[str, list[int]]:
     for place, key in enumerate(keys):
         units[find(key)].append(place)
     return dict(units)
+
+
+def draw_groups(groups: Sequence[str], limit: int) -> list[int]:
+    """Return the places of at most `limit` rows, given the group of each row, (n,): whole groups but for the last one.
+
+    Groups are taken in the order of a hash of their names, so which ones depends neither on the order of rows nor on
+    the other groups; the one that goes beyond the limit gives its first rows.
+    """
+    turns = {name: (draw_of(name), name) for name in set(groups)}
+    return sorted(sorted(range(len(groups)), key=lambda place: (turns[groups[place]], place))[:limit])
+
+
+def draw_of(name: str, seed: int = 0) -> float:
+    """Return a number from 0 to 1, evenly spread, that depends on the name and the seed only."""
+    digest = hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def is_asymmetric(example: Example) -> bool:

@@ -32,6 +32,7 @@ from embedsmith.model import (
     default_prompt,
     fingerprint_model,
     load_network,
+    max_length_of,
     pools_prompts,
     resolve_model,
 )
@@ -159,12 +160,11 @@ def describe(network: SentenceTransformer, folder: Path, *, name: str) -> Export
             action="serve this model with sentence-transformers",
         )
     backend(network)
-    limit = network.max_seq_length
     return ExportReport(
         model=name,
         fingerprint=fingerprint_model(folder),
         dimension=network.get_embedding_dimension() or 0,
-        max_length=None if limit is None or limit > 1_000_000 else int(limit),
+        max_length=max_length_of(network),
         prompt=prompt,
         fill=int(tokenizer.pad_token_id or 0),
         left=tokenizer.padding_side == "left",
@@ -361,8 +361,7 @@ def _attend(
 
 
 def _longest(network: Any) -> int:
-    limit = network.max_seq_length
-    return int(limit) if limit is not None and limit < 2**16 else 2**16
+    return min(max_length_of(network) or 2**16, 2**16)
 
 
 def compare(

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsmith.encoder import NO_SIDES, SIDES, Side
 from embedsmith.errors import InputError
 from embedsmith.examples import (
     Example,
@@ -89,15 +90,15 @@ class Numbering:
     """Distinct texts, numbered as they come; a text that is read in two ways has two numbers."""
 
     def __init__(self) -> None:
-        self.places: dict[tuple[str, str], int] = {}
+        self.places: dict[tuple[Side, str], int] = {}
 
     def place(self, example: Example) -> tuple[int, ...]:
         """Return the numbers of the example's texts: the anchor, then what it is compared to."""
         first, *others = texts_of(example)
-        own, other = ("query", "document") if is_asymmetric(example) else ("", "")
+        own, other = SIDES if is_asymmetric(example) else NO_SIDES
         return (self.number(own, first), *(self.number(other, text) for text in others))
 
-    def number(self, side: str, text: str) -> int:
+    def number(self, side: Side, text: str) -> int:
         """Return the number of a text as it is read on a side: "query", "document", or "" by itself."""
         return self.places.setdefault((side, text), len(self.places))
 

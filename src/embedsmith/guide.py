@@ -16,11 +16,9 @@ import numpy as np
 from embedsmith.artifacts import fingerprint
 from embedsmith.batches import Numbers, Prompts, Source, TrainingSet, has_equal_sides, prompts_of
 from embedsmith.devices import Devices, make_once
-from embedsmith.encoder import Encoder, sides_of
+from embedsmith.encoder import NO_SIDES, SIDES, Side, encode_by_side
 from embedsmith.examples import texts_of
-from embedsmith.model import SIDES, fingerprint_model, load_encoder
-
-ALONE = ("", "")  # sides of an example whose texts play the same part
+from embedsmith.model import fingerprint_model, load_encoder
 
 
 def read_guide(
@@ -45,39 +43,28 @@ def read_guide(
     key = fingerprint([fingerprint_model(guide), texts])
 
     def make() -> Numbers:
-        vectors = _encode(load_encoder(guide), texts)
+        vectors = encode_by_side(load_encoder(guide), texts)
         _write(folder, vectors, key)
         return vectors
 
     return make_once(partial(_read, folder, key), make, folder, devices)
 
 
-def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -> list[tuple[str, str]]:
+def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -> list[tuple[Side, str]]:
     """Return (side, text without prompt) of each text of `data`; the side is "query", "document", or "" for neither.
 
     A text that is on both sides, which can be without prompts only, is on the one where it comes first.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[Side, str]] = {}
     for source in sources:
         for example in source.examples:
             before, behind = prompts_of(example, source.prompts or prompts, symmetric=source.symmetric)
-            side, other = ALONE if has_equal_sides(example, source.symmetric) else SIDES
+            side, other = NO_SIDES if has_equal_sides(example, source.symmetric) else SIDES
             first, *others = texts_of(example)
             found.setdefault(before + first, (side, first))
             for text in others:
                 found.setdefault(behind + text, (other, text))
     return [found[text] for text in data.texts]
-
-
-def _encode(guide: Encoder, texts: Sequence[tuple[str, str]]) -> Numbers:
-    readers = dict(zip(SIDES, sides_of(guide), strict=True))
-    rows = {side: [row for row, (own, _) in enumerate(texts) if own == side] for side in ("", *SIDES)}
-    parts = [readers.get(side, guide).encode([texts[row][1] for row in places]) for side, places in rows.items()]
-    vectors = np.concatenate(parts)
-    order = np.concatenate([np.array(places, dtype=np.int64) for places in rows.values()])
-    back = np.empty_like(vectors)
-    back[order] = vectors
-    return back
 
 
 def _write(folder: Path, vectors: Numbers, key: str) -> None:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, pair_similarities
 from embedsmith.errors import InputError
-from embedsmith.examples import Example
+from embedsmith.examples import Example, draw_groups
 from embedsmith.logistic import cross_predict, fit_logistic
-from embedsmith.metrics import Estimate, Ranking, Resamples, bootstrap, resample_weights
+from embedsmith.metrics import Estimate, Ranking, bootstrap, resample_weights
 from embedsmith.synthesis.labels import LabelVerdict, Pair, list_pairs
-from embedsmith.text import trigrams, words
+from embedsmith.text import count_words, cut_words, trigrams
 
 SATURATED = 0.97  # triplet accuracy: at most 3 of 100 comparisons are left to learn from
 SHORTCUT = 0.7  # AUC; .5 is chance. At .7 the candidate alone, without its anchor, decides 2 of 5 cases beyond chance
@@ -79,7 +79,9 @@ def measure_hardness(
     Raises:
         InputError: no example has a label: classes and graded scores cannot be measured this way.
     """
-    pairs = _sample(list_pairs(examples))
+    pairs = list_pairs(examples)
+    if len(pairs) > LARGEST:
+        pairs = [pairs[place] for place in draw_groups([pair.group for pair in pairs], LARGEST)]
     if not pairs:
         raise InputError(
             "no example says which texts belong together",
@@ -97,9 +99,9 @@ def measure_hardness(
         precision = bootstrap(Ranking(labels, scores).average_precision, weights)
         accuracy = _triplet_accuracy(pairs, scores, compared, seed)
     if both:
-        length = _auc(labels, cross_predict(_lengths(pairs), labels, groups), weights)
+        length = bootstrap(Ranking(labels, cross_predict(_lengths(pairs), labels, groups)).roc_auc, weights)
         features, names = vectorize([pair.right for pair in pairs])
-        told = _auc(labels, cross_predict(features, labels, groups), weights)
+        told = bootstrap(Ranking(labels, cross_predict(features, labels, groups)).roc_auc, weights)
         telling = _find_telling(features, names, labels)
     found = Hardness(len(pairs), int(labels.sum()), len(compared), precision, accuracy, length, told, telling, ())
     return _with_warnings(found, len(flagged))
@@ -113,7 +115,7 @@ def vectorize(texts: Sequence[str]) -> tuple[object, list[str]]:
     """
     from scipy.sparse import csr_matrix
 
-    counts = [Counter([*words(text), *(f"~{gram}" for gram in trigrams(text))]) for text in texts]
+    counts = [Counter([*cut_words(text), *(f"~{gram}" for gram in trigrams(text))]) for text in texts]
     frequency = Counter(name for count in counts for name in count)
     names = sorted(name for name, number in frequency.items() if number >= RAREST)
     column = {name: place for place, name in enumerate(names)}
@@ -126,16 +128,6 @@ def vectorize(texts: Sequence[str]) -> tuple[object, list[str]]:
         columns += [place for place, _ in known]
         values += list(weighed / np.linalg.norm(weighed)) if len(known) else []
     return csr_matrix((values, (rows, columns)), shape=(len(texts), max(len(names), 1))), names
-
-
-def _sample(pairs: list[Pair]) -> list[Pair]:
-    """Return at most `LARGEST` pairs, whole groups at even distances."""
-    if len(pairs) <= LARGEST:
-        return pairs
-    groups = sorted({pair.group for pair in pairs})
-    step = -(-len(pairs) // LARGEST)
-    kept = set(groups[::step])
-    return [pair for pair in pairs if pair.group in kept]
 
 
 def _compare_anchors(pairs: Sequence[Pair], labels: NDArray[np.int64]) -> list[tuple[list[int], list[int]]]:
@@ -162,27 +154,11 @@ def _triplet_accuracy(
     return bootstrap(lambda row: float(row @ values / row.sum()) if row.sum() else float("nan"), weights)
 
 
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64], weights: Resamples) -> Estimate:
-    order = np.argsort(scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-
-    def auc(row: NDArray[np.float64]) -> float:
-        hits = np.cumsum((row * labels)[order])[ends]
-        misses = np.cumsum((row * (1 - labels))[order])[ends]
-        if not hits[-1] or not misses[-1]:
-            return float("nan")
-        steps = np.diff(misses, prepend=0.0)
-        above = hits[-1] - (hits + np.append(0.0, hits[:-1])) / 2  # positives above each run of negatives, ties half
-        return float(np.sum(steps * above) / (hits[-1] * misses[-1]))
-
-    return bootstrap(auc, weights)
-
-
 def _lengths(pairs: Sequence[Pair]) -> NDArray[np.float64]:
     rows = []
     for pair in pairs:
         here, there = np.log1p(len(pair.right)), np.log1p(len(pair.left))
-        count = np.log1p(len(words(pair.right)))
+        count = np.log1p(count_words(pair.right))
         rows.append([here, here**2, here - there, (here - there) ** 2, count])
     table = np.array(rows, dtype=np.float64)
     spread = table.std(axis=0)

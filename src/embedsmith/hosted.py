@@ -53,7 +53,13 @@ class HostedEncoder:
             raise LanguageModelError(
                 f"the embeddings endpoint at {self._client.base_url} failed: {error.message}",
                 expected=f"embeddings of model {self.model}",
-                action="check --base-url, the model's name and OPENAI_API_KEY",
+                action="check the base URL, the model's name and OPENAI_API_KEY",
             ) from error
         rows = sorted(answer.data, key=lambda row: row.index)
+        if len(rows) != len(texts):
+            raise LanguageModelError(
+                f"the embeddings endpoint at {self._client.base_url} answered {len(texts)} texts with {len(rows)} rows",
+                expected="one embedding a text",
+                action="check that the model is one for embeddings",
+            )
         return np.array([row.embedding for row in rows], dtype=np.float32)

@@ -5,9 +5,7 @@ Everything is a figure with its source; what costs an encoder is left out withou
 
 from __future__ import annotations
 
-import hashlib
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +16,26 @@ from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_jsonl
 from embedsmith.documents.rows import TEXTS
-from embedsmith.encoder import Embeddings, Encoder, encode_unique, normalize
+from embedsmith.encoder import Embeddings, Encoder, encode_unique, hash_trigrams
 from embedsmith.errors import InputError
-from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, Triplet, read_examples, texts_of
+from embedsmith.examples import (
+    Example,
+    LabelledPair,
+    LabelledText,
+    PositivePair,
+    Triplet,
+    draw_groups,
+    draw_of,
+    read_examples,
+    texts_of,
+)
 from embedsmith.hardness import Hardness, measure_hardness
 from embedsmith.leakage import LeakIndex
 from embedsmith.signatures import NearTexts
 from embedsmith.synthesis.labels import Judge, LabelVerdict, check_labels, list_pairs
-from embedsmith.tables import read_rows
-from embedsmith.text import jaccard, trigrams, words
+from embedsmith.tables import read_id, read_rows
+from embedsmith.text import count_words, cut_words, jaccard, runs_of, words
 
-NEAR = 0.9
 SAMPLE = 1_000  # texts of the Vendi score: its cost is cubic, its figure settles long before
 SCORED = 5_000  # texts that are compared with evaluation texts by an encoder, and examples whose labels are checked
 ROWS = 20
@@ -236,7 +243,8 @@ def _read_texts(path: Path | str, problem: InputError, separator: str | None) ->
             continue
         texts.append(row[name])
         lines.append(line)
-        sources.append(str(row.get("document") or row.get("source") or row.get("group") or ""))
+        names = (read_id(row.get(name)) for name in ("document", "source", "group"))
+        sources.append(next((name for name in names if name is not None), ""))
     if not texts:
         raise InputError(
             f"{path} has no row with a text; as examples: {problem.found}",
@@ -276,18 +284,12 @@ def _count_reasons(path: Path | str) -> dict[str, int]:
 
 
 def _cap(examples: tuple[Example, ...], notes: list[str]) -> list[int]:
-    """Return the places of whole groups of examples, at most about `SCORED`, chosen by a hash of their group."""
+    """Return the places of at most `SCORED` examples."""
     if len(examples) <= SCORED:
         return list(range(len(examples)))
-    notes.append(f"labels and hardness: {SCORED:,} of {len(examples):,} examples, drawn by a hash of their group")
-    limit = SCORED / len(examples)
-    chosen = [place for place, example in enumerate(examples) if _draw(example.group or texts_of(example)[0]) < limit]
-    return chosen[:SCORED]
-
-
-def _draw(name: str, seed: int = 0) -> float:
-    digest = hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "replace")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    chosen = draw_groups([example.group or texts_of(example)[0] for example in examples], SCORED)
+    notes.append(f"labels and hardness: {len(chosen):,} of {len(examples):,} examples, drawn by a hash of their group")
+    return chosen
 
 
 def _measure_hardness(
@@ -306,7 +308,7 @@ def _measure_hardness(
 def measure_diversity(texts: Sequence[str], base: Encoder | None = None, *, seed: int = 0) -> Diversity:
     """Return how much the texts repeat themselves."""
     normal = list(dict.fromkeys(" ".join(words(text)) for text in texts))
-    sample = sorted(normal, key=lambda text: _draw(text, seed))[:SAMPLE]
+    sample = sorted(normal, key=lambda text: draw_of(text, seed))[:SAMPLE]
     vectors = base.encode(sample) if base is not None else hash_trigrams(sample)
     return Diversity(
         texts=len(texts),
@@ -323,7 +325,7 @@ def measure_diversity(texts: Sequence[str], base: Encoder | None = None, *, seed
 
 
 def _count_near(texts: Sequence[str]) -> int:
-    index = NearTexts(texts.__getitem__, threshold=NEAR)
+    index = NearTexts(texts.__getitem__)
     count = 0
     for text in texts:
         count += index.find(text) is not None
@@ -334,14 +336,15 @@ def _count_near(texts: Sequence[str]) -> int:
 def distinct_runs(texts: Iterable[str], length: int) -> float:
     """Return different runs of `length` words over all runs, 0 to 1 (distinct-n, Li et al. 2016, arXiv 1510.03055).
 
+    Two signs without spaces are a word (`text.runs_of`).
+
     >>> distinct_runs(["a b a b"], 2)  # ab, ba, ab
     0.6666666666666666
     """
-    seen: set[tuple[str, ...]] = set()
+    seen: set[str] = set()
     total = 0
     for text in texts:
-        found = words(text)
-        runs = [tuple(found[start : start + length]) for start in range(len(found) - length + 1)]
+        runs = runs_of(text, length)
         seen.update(runs)
         total += len(runs)
     return len(seen) / total if total else 0.0
@@ -364,15 +367,6 @@ def vendi_score(vectors: Embeddings) -> float:
     return float(np.exp(-np.sum(values * np.log(values))))
 
 
-def hash_trigrams(texts: Sequence[str], dimension: int = 512) -> Embeddings:
-    """Return unit rows (n, dimension) of trigram counts: near texts have near vectors, without any model."""
-    vectors = np.zeros((len(texts), dimension), dtype=np.float32)
-    for row, text in enumerate(texts):
-        for gram in trigrams(text):
-            vectors[row, zlib.crc32(gram.encode("utf-8", "replace")) % dimension] += 1
-    return normalize(vectors)
-
-
 # Distributions
 
 
@@ -389,10 +383,10 @@ def spread_of(values: Sequence[float], *, bins: int = 20, limits: tuple[float, f
 def _measure_lengths(source: Source) -> dict[str, Spread]:
     parts: dict[str, list[float]] = defaultdict(list)
     for text in source.texts if not source.examples else ():
-        parts["text"].append(len(words(text)))
+        parts["text"].append(count_words(text))
     for example in source.examples:
         for part, text in _parts(example):
-            parts[part].append(len(words(text)))
+            parts[part].append(count_words(text))
     return {part: spread_of(values) for part, values in parts.items()}
 
 
@@ -419,7 +413,7 @@ def _measure_overlaps(examples: Sequence[Example]) -> dict[str, Spread]:
     """Return the Jaccard of the words of both texts, for positives and for negatives."""
     found: dict[str, list[float]] = defaultdict(list)
     for pair in list_pairs(examples):
-        close = jaccard(frozenset(words(pair.left)), frozenset(words(pair.right)))
+        close = jaccard(frozenset(cut_words(pair.left)), frozenset(cut_words(pair.right)))
         found["positive" if pair.label else "negative"].append(close)
     return {name: spread_of(values, limits=(0.0, 1.0)) for name, values in found.items()}
 
@@ -477,7 +471,7 @@ def find_leaks(texts: Sequence[str], file: Path | str, base: Encoder | None, not
         rest = [text for text in distinct if text not in known]
         if len(rest) > SCORED:
             notes.append(f"leakage by meaning: {SCORED:,} of {len(rest):,} texts, drawn by a hash")
-            rest = sorted(rest, key=_draw)[:SCORED]
+            rest = sorted(rest, key=draw_of)[:SCORED]
         threshold, met = _find_alike(rest, held, base)
         counts["embedding"] = len(met)
         shown += met
@@ -531,13 +525,13 @@ def choose_rows(source: Source, *, seed: int = 0, rows: int = ROWS) -> tuple[Map
     "row" is the line of the file.
     """
     if not source.examples:
-        places = sorted(range(len(source.texts)), key=lambda place: _draw(source.texts[place], seed))[:rows]
+        places = sorted(range(len(source.texts)), key=lambda place: draw_of(source.texts[place], seed))[:rows]
         return tuple({"row": source.lines[place], "text": source.texts[place]} for place in sorted(places))
     strata: dict[str, list[int]] = defaultdict(list)
     for place, example in enumerate(source.examples):
         strata[str(getattr(example, "label", ""))].append(place)
     for places in strata.values():
-        places.sort(key=lambda place: _draw(" ".join(texts_of(source.examples[place])), seed))
+        places.sort(key=lambda place: draw_of(" ".join(texts_of(source.examples[place])), seed))
     chosen: list[int] = []
     while len(chosen) < min(rows, len(source.examples)):
         for name in sorted(strata):

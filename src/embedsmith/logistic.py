@@ -1,4 +1,8 @@
-"""Logistic regression for tables of any width, sparse or dense; small, exact, and the same on every run."""
+"""Logistic regression for tables of any width, sparse or dense; small, and the same on every run.
+
+L-BFGS ends where a step lowers the loss by less than about 2e-9 of itself, or after `STEPS` of them: columns should be
+of like scale.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+STEPS = 200
 
 Vector = NDArray[np.float64]
 
@@ -45,7 +51,7 @@ def fit_logistic(features: Any, labels: NDArray[np.integer], *, penalty: float =
         slope = np.append(np.asarray(features.T @ pull).ravel() + penalty * values[:-1], pull.sum())
         return float(np.logaddexp(0, -margins).sum() + penalty / 2 * values[:-1] @ values[:-1]), slope
 
-    found = minimize(loss, np.zeros(columns + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    found = minimize(loss, np.zeros(columns + 1), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
     return Logistic(np.asarray(found.x[:-1], dtype=np.float64), float(found.x[-1]))
 
 

@@ -288,30 +288,15 @@ def logistic(similarities: Tensor, labels: Tensor, *, scale: float = 15.0, bias:
     return total
 
 
-def angle(left: Tensor, right: Tensor, scores: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """Return the CoSENT ranking loss of the pairs' angle similarity, which does not flatten where cosines do.
-
-    The halves of a row are the real and the imaginary parts of complex numbers; with z = left · conj(right)
-    summed over the numbers, the similarity is |Re z + Im z| (Li & Li 2023, AnglE, arXiv 2309.12871, in
-    the form of sentence-transformers' AnglELoss). Unit rows need no division, so that a row of zeros has
-    a gradient. Left (1, 0) twice against right (1, 0) and (.6, .8) are at |1 + 0| = 1 and |.6 − .8| = .2; with
-    scores (0, 1) and τ = 1: log(1 + e^.8) = 1.1711.
-
-    Args:
-        left, right: (P, d), unit rows, d even.
-        scores: (P,) any scale, higher is closer; 0/1 labels will do.
-        temperature: τ > 0; the similarity is divided by it.
-
-    Raises:
-        ConfigurationError: d is odd.
-    """
-    return cosent(angle_similarity(left, right), scores, temperature=temperature)
-
-
 def angle_similarity(left: Tensor, right: Tensor) -> Tensor:
     """Return (P,) |Re z + Im z| of each pair, z = left · conj(right), the halves of a row its real and imaginary parts.
 
-    Left (1, 0) against right (.6, .8): |.6 − .8| = .2.
+    Left (1, 0) against right (.6, .8): |.6 − .8| = .2. Its ranking loss (`cosent`) is AnglE, which does not flatten
+    where cosines do (Li & Li 2023, arXiv 2309.12871, in the form of sentence-transformers' AnglELoss). Unit rows need
+    no division, so that a row of zeros has a gradient.
+
+    Args:
+        left, right: (P, d), unit rows, d even.
 
     Raises:
         ConfigurationError: d is odd.

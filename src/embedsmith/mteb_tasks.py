@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, normalize, sides_of
+from embedsmith.encoder import Embeddings, Encoder, Side, normalize, reader_of
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.retrieval import RetrievalTask
 from embedsmith.suites import ScoredSet
 
 SPLIT = "test"
+PROMPT_TYPES: Mapping[str, Side] = {"query": "query", "document": "document", "passage": "document"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,7 @@ class MtebEncoder:
         """Return unit rows (n, d) float32 of the texts of mteb's batches; batch size and the like are our own."""
         texts = [str(text) for batch in inputs for text in batch["text"]]
         side = str(getattr(prompt_type, "value", prompt_type))
-        for_queries, for_documents = sides_of(self.encoder)
-        reader = {"query": for_queries, "document": for_documents, "passage": for_documents}.get(side, self.encoder)
-        return reader.encode(texts)
+        return reader_of(self.encoder, PROMPT_TYPES.get(side, "")).encode(texts)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return the cosine of each row with each row, (n1, n2), as a torch tensor, which mteb wants."""

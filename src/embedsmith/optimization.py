@@ -19,6 +19,7 @@ import numpy as np
 
 from embedsmith.batches import Mixing
 from embedsmith.checkpoints import Checkpoint, claim_checkpoint, read_checkpoint, write_checkpoint
+from embedsmith.choices import TrainingPrecision
 from embedsmith.devices import Alone, Devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused, require_kinds
 from embedsmith.model import Precision
@@ -111,7 +112,7 @@ class TrainingConfig:
     held_tokens: int = 0
     sharded: bool = False
     compile: bool = False
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: TrainingPrecision = "auto"
     seed: int = 0
     checkpoint_seconds: float = 30.0
 

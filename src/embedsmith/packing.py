@@ -29,7 +29,7 @@ from embedsmith.agreement import Agreement, compare
 from embedsmith.decoders import is_decoder
 from embedsmith.flash import Kernel, choose_kernel, find_kernels, window_of
 from embedsmith.lean import draw_kept, find_last, find_parts, lean, working_kind
-from embedsmith.model import Precision, autocast, run_block
+from embedsmith.model import Precision, autocast, invert, run_block
 from embedsmith.tokens import Index, Tokens, cut_microbatches
 
 NAME = "embedsmith_packed"  # of the attention, in transformers' table
@@ -269,9 +269,7 @@ class Packer:
         with _attention(self.network[0].auto_model), _within(segments), lean(self.parts, self.last, pooled):
             found: Tensor = self.network(features)["sentence_embedding"]
         self.used |= segments.used
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return found[torch.from_numpy(back).to(device)]
+        return found[torch.from_numpy(invert([order])).to(device)]
 
 
 def _join(tokens: Tokens, rows: Index, first: int) -> tuple[Index, Index]:
@@ -379,7 +377,7 @@ def _try(packer: Packer, tokens: Tokens, rows: Index, precision: Precision) -> A
     """Return whether `packer` encodes texts `rows` as they are padded."""
     network = packer.network
     blocks = cut_microbatches(tokens.lengths_of(rows), PADDED_BUDGET)
-    back = torch.from_numpy(np.argsort(np.concatenate(blocks))).to(network.device)
+    back = torch.from_numpy(invert(blocks)).to(network.device)
 
     def encode_padded() -> Tensor:
         return torch.cat([run_block(network, tokens, rows[block], "sentence_embedding") for block in blocks])[back]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts, Source, has_equal_sides
 from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
+from embedsmith.encoder import SIDES
 from embedsmith.errors import ConfigurationError, ModelError, require_kinds
 from embedsmith.model import (
-    SIDES,
     Precision,
     default_prompt,
     describe_base,
@@ -217,7 +217,7 @@ def save_prepared(
         network = merge_lora(network)
     if prompts is None:
         return save_network(network, out, card=card, files=files)
-    named = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
+    named: dict[str, str] = dict(zip(SIDES, (prompts.query, prompts.document), strict=True))
     if any(named.values()) and all(network.prompts.get(name) == text for name, text in named.items()):
         named |= network.prompts
     default = next((name for name, text in named.items() if text == alone), ALONE) if alone else None

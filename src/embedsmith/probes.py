@@ -6,6 +6,7 @@ texts twice. It draws nothing at random that the training would draw, so weights
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ from embedsmith.model import (
     default_prompt,
     has_modules,
     load_encoder,
+    max_length_of,
     pooling_of,
     resolve_model,
     run_block,
@@ -177,14 +179,14 @@ def check_trainable(network: torch.nn.Module) -> Iterator[Outcome]:
 
 def check_positions(network: SentenceTransformer) -> Iterator[Outcome]:
     """Yield a maximum length beyond the model's positions: an error where each position has a vector of its own."""
-    limit = network.max_seq_length
+    limit = max_length_of(network)
     table = _position_table(network)
     reach = table or int(getattr(_text_config(network), "max_position_embeddings", 0) or 0)
-    if limit is not None and 0 < reach < int(limit):
+    if 0 < reach < (limit or math.inf):
         yield Finding(
             "max-length-beyond-positions",
             "error" if table else "warning",
-            found=f"texts are cut at {limit} tokens, and the model has {reach} positions",
+            found=f"texts are {f'cut at {limit} tokens' if limit else 'not cut'}, and the model has {reach} positions",
             expected=f"at most {reach}",
             action=f"--set max_length={reach}",
             place="configuration",

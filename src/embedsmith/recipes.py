@@ -63,7 +63,7 @@ def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigurationError(f"--set {assignment}", expected="key=value, as in temperature=0.02")
+            raise ConfigurationError(f"{assignment!r} sets no value", expected="key=value, as in temperature=0.02")
         table, _, name = key.strip().removeprefix("preparation.").rpartition(".")
         value = _read_text(text) if table == "prompts" else _read_value(text.strip())
         if table in {"lora", "prompts"}:
@@ -131,7 +131,7 @@ def _toml(value: Any) -> str:
         said = [f"{key} = {_toml(item)}" for key, item in value.items() if item is not None]
         return f"{{ {', '.join(said)} }}" if said else "{}"
     if isinstance(value, float) and not math.isfinite(value):
-        return "inf"
+        return str(value)  # inf, -inf or nan, as TOML has them
     return json.dumps(value, ensure_ascii=False)  # strings, numbers, truth and lists are written as in JSON
 
 

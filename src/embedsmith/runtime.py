@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json
+from embedsmith.choices import ServedPrecision
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, normalize, surely_fits
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.machine import count_cores, huge_pages
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Encoding, Tokenizer
 
-Precision = Literal["fp32", "int8"]
+Precision = ServedPrecision
 Choice = Literal["auto", "fp32", "int8"]
 
 FOLDER = "onnx"  # below the model's folder

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.text import NUMBER, cut_trigrams, jaccard, normalize, same_facts
+from embedsmith.text import NEAR, NUMBER, cut_trigrams, jaccard, normalize, same_facts
 
-NEAR = 0.9
 WORDS = 16  # of 64 bits: the most that a text has
 BITS = 64 * WORDS
 FIRST_WORDS = 4

@@ -20,11 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Encoder
+from embedsmith.encoder import Encoder, check_vectors
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
-from embedsmith.metrics import Difference, Estimate, RankCorrelation, difference, estimate, resample_weights
+from embedsmith.metrics import (
+    Difference,
+    Estimate,
+    RankCorrelation,
+    choose_baseline,
+    difference,
+    estimate,
+    resample_weights,
+)
 from embedsmith.model import resolve_model
 from embedsmith.tables import KINDS, detect_kind, read_rows
 
@@ -234,7 +242,7 @@ def _tokens(stem: str) -> list[str]:
 
 
 def _is_table(path: Path) -> bool:
-    ending = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    ending = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
     return path.is_file() and KINDS.get(ending) is not None and detect_kind(path) != "txt"
 
 
@@ -465,7 +473,8 @@ def measure_suite(
     Raises:
         ConfigurationError: no encoder, no set, two sets of one name, an unknown baseline.
         InputError: a set whose scores are all the same.
-        ModelError: an encoder whose vectors are not finite, or that gives all pairs of a set the same cosine.
+        ModelError: an encoder whose vectors are not finite or not of length 1, or that gives all pairs of a set one
+            cosine.
     """
     base = _require(encoders, sets, baseline)
     ordered = [sorted(item.pairs, key=lambda pair: (pair.sentence1, pair.sentence2, pair.score)) for item in sets]
@@ -490,10 +499,9 @@ def measure_suite(
 
 
 def _require(encoders: Mapping[str, Encoder], sets: Sequence[ScoredSet], baseline: str | None) -> str:
-    if not encoders or not sets:
-        raise ConfigurationError(f"{len(encoders)} encoders and {len(sets)} sets", expected="at least one of each")
-    if baseline is not None and baseline not in encoders:
-        raise ConfigurationError(f"the baseline {baseline!r} is not measured", expected=f"one of {', '.join(encoders)}")
+    base = choose_baseline(encoders, baseline)
+    if not sets:
+        raise ConfigurationError("no set to measure on", expected="at least one")
     twice = [name for name, count in Counter(item.name for item in sets).items() if count > 1]
     if twice:
         raise ConfigurationError(f"two sets are called {twice[0]}", expected="a name for each")
@@ -506,7 +514,7 @@ def _require(encoders: Mapping[str, Encoder], sets: Sequence[ScoredSet], baselin
                 expected="scores that differ",
                 action="check which column holds the score",
             )
-    return baseline if baseline is not None else next(iter(encoders))
+    return base
 
 
 def _encode_all(
@@ -529,8 +537,7 @@ def _encode_all(
                 on_progress(before + done, len(encoders) * len(texts))
 
         # No name is bound to the encoder: a mapping that loads models on demand has one in memory at a time.
-        vectors = _encode(encoders[name], texts, advance)
-        _require_finite(name, vectors, texts)
+        vectors = check_vectors(_encode(encoders[name], texts, advance), len(texts), name=name)
         found[name] = [_cosines(vectors, rows) for rows in sides]
     return found
 
@@ -541,16 +548,6 @@ def _encode(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], Non
         parts.append(encoder.encode(texts[start : start + CHUNK]))
         advance(min(start + CHUNK, len(texts)))
     return np.concatenate(parts)
-
-
-def _require_finite(name: str, vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ModelError(
-            f"{name} gives {len(bad)} of {len(texts)} texts a vector that is not finite",
-            expected="numbers",
-            action="check whether its training diverged, or load it in float32",
-        )
 
 
 def _cosines(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ FURTHEST = 1000  # lines that a quoted field of a TSV file runs over
 def detect_kind(path: Path | str) -> str:
     """Return jsonl, csv, tsv, parquet or txt, from the file's ending (a closing .gz does not count)."""
     path = Path(path)
-    name = path.with_suffix("") if path.suffix == ".gz" else path
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     kind = KINDS.get(name.suffix.lower())
     if kind is None:
         raise InputError(

@@ -13,7 +13,6 @@ import socketserver
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedIOBase
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from embedsmith.conversation import Turn, read_turns, render
-from embedsmith.encoder import Embeddings, normalize
+from embedsmith.encoder import Embeddings, hash_trigrams
 from embedsmith.llm import Completion, Prompt, Sampling
-from embedsmith.text import trigrams
 
 REWORDINGS = (
     "what is the way to {}",
@@ -55,11 +53,7 @@ class FakeEncoder:
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, dimension) float32."""
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        for row, text in enumerate(texts):
-            for gram in trigrams(text):
-                vectors[row, zlib.crc32(gram.encode()) % self.dimension] += 1
-        return normalize(vectors)
+        return hash_trigrams(texts, self.dimension)
 
 
 def write_answer(prompt: str) -> str:

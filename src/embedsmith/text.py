@@ -27,6 +27,7 @@ SPELLED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 SIGNED = "\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 UNSPACED = SPELLED + SIGNED
 SIGNS_A_WORD = 2  # in those
+NEAR = 0.9  # trigram Jaccard from which on two texts with the same facts are near
 WORD = re.compile(rf"[\w{MARKS}]+(?:['’][\w{MARKS}]+)*(?:\+\+|#(?!\w))?")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SIGN = re.compile("[$€£¥₹₩₽₺₫฿\u2600-\u27bf\U0001f300-\U0001faff]")  # currencies, emoji
@@ -122,6 +123,16 @@ def words(text: str) -> list[str]:
     return WORD.findall(normalize(text))
 
 
+def cut_words(text: str) -> list[str]:
+    """Return the words; in writings without spaces, each sign by itself, since nothing says where a word ends.
+
+    >>> cut_words("How do I pay?"), cut_words("我想退款 USD")
+    (['how', 'do', 'i', 'pay'], ['我', '想', '退', '款', 'usd'])
+    """
+    found = words(text)
+    return _cut_signs(found) if _has_signs(found) else found
+
+
 def runs_of(text: str, length: int = 3) -> list[str]:
     """Return the runs of `length` words, in order; none of a shorter text. Two signs without spaces are a word.
 
@@ -184,6 +195,15 @@ def cut_trigrams(text: str) -> frozenset[str]:
 
 
 _known_trigrams = lru_cache(maxsize=1 << 16)(cut_trigrams)
+
+
+def nearness(left: str, right: str, left_grams: frozenset[str], right_grams: frozenset[str]) -> float:
+    """Return the trigram Jaccard of two near texts (at least `NEAR`, with `same_facts`), 0.0 of any others."""
+    small, large = sorted((len(left_grams), len(right_grams)))
+    if small < NEAR * large:  # no need to look at what they share
+        return 0.0
+    closeness = jaccard(left_grams, right_grams)
+    return closeness if closeness >= NEAR and same_facts(left, right) else 0.0
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:

@@ -18,6 +18,8 @@ BLOCK_PRICE = 32  # padded tokens that one more block costs (measured on MiniLM,
 
 ASCII = "".join(map(chr, range(33, 127)))
 
+UNLIMITED = 1_000_000  # tokens; a longer "maximum" is a library's way to write that there is none
+
 Ids = NDArray[np.int32]
 Index = NDArray[np.int64]
 
@@ -110,6 +112,11 @@ def _find_unknown_id(tokenizer: Any) -> int | None:
     """Return the id that a Unigram model, which has no name for it, writes into its file."""
     found = re.search(r'(?<!\\)"unk_id":\s*(\d+)', tokenizer.to_str())
     return int(found[1]) if found else None
+
+
+def limit_of(length: float | None) -> int | None:
+    """Return a maximum length as a library writes it, None where that means none: transformers has 10³⁰, XLNet −1."""
+    return int(length) if length is not None and 0 < length <= UNLIMITED else None
 
 
 def tokenize(tokenizer: Callable[..., Any], texts: Sequence[str], *, max_length: int | None) -> Tokens:

@@ -170,7 +170,6 @@ def train(
     card: str | CardFacts | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     held_out: Sequence[Example] = (),
-    on_finding: Callable[[Finding], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     retention: Retention | None = None,
 ) -> TrainingResult:
@@ -186,7 +185,6 @@ def train(
         examples: of any kind, or sources with losses and shares of their own: a mixture.
         card: the text of the model's card; facts get the figures of `retention` besides.
         held_out: rows that the model will be judged by; none of them may be in `examples`.
-        on_finding: is told each warning before the first step.
         on_note: is told what is being done, and each note of the result when it is made; the first process only.
         retention: rows that the model is held against on its way; validation rows choose its final weights. Two
             files are written beside `out`: watch.jsonl and retention.json.
@@ -204,9 +202,6 @@ def train(
     ready = replace(ready, report=apart + ready.report)
     devices, network, checkpoint = ready.task.devices, ready.prepared.network, checkpoint_beside(out)
     notes.add(*describe_kept(Path(out)), *ready.report.warnings)
-    if on_finding is not None and devices.rank == 0:
-        for finding in ready.report.findings:
-            on_finding(finding)
     keeper = None
     if retention is not None and devices.rank == 0:
         notes.say("scoring the base on what the model is held against")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import LabelledPair
+from embedsmith.logistic import fit_logistic
 from embedsmith.metrics import Difference, paired_bootstrap, resample_weights
 from embedsmith.model import fingerprint_model
 from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer, read_text
@@ -233,25 +234,12 @@ def fit_adjustment(labels: Labels, similarities: Logits, logits: Logits) -> Adju
     Args:
         labels, similarities, logits: (n,) of the same pairs.
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
     served = similarities > -1  # the guard's vetoes are final, whatever the verifier says
-    truth = labels[served].astype(np.float64)
-    if len(truth) < FEWEST or truth.min() == truth.max():
+    if served.sum() < FEWEST or len(np.unique(labels[served])) < 2:
         return None
     inputs = np.stack([similarities[served], np.clip(logits[served], -SURE, SURE)], axis=1)
     middle, spread = inputs.mean(axis=0), inputs.std(axis=0) + 1e-9
-    scaled = (inputs - middle) / spread
-
-    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        slopes, offset = parameters[:2], parameters[2]
-        odds = scaled @ slopes + offset
-        value = np.logaddexp(0, odds).sum() - truth @ odds + 0.5 * slopes @ slopes
-        rest = expit(odds) - truth
-        return float(value), np.append(scaled.T @ rest + slopes, rest.sum())
-
-    found = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B").x[:2] / spread
+    found = fit_logistic((inputs - middle) / spread, labels[served]).weights / spread
     if found[0] <= 0 or found[1] <= 0:
         return None
     return Adjustment(float(found[1] / found[0]))

@@ -150,7 +150,7 @@ def test_wrong_combinations_are_refused(tmp_path: Path, options: dict[str, Any],
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_is_a_share(share: float) -> None:
-    with pytest.raises(ConfigurationError, match="--sample"):
+    with pytest.raises(ConfigurationError, match="to sample"):
         SampleRule(share)
 
 

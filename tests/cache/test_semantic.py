@@ -53,6 +53,15 @@ def test_a_hit_says_what_it_is_based_on() -> None:
     assert cache.lookup("  how do I freeze my card ?").decision.tier == "exact"
 
 
+@pytest.mark.parametrize(
+    "part",
+    [{"threshold": 0.8}, {"calibration": "/nowhere"}, {"namespaces": "/nowhere"}, {"guard": False}, {"verifier": "v"}],
+)
+def test_a_policy_beside_what_one_is_made_of_is_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"a policy together with {next(iter(part))}"):
+        make(policy=Policy(0.9), **{"threshold": None} | part)
+
+
 def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
     cache = make()
     cache.add("How do I freeze my card in 30 days?", "thirty")

@@ -117,7 +117,7 @@ def test_off_says_nothing(serve: Serve) -> None:
         served = serve(app={"log": log, "upstream": "http://127.0.0.1:1/v1"})
         assert send(served).status_code == 502
     assert (log, stream.getvalue()) == (None, "")
-    with pytest.raises(ConfigurationError, match="--log 'loud'"):
+    with pytest.raises(ConfigurationError, match="the log mode 'loud'"):
         open_log("loud")
 
 

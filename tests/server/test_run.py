@@ -47,8 +47,8 @@ def test_wrong_addresses_are_errors_without_a_traceback(lean_model: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--sample", "0.1"], "no file for the verdicts"),
-        (["--judge", "openai:x"], "nothing to judge"),
+        (["--sample", "0.1"], "--sample without --feedback"),
+        (["--judge", "openai:x"], "--judge without --sample"),
     ],
 )
 def test_sampling_that_cannot_be_is_refused_at_the_start(lean_model: Path, options: list[str], words: str) -> None:

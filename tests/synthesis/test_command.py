@@ -199,7 +199,7 @@ def test_options_of_another_recipe_are_refused(option: tuple[str, ...], tmp_path
         ("rag", ("--sts-as", "scored"), "e5"),
         ("langcache", ("--no-language-check",), "e5"),
         ("rag", ("--distinct", "1"), "langcache"),
-        ("e5", ("--column", "text"), "langcache or rag"),
+        ("e5", ("--column", "text"), "langcache or --recipe rag"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(
@@ -208,9 +208,8 @@ def test_an_option_that_would_be_ignored_is_refused(
     sources = [] if recipe == "e5" else [str(log)]
     chosen = ["--llm", "recorded:none", "--recipe", recipe, "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, ["synthesize", *sources, *chosen, *option])
-    name = option[0].replace("--no-", "--")
     assert isinstance(done.exception, ConfigurationError)
-    assert f"{name} with --recipe {recipe}" in str(done.exception)
+    assert f"{option[0]} with --recipe {recipe}" in str(done.exception)
     assert done.exception.expected == f"--recipe {owner}"
     assert not (tmp_path / "out").exists()
 

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
@@ -101,7 +100,7 @@ class PromiseWatch:
         judged, wrong = self.judged - BLOCK * np.arange(len(before)), self.wrong - before
         right_factor, wrong_factor = np.log(self._factors)
         capital = (judged - wrong)[:, None] * right_factor + wrong[:, None] * wrong_factor
-        worst = int(logsumexp(capital, axis=1).argmax())  # whoever won most says since when it goes wrong
+        worst = int(np.logaddexp.reduce(capital, axis=1).argmax())  # whoever won most says since when it goes wrong
         return (
             f"more than {self.delta:.1%} of the answers served are wrong: {wrong[worst]} of the last {judged[worst]} "
             f"that were judged (evidence {self.evidence:.3g}, the alarm is at {1 / self.alpha:g})"

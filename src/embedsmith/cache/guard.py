@@ -155,8 +155,7 @@ def find_veto(query: str, candidate: str) -> Veto | None:
 def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None:
     if not left.quantities and not right.quantities:
         return None
-    ours = left.quantities - right.quantities - right.implied
-    theirs = right.quantities - left.quantities - left.implied
+    ours, theirs = _find_beyond(left, right), _find_beyond(right, left)
     if not ours and not theirs:
         return None
     here, there = _leave_unequal(ours, theirs, left, right), _leave_unequal(theirs, ours, right, left)
@@ -166,6 +165,12 @@ def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None
     if same_kind or same_number or ((here or there) and alike >= SAME):
         return Veto("number", f"{_name(here)} / {_name(there)}")
     return None
+
+
+def _find_beyond(one: GuardView, other: GuardView) -> Counter[Quantity]:
+    """Return the quantities of one that the other neither has nor may mean."""
+    found = one.quantities - other.quantities if other.quantities else one.quantities
+    return found - other.implied if found and other.implied else found
 
 
 def _leave_unequal(

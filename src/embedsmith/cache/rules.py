@@ -1,6 +1,6 @@
 """Choosing the rules of a cache from labelled pairs: threshold, guard and verifier together, with one promise.
 
-The pairs are seen as the cache serves them: by the encoder that serves, behind the guard. A verifier is
+The pairs are seen as the cache serves them: by the encoder that serves, behind the guard if it has one. A verifier is
 switched on only where it proves itself: it is weighed on a sixth of the pairs and measured on another sixth
 (precision at equal hit rate); the threshold comes from the other two thirds, whatever the outcome, so its
 promise knows nothing of that choice. Parts never separate pairs that share a question or a text.
@@ -57,6 +57,7 @@ def choose_rules(
     pairs: Sequence[LabelledPair],
     *,
     verifier: Verifier | None = None,
+    guard: bool = True,
     delta: float = 0.05,
     alpha: float = 0.05,
     model: str = "",
@@ -68,16 +69,17 @@ def choose_rules(
 
     Args:
         encoder: the one that serves. pairs: labelled, not trained on. model: the encoder's fingerprint.
+        guard: whether the cache has it.
         duplicate_rate, traffic: what the promise is made for; see `calibrate`.
 
     Raises:
         CalibrationRefused: no threshold can be promised.
     """
-    vetoed = tell_vetoes(pairs)
+    vetoed = tell_vetoes(pairs) if guard else ""
     pairs, told = draw_sample(pairs, encoder, seed=seed)
     told = "; ".join(filter(None, (told, vetoed)))
     logits = np.asarray(verifier.score(pairs_of(pairs))) if verifier is not None else None
-    similarities, singles = served_similarities(encoder, pairs), find_singles(pairs)
+    similarities, singles = served_similarities(encoder, pairs, guard=guard), find_singles(pairs)
     promise = {
         "delta": delta,
         "alpha": alpha,
@@ -85,7 +87,7 @@ def choose_rules(
         "traffic": traffic,
         "model": model,
         "precision": precision_of(encoder),
-        "guard": True,
+        "guard": guard,
     }
     try:
         rules = choose_from_scores(
@@ -153,6 +155,38 @@ def _tell_conversations(pairs: Sequence[LabelledPair]) -> str:
     count = sum(map(has_conversations, pairs))
     told = f"{count} of the pairs are conversations, which choose a threshold of their own"
     return told if 0 < count < len(pairs) else ""
+
+
+def choose_uncached(
+    encoder: Encoder,
+    pairs: Sequence[LabelledPair],
+    *,
+    delta: float = 0.05,
+    alpha: float = 0.05,
+    model: str = "",
+    duplicate_rate: float | None = None,
+    traffic: int | None = None,
+) -> Rules:
+    """Return the rules for cosines as the model gives them, with no cache around it; as `choose_rules`.
+
+    A cache without the guard is another thing: it serves no text that the model does not read whole.
+    """
+    counted, told = draw_sample(pairs, encoder)
+    try:
+        found = calibrate_pairs(
+            counted,
+            similarities_of(encoder, counted),
+            delta=delta,
+            alpha=alpha,
+            model=model,
+            duplicate_rate=duplicate_rate,
+            traffic=traffic,
+            precision=precision_of(encoder),
+            guard=False,
+        )
+    except CalibrationRefused as refusal:
+        raise refusal.noting(told) from None
+    return Rules(found, sample=told)
 
 
 def draw_sample(pairs: Sequence[LabelledPair], encoder: Encoder, *, seed: int = 0) -> tuple[list[LabelledPair], str]:

@@ -44,9 +44,11 @@ class SampleRule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
-            raise ConfigurationError(f"--sample {self.share}", expected="a share of the lookups, from 0 to 1")
+            raise ConfigurationError(f"the share {self.share} to sample", expected="a number from 0 to 1")
         if not 0 <= self.margin <= 2:
-            raise ConfigurationError(f"--sample-margin {self.margin}", expected="a difference of cosines, from 0 to 2")
+            raise ConfigurationError(
+                f"the margin {self.margin} to sample", expected="a difference of cosines, from 0 to 2"
+            )
 
 
 @dataclass(frozen=True, slots=True)

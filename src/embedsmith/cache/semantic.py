@@ -21,8 +21,9 @@ from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import SampleRule, Samples
-from embedsmith.cache.settings import Promised, Turns, count_taught, open_encoder, read_promises, settle_turns
+from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, settle_turns
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
+from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, find_unread
 from embedsmith.errors import ConfigurationError, InputError, describe_failure
@@ -89,7 +90,7 @@ class SemanticCache:
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
             calibration, if there is one. A threshold given by hand counts for all, unless this file is named too.
-        policy: other rules altogether; `threshold`, `guard` and `turns` are then those of the policy.
+        policy: other rules altogether, in the place of threshold, calibration, namespaces, guard, verifier and turns.
         guard: False serves candidates that differ in a fact.
         turns: what becomes of the earlier turns of conversations: "fingerprint" wants them equal, "meaning" compares
             them with the question, "auto" does so where model and calibration carry it (`settings.settle_turns`).
@@ -108,7 +109,8 @@ class SemanticCache:
         turns: what becomes of earlier turns, and why, in a sentence.
 
     Raises:
-        ConfigurationError: no threshold is known, a limit is none, or turns cannot be compared by meaning.
+        ConfigurationError: no threshold is known, a policy comes with its parts, a limit is none, or turns cannot be
+            compared by meaning.
         InputError: the calibration is of another model.
         ModelMismatch: the store holds vectors of another model.
     """
@@ -140,6 +142,14 @@ class SemanticCache:
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
         _require_room_for_verdicts(sample, feedback, judge)
+        parts = {"threshold": threshold, "calibration": calibration, "namespaces": namespaces, "verifier": verifier}
+        given = [name for name, part in parts.items() if part is not None] + ([] if guard else ["guard"])
+        if policy is not None and given:
+            raise ConfigurationError(
+                f"a policy together with {', '.join(given)}",
+                expected="a policy, or what one is made of",
+                action="put it into the policy, or leave the policy out",
+            )
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:

@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.recalibration import FILE, Recalibration, read_recalibration
 from embedsmith.calibration import Calibration, read_calibration
+from embedsmith.choices import Turns
 from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.model import count_conversations
@@ -19,7 +20,6 @@ from embedsmith.runtime import OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
-Turns = Literal["auto", "fingerprint", "meaning"]
 TAUGHT = 1000  # rows of conversations from which on a model counts as trained for them; 500 taught little (docs/log.md)
 DELTA = 0.05  # where nothing is promised, what samples are judged against
 
@@ -158,7 +158,7 @@ def require_guard(
     """
     if made.guard is None or made.guard == guard:
         return
-    again = _tell_again(path, made, model, guard)
+    again = _tell_again(path, made, model, guard=guard)
     if guard:
         raise ConfigurationError(
             f"{path} was made without the guard, and the guard is on",
@@ -177,7 +177,7 @@ def warn_of_precision(
 ) -> None:
     """Warn in the log if a calibration was made at another precision than is served, or does not record its own."""
     served = precision_of(encoder) if encoder is not None else ""
-    again = _tell_again(path, made, model)
+    again = _tell_again(path, made, model, guard=made.guard is not False)
     if made.guard is None:
         LOG.warning(
             "%s is of an older version and does not say on which vectors it was made, nor whether behind the guard. "
@@ -192,7 +192,7 @@ def warn_of_precision(
         )
 
 
-def _tell_again(path: Path, made: Calibration | Recalibration, model: Encoder | Path | str, guard: bool = True) -> str:
+def _tell_again(path: Path, made: Calibration | Recalibration, model: Encoder | Path | str, *, guard: bool) -> str:
     """Return the command that makes thresholds again, into the file where they are looked for."""
     if isinstance(made, Recalibration):
         return f"embedsmith recalibrate FEEDBACK --model {tell_model(model)}{'' if guard else ' --no-guard'}"
@@ -206,8 +206,14 @@ def tell_model(model: Encoder | Path | str) -> str:
 
 def tell_calibrate(model: Encoder | Path | str, out: Path, *, guard: bool = True) -> str:
     """Return the command that calibrates a model for a cache, PAIRS aside as it has to be typed."""
-    kind = "--for-cache" if guard else "--model-only"
+    kind = "--for-cache" if guard else "--for-cache --no-guard"
     return f"embedsmith calibrate {tell_model(model)} PAIRS {kind} --out {shlex.quote(str(out))}"
+
+
+def tell_shadow(model: Encoder | Path | str, *, guard: bool = True) -> str:
+    """Return the command that serves nothing yet and gathers pairs to judge, URL aside as it has to be typed."""
+    watched = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl"
+    return f"embedsmith serve --model {tell_model(model)} --upstream URL{'' if guard else ' --no-guard'} {watched}"
 
 
 def place_calibration(model: Encoder | Path | str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from embedsmith.batches import Prompts, Source
+from embedsmith.batches import INSTRUCTION, Prompts, Source
 from embedsmith.checks.findings import LOOKED, Finding, Outcome, share_of
 from embedsmith.examples import texts_of
 
@@ -30,7 +30,7 @@ def check_default_prompt(source: Source, default: str) -> Iterator[Outcome]:
 
 
 def _check_doubled(name: str, prompt: str, texts: Sequence[str]) -> Iterator[Outcome]:
-    start = prompt.partition("{instruction}")[0].strip().casefold()
+    start = prompt.partition(INSTRUCTION)[0].strip().casefold()
     doubled = sum(text.lstrip().casefold().startswith(start) for text in texts) if len(start) >= 3 else 0
     if doubled > 0.05 * len(texts):
         yield Finding(
@@ -44,7 +44,7 @@ def _check_doubled(name: str, prompt: str, texts: Sequence[str]) -> Iterator[Out
 
 
 def _check_instructions(source: Source, prompts: Prompts) -> Iterator[Outcome]:
-    if "{instruction}" not in prompts.query:
+    if INSTRUCTION not in prompts.query:
         return
     given = [getattr(example, "instruction", None) for example in source.examples]
     missing = sum(not text for text in given)

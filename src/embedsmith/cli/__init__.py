@@ -12,9 +12,12 @@ from embedsmith import __version__
 from embedsmith.cli import cache, documents, inspection, job, measuring, mining, synthesis, training
 from embedsmith.cli.console import app, console
 from embedsmith.cli.endings import explain_ending
+from embedsmith.cli.options import CheckedCommand
 
 ORDER = (job, synthesis, documents, inspection, mining, training, measuring, cache)  # of the commands in the help
 app.registered_commands.sort(key=lambda known: [home.__name__ for home in ORDER].index(known.callback.__module__))
+for known in app.registered_commands:
+    known.cls = CheckedCommand
 
 __all__ = ["app", "cache", "documents", "inspection", "job", "main", "measuring", "mining", "synthesis", "training"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedsmith.artifacts import plain
+from embedsmith.choices import Eviction, LogMode, ServedPrecision, Turns
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -15,21 +16,21 @@ from embedsmith.cli.console import (
     app,
     check_file,
     check_folder,
-    console,
     draw_bar,
     print_json,
     print_table,
     read_pairs,
+    read_price,
+    say,
+    tell_rejected,
 )
+from embedsmith.cli.options import naming
 
 if TYPE_CHECKING:
     from embedsmith.cache.recalibration import Recalibration
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.llm import LanguageModel
     from embedsmith.runtime import Fidelity
-
-Turns = Literal["auto", "fingerprint", "meaning"]  # `settings.Turns`
-Eviction = Literal["lru", "lfu", "size"]  # `stores.Order`, whose import would load numpy for every --help
 
 
 @app.command()
@@ -55,48 +56,32 @@ def recalibrate(
 ) -> None:
     """Give each tenant with enough judged samples a threshold of its own; say why for each that gets none."""
     from embedsmith.cache.feedback import read_all_feedback
-    from embedsmith.cache.recalibration import FILE, write_recalibration
-    from embedsmith.cache.recalibration import recalibrate as recalibrate_rows
-    from embedsmith.cache.rules import served_similarities
-    from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier, require_guard
-    from embedsmith.calibration import read_calibration
-    from embedsmith.encoder import precision_of
-    from embedsmith.examples import LabelledPair
-    from embedsmith.verifier import adjust, pairs_of
+    from embedsmith.cache.promises import place_recalibration, recalibrate_model
+    from embedsmith.cache.recalibration import write_recalibration
 
     rows, rejected = read_all_feedback(feedback)
-    for bad in rejected:
-        console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
-    encoder, mark = open_encoder(model)
-    path = find_calibration(model, calibration)
-    pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
-    similarities = served_similarities(encoder, pairs, guard=guard)
-    scale: dict[str, Any] = {"precision": precision_of(encoder), "guard": guard}
-    if threshold is None and path is not None:
-        common = read_calibration(path, model=mark)
-        require_guard(path, common, guard, model)
-        threshold = common.threshold
-        if common.verifier:
-            logits = open_verifier(common, verifier).score(pairs_of(pairs))
-            similarities = adjust(similarities, logits, adjustment_of(common))
-            scale |= {"verifier": common.verifier, "weight": common.weight}
-    found = recalibrate_rows(
+    for file in feedback:
+        tell_rejected(file, [bad for bad in rejected if bad.file == str(file)])
+    found = recalibrate_model(
+        model,
         rows,
-        similarities,
-        model=mark,
-        common=threshold,
+        calibration=calibration,
+        threshold=threshold,
+        verifier=verifier,
+        guard=guard,
         delta=delta,
         alpha=alpha,
         min_pairs=min_pairs,
-        **scale,
     )
-    out = out if out is not None else (path.with_name(FILE) if path is not None else Path(model).parent / FILE)
+    if verifier is not None and not found.verifier:
+        say("verifier off: the calibration does not use it")
+    out = out if out is not None else place_recalibration(model, calibration)
     write_recalibration(out, found)
     if as_json:
         print_json({**plain(found), "out": str(out)})
         return
     _print_recalibration(found)
-    console.print(f"written  {out}", markup=False)
+    say(f"written  {out}")
 
 
 def _print_recalibration(found: Recalibration) -> None:
@@ -116,7 +101,7 @@ def _print_recalibration(found: Recalibration) -> None:
     print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
     granted = len(found.thresholds)
     if granted:
-        console.print(
+        say(
             f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
             f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
         )
@@ -128,7 +113,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to copy the model to first.", callback=check_folder)
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or int8: faster, refused when it is not close.")] = "fp32",
+    precision: Annotated[
+        ServedPrecision, typer.Option(help="int8 is faster, and refused when it is not close.")
+    ] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -136,7 +123,7 @@ def export(
     from embedsmith.export import export_model
 
     labelled = read_pairs(pairs) if pairs is not None else None
-    report = export_model(model, out, precision=precision, pairs=labelled)  # type: ignore[arg-type]
+    report = export_model(model, out, precision=precision, pairs=labelled)
     if as_json:
         print_json(report)
         return
@@ -151,17 +138,17 @@ def export(
 
 def _say_promise(model: Path, precision: str) -> None:
     """Say that the threshold beside the model was chosen on other vectors, before a server does."""
-    from embedsmith.cache.settings import find_calibration
+    from embedsmith.cache.settings import find_calibration, tell_calibrate
     from embedsmith.calibration import read_calibration
 
     path = find_calibration(model)
-    made = read_calibration(path).precision if path is not None else ""
-    if made and made != precision:
+    made = read_calibration(path) if path is not None else None
+    if path is not None and made is not None and made.precision not in ("", precision):
+        again = tell_calibrate(model, path, guard=made.guard is not False)
         told = (
-            f"{path} was made on {made} vectors. `serve` uses its threshold as it is; for a promise on these: "
-            f"embedsmith calibrate {model} PAIRS --for-cache --out {path}"
+            f"{path} was made on {made.precision} vectors. `serve` uses its threshold as it is; for a promise on these"
         )
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(f"{told}: {again}")
 
 
 def _loss(found: Fidelity) -> str:
@@ -178,7 +165,7 @@ def serve(
     store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
-    guard: Annotated[bool, typer.Option(help="Veto candidates that differ in a fact.")] = True,
+    guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
     turns: Annotated[
         Turns,
         typer.Option(
@@ -224,13 +211,16 @@ def serve(
         list[str] | None,
         typer.Option(help="A request header that changes no answer; else unknown ones must be equal. Repeatable."),
     ] = None,
-    prompt_price: Annotated[float, typer.Option(min=0, help="Of a million tokens upstream: money saved.")] = 0.0,
-    completion_price: Annotated[float, typer.Option(min=0, help="The same for completions.")] = 0.0,
+    price: Annotated[
+        str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
+    ] = None,
+    prompt_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,  # older names of the parts of --price
+    completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
-        str, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
+        LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
 ) -> None:
     """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
@@ -240,13 +230,23 @@ def serve(
     from embedsmith.server.run import Service, listen
 
     # First what is settled by the command line alone: loading a model takes seconds.
-    service = Service(
-        *(upstream, store, host, port, Allowances(allow_tools, temperature), shadow, log),
-        prompt_price=prompt_price,
-        completion_price=completion_price,
-        ignored_headers=tuple(ignore_header or ()),
-        grace=grace,
-    )
+    with naming("--sample, --sample-margin"):
+        rule = SampleRule(sample, sample_margin) if sample else None
+    paid = read_price(price)
+    with naming("--upstream"):
+        service = Service(
+            upstream,
+            store,
+            host=host,
+            port=port,
+            allowed=Allowances(allow_tools, temperature),
+            shadow=shadow,
+            log=log,
+            prompt_price=paid.input_per_million if paid is not None else prompt_price,
+            completion_price=paid.output_per_million if paid is not None else completion_price,
+            ignored_headers=tuple(ignore_header or ()),
+            grace=grace,
+        )
     cache = SemanticCache(
         model,
         store=store,
@@ -261,7 +261,7 @@ def serve(
         eviction=eviction,
         feedback=feedback,
         namespaces=namespaces,
-        sample=SampleRule(sample, sample_margin) if sample else None,
+        sample=rule,
         judge=_open_judge(judge, judge_url) if judge else None,
         delta=delta,
     )
@@ -270,27 +270,28 @@ def serve(
     if threshold is None and cache.calibration is not None and cache.calibration.written:
         source += ", whose pairs a language model wrote: calibrate on real ones before you rely on it"
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
-    console.print(
+    say(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
         f"store {store}"
     )
-    console.print(cache.turns, markup=False, highlight=False, soft_wrap=True)
-    listen(cache, service, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    say(cache.turns)
+    listen(cache, service, say=say)
 
 
 def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
     from embedsmith.cache.judge import RETRIES, TIMEOUT
     from embedsmith.llm import open_llm
 
-    return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
+    with naming("--judge"):
+        return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
 
 
 def _say_sampling(cache: SemanticCache) -> None:
     if cache.policy.thresholds:
-        console.print(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+        say(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
     if cache.samples is not None:
         judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
-        console.print(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}", markup=False)
+        say(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}")
 
 
 @app.command()
@@ -332,4 +333,4 @@ def reencode(
             f"{done.seconds:.1f} s; additions waited {done.held:.2f} s\n"
             "next    start the servers with the new model and a threshold of its own"
         )
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line)

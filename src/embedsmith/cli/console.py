@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -15,13 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from embedsmith.artifacts import plain, require_place
+from embedsmith.choices import TrainingPrecision
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from embedsmith.examples import Example, ExampleSet, LabelledPair
-    from embedsmith.llm import Sampling
+    from embedsmith.examples import Example, ExampleSet, LabelledPair, Rejected
+    from embedsmith.llm import LanguageModel, Sampling
+    from embedsmith.llm.budget import Price
     from embedsmith.llm.calls import Progress as CallProgress
     from embedsmith.pipeline import Watcher
 
@@ -32,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Value = TypeVar("Value")
 LONGEST_HEAD = 10  # characters of a model's name at the head of a column
 NARROW = 14  # characters that a table's first column can do with
 WIDTH_OF_METRIC, WIDTH_OF_MODEL, WIDTH_OF_CHANGE = 27, 8, 37  # of columns with their gaps; 80 for two models
@@ -64,7 +69,9 @@ Llm = Annotated[
         '{"id": "7", "paraphrases": ["…"], "distinct": ["…"]} a line.'
     ),
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for openai: models.")]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="An OpenAI-compatible server, for all openai: models of the command.")
+]
 Column = Annotated[str | None, typer.Option(help="Name of the text column; found by name when not given.")]
 Conversations = Annotated[
     bool,
@@ -88,7 +95,7 @@ Edits = Annotated[
 Judge = Annotated[
     bool,
     typer.Option(
-        "--judge", help="The language model checks: do the passages answer (rag), is the label right (langcache)."
+        "--judge", help="The model of --llm checks: do the passages answer (rag), is the label right (langcache)."
     ),
 ]
 Across = Annotated[
@@ -105,20 +112,40 @@ MaxCost = Annotated[
 PriceOption = Annotated[
     str | None, typer.Option("--price", help="INPUT,OUTPUT: US dollars for a million tokens, such as 0.15,0.60.")
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, max=2.0)]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, max=2.0, help="Of the language model's answers: the higher, the more varied.")
+]
 MaxTokens = Annotated[int | None, typer.Option(min=16, help="Longest answer; 1,024, with e5 4,096.")]
-Seed = Annotated[int, typer.Option()]
+Seed = Annotated[int, typer.Option(help="Decides all chance.")]
 Epochs = Annotated[int | None, typer.Option(min=1)]
 Batch = Annotated[int | None, typer.Option(min=1, help="Queries with all their examples a step.")]
 LearningRate = Annotated[float | None, typer.Option()]
-Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
+Precision = Annotated[
+    TrainingPrecision | None, typer.Option(help="auto is bf16 where the chip multiplies it natively, else fp32.")
+]
 Losses = Annotated[
     str | None, typer.Option(help="One loss or a mixture: infonce, or online_contrastive=1,infonce=0.5.")
 ]
 Delta = Annotated[float, typer.Option(help="Most wrong answers among those served.")]
 Alpha = Annotated[float, typer.Option(help="1 − confidence of that promise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Guards = Annotated[list[Path] | None, typer.Option("--guard", help="Your own data for general ability; repeatable.")]
+Guards = Annotated[
+    list[Path] | None,
+    typer.Option("--guard", help="Your own rows of general ability, which must not fall; repeatable."),
+]
+
+
+def say(line: str) -> None:
+    """Tell people a line, or several, as it is: brackets are no markup, and a path can be copied whole."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_rejected(path: Path | str, rejected: Sequence[Rejected], total: int | None = None) -> None:
+    """Say in one line how many of the `total` rows of a file (or several) are not used, if any, and why the first."""
+    from embedsmith.examples import describe_rejected
+
+    if rejected:
+        say(f"{path}: {describe_rejected(rejected, total)}")
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]], *, texts: bool = False) -> None:
@@ -208,11 +235,11 @@ def watch_run() -> Iterator[Watcher]:
         def advance(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total, note="")
-            under_way = total is None or done < total  # what is finished is no sign of life: lines say what comes now
+            under_way = total is None or done < total  # finished bars are hidden, so that lines tell of open ones only
             bars.update(tasks[name], completed=done, total=total, note=note, visible=under_way)
 
         yield Watcher(
-            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            say=say,
             calls=lambda at: advance("LLM calls", at.done, at.total, f"{at.rate:,.1f} calls/s"),
             steps=lambda step: advance(
                 "training", step.step, step.steps, f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
@@ -221,21 +248,31 @@ def watch_run() -> Iterator[Watcher]:
 
 
 def make_sampling(temperature: float, max_tokens: int | None, seed: int) -> Sampling:
+    """Return how the language model draws; an answer is as long as `Sampling` has it where nothing is said."""
     from embedsmith.llm import Sampling
 
-    return Sampling(temperature=temperature, max_tokens=max_tokens or 1024, seed=seed)
+    own = Sampling(temperature=temperature, seed=seed)
+    return own if max_tokens is None else replace(own, max_tokens=max_tokens)
 
 
-def refuse_edits(recipe: str, edits: int) -> None:
-    """Raise `ConfigurationError` where a recipe writes no near misses that edits could stand beside."""
-    if edits:
-        raise ConfigurationError(f"--edits {edits} with --recipe {recipe}", expected="--recipe langcache")
+def open_model(llm: str, base_url: str | None, concurrency: int) -> LanguageModel:
+    """Return the language model of --llm; say so where it is loaded into this process, which takes a while."""
+    from embedsmith.llm import open_llm
 
-
-def say_loading(llm: str) -> None:
-    """Say that a language model of this process is loaded, which takes a while; others are not."""
     if llm.startswith("local:"):
-        console.print(f"loading {llm}", markup=False, highlight=False, soft_wrap=True)
+        say(f"loading {llm}")
+    with naming("--llm"):
+        return open_llm(llm, base_url=base_url, concurrency=concurrency)
+
+
+def read_price(text: str | None) -> Price | None:
+    """Return the price of --price, if it was given."""
+    from embedsmith.llm.budget import Price
+
+    if text is None:
+        return None
+    with naming("--price"):
+        return Price.parse(text)
 
 
 class CallBar:
@@ -261,6 +298,25 @@ def watch_calls() -> Iterator[CallBar]:
     """Yield what draws the progress of calls, with an estimate of the time left where the total is known."""
     with open_bars(note=True) as bars:
         yield CallBar(bars)
+
+
+class LazyMapping(Mapping[str, Value]):
+    """Things by name, each made when it is asked for and not kept: two models of 2B parameters need not fit at once."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Value]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Value:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # that of Mapping would make it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @contextmanager
@@ -297,15 +353,14 @@ def say_separator(path: Path, separator: str | None) -> None:
     from embedsmith.tables import describe_separator
 
     if told := describe_separator(path, separator):
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(told)
 
 
 def read_pairs(path: Path, separator: str | None = None) -> list[LabelledPair]:
     from embedsmith.examples import LabelledPair
 
     found = read_table(path, separator, kind=LabelledPair)
-    if found.rejected:
-        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {found.rejected[0].line}", markup=False)
+    tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
 
 

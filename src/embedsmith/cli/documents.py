@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.cli.console import AsJson, Column, app, check_file, console, draw_bar, print_json, print_table
+from embedsmith.cli.console import AsJson, Column, app, check_file, draw_bar, print_json, print_table, say
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def chunk(
         print_json({**plain(summary), "out": out, "rejected_file": lost})
         return
     _print_summary(summary, rejected)
-    console.print(f"passages  {out}\nrejected  {lost}", markup=False, highlight=False)
+    say(f"passages  {out}\nrejected  {lost}")
 
 
 def _take_passages(

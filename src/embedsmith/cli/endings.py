@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from embedsmith.cli.console import console, print_json
+from embedsmith.cli.console import console, print_json, say
 from embedsmith.errors import CalibrationRefused, EmbedsmithError, InputError, ModelRefused
 
 STOPPED = 130  # what shells give a process that Ctrl-C ended
@@ -39,7 +39,7 @@ KEPT = {  # by command, when it is stopped
 
 @contextmanager
 def explain_ending() -> Iterator[None]:
-    """Run the body, the whole command line; whatever the user can do something about ends it without a traceback.
+    """Run the body, the whole command line; print errors that the user can act on as words, without a traceback.
 
     With --json among the arguments, standard output holds one object: error, expected, action, exit_code, and what
     else the error knows.
@@ -80,7 +80,7 @@ def _end(error: EmbedsmithError, code: int) -> None:
     refused = isinstance(error, (CalibrationRefused, ModelRefused))
     console.quiet = console.quiet and (refused or code == STOPPED)  # an error of one process among many is told
     word = {STOPPED: ""}.get(code, "refused: " if refused else "error: ")
-    console.print(f"{word}{error}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{word}{error}")
     _print_object(error, code)
     sys.exit(code)
 

@@ -16,9 +16,9 @@ from embedsmith.cli.console import (
     Separator,
     app,
     check_folder,
-    console,
     print_json,
     print_table,
+    say,
     say_separator,
 )
 
@@ -59,7 +59,7 @@ def inspect(
             rejected=rejected,
             log=log,
             seed=seed,
-            on_progress=lambda line: console.print(f"… {line}", markup=False, highlight=False),
+            on_progress=lambda line: say(f"… {line}"),
         )
     )
     if out is not None:
@@ -71,7 +71,7 @@ def inspect(
     else:
         _print_inspection(found)
     if out is not None:
-        console.print(f"written  {page}", markup=False, highlight=False)
+        say(f"written  {page}")
 
 
 def _print_inspection(found: Texts) -> None:
@@ -81,18 +81,18 @@ def _print_inspection(found: Texts) -> None:
         print_table(section, ["", ""], rows)
     for warning in (found["hardness"] or {}).get("warnings", ()):
         line = f"{warning['name']}: {warning['text']}\n  to do: {warning['action']}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     for verdict, number in zip(found["labels"], found["label_lines"], strict=True):
         pair = verdict["pair"]
         line = (
             f"line {number}, label {pair['label']}, {verdict['reason']} ({verdict['confidence']:.2f}): "
             f"{verdict['detail']}\n  {pair['left']}\n  {pair['right']}"
         )
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     shown = [[row["row"], _join(row)] for row in found["rows_to_read"]]
     print_table(f"{len(shown)} rows to read", ["line", "text"], shown, texts=True)
     for note in found["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}")
 
 
 def _join(row: Texts) -> str:

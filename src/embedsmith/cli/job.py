@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,16 +43,17 @@ from embedsmith.cli.console import (
     Separator,
     Temperature,
     app,
-    console,
     make_sampling,
+    open_model,
     own_values,
     print_comparison,
     print_json,
     print_table,
-    refuse_edits,
-    say_loading,
+    read_price,
+    say,
     watch_run,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,15 +63,6 @@ if TYPE_CHECKING:
     from embedsmith.training import TrainingConfig
 
 
-OPTIONS = {  # that one recipe has and others do not
-    "langcache": {
-        name: f"--{name}"
-        for name in ("compare", "paraphrases", "distinct", "delta", "alpha", "separator", "conversations")
-    },
-    "rag": {"assign": "--set"}
-    | {name: f"--{name}" for name in ("tokens", "quota", "across", "training", "instruction")},
-}
-ELSEWHERE = "for a cache, write pairs with `embedsmith synthesize`; `embedsmith train` takes all options of training"
 DEMO_DELTA = 0.1  # 400 pairs full of near misses carry no promise of 5%
 DEMO_QUESTIONS = (
     "when does my fixed rate tariff finish",
@@ -81,7 +73,6 @@ DEMO_QUESTIONS = (
 
 @app.command()
 def run(
-    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(help="An unlabelled log of queries; for the recipe rag files, folders and globs of documents."),
@@ -89,9 +80,10 @@ def run(
     llm: Llm,
     base: Base,
     out: Out,
-    recipe: Annotated[str, typer.Option(help="langcache: a model for a cache. rag: a model that finds passages.")] = (
-        "langcache"
-    ),
+    recipe: Annotated[
+        Literal["langcache", "rag"],
+        typer.Option(help="langcache: a model for a cache. rag: a model that finds passages."),
+    ] = "langcache",
     evaluation: Annotated[
         Path | None, typer.Option("--eval", help="Labelled pairs to judge by; for rag a BEIR folder of your own.")
     ] = None,
@@ -141,20 +133,17 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Read a log or documents, write examples, train, evaluate, write a report."""
-    from embedsmith.llm import open_llm
-    from embedsmith.llm.budget import Limits, Price
+    from embedsmith.llm.budget import Limits
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
     from embedsmith.tables import parse_separator
 
-    _refuse_options_of_others(recipe, context)
     sampling = make_sampling(temperature, max_tokens, seed)
-    limits = Limits(max_calls, max_cost, Price.parse(price) if price is not None else None)
-    language_model = partial(open_llm, llm, base_url=base_url, concurrency=concurrency)
+    limits = Limits(max_calls, max_cost, read_price(price))
+    language_model = partial(open_model, llm, base_url, concurrency)
     allowed: dict[str, Any] = {"tolerance": tolerance} if tolerance is not None else {}
     if recipe == "rag":
-        refuse_edits(recipe, edits)
         chosen = _read_training(training, assign or [])
         rag = RagJob(
             sources=tuple(sources),
@@ -175,13 +164,13 @@ def run(
             seed=seed,
             **allowed,
         )
-        say_loading(llm)
         _run_rag(rag, language_model(), as_json=as_json)
         return
-    if recipe != "langcache" or len(sources) != 1:
+    if len(sources) != 1:
         raise ConfigurationError(
-            f"--recipe {recipe} with {len(sources)} sources",
+            f"--recipe langcache with {len(sources)} sources",
             expected="langcache with one log, or rag with any number of documents",
+            action="name one log, or --recipe rag",
         )
     job = Job(
         log=Path(sources[0]),
@@ -209,38 +198,25 @@ def run(
         base_url=base_url,
         **allowed,
     )
+    from embedsmith.cache.settings import tell_model, tell_shadow
     from embedsmith.report import judge_pairs
 
-    say_loading(llm)
     with watch_run() as watch:
         result = run_job(job, language_model(), watch)
     if as_json:
         print_json(result.summary)
         return
     print_comparison(result.summary["comparison"])
-    console.print(f"\n{judge_pairs(result.summary)['text']}", markup=False, highlight=False)
-    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
-    promised = (result.out / "calibration.json").is_file()
-    options = f"--model {quote(str(result.model))} --upstream URL"
-    shadow = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl (serves nothing, gathers pairs to judge)"
-    _say_next(f"embedsmith serve {options}{'' if promised else f' {shadow}'}")
+    say(f"\n{judge_pairs(result.summary)['text']}")
+    say(f"\nmodel   {result.model}\nreport  {result.report}")
+    if (result.out / "calibration.json").is_file():
+        _say_next(f"embedsmith serve --model {tell_model(result.model)} --upstream URL")
+    else:
+        _say_next(f"{tell_shadow(result.model)} (serves nothing, gathers pairs to judge)")
 
 
 def _say_next(command: str) -> None:
-    console.print(f"next    open the report, then: {command}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
-    """Raise where the user gave an option that only another recipe has: nothing is ignored silently."""
-    for owner, options in OPTIONS.items():
-        sources = {option: context.get_parameter_source(name) for name, option in options.items()}
-        given = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if owner != recipe and given:
-            raise ConfigurationError(
-                f"{', '.join(given)} with --recipe {recipe}",
-                expected=f"--recipe {owner}",
-                action=ELSEWHERE if recipe == "langcache" else "leave it out",
-            )
+    say(f"next    open the report, then: {command}")
 
 
 def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingRecipe:
@@ -249,7 +225,8 @@ def _read_training(name: str | None, assignments: Sequence[str]) -> TrainingReci
     from embedsmith.recipes import PLAIN, change, read_recipe
 
     over = read_recipe(name) if name is not None else PLAIN
-    return change(replace(over, training={**RAG_VALUES, **over.training}), assignments)
+    with naming("--set"):
+        return change(replace(over, training={**RAG_VALUES, **over.training}), assignments)
 
 
 def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
@@ -263,19 +240,18 @@ def _run_rag(job: RagJob, llm: LanguageModel, *, as_json: bool) -> None:
         print_json(result.summary)
         return
     print_retrieval(result.summary["retrieval"])
-    console.print(f"\n{judge_retrieval(result.summary)['text']}", markup=False, highlight=False)
-    console.print(f"\nmodel   {result.model}\nreport  {result.report}")
+    say(f"\n{judge_retrieval(result.summary)['text']}")
+    say(f"\nmodel   {result.model}\nreport  {result.report}")
     _say_next(f"embedsmith evaluate {quote(str(result.model))} --retrieval BEIR_FOLDER (questions of your own)")
 
 
 @app.command()
-def demo(context: typer.Context, out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
     """Run the main job on the example that ships with the project (a home-energy help desk)."""
     from embedsmith.model import DEMO_MODEL
 
     here = _example_folder()
     run(
-        context,
         sources=[str(here / "queries.jsonl")],
         llm=f"recorded:{here / 'completions.jsonl'}",
         base=DEMO_MODEL,
@@ -306,7 +282,7 @@ def _ask_cache(run_folder: Path, answers: Path) -> None:
     source = "calibrated" if promised else "best F1 on the other half of the pairs, without a promise"
     title = f"A cache with {cache.store.count().entries} answers, threshold {cache.policy.threshold:.3f} ({source})"
     print_table(title, ["asked", "", "why", "cosine", "nearest stored question"], rows, texts=True)
-    console.print("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
+    say("next    make serve-demo: the caching proxy and its dashboard, in front of a simulated LLM")
 
 
 def _example_folder() -> Path:

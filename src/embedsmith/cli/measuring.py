@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,18 +17,19 @@ from embedsmith.cli.console import (
     BaseUrl,
     Delta,
     Guards,
+    LazyMapping,
     Seed,
     Separator,
     app,
     change,
     check_file,
     check_folder,
-    console,
     draw_bar,
     print_comparison,
     print_json,
     print_table,
     read_pairs,
+    say,
     spread,
     sure,
 )
@@ -37,8 +39,6 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError
 if TYPE_CHECKING:
     from embedsmith.cache.rules import Rules
     from embedsmith.calibration import Calibration, Conversations
-    from embedsmith.encoder import Encoder
-    from embedsmith.examples import LabelledPair
 
 
 @app.command()
@@ -82,21 +82,14 @@ def evaluate(
 ) -> None:
     """Measure one model on labelled pairs (with general ability and latency), on a public suite, on retrieval."""
     ranked = retrieval is not None or qrels is not None
-    _require_something(
-        {"labelled pairs": pairs is not None, "--suite": suite is not None, "--retrieval": ranked},
-        {
-            "labelled pairs": {"--validation": validation, "--guard": guard, "--separator": separator},
-            "--suite": {"--data": data},
-            "--suite or --retrieval": {"--compare": compare},
-            "--retrieval": {"--run": run, "--matryoshka": matryoshka, "--run-out": run_out, "--report": report},
-        },
-    )
+    _require_something(pairs, suite, retrieval, qrels)
     if model is None and (pairs is not None or suite is not None):
         raise ConfigurationError("no model is named", expected="embedsmith evaluate MODEL …")
     found: dict[str, Any] = {}
     if ranked:
         models = (*(compare or []), *([model] if model else []))
-        _require_run_alone(models, retrieval, run, qrels, bm25, matryoshka)
+        if not (models or run or bm25):
+            raise ConfigurationError("nothing ranks", expected="MODEL, --run FILE or --bm25 with --retrieval")
         found["retrieval"] = evaluate_retrieval(
             RetrievalOptions(
                 folder=retrieval,
@@ -127,38 +120,14 @@ def evaluate(
         print_retrieval(found["retrieval"])
 
 
-def _require_something(given: Mapping[str, bool], options: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise where nothing is given to evaluate on, or an option is for something that is not."""
-    if not any(given.values()):
+def _require_something(pairs: Path | None, suite: str | None, retrieval: Path | None, qrels: Path | None) -> None:
+    """Raise if there is nothing to evaluate on."""
+    if pairs is None and suite is None and retrieval is None and qrels is None:
         raise ConfigurationError(
             "there is nothing to evaluate on",
             expected="labelled pairs, --suite, --retrieval, or several of them",
             action="embedsmith evaluate MODEL PAIRS.jsonl, or MODEL --suite sts --data DIR, or MODEL --retrieval DIR",
         )
-    for needed, own in options.items():
-        useless = [name for name, value in own.items() if value]
-        if useless and not any(given[one] for one in needed.split(" or ")):
-            raise ConfigurationError(f"{useless[0]} without {needed}", expected=f"{needed} with it")
-
-
-def _require_run_alone(
-    models: Sequence[str],
-    folder: Path | None,
-    runs: list[Path] | None,
-    qrels: Path | None,
-    bm25: bool | None,
-    matryoshka: str | None,
-) -> None:
-    """Raise where judgements alone meet what needs texts, or there is nobody who ranks."""
-    if qrels is not None and (models or folder or bm25 or matryoshka):
-        raise ConfigurationError(
-            "--qrels has no texts for models or BM25 to rank",
-            expected="--run FILE --qrels FILE alone, or MODEL --retrieval FOLDER (with or without --run)",
-        )
-    if qrels is not None and not runs:
-        raise ConfigurationError("--qrels without --run", expected="a run file to score")
-    if folder is not None and not (models or runs or bm25):
-        raise ConfigurationError("nothing ranks", expected="MODEL, --run FILE or --bm25 with --retrieval")
 
 
 def _evaluate_pairs(
@@ -188,31 +157,10 @@ def _print_evaluation(model: str, found: Mapping[str, Any]) -> None:
     scores = [(item["data"], item["metric"], item["rows"], spread(item["estimate"])) for item in found["general"]]
     print_table("general ability", ["data", "metric", "rows", "value"], scores)
     latency = found["latency"]
-    console.print(
+    say(
         f"one query p50 {latency['p50_ms']:.1f} ms, p95 {latency['p95_ms']:.1f} ms; "
         f"{latency['texts_per_second']:,.0f} texts/s in bulk ({latency['threads']} threads)"
     )
-
-
-class _Models(Mapping[str, "Encoder"]):
-    """Models by name, each loaded when it is asked for and not kept: two of 2B parameters need not fit at once."""
-
-    def __init__(self, names: Sequence[str], base_url: str | None) -> None:
-        self.names, self.base_url = tuple(names), base_url
-
-    def __getitem__(self, name: str) -> Encoder:
-        from embedsmith.model import load_encoder
-
-        return load_encoder(name, base_url=self.base_url)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def _evaluate_suite(
@@ -221,7 +169,7 @@ def _evaluate_suite(
     """Return the report of the suite; the first of the models is the one before."""
     from importlib.util import find_spec
 
-    from embedsmith.model import check_model
+    from embedsmith.model import check_model, load_encoder
     from embedsmith.suites import fetch_suite, measure_suite, read_suite, warn_of_overlap
 
     if len(set(models)) < len(models):
@@ -233,13 +181,14 @@ def _evaluate_suite(
             found = fetch_suite(suite, on_progress=advance)
     warnings = [warning for model in models if (warning := warn_of_overlap(model, found.sets))]
     for warning in warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}")
     if find_spec("transformers") is not None:  # else the first one loaded says what to install
         for model in models:  # before the first is measured for an hour
             if not model.startswith("openai:"):
                 check_model(model)
     with draw_bar("texts") as advance:
-        report = measure_suite(_Models(models, base_url), found.sets, seed=seed, on_progress=advance)
+        encoders = LazyMapping({model: partial(load_encoder, model, base_url=base_url) for model in models})
+        report = measure_suite(encoders, found.sets, seed=seed, on_progress=advance)
     return {**plain(report), "missing": dict(found.missing), "warnings": warnings}
 
 
@@ -254,10 +203,10 @@ def _print_suite(name: str, report: Mapping[str, Any]) -> None:
         lost = "".join(f"; {count} rows not used: {why}" for why, count in item["rejected"].items())
         notes = "".join(f"; {note}" for note in item["notes"])
         line = f"{item['name']}: {item['source']}, {item['choice']}{lost}{notes}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     for why in dict.fromkeys(report["missing"].values()):
         names = ", ".join(missing for missing, reason in report["missing"].items() if reason == why)
-        console.print(f"not measured: {names}: {why}", markup=False, highlight=False, soft_wrap=True)
+        say(f"not measured: {names}: {why}")
     title = f"suite {name}, Spearman, 95% intervals, p adjusted over the sets"
     base, others = report["baseline"], list(report["mean_differences"])
     mean = f"mean of {len(report['sets'])}"
@@ -323,11 +272,15 @@ def calibrate(
         bool,
         typer.Option(
             "--for-cache/--model-only",
-            help="As the cache serves, with its guard and the exported model if any; or the model by itself.",
+            help="As the cache serves: the exported model, if any, behind the guard. Or, for those who have no cache: "
+            "the model's cosines as they are, of the folder itself.",
         ),
     ] = True,
+    guard: Annotated[
+        bool, typer.Option(help="Whether the cache vetoes candidates that differ in a fact, as in serve.")
+    ] = True,
     verifier: Annotated[
-        Path | None, typer.Option(help="A verifier's folder: switched on if it proves itself. Implies --for-cache.")
+        Path | None, typer.Option(help="A verifier's folder, for a cache: switched on if it proves itself.")
     ] = None,
     duplicate_rate: Annotated[
         float | None, typer.Option(help="Share of duplicates in your traffic, if it is not that of the pairs.")
@@ -339,77 +292,56 @@ def calibrate(
 ) -> None:
     """Choose the lowest threshold that keeps a promise on wrong answers, or refuse."""
     from embedsmith.cache.feedback import refuse_feedback
-    from embedsmith.cache.settings import place_calibration
+    from embedsmith.cache.promises import calibrate_model
+    from embedsmith.cache.settings import place_calibration, tell_shadow
     from embedsmith.calibration import write_calibration
-    from embedsmith.model import fingerprint_model
 
     refuse_feedback(pairs)
     rows = read_pairs(pairs, separator)
     out = out if out is not None else place_calibration(model)
     require_place(out, folder=False)
-    promise = {"delta": delta, "alpha": alpha, "model": fingerprint_model(model)}
-    promise |= {"duplicate_rate": duplicate_rate, "traffic": traffic}
     try:
-        if for_cache or verifier is not None:
-            rules = _choose_for_cache(model, rows, verifier, base_url, promise)
-        else:
-            rules = _choose_alone(model, rows, base_url, promise)
+        rules = calibrate_model(
+            model,
+            rows,
+            guard=guard,
+            verifier=verifier,
+            cached=for_cache,
+            base_url=base_url,
+            delta=delta,
+            alpha=alpha,
+            duplicate_rate=duplicate_rate,
+            traffic=traffic,
+        )
     except CalibrationRefused as refusal:
-        raise refusal.advising(f"to gather judged pairs, serving nothing yet: {_tell_shadow(model)}") from None
+        again = tell_shadow(model, guard=guard)
+        raise refusal.advising(f"to gather judged pairs, serving nothing yet: {again}") from None
     write_calibration(out, rules.calibration)
     if as_json:
         chosen = {"verifier_gain": plain(rules.gain), "explained": rules.verifier, "sample": rules.sample}
         print_json(plain(rules.calibration) | chosen | {"out": str(out)})
         return
-    _print_calibration(rules, out)
-    _say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
+    _print_calibration(rules, out, cached=for_cache)
+    if for_cache:
+        say(f"next     {_tell_serve(model, rules.calibration, out, verifier)}")
 
 
-def _choose_for_cache(
-    model: str, rows: Sequence[LabelledPair], verifier: Path | None, base_url: str | None, promise: Mapping[str, Any]
-) -> Rules:
-    from embedsmith.cache.rules import choose_rules
-    from embedsmith.cache.settings import open_encoder
-    from embedsmith.model import load_encoder
-    from embedsmith.verifier import OnnxVerifier
-
-    second = OnnxVerifier(verifier) if verifier is not None else None
-    hosted = model.startswith("openai:")
-    encoder = load_encoder(model, base_url=base_url) if hosted else open_encoder(model)[0]
-    return choose_rules(encoder, rows, verifier=second, **promise)
-
-
-def _choose_alone(model: str, rows: Sequence[LabelledPair], base_url: str | None, promise: Mapping[str, Any]) -> Rules:
-    from embedsmith.cache.rules import Rules, calibrate_pairs, draw_sample
-    from embedsmith.encoder import precision_of
-    from embedsmith.evaluation import similarities_of
-    from embedsmith.model import load_encoder
-
-    encoder = load_encoder(model, base_url=base_url)
-    made: Any = {"precision": precision_of(encoder), "guard": False, **promise}
-    counted, told = draw_sample(rows, encoder)
-    try:
-        found = calibrate_pairs(counted, similarities_of(encoder, counted), **made)
-    except CalibrationRefused as refusal:
-        raise refusal.noting(told) from None
-    return Rules(found, sample=told)
-
-
-def _print_calibration(rules: Rules, out: Path) -> None:
+def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
     from embedsmith.metrics import percent
 
     found = rules.calibration
     for line in filter(None, (rules.sample, rules.verifier)):
-        _say(line)
-    _say(
+        say(line)
+    of = "" if found.guard else ", without the guard" if cached else ", of the model by itself, without a cache"
+    say(
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
-        f"confidence {percent(1 - found.alpha)}{'' if found.guard else ', of the model without the guard'}\n"
+        f"confidence {percent(1 - found.alpha)}{of}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught"
     )
     if found.conversations is not None:
-        _say(_tell_conversations(found.conversations))
-    _say(f"written  {out}")
+        say(_tell_conversations(found.conversations))
+    say(f"written  {out}")
 
 
 def _tell_conversations(own: Conversations) -> str:
@@ -433,14 +365,3 @@ def _tell_serve(model: str, made: Calibration, out: Path, verifier: Path | None)
     if made.guard is False:
         options.append("--no-guard")
     return f"embedsmith serve {' '.join(options)}"
-
-
-def _tell_shadow(model: str) -> str:
-    from embedsmith.cache.settings import tell_model
-
-    watched = "--threshold 0.9 --shadow --sample 0.05 --feedback feedback.jsonl"
-    return f"embedsmith serve --model {tell_model(model)} --upstream URL {watched}"
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedsmith.artifacts import plain
+from embedsmith.choices import Output, Ruling, Sampling, Search, Storage
 from embedsmith.cli.console import (
     AsJson,
     BaseUrl,
@@ -19,12 +19,14 @@ from embedsmith.cli.console import (
     Seed,
     app,
     check_file,
-    console,
     open_bars,
     print_json,
     print_table,
+    say,
+    tell_rejected,
 )
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.cli.options import naming
+from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.examples import Example
@@ -55,9 +57,9 @@ def mine(
     margin: Annotated[float | None, typer.Option(help="Drop above the positive's similarity less this.")] = None,
     minimum: Annotated[float | None, typer.Option(help="Drop what is less similar.")] = None,
     maximum: Annotated[float | None, typer.Option(help="Drop what is more similar.")] = None,
-    sampling: Annotated[str, typer.Option(help="top, uniform or weighted, within the window.")] = "top",
-    ruling: Annotated[str, typer.Option(help="Of several positives: the lowest or the mean similarity.")] = "lowest",
-    output: Annotated[str, typer.Option(help="triplets, or pairs with label 1 and 0.")] = "triplets",
+    sampling: Annotated[Sampling, typer.Option(help="Which candidates within the window are taken.")] = "top",
+    ruling: Annotated[Ruling, typer.Option(help="Of several positives: which similarity counts.")] = "lowest",
+    output: Annotated[Output, typer.Option(help="pairs have label 1 and 0.")] = "triplets",
     scores: Annotated[bool, typer.Option("--scores", help="Write cosines into a column scores.")] = False,
     relabel: Annotated[
         str | None, typer.Option(help="cross-encoder:FOLDER_OR_ID, openai:MODEL, local:… or recorded:FILE.")
@@ -65,9 +67,11 @@ def mine(
     relabel_prompt: Annotated[Path | None, typer.Option(help="Your own prompt for a language model (TOML).")] = None,
     bounds: Annotated[str, typer.Option(help="Probabilities of a cross-encoder: no up to, yes from.")] = "0.3:0.9",
     judged: Annotated[int, typer.Option(min=0, help="Candidates of an anchor that are judged; 0: 2 × negatives.")] = 0,
-    search: Annotated[str, typer.Option(help="exact, index (HNSW, approximate) or auto.")] = "auto",
-    storage: Annotated[str, typer.Option(help="Embeddings on disk: float16 or float32.")] = "float16",
-    engine: Annotated[str, typer.Option(help="local, or ray (Ray Data; --address for a cluster).")] = "local",
+    search: Annotated[Search, typer.Option(help="index is HNSW, approximate.")] = "auto",
+    storage: Annotated[Storage, typer.Option(help="Numbers of the embeddings on disk.")] = "float16",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray is Ray Data; --address for a cluster.")
+    ] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; default: one for each CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; auto finds it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of embeddings; default: OUT.work. Kept for reuse.")] = None,
@@ -78,9 +82,9 @@ def mine(
 ) -> None:
     """Add hard negatives to examples: near texts of a corpus that are no answer, with every dropped one counted."""
     from embedsmith.mining import Miner, MiningSettings, open_relabeller
+    from embedsmith.mining.texts import Passages
     from embedsmith.model import fingerprint_model, load_encoder
 
-    chosen: Any = {"sampling": sampling, "ruling": ruling, "output": output, "search": search, "storage": storage}
     settings = MiningSettings(
         negatives=negatives,
         window=_read_window(window),
@@ -91,7 +95,11 @@ def mine(
         seed=seed,
         scores=scores,
         judged=judged,
-        **chosen,
+        sampling=sampling,
+        ruling=ruling,
+        output=output,
+        search=search,
+        storage=storage,
     )
     rows = _read_rows(examples)
     folder = work or out.with_name(out.name + ".work")
@@ -107,7 +115,8 @@ def mine(
                 prompt=relabel_prompt,
                 bounds=_read_bounds(bounds),
             )
-            relabeller = stack.enter_context(opened)
+            with naming("--relabel"):
+                relabeller = stack.enter_context(opened)
         passages = Passages(corpus) if corpus is not None else None
         miner = Miner(
             rows,
@@ -122,13 +131,9 @@ def mine(
         )
         stack.callback(miner.close)
         if passages is not None and (remark := passages.describe()):
-            console.print(remark, markup=False, highlight=False)
+            say(remark)
         plan = miner.plan()
-        console.print(
-            f"search {plan.kind} ({plan.reason}), about {_duration(plan.seconds)} on one process",
-            markup=False,
-            highlight=False,
-        )
+        say(f"search {plan.kind} ({plan.reason}), about {_duration(plan.seconds)} on one process")
         shown = _write(miner, out, settings)
     if as_json:
         found = {"report": plain(miner.report), "settings": plain(settings), "out": str(out), "work": str(folder)}
@@ -136,53 +141,14 @@ def mine(
         return
     _print_report(miner.report, settings)
     _print_rows(shown)
-    console.print(
-        f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)", markup=False
-    )
-
-
-@dataclass(slots=True)
-class Passages:
-    """The texts of a table, one by one, in the columns that `chunk` reads too; rows without a text are counted.
-
-    Attributes:
-        unread: rows without a text so far. first: line of the first of them.
-    """
-
-    path: Path
-    unread: int = 0
-    first: int = 0
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the texts, a title before its text; raise `InputError` after the last row if none had any."""
-        from embedsmith.documents.rows import TEXTS, find_text
-        from embedsmith.tables import read_rows
-
-        self.unread = read = 0
-        for line, row in read_rows(self.path):
-            text = find_text(row)
-            if text is not None:
-                read += 1
-                yield text
-            elif set(row) != {"text"} or row["text"] != "":  # not a blank line of a text file
-                self.unread, self.first = self.unread + 1, self.first or line
-        if not read:
-            raise InputError(f"{self.path}: no row with a text", expected=f"one of the columns {', '.join(TEXTS)}")
-
-    def describe(self) -> str | None:
-        """Return how many rows were not used, or None."""
-        if not self.unread:
-            return None
-        return f"{self.path}: {self.unread:,} rows without a text not used, the first in line {self.first}"
+    say(f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)")
 
 
 def _read_rows(path: Path) -> Sequence[Example]:
     from embedsmith.examples import read_examples
 
     found = read_examples(path)
-    if found.rejected:
-        first = found.rejected[0]
-        console.print(f"{path}: {len(found.rejected)} rows not used, e.g. line {first.line}", markup=False)
+    tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return found.examples
 
 
@@ -202,13 +168,11 @@ def _read_bounds(text: str) -> tuple[float, float]:
         raise ConfigurationError(f"--bounds {text!r}", expected="LOW:HIGH, such as 0.3:0.9") from None
 
 
-def _open_engine(name: str, workers: int | None, address: str | None, stack: ExitStack) -> Engine:
+def _open_engine(name: Literal["local", "ray"], workers: int | None, address: str | None, stack: ExitStack) -> Engine:
     from embedsmith.mining import LocalEngine, RayEngine
 
     if name == "ray":
         return stack.enter_context(RayEngine(workers=workers, address=address))
-    if name != "local" or workers is not None or address is not None:
-        raise ConfigurationError(f"--engine {name}", expected="local, or ray (with --workers and --address)")
     return LocalEngine()
 
 
@@ -277,13 +241,8 @@ def _print_rows(rows: Sequence[Example]) -> None:
         for place, text in enumerate(texts_of(row)):
             name = names[place] if place < len(names) else "negative"
             flat = " ".join(text.split())
-            console.print(
-                f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        console.print()
+            say(f"{name:>9}  {flat[:WIDTH]}{'…' if len(flat) > WIDTH else ''}")
+        say("")
 
 
 def _duration(seconds: float) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedsmith.artifacts import plain
-from embedsmith.cli.console import change, console, draw_bar, print_table, spread, sure
+from embedsmith.cli.console import LazyMapping, change, draw_bar, print_table, say, spread, sure
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def evaluate_retrieval(options: RetrievalOptions) -> dict[str, Any]:
     task, notes = _read_task(options)
     makers = _list_rankers(options, notes)
     with draw_bar("texts") if options.models else nullcontext(lambda *_: None) as advance:
-        rankers = _Rankers(makers, advance)
+        rankers = LazyMapping({name: partial(make, advance) for name, make in makers.items()})
         rankings = rank_task(rankers, task, depth=max(options.cutoffs), dimensions=options.dimensions)
     report = compare_rankings(rankings, task, k=options.cutoffs, seed=options.seed)
     notes += report.list_notes()
@@ -107,25 +108,6 @@ def _once(makers: Mapping[str, object], name: str, make: Callable[[Any], Ranker]
     return {name: make}
 
 
-class _Rankers(Mapping[str, "Ranker"]):
-    """Rankers by name, each made when it is asked for and not kept: two large models need not fit at once."""
-
-    def __init__(self, makers: Mapping[str, Callable[[Any], Ranker]], advance: Callable[[int, int], None]) -> None:
-        self._makers, self._advance = makers, advance
-
-    def __getitem__(self, name: str) -> Ranker:
-        return self._makers[name](self._advance)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-
 def _write_runs(folder: Path | None, task: RetrievalTask, rankings: Mapping[str, Rankings]) -> list[str]:
     from embedsmith.retrieval import write_run
 
@@ -147,7 +129,7 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
     """Print the figures, the differences to the baseline, and the table by dimension."""
     names, base, primary = list(found["metrics"]), found["baseline"], found["primary"]
     for note in found.get("notes", ()):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(note)
     title = f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents; 95% intervals"
     metrics = _figures(found)
     rows = [[metric, *(spread(found["metrics"][name][metric]) for name in names)] for metric in metrics]
@@ -160,9 +142,9 @@ def print_retrieval(found: Mapping[str, Any]) -> None:
         rows = [_dimension_row(row, primary) for row in found["dimensions"]]
         print_table(against, ["", "dimensions", primary, "difference", "p (Holm)"], rows)
     if found["differences"] or found["dimensions"]:
-        console.print(found["tests"], markup=False, highlight=False, soft_wrap=True)
+        say(found["tests"])
     for path in found.get("files", ()):
-        console.print(f"written  {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"written  {path}")
 
 
 def _figures(found: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.choices import StsForm
 from embedsmith.cli.console import (
     Across,
     AsJson,
@@ -36,12 +37,16 @@ from embedsmith.cli.console import (
     check_folder,
     console,
     make_sampling,
+    open_model,
     print_json,
     print_table,
-    say_loading,
+    read_price,
+    say,
     say_separator,
+    tell_rejected,
     watch_calls,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -55,15 +60,7 @@ if TYPE_CHECKING:
     from embedsmith.synthesis.orders import Order, Pilot
     from embedsmith.synthesis.outcome import Synthesis
 
-RECIPES = ("langcache", "rag", "e5")
-OWNERS = {  # options that some recipes have and others do not
-    ("langcache",): ("paraphrases", "distinct", "edits", "separator", "conversations"),
-    ("langcache", "rag"): ("column", "mask"),
-    ("rag",): ("quota", "base", "across"),
-    ("e5",): ("tasks", "groups", "languages", "topics", "used", "language_check", "sts_as"),
-}
 SHOWN = 3  # rows of a pilot whose prompts and completions are printed whole
-LONG_ANSWER = 4096  # tokens: two documents of five hundred words, as e5 asks for
 USAGES = {
     "langcache": "embedsmith synthesize LOG --llm …: name one log",
     "rag": "embedsmith synthesize FOLDER --recipe rag --llm …: name documents",
@@ -73,13 +70,15 @@ USAGES = {
 
 @app.command()
 def synthesize(
-    context: typer.Context,
     llm: Llm,
     sources: Annotated[
         list[str] | None,
         typer.Argument(help="A log of queries (langcache), documents (rag), nothing (e5)."),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="langcache, rag or e5.")] = "langcache",
+    recipe: Annotated[
+        Literal["langcache", "rag", "e5"],
+        typer.Option(help="langcache: pairs for a cache. rag: questions about documents. e5: rows of many kinds."),
+    ] = "langcache",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: runs/RECIPE.", callback=check_folder)
     ] = None,
@@ -88,7 +87,9 @@ def synthesize(
     conversations: Conversations = False,
     separator: Separator = None,
     mask: Mask = False,
-    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Data that must not leak in.")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option("--eval", help="Data to judge by later: no text of it may leak in.")
+    ] = None,
     paraphrases: Paraphrases = 3,
     distinct: Distinct = 3,
     quota: Annotated[int | None, typer.Option(min=1, help="rag: questions in all, spread over the documents.")] = None,
@@ -104,7 +105,7 @@ def synthesize(
     language_check: Annotated[
         bool, typer.Option(help="e5: know the language of texts by py3langid, not by their writing only.")
     ] = True,
-    sts_as: Annotated[str, typer.Option(help="e5: sts rows as triplet or scored.")] = "triplet",
+    sts_as: Annotated[StsForm, typer.Option(help="e5: what sts rows become.")] = "triplet",
     prompts: Prompts = None,
     pilot: Annotated[
         int | None, typer.Option(min=3, help="Try so many rows: show what is sent, what comes of it, what all cost.")
@@ -125,23 +126,22 @@ def synthesize(
     as_json: AsJson = False,
 ) -> None:
     """Write examples with a language model; every candidate that is not used keeps its reason."""
-    from embedsmith.llm import open_llm
     from embedsmith.llm.batches import BatchWriter, read_results
-    from embedsmith.llm.budget import Budget, Price
+    from embedsmith.llm.budget import Budget
     from embedsmith.llm.calls import Calls
     from embedsmith.llm.journal import Journal
     from embedsmith.llm.openai_chat import OpenAIChat
     from embedsmith.model import load_encoder
     from embedsmith.personal import Screen
     from embedsmith.synthesis.e5 import E5Plan, parse_groups, parse_languages
+    from embedsmith.synthesis.e5.plan import SAMPLING
     from embedsmith.synthesis.orders import order_e5, order_langcache, order_rag, try_order
     from embedsmith.synthesis.outcome import collect
     from embedsmith.synthesis.rag import RagPlan
     from embedsmith.synthesis.recipes import load_recipe
 
-    _refuse_options_of_others(recipe, context)
     out = out if out is not None else Path("runs") / recipe
-    priced = Price.parse(price) if price is not None else None
+    priced = read_price(price)
     budget = Budget(max_calls=max_calls, max_cost=max_cost, price=priced)
     leaks = _read_leaks(evaluation or [])
     screen = Screen(mask)
@@ -154,35 +154,37 @@ def synthesize(
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
         order = order_rag(plan, _read_passages(sources, column, screen, out), encoder=encoder, evaluation=leaks)
-    elif recipe == "e5" and not sources and not judge:
-        form: Any = sts_as  # the plan says what it may be
-        shares = parse_groups(groups), parse_languages(languages)
-        own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": form}
-        rows = E5Plan(tasks, *shares, seed, topics=topics, prompts=prompts, **own)
+    elif recipe == "e5" and not sources:
+        with naming("--groups"):
+            shares = parse_groups(groups)
+        with naming("--languages"):
+            weights = parse_languages(languages)
+        own: dict[str, Any] = {"used": used, "check_languages": language_check, "sts_as": sts_as}
+        rows = E5Plan(tasks, shares, weights, seed, topics=topics, prompts=prompts, **own)
         order = order_e5(rows, evaluation=leaks)
     else:
         raise ConfigurationError(
-            f"--recipe {recipe} with {len(sources or [])} sources{' and --judge' if judge else ''}",
-            expected="langcache with one log, rag with documents, or e5 with neither sources nor a judge",
-            action=USAGES.get(recipe, f"--recipe {' or '.join(RECIPES)}"),
+            f"--recipe {recipe} with {len(sources or [])} sources",
+            expected="langcache with one log, rag with documents, or e5 without sources",
+            action=USAGES[recipe],
         )
-    say_loading(llm)
-    model = open_llm(llm, base_url=base_url, concurrency=concurrency)
+    model = open_model(llm, base_url, concurrency)
     if recipe != "e5":
         _say_personal(screen, "queries" if recipe == "langcache" else "passages", model, out)
-    sampling = make_sampling(temperature, max_tokens or (LONG_ANSWER if recipe == "e5" else 1024), seed)
+    longest = max_tokens or (SAMPLING.max_tokens if recipe == "e5" else None)
+    sampling = make_sampling(temperature, longest, seed)
     with Journal(out / "journal.sqlite") as journal, watch_calls() as watch:
         if journal.doubted:
-            console.print(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")
+            say(f"journal: {journal.doubted:,} empty answers of an older version may be errors; asked again")
         for line in _describe_results(read_results(batch_in, journal)) if batch_in else ():
-            console.print(line, markup=False)
+            say(line)
         writer = None
         if batch_out is not None:
             if not isinstance(model, OpenAIChat):
                 raise ConfigurationError(f"--batch-out with {llm}", expected="openai:MODEL")
             model = writer = BatchWriter(model, batch_out, journal)
         elif journal.count_batched():
-            console.print(
+            say(
                 f"warning: {journal.count_batched():,} calls are out in batches; those needed now are made again. "
                 "To wait for them, stop it and give --batch-in when their results are there"
             )
@@ -199,19 +201,6 @@ def synthesize(
         result = collect(order.fill(calls), calls, out=out, on_row=watch.rows)
         cost = budget.cost
     _print_result(order, result, out, cost, as_json=as_json)
-
-
-def _refuse_options_of_others(recipe: str, context: typer.Context) -> None:
-    """Raise where the user gave an option that the recipe does not have: nothing is ignored silently."""
-    for owners, names in OWNERS.items():
-        sources = {name: context.get_parameter_source(name) for name in names}
-        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if recipe not in owners and given:
-            raise ConfigurationError(
-                f"{', '.join('--' + name.replace('_', '-') for name in given)} with --recipe {recipe}",
-                expected=f"--recipe {' or '.join(owners)}",
-                action="leave it out, or name the recipe",
-            )
 
 
 def _read_leaks(files: Sequence[Path]) -> list[str]:
@@ -257,7 +246,7 @@ def _say_personal(screen: Screen, what: str, model: LanguageModel, out: Path) ->
     place = out / "personal.jsonl"
     write_jsonl(place, screen.rows)
     if told := describe_personal(screen.rows, what, masked=screen.masking, host=find_host(model), place=place):
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        say(told)
 
 
 def _describe_results(found: Any) -> list[str]:
@@ -280,12 +269,12 @@ def _write_batches(order: Order, calls: Calls, writer: Any) -> None:
     rows = (row for row in order.fill(calls) if isinstance(row, Rejected) and row.reason == reason)
     waiting = len({row.source for row in rows})
     for file in writer.files:
-        console.print(f"batch  {file}", markup=False)
+        say(f"batch  {file}")
     if not writer.files:
-        console.print("every call has its answer, or waits in a batch; to read answers: --batch-in RESULTS")
+        say("every call has its answer, or waits in a batch; to read answers: --batch-in RESULTS")
         return
-    console.print(f"{waiting:,} rows wait. Send the files, then run the same command with --batch-in RESULTS.")
-    console.print("If the recipe has a second step, add --batch-out again: its calls follow from the answers.")
+    say(f"{waiting:,} rows wait. Send the files, then run the same command with --batch-in RESULTS.")
+    say("If the recipe has a second step, add --batch-out again: its calls follow from the answers.")
 
 
 def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
@@ -297,14 +286,14 @@ def _print_pilot(order: Order, tried: Pilot, *, as_json: bool) -> None:
         for prompt, completion in tried.exchanges:
             if order.row_of(prompt.row) == row:
                 console.rule(f"row {prompt.row}, {prompt.task}")
-                console.print(f"{prompt.system}\n\n{prompt.user}", markup=False, highlight=False)
+                say(f"{prompt.system}\n\n{prompt.user}")
                 console.print("[bold]completion[/bold]")
-                console.print(completion.text or f"none ({completion.finish})", markup=False, highlight=False)
+                say(completion.text or f"none ({completion.finish})")
     console.rule(f"{len(tried.kept)} examples of {tried.rows} rows")
     for example in tried.kept[:20]:
-        console.print(f"kept ({_name_label(example)})  {_show(example)}", markup=False, highlight=False)
+        say(f"kept ({_name_label(example)})  {_show(example)}")
     for lost in tried.rejected[:20]:
-        console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}", markup=False, highlight=False)
+        say(f"rejected ({lost.reason}: {lost.detail})  {lost.text[:200]}")
     print_table(f"{tried.rows:,} rows of the pilot", ["candidates", "count"], list(counts.items()))
     if tried.estimate is not None:
         _print_estimate(tried.estimate)
@@ -347,13 +336,11 @@ def _print_estimate(found: Estimate) -> None:
     print_table(f"All {found.rows:,} rows will take", ["", "estimate", "95% interval"], rows)
     if found.seconds is not None and found.seconds.high > 1.5 * found.seconds.value:
         had = f"had {found.at_once} calls at once" if found.at_once else "is from the journal"
-        console.print(
-            f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace"
-        )
+        say(f"seconds: if the server keeps up with --concurrency; the pilot {had}, the upper bound is its pace")
     if found.cost is None:
-        console.print("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
+        say("give --price INPUT,OUTPUT (US dollars for a million tokens) to know what it costs")
     if found.unmetered:
-        console.print(f"warning: {found.unmetered} rows came without token counts; tokens and cost are too low")
+        say(f"warning: {found.unmetered} rows came without token counts; tokens and cost are too low")
 
 
 def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None, *, as_json: bool) -> None:
@@ -364,12 +351,12 @@ def _print_result(order: Order, result: Synthesis, out: Path, cost: float | None
         return
     print_table(f"{len(order.sizes):,} rows of {order.recipe}", ["candidates", "count"], sorted(result.counts.items()))
     for name, count in result.written_by.items() if len(result.written_by) > 1 else ():
-        console.print(f"by        {name}: {count:,} of the kept", markup=False)
+        say(f"by        {name}: {count:,} of the kept")
     for warning in result.warnings:
-        console.print(f"warning: {warning}", markup=False)
+        say(f"warning: {warning}")
     spent = f", at most {cost:.4f} US dollars over all runs" if cost is not None else ""
-    console.print(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
-    console.print(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
+    say(f"calls     {result.calls.calls:,}, {result.calls.sent:,} of them sent now{spent}")
+    say(f"examples  {out / 'examples.jsonl'}\nrejected  {out / 'rejected.jsonl'}")
 
 
 @app.command()
@@ -412,17 +399,17 @@ def explain(
             console.rule(f"row {item.query.id}, {prompt.task}")
             if prompt.system != said:  # a judge's is the same for every pair
                 console.print("[bold]system[/bold]")
-                console.print(f"{prompt.system}\n", markup=False, highlight=False)
+                say(f"{prompt.system}\n")
             said = prompt.system
             console.print("[bold]user[/bold]")
-            console.print(prompt.user, markup=False, highlight=False)
+            say(prompt.user)
             if completion is not None:
                 console.print("\n[bold]completion[/bold]")
-                console.print(completion, markup=False, highlight=False)
+                say(completion)
         for pair in item.kept:
-            console.print(f"kept {pair.label}  {pair.sentence2}", markup=False, highlight=False)
+            say(f"kept {pair.label}  {pair.sentence2}")
         for lost in item.rejected:
-            console.print(f"rejected ({lost.reason}: {lost.detail})  {lost.text}", markup=False, highlight=False)
+            say(f"rejected ({lost.reason}: {lost.detail})  {lost.text}")
 
 
 def _find_rows(log: Path, queries: Sequence[Query], ids: Sequence[str]) -> Sequence[Query]:
@@ -452,10 +439,6 @@ def read_log(
     found = deduplicate(screen_queries(rows, screen))
     require_queries(found, log)
     if told := describe_twice_encoded(found.kept):
-        console.print(f"warning: {told}", markup=False, highlight=False, soft_wrap=True)
-    if found.rejected:
-        first = found.rejected[0]
-        console.print(
-            f"{log}: {len(found.rejected)} rows not used, e.g. line {first.line}: {first.detail}", markup=False
-        )
+        say(f"warning: {told}")
+    tell_rejected(log, found.rejected, len(found.kept) + len(found.merged) + len(found.rejected))
     return found

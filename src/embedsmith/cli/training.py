@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +30,11 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     read_table,
+    say,
+    tell_rejected,
     watch_run,
 )
+from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from embedsmith.training import Rehearsal, TrainingResult
 
 
-TOLERANCE = 0.01  # of the guards, where none is given
 VERIFIER = frozenset(  # what the training of a verifier reads, or refuses in words of its own
     {
         *("epochs", "steps", "batch", "learning_rate", "warmup", "schedule", "weight_decay", "gradient_norm"),
@@ -65,7 +67,8 @@ def train(
         bool, typer.Option("--mix", help="Each file is a source of its own: with its loss, never in one batch.")
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="A published system, or your own .toml: embedsmith recipe lists and prints them.")
+        str | None,
+        typer.Option(help="Values of a published system, or your own .toml: embedsmith recipe lists and prints them."),
     ] = None,
     small: Annotated[bool, typer.Option("--small", help="The recipe's values for a machine without a GPU.")] = False,
     assign: Annotated[
@@ -96,9 +99,7 @@ def train(
         Path | None, typer.Option(help="Rows that choose between base and tuned weights; not among the examples.")
     ] = None,
     guard: Guards = None,
-    tolerance: Annotated[
-        float, typer.Option(help="How far a guard may fall below the base, in its metric.")
-    ] = TOLERANCE,
+    tolerance: Annotated[float, typer.Option(help="How far a guard may fall below the base, in its metric.")] = 0.01,
     force: Annotated[bool, typer.Option("--force", help="Write a model that is below its base on validation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Decides the order of the rows and all chance.")] = None,
     as_json: AsJson = False,
@@ -107,32 +108,24 @@ def train(
     from embedsmith.cards import CardFacts, write_card
     from embedsmith.recipes import PLAIN, change, read_recipe
 
-    if verifier and (losses, recipe, mix) != (None, None, False):
-        raise ConfigurationError(
-            "--losses, --recipe or --mix with --verifier", expected="none of them: a verifier has a loss of its own"
-        )
-    if verifier and (held_out, dry_run, validation, guard or None) != (None, False, None, None):
-        raise ConfigurationError(
-            "--held-out, --dry-run, --validation or --guard with --verifier", expected="an embedding model"
-        )
-    _require_use(small=small, recipe=recipe, force=force, validation=validation, tolerance=tolerance, verifier=verifier)
     own = own_values(epochs, batch, learning_rate, precision, losses, seed) | ({"compile": True} if compiled else {})
-    chosen = change(read_recipe(recipe, small=small) if recipe else PLAIN, assign or [])
+    over = read_recipe(recipe, small=small) if recipe else PLAIN
+    with naming("--set"):
+        chosen = change(over, assign or [])
     config, preparation = chosen.configure(**own), chosen.preparation
     if verifier:
         _require_read(config, preparation)
-    console.print(f"reading {', '.join(examples)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"reading {', '.join(examples)}")
     sources = _read_sources(examples, separator, apart=mix)
     count = sum(len(source.examples) for source in sources)
     told = f"the examples of {', '.join(source.name for source in sources)}."
     facts = CardFacts(base, count, told, plain(config), verifier=verifier)
     given: dict[str, Any] = {"base": base, "config": config, "preparation": preparation}
     given |= {"held_out": _read_held_out(held_out, separator), "out": out / "model"}
+    kept = _retention(validation, separator, guard, tolerance, force)
     if dry_run:
-        given["retention"] = _retention(validation, separator, guard, tolerance, force, lambda _: None)
-        _rehearse(sources, given, as_json)
+        _rehearse(sources, {**given, "retention": kept}, as_json)
         return
-    kept = _retention(validation, separator, guard, tolerance, force, lambda _: None)
     made = _Made(out, "verifier" if verifier else "model", {**given, "sources": sources, "kept": kept})
     if (done := made.find()) is not None:
         _print_already(done, made.model, as_json)
@@ -154,9 +147,9 @@ def train(
         print_json(plain(result))
         return
     for note in _not_checked(result):
-        console.print(note, markup=False, highlight=False)
-    console.print(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
-    console.print(f"{result.model.name}  {result.model}", markup=False, highlight=False, soft_wrap=True)
+        say(note)
+    say(f"{result.steps} steps, {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    say(f"{result.model.name}  {result.model}")
     _print_next(made, base, held_out, as_json)
 
 
@@ -216,7 +209,7 @@ def _print_already(done: Mapping[str, Any], model: Path, as_json: bool) -> None:
         print_json(done)
         return
     told = f"{model} is what this command makes, {done['steps']} steps, made before: nothing was trained"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say(told)
 
 
 def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) -> None:
@@ -228,19 +221,7 @@ def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) ->
         command = ["embedsmith", "calibrate", "MODEL", pairs, "--verifier", str(made.model)]
     else:
         command = ["embedsmith", "compare", base, str(made.model), "--pairs", pairs]
-    console.print(f"next   {shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _require_use(
-    *, small: bool, recipe: str | None, force: bool, validation: Path | None, tolerance: float, verifier: bool
-) -> None:
-    """Raise if an option was given without what it needs: it would do nothing."""
-    if small and recipe is None:
-        raise ConfigurationError("--small without --recipe: it takes that recipe's values", expected="--recipe with it")
-    if verifier and tolerance != TOLERANCE:
-        raise ConfigurationError("--tolerance with --verifier", expected="an embedding model")
-    if force and validation is None:
-        raise ConfigurationError("--force without --validation: nothing refuses the model", expected="--validation")
+    say(f"next   {shlex.join(command)}")
 
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
@@ -272,14 +253,12 @@ def _rehearse(sources: Sequence[Source], given: Mapping[str, Any], as_json: bool
         print_json(found)
         return
     for source in sources:
-        console.print(f"source {source.name}: {len(source.examples)} examples", markup=False, highlight=False)
+        say(f"source {source.name}: {len(source.examples)} examples")
     for note in (*found.notes, *(f"warning: {finding}" for finding in found.findings), *_not_checked(found)):
-        console.print(note, markup=False, highlight=False)
+        say(note)
     whole = timedelta(seconds=round(found.seconds))
     pace = f"about {whole} (h:mm:ss) at {found.step_seconds:.2f} s a step, measured on one"
-    console.print(
-        f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained", highlight=False
-    )
+    say(f"{found.rows} rows, {found.pairs} pairs, {found.steps} steps: {pace}; nothing was trained")
 
 
 def _not_checked(result: TrainingResult | Rehearsal) -> Iterator[str]:
@@ -295,12 +274,9 @@ def _read_sources(specs: Sequence[str], separator: str | None, *, apart: bool) -
     for spec in specs:
         path, losses, weight = read_source_spec(spec)
         found = read_table(Path(path), separator)
-        for bad in found.rejected[:5]:
-            console.print(f"not used: {bad.file}, line {bad.line}: {bad.detail}", markup=False)
-        if len(found.rejected) > 5:
-            console.print(f"not used: {len(found.rejected) - 5} more rows of {path}", markup=False)
+        tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
         if found.unread:
-            console.print(f"not read: {', '.join(found.unread)} of {path}", markup=False)
+            say(f"not read: {', '.join(found.unread)} of {path}")
         sources.append(Source(found.examples, "/".join(Path(path).parts[-2:]), losses, weight))
     if apart or any(source.losses or source.weight for source in sources):
         return sources
@@ -309,12 +285,7 @@ def _read_sources(specs: Sequence[str], separator: str | None, *, apart: bool) -
 
 
 def _retention(
-    validation: Path | None,
-    separator: str | None,
-    guards: list[Path] | None,
-    tolerance: float,
-    force: bool,
-    say: Callable[[str], None],
+    validation: Path | None, separator: str | None, guards: list[Path] | None, tolerance: float, force: bool
 ) -> Retention:
     from embedsmith.guards import read_guards
     from embedsmith.retention import Retention
@@ -324,7 +295,6 @@ def _retention(
         guards=read_guards(guards) if guards else None,
         tolerance=tolerance,
         force=force,
-        say=say,
     )
     if validation is None:
         return kept

@@ -14,7 +14,8 @@ from typing import IO
 
 from embedsmith.documents.passages import NEAR_DUPLICATE, Passage, decode_row, encode_row
 from embedsmith.examples import Rejected
-from embedsmith.signatures import NEAR, NearTexts
+from embedsmith.signatures import NearTexts
+from embedsmith.text import NEAR
 
 EVIDENCE = 300  # characters of the kept passage that a rejection quotes
 

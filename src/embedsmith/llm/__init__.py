@@ -170,7 +170,7 @@ def open_llm(
 
         return Recorded(name)
     raise ConfigurationError(
-        f"--llm {spec!r} names no language model",
+        f"{spec!r} names no language model",
         expected="openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE",
         action=_tell_spec(spec, base_url),
     )
@@ -179,7 +179,7 @@ def open_llm(
 def _tell_spec(spec: str, base_url: str | None) -> str:
     """Return what a name without a kind was most likely meant as."""
     if "://" in spec:
-        return "name the model (openai:MODEL), and its server with --base-url"
+        return "name the model (openai:MODEL), and its server by the base URL"
     if Path(spec).exists() or spec.endswith(".gguf"):
         kind = "recorded" if spec.removesuffix(".gz").endswith(".jsonl") else "local"
     else:

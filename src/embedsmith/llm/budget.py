@@ -184,7 +184,7 @@ class Budget:
     ) -> None:
         if max_cost is not None and price is None:
             raise ConfigurationError(
-                "--max-cost needs a price", expected="--price INPUT,OUTPUT in US dollars for a million tokens"
+                "a limit of cost needs a price", expected="INPUT,OUTPUT in US dollars for a million tokens"
             )
         if (max_calls or 0) < 0 or not (max_cost or 0) >= 0:
             raise ConfigurationError("a limit of calls or of cost is negative", expected="0 or more")

@@ -90,7 +90,7 @@ class Dialect:
         return SamplingRefused(
             f"the model {self.model!r} does not take {names}",
             expected="the model's own way to draw, as reasoning models ask for",
-            action="leave --temperature and --top-p at 1",
+            action="leave temperature and top_p at 1",
         )
 
 

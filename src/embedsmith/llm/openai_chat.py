@@ -147,7 +147,7 @@ class Server:
         """Return the error for a status that all calls would get."""
         known = {401: "the API key", 403: "the API key", 404: f"the model {self.model!r} or the address"}
         if status in known:
-            check = "check OPENAI_API_KEY, the model's name and --base-url (it often ends in /v1)"
+            check = "check OPENAI_API_KEY, the model's name and the base URL (it often ends in /v1)"
         else:
             check = "add credit or raise the limit there, then run the same command again"
         return LanguageModelError(
@@ -169,7 +169,7 @@ class Server:
         return LanguageModelError(
             f"{self.address} cannot be reached ({cause})",
             expected="an OpenAI-compatible server",
-            action="check --base-url and the network; finished calls are kept",
+            action="check the base URL and the network; finished calls are kept",
         )
 
 

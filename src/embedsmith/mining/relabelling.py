@@ -182,7 +182,7 @@ def open_relabeller(
         return
     if kind not in ("openai", "local", "recorded"):
         raise ConfigurationError(
-            f"--relabel {spec!r} names no relabeller",
+            f"{spec!r} names no relabeller",
             expected="cross-encoder:FOLDER_OR_ID, openai:MODEL, local:PATH_OR_HUB_ID or recorded:FILE",
         )
     llm = open_llm(spec, base_url=base_url, concurrency=concurrency)

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from embedsmith.encoder import Embeddings
 from embedsmith.mining.settings import MiningSettings
 from embedsmith.mining.store import Places
-from embedsmith.text import cut_trigrams, jaccard, normalize, same_facts
+from embedsmith.text import cut_trigrams, nearness, normalize
 
-NEAR = 0.9  # trigram Jaccard from which on two texts with the same facts are one, as in signatures.NearTexts
 # What becomes of a candidate: each that the search gave is counted under exactly one of these.
 REASONS = {
     "anchor": "the anchor itself",
@@ -152,14 +151,9 @@ def walk(known: Known, candidates: Candidates, read: Callable[[int], str]) -> It
     for index, place in enumerate(candidates.places):
         text = read(place)
         grams = cut_trigrams(text)
-        reason = next((why for why, other, known_grams in seen if _is_near(text, grams, other, known_grams)), "")
+        reason = next((why for why, other, known_grams in seen if nearness(text, other, grams, known_grams)), "")
         if reason:
             candidates.dropped[reason] += 1
         else:
             seen.append(("near-negative", text, grams))
             yield index, text
-
-
-def _is_near(left: str, left_grams: frozenset[str], right: str, right_grams: frozenset[str]) -> bool:
-    small, large = sorted((len(left_grams), len(right_grams)))
-    return small >= NEAR * large and jaccard(left_grams, right_grams) >= NEAR and same_facts(left, right)

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
+from embedsmith.choices import Output, Ruling, Sampling, Search, Storage
 from embedsmith.errors import ConfigurationError
 
-Sampling = Literal["top", "uniform", "weighted"]
-Ruling = Literal["lowest", "mean"]
-Output = Literal["triplets", "pairs"]
-Search = Literal["auto", "exact", "index"]
-Storage = Literal["float16", "float32"]
-EXPECTED = {
-    "sampling": ("top", "uniform", "weighted"),
-    "ruling": ("lowest", "mean"),
-    "output": ("triplets", "pairs"),
-    "search": ("auto", "exact", "index"),
-    "storage": ("float16", "float32"),
-}
+CHOICES = {"sampling": Sampling, "ruling": Ruling, "output": Output, "search": Search, "storage": Storage}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +55,9 @@ class MiningSettings:
     storage: Storage = "float16"
 
     def __post_init__(self) -> None:
-        for name, values in EXPECTED.items():
-            if getattr(self, name) not in values:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=" or ".join(values))
+        for name, choice in CHOICES.items():
+            if getattr(self, name) not in get_args(choice):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=" or ".join(get_args(choice)))
         first, last = self.window
         _require(self.negatives >= 1, f"{self.negatives} negatives a row", "at least 1")
         _require(1 <= first <= last, f"the window {first}:{last}", "FIRST:LAST with 1 ≤ FIRST ≤ LAST")

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.encoder import Embeddings, Encoder
-from embedsmith.errors import EmbedsmithError, InputError, ModelError
-from embedsmith.mining.settings import Storage
+from embedsmith.choices import Storage
+from embedsmith.encoder import Embeddings, Encoder, check_vectors
+from embedsmith.errors import EmbedsmithError, InputError
 
 Places = NDArray[np.int64]
 BLOCK = 1024  # texts encoded and made durable at once
@@ -41,24 +41,6 @@ class Vectors(Protocol):
     def gather(self, places: Places) -> Embeddings:
         """Return the rows at `places` as float32."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayVectors:
-    """Vectors that are in memory already."""
-
-    rows: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, start: int, stop: int) -> Embeddings:
-        """Return rows start … stop − 1 as float32."""
-        return np.asarray(self.rows[start:stop], dtype=np.float32)
-
-    def gather(self, places: Places) -> Embeddings:
-        """Return the rows at `places` as float32."""
-        return np.asarray(self.rows[places], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +139,6 @@ def _probe(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
         raise InputError("there is no text to encode", expected="at least one")
     places = sorted({0, len(texts) // 2, len(texts) - 1})[:PROBES]
     return check_vectors(encoder.encode([texts[place] for place in places]), len(places))
-
-
-def check_vectors(vectors: Embeddings, rows: int) -> Embeddings:
-    """Return `vectors` if they are what an encoder owes: (rows, d), finite, each row of length 1 or 0."""
-    lengths = np.linalg.norm(vectors, axis=1) if vectors.ndim == 2 else np.zeros(0)
-    if vectors.ndim != 2 or len(vectors) != rows or not np.all((np.abs(lengths - 1) < 1e-2) | (lengths == 0)):
-        raise ModelError(
-            f"the encoder gave an array of shape {vectors.shape} for {rows} texts, or rows that are not of length 1",
-            expected="one unit row a text, without NaN",
-            action="normalise the vectors in its `encode`",
-        )
-    return vectors
 
 
 def _is_of(folder: Path, about: dict[str, Any], probes: Embeddings) -> bool:

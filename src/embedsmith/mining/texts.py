@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -17,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.artifacts import read_json, write_json
+from embedsmith.documents.rows import TEXTS, find_text
+from embedsmith.errors import InputError
+from embedsmith.tables import read_rows
 from embedsmith.text import normalize
 
 Places = NDArray[np.int64]
@@ -134,3 +138,35 @@ class SpooledTexts(Sequence[str]):
         at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
         hits = keys[at] == wanted if len(keys) else np.zeros(len(texts), dtype=bool)
         return [int(places[where]) if hit else None for where, hit in zip(at, hits.tolist(), strict=True)]
+
+
+@dataclass(slots=True)
+class Passages:
+    """The texts of a table, one by one, in the columns that `chunk` reads too; rows without a text are counted.
+
+    Attributes:
+        unread: rows without a text so far. first: line of the first of them.
+    """
+
+    path: Path
+    unread: int = 0
+    first: int = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts, a title before its text; raise `InputError` after the last row if none had any."""
+        self.unread = read = 0
+        for line, row in read_rows(self.path):
+            text = find_text(row)
+            if text is not None:
+                read += 1
+                yield text
+            elif set(row) != {"text"} or row["text"] != "":  # not a blank line of a text file
+                self.unread, self.first = self.unread + 1, self.first or line
+        if not read:
+            raise InputError(f"{self.path}: no row with a text", expected=f"one of the columns {', '.join(TEXTS)}")
+
+    def describe(self) -> str | None:
+        """Return how many rows were not used, or None."""
+        if not self.unread:
+            return None
+        return f"{self.path}: {self.unread:,} rows without a text not used, the first in line {self.first}"

@@ -31,7 +31,7 @@ from embedsmith.batches import INSTRUCTION
 from embedsmith.cards import CardFacts
 from embedsmith.documents import Passage, read_passages, read_passages_file, screen_passages, write_passages
 from embedsmith.documents.files import find_files
-from embedsmith.encoder import Encoder, sides_of
+from embedsmith.encoder import SIDES, Encoder, sides_of
 from embedsmith.errors import InputError, ModelRefused
 from embedsmith.examples import (
     Example,
@@ -50,7 +50,7 @@ from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
-from embedsmith.model import SIDES, TorchEncoder, check_model, describe_base, fingerprint_model, load_encoder
+from embedsmith.model import TorchEncoder, check_model, describe_base, fingerprint_model, load_encoder
 from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
     PERSONAL,

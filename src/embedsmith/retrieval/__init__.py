@@ -31,7 +31,6 @@ from embedsmith.retrieval.rankers import (
     RunRanker,
     as_ranker,
     cut,
-    rank,
 )
 from embedsmith.retrieval.scoring import score_grades
 from embedsmith.retrieval.tasks import RetrievalTask, judge_runs, read_beir
@@ -58,7 +57,6 @@ __all__ = [
     "judge_runs",
     "measure_retrieval",
     "parse_cutoffs",
-    "rank",
     "rank_task",
     "read_beir",
     "read_qrels",

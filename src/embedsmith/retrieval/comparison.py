@@ -9,7 +9,16 @@ import numpy as np
 
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError
-from embedsmith.metrics import Difference, Estimate, Resamples, adjust_holm, compare_means, estimate, resample_weights
+from embedsmith.metrics import (
+    Difference,
+    Estimate,
+    Resamples,
+    adjust_holm,
+    choose_baseline,
+    compare_means,
+    estimate,
+    resample_weights,
+)
 from embedsmith.retrieval.rankers import DEPTH, EncoderRanker, Index, Ranked, Ranker, as_ranker, drop_own, find_own
 from embedsmith.retrieval.scoring import Values, score_grades
 from embedsmith.retrieval.tasks import RetrievalTask
@@ -113,9 +122,9 @@ def measure_retrieval(
 
     Raises:
         ConfigurationError: the baseline is not ranked, a cutoff or dimension is below 1, or no encoder is as long.
-        ModelError: an encoder gives vectors that are not finite.
+        ModelError: an encoder gives vectors that are not finite, or not of length 1.
     """
-    _require_baseline(rankers, baseline)
+    choose_baseline(rankers, baseline)
     found = rank_task(rankers, task, depth=max(parse_cutoffs(k)), dimensions=dimensions)
     return compare_rankings(found, task, baseline=baseline, k=k, seed=seed, resamples=resamples)
 
@@ -168,7 +177,7 @@ def compare_rankings(
     resamples: int = RESAMPLES,
 ) -> RetrievalReport:
     """Return the report of what `rank_task` found (see `measure_retrieval`)."""
-    cutoffs, base = parse_cutoffs(k), _require_baseline(rankings, baseline)
+    cutoffs, base = parse_cutoffs(k), choose_baseline(rankings, baseline)
     values = {name: score_ranked(own.whole, task, k=cutoffs) for name, own in rankings.items()}
     units = task.units
     weights = resample_weights(len(task.queries), groups=units, resamples=resamples, seed=seed)
@@ -266,15 +275,6 @@ def _adjust(differences: Sequence[Mapping[str, Difference]]) -> list[dict[str, f
 
 def _count_empty(ranked: Ranked) -> int:
     return int((ranked.places < 0).all(axis=1).sum())
-
-
-def _require_baseline(rankers: Mapping[str, object], baseline: str | None) -> str:
-    if not rankers:
-        raise ConfigurationError("nothing ranks", expected="an encoder, BM25 or a run")
-    base = baseline if baseline is not None else next(iter(rankers))
-    if base not in rankers:
-        raise ConfigurationError(f"the baseline {base!r} is not compared", expected=f"one of {', '.join(rankers)}")
-    return base
 
 
 def parse_cutoffs(k: Cutoffs) -> tuple[int, ...]:

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Embeddings, Encoder, normalize, sides_of
-from embedsmith.errors import ConfigurationError, InputError, ModelError
+from embedsmith.encoder import Embeddings, Encoder, check_vectors, normalize, sides_of
+from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.lexical import LexicalIndex
 from embedsmith.retrieval.trec import Run
 
@@ -69,16 +69,16 @@ class EncoderRanker:
         Every text is encoded once, whatever the number of dimensions. The whole dimension is among the keys.
 
         Raises:
-            ModelError: a vector that is not finite.
+            ModelError: a vector that is not finite, or not of length 1.
         """
         for_queries, for_documents = sides_of(self.encoder)
-        asked = self._encode(for_queries, list(queries.values()))
+        asked = check_vectors(for_queries.encode(list(queries.values())), len(queries))
         self._advance(len(queries), queries, documents)
         whole = asked.shape[1]
         sizes = [whole, *sorted({size for size in dimensions if size < whole}, reverse=True)]
         best = {size: NearestPlaces(cut(asked, size), min(depth, len(documents))) for size in sizes}
         for start, texts in _blocks(documents, self.block):
-            vectors = self._encode(for_documents, texts)
+            vectors = check_vectors(for_documents.encode(texts), len(texts))
             for size, nearest in best.items():
                 nearest.add(cut(vectors, size), start)
             self._advance(len(queries) + start + len(texts), queries, documents)
@@ -88,18 +88,6 @@ class EncoderRanker:
     def _advance(self, done: int, queries: Texts, documents: Texts) -> None:
         if self.on_progress is not None:
             self.on_progress(done, len(queries) + len(documents))
-
-    @staticmethod
-    def _encode(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
-        vectors = encoder.encode(texts)
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            raise ModelError(
-                f"{len(bad)} of {len(texts)} texts have a vector that is not finite",
-                expected="numbers",
-                action="check whether the training diverged, or load the model in float32",
-            )
-        return vectors
 
 
 def _blocks(documents: Texts, size: int) -> Iterator[tuple[int, list[str]]]:
@@ -140,14 +128,6 @@ class NearestPlaces:
     def ranked(self) -> Ranked:
         """Return what was found so far."""
         return Ranked(self._places, self._scores)
-
-
-def rank(queries: Embeddings, documents: Embeddings, *, depth: int = DEPTH) -> Index:
-    """Return the documents nearest to each query, (queries, min(depth, documents)), nearest first; ties by place."""
-    nearest = NearestPlaces(queries, min(depth, len(documents)))
-    for start in range(0, len(documents), DOCUMENTS):
-        nearest.add(documents[start : start + DOCUMENTS], start)
-    return nearest.ranked().places
 
 
 @dataclass(frozen=True, slots=True)

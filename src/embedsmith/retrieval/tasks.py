@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedsmith.errors import InputError
 from embedsmith.retrieval.trec import Qrels, Run, read_qrels
-from embedsmith.tables import read_rows
+from embedsmith.tables import read_id, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,11 @@ def _read_texts(path: Path) -> dict[str, str]:
     """Return text by id; a title stands before its text."""
     texts: dict[str, str] = {}
     for line, row in read_rows(path):
-        missing = [column for column in ("_id", "text") if row.get(column) is None]
-        if missing:
+        key, text = read_id(row.get("_id")), row.get("text")
+        if key is None or text is None:
+            missing = [name for name, value in (("_id", key), ("text", text)) if value is None]
             raise InputError(f"{path}, line {line}: no {', '.join(missing)}", expected="_id, text")
-        key = str(row["_id"])
         if key in texts:
             raise InputError(f"{path}, line {line}: the id {key!r} again", expected="each id once")
-        texts[key] = " ".join(part for part in (str(row.get("title") or ""), str(row["text"])) if part)
+        texts[key] = " ".join(part for part in (read_id(row.get("title")), str(text)) if part)
     return texts

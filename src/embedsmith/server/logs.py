@@ -14,12 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal, Protocol, TextIO, get_args
+from typing import Any, Protocol, TextIO, get_args
 
+from embedsmith.choices import LogMode
 from embedsmith.errors import ConfigurationError, describe_failure
 from embedsmith.server.trail import Trail
 
-Mode = Literal["text", "json", "off"]
 TRUSTED = ("embedsmith", "uvicorn", "asyncio")  # loggers whose first line is constant
 EVERY = 60.0  # seconds between two summaries
 AGAIN = 10.0  # seconds before the same failure is written again
@@ -134,7 +134,7 @@ class Records(logging.Handler):
     Of an exception only its type and place; of loggers that are not ours only who, where and how bad.
     """
 
-    def __init__(self, stream: TextIO, mode: Mode) -> None:
+    def __init__(self, stream: TextIO, mode: LogMode) -> None:
         super().__init__(logging.WARNING)
         self._stream, self._mode, self._held = stream, mode, Repeats()
 
@@ -168,8 +168,8 @@ def open_log(mode: str, stream: TextIO | None = None) -> tuple[RequestLog | None
     Raises:
         ConfigurationError: the mode is none of text, json and off.
     """
-    if mode not in get_args(Mode):
-        raise ConfigurationError(f"--log {mode!r}", expected="text, json or off")
+    if mode not in get_args(LogMode):
+        raise ConfigurationError(f"the log mode {mode!r}", expected="text, json or off")
     if mode == "off":
         return None, logging.NullHandler()
     if mode == "json":

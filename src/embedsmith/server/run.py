@@ -19,6 +19,7 @@ from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import kind_of
 from embedsmith.cache.stores.sqlite import path_of
 from embedsmith.calibration import bound_rate
+from embedsmith.choices import LogMode
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.hosted import HostedEncoder
 
@@ -49,7 +50,7 @@ class Service:
     port: int = 8080
     allowed: Allowances = field(default_factory=Allowances)
     shadow: bool = False
-    log: str = "text"
+    log: LogMode = "text"
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ class Service:
     def __post_init__(self) -> None:
         if self.upstream != SIMULATOR and not self.upstream.startswith(("http://", "https://")):
             raise ConfigurationError(
-                f"--upstream {self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+                f"{self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
             )
 
 

@@ -19,9 +19,8 @@ from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.recipes import quote
 from embedsmith.synthesis.refusals import find_refusal
-from embedsmith.text import UNSPACED, is_unspaced, jaccard, normalize, runs_of, same_facts, trigrams, words
+from embedsmith.text import UNSPACED, is_unspaced, nearness, normalize, runs_of, same_facts, trigrams, words
 
-NEAR = 0.9
 LONGEST = 2000  # characters of a question; three paraphrases of a longer one do not fit into an answer
 WORDS_OF_A_QUESTION = 4  # from here on, one word cannot say the same
 ECHOED = 0.5  # share of a text's runs of three words; questions share next to none with the instructions
@@ -243,9 +242,7 @@ def index_prompt(prompt: str, query: str) -> frozenset[str]:
 def _near(others: Sequence[str], text: str, context: Context) -> tuple[str, float] | None:
     grams = trigrams(text)
     for other in others:
-        closeness = jaccard(grams, trigrams(other))
-        if closeness < NEAR or not same_facts(text, other):
-            continue
-        if not find_changes(other, text, nouns_raised=context.nouns_raised):
+        closeness = nearness(text, other, grams, trigrams(other))
+        if closeness and not find_changes(other, text, nouns_raised=context.nouns_raised):
             return other, closeness
     return None

@@ -200,7 +200,7 @@ def _read_share(text: str, part: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigurationError(f"--languages has {part!r}", expected="a share as in en=0.5") from None
+        raise ConfigurationError(f"{part!r} among the languages", expected="a share as in en=0.5") from None
 
 
 @cache

@@ -91,7 +91,7 @@ def order_e5(plan: E5Plan, *, evaluation: Iterable[str] = ()) -> Order:
         raise ConfigurationError(
             "scored STS pairs beside other groups",
             expected="files of one kind of rows",
-            action="write them by --groups sts into a folder of their own",
+            action="write the group sts alone, into a folder of its own",
         )
     leaks = tuple(evaluation)
     return Order(

@@ -15,10 +15,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from embedsmith.choices import Eviction
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 
-Order = Literal["lru", "lfu", "size"]
+Order = Eviction
 Kind = Literal["memory", "sqlite", "redis", "postgres"]
 KINDS = "sqlite:///FILE, redis://HOST or postgresql://HOST/DATABASE"
 SCHEMES: dict[str, Kind] = {

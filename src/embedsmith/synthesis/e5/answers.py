@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from embedsmith.choices import StsForm
 from embedsmith.examples import Example, PositivePair, Provenance, ScoredPair, Triplet
 from embedsmith.llm import Completion, describe_finish, name_failure
 from embedsmith.llm.structured import THINKING, parse_object, storable
-from embedsmith.synthesis.e5.plan import TWO_STEPS, StsForm
+from embedsmith.synthesis.e5.plan import TWO_STEPS
 from embedsmith.synthesis.e5.prompting import KEYS, Request
 from embedsmith.synthesis.refusals import find_refusal
 

@@ -10,10 +10,10 @@ from functools import cached_property
 from embedsmith.leakage import LeakIndex
 from embedsmith.synthesis.e5.duplicates import SeenTexts
 from embedsmith.synthesis.e5.prompting import KEYS, Request, Template, Templates
-from embedsmith.synthesis.filters import NEAR, find_repetition
+from embedsmith.synthesis.filters import find_repetition
 from embedsmith.synthesis.languages import Identifier, Language, check_language
 from embedsmith.synthesis.refusals import find_refusal
-from embedsmith.text import jaccard, normalize, runs_of, same_facts, words
+from embedsmith.text import NEAR, jaccard, normalize, runs_of, same_facts, words
 
 Verdict = tuple[str, str] | None  # (reason, detail)
 ECHOED = 0.5  # share of a text's runs of three words that the template has as well

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from embedsmith.choices import StsForm
 from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Sampling
 from embedsmith.synthesis.languages import default_weights, require_languages
@@ -33,7 +34,6 @@ GROUPS = tuple(PUBLISHED)
 TWO_STEPS = ("short-long", "long-short", "short-short", "long-long")  # tasks first, then an example for each
 # As published; two documents of 500 words need room, in scripts that tokenizers know badly three times as much.
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=4096)
-StsForm = Literal["triplet", "scored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class E5Plan:
             raise ConfigurationError(
                 f"bitext in one language, {next(iter(self.languages))}",
                 expected="two languages or more",
-                action="name another language, or leave bitext out: --groups " + ",".join(GROUPS[:-1]),
+                action="name another language, or leave bitext out: groups " + ",".join(GROUPS[:-1]),
             )
 
     def rows(self) -> Iterator[Row]:
@@ -172,11 +172,12 @@ def parse_groups(text: str) -> Mapping[str, float]:
     found: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, given, share = (piece.strip() for piece in part.partition("="))
-        _require(name in PUBLISHED and name not in found, f"--groups has {part!r}", "each once of " + ", ".join(GROUPS))
+        known = name in PUBLISHED and name not in found
+        _require(known, f"{part!r} among the groups", "each once of " + ", ".join(GROUPS))
         try:
             found[name] = float(share) if given else PUBLISHED[name]
         except ValueError:
-            raise ConfigurationError(f"--groups has {part!r}", expected="a share as in sts=2") from None
+            raise ConfigurationError(f"{part!r} among the groups", expected="a share as in sts=2") from None
     _require(bool(found), "no group is named", "some of " + ", ".join(GROUPS))
     return found
 

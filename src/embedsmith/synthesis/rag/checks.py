@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.text import MARKS, NEGATIONS, UNSPACED, is_unspaced, jaccard, normalize, same_facts, trigrams
+from embedsmith.text import MARKS, NEGATIONS, UNSPACED, is_unspaced, nearness, normalize, same_facts, trigrams
 
 LETTER = rf"[^\W\d_{UNSPACED}][{MARKS}]*"
 TOKEN = re.compile(rf"\d+(?:[.,]\d+)*|(?:{LETTER})+(?:'(?:{LETTER})+)*|[{UNSPACED}]|[%$€£¥]")
@@ -24,7 +24,6 @@ SIGNS_A_WORD = 2  # in writings without spaces
 SILENT = frozenset("$€£¥")  # currency signs stand apart in tables, or are left out in the answer
 ELLIPSIS = re.compile(r"\s*(?:\.{3,}|…|\[\.{3}\])\s*")
 PIECE = 3  # words that a piece of an answer with an ellipsis has to have
-NEAR = 0.9
 ALIKE = 0.8  # share of the shorter passage's words from which two passages say the same
 COVERED = 0.75  # share of the question's words in the source that another answering passage has as well
 TELLING = 3  # such words that a question needs for that to say anything
@@ -204,7 +203,7 @@ def find_repeat(question: str, others: Sequence[str]) -> str | None:
     for other in others:
         if normalize(other) == normalize(question):
             return other
-        if jaccard(grams, trigrams(other)) >= NEAR and same_facts(question, other):
+        if nearness(question, other, grams, trigrams(other)):
             return other
     return None
 

@@ -6,7 +6,6 @@ again, and a file that another encoder wrote is noticed by a few passages that a
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.artifacts import fingerprint
+from embedsmith.artifacts import fingerprint, replacing
 from embedsmith.encoder import Embeddings, Encoder, sides_of
 from embedsmith.lexical import LexicalIndex
 from embedsmith.metrics import top_places
@@ -144,8 +143,6 @@ def _write_cache(path: Path | str | None, keys: Sequence[int], vectors: Embeddin
     if path is not None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as handle:
+        with replacing(path) as handle:
             np.savez(handle, keys=np.asarray(keys, dtype=np.uint64), vectors=vectors)
-        temporary.replace(path)
     return vectors

@@ -1,0 +1,17 @@
+"""The names that settings choose among, where the command line offers them, too: light, so that --help is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TrainingPrecision = Literal["auto", "bf16", "fp32"]
+ServedPrecision = Literal["fp32", "int8"]
+Eviction = Literal["lru", "lfu", "size"]
+Turns = Literal["auto", "fingerprint", "meaning"]
+LogMode = Literal["text", "json", "off"]
+StsForm = Literal["triplet", "scored"]
+Sampling = Literal["top", "uniform", "weighted"]
+Ruling = Literal["lowest", "mean"]
+Output = Literal["triplets", "pairs"]
+Search = Literal["auto", "exact", "index"]
+Storage = Literal["float16", "float32"]
