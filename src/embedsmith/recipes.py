@@ -20,7 +20,6 @@ from embedsmith.examples import has_conversations
 from embedsmith.optimization import KEPT, TrainingConfig, config_from
 from embedsmith.preparation import Preparation, preparation_from
 
-RECORD = "recipe.toml"  # in the folder of a model: how it was trained
 TABLES = ("about", "training", "preparation", "small", "sources")
 PREPARING = frozenset(item.name for item in fields(Preparation))
 
@@ -121,16 +120,6 @@ def describe_source(source: Source) -> dict[str, Any]:
     found: dict[str, Any] = {"name": source.name, "examples": len(source.examples)}
     found |= ({"conversations": spoken} if spoken else {}) | {"losses": dict(source.losses)}
     return found | {"weight": source.weight} | {name: value for name, value in own.items() if value is not None}
-
-
-def count_conversations(folder: Path | str) -> int:
-    """Return how many rows of conversations a model was trained on, as its folder records; 0 without a record."""
-    file = Path(folder) / RECORD
-    try:
-        sources = tomllib.loads(file.read_text(encoding="utf-8")).get("sources", []) if file.is_file() else []
-        return sum(int(source.get("conversations", 0)) for source in sources)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no record of a training ({error})", expected="what `train` wrote") from None
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
 from embedsmith.guide import read_guide
-from embedsmith.model import Precision, fingerprint_model, spare_folder, tokenize_for
+from embedsmith.model import RECORD, Precision, fingerprint_model, spare_folder, tokenize_for
 from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
@@ -78,7 +78,7 @@ from embedsmith.preparation import (
     settle_prompts,
 )
 from embedsmith.probes import Movement, examine_batches, examine_examples, examine_network
-from embedsmith.recipes import RECORD, describe_source, write_recipe
+from embedsmith.recipes import describe_source, write_recipe
 from embedsmith.retention import ROWS, Choice, Keeper, Retention, card_figures, describe_choice
 from embedsmith.sharding import gather_whole, shard
 from embedsmith.step import BUDGET, EmbeddingTask, choose_budget, choose_held, describe_pool

@@ -15,7 +15,7 @@ from embedsmith.calibration import Calibration, read_calibration
 from embedsmith.choices import Turns
 from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.recipes import count_conversations
+from embedsmith.model import count_conversations
 from embedsmith.runtime import OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
