@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from embedsmith.documents.files import UnusableFile
 from embedsmith.documents.html import parse_html
 from embedsmith.documents.pdf import parse_pdf, worker
 from embedsmith.documents.pdf.layout import Page, lay_out
+from embedsmith.documents.pdf.tags import read_tagged
+from embedsmith.documents.pdf.words import Line, Word
 from embedsmith.documents.structure import Document
 from minimal_pdf import write_pdf
 from pdf_files import (
@@ -240,6 +243,16 @@ PAGE = f"""<html><head><meta charset="utf-8"><title>Report</title><style>STYLE</
 <ul><li>apples and pears</li><li>green tea</li></ul><ol><li>one step</li><li>another step</li></ol>
 <h2>2 Risks</h2><p>{prose(4, 400)}</p><p>{prose(5, 400)}</p><p>{prose(6, 400)}</p></article></body></html>"""
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+def test_a_short_page_is_read_by_its_tags_however_long_its_footer_is() -> None:
+    """Headers and footers have no tags; on the last page of a report they may be most of the text."""
+    body = Word("end.", 72, 100, 90, 110, 108, 10, False, mark=0)
+    footer = Word("file:///a/long/address/of/the/page.html", 72, 770, 300, 780, 778, 10, False)
+    read_tags = [(0, ["Document", "P"], [1, 2])]
+    lines, rest = read_tagged([body, footer], read_tags, 792)
+    assert ([line.text for line in lines if isinstance(line, Line)], rest) == (["end."], [footer])
+    assert read_tagged([body, replace(footer, top=400, bottom=410)], read_tags, 792)[0] == []
 
 
 @needs_chromium

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from embedsmith.documents.pdf.layout import MARGIN, Page
-from embedsmith.documents.pdf.words import Line
+from embedsmith.documents.pdf.layout import Page
+from embedsmith.documents.pdf.words import Line, in_margin
 
 EDGE = 3  # lines at the top and at the bottom of a page that may be a header or a footer
 REPEATED = 0.5  # share of the pages from which a line at the edge is one
@@ -48,7 +48,9 @@ def _clean(page: Page, places: dict[tuple[str, str], dict[int, float]], counted:
     for side, line in _find_edges(page):
         found = places[side, _shape(line)]
         often = len(found) >= FEWEST and len(found) > REPEATED * pages
-        if often or (_in_margin(line, page) and (NUMBER.fullmatch(line.text) or _recurs(found, line, page, pages))):
+        if often or (
+            in_margin(line, page.height) and (NUMBER.fullmatch(line.text) or _recurs(found, line, page, pages))
+        ):
             dropped.add(id(line))
     parts = (replace(part, items=tuple(item for item in part.items if id(item) not in dropped)) for part in page.parts)
     return replace(page, parts=tuple(part for part in parts if part.items))
@@ -59,10 +61,6 @@ def _recurs(found: dict[int, float], line: Line, page: Page, pages: int) -> bool
     near = sorted(number for number, base in found.items() if abs(base - line.base) <= 3)
     runs = sum(after - before <= 2 for before, after in pairwise(near))
     return (pages == 2 and len(near) == 2) or (len(near) >= FEWEST and 2 * runs >= len(near) and page.number in near)
-
-
-def _in_margin(line: Line, page: Page) -> bool:
-    return line.bottom <= MARGIN * page.height or line.top >= (1 - MARGIN) * page.height
 
 
 def _shape(line: Line) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from embedsmith.documents.pdf.columns import split_columns
 from embedsmith.documents.pdf.tables import Table, find_aligned, find_ruled, join_level
 from embedsmith.documents.pdf.tags import read_tagged
-from embedsmith.documents.pdf.words import Line, Rule, Word, add_dots, form_lines, mark_raised, turn_upright
+from embedsmith.documents.pdf.words import Line, Rule, add_dots, form_lines, in_margin, mark_raised, turn_upright
 
 WIDE = 100.0  # points: shorter lines underline words
-MARGIN = 0.085  # of the height: an inch of text-free border is .09
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +45,15 @@ def lay_out(row: Mapping[str, Any]) -> Page:
         height = height if parts else tall
         words = mark_raised(words) if parts else add_dots(mark_raised(words), dots)
         if not parts:
-            tagged, words = read_tagged(words, row["tags"])
+            tagged, words = read_tagged(words, row["tags"], tall)
             parts += _part_of(tagged)
-            words = [word for word in words if not (tagged and _in_margin(word, tall))]
+            words = [word for word in words if not (tagged and in_margin(word, tall))]
         tables, rest = find_ruled(words, rules)
         found: list[Line | Table] = [*tables, *form_lines(rest)]
         level = join_level(rules)
         for items in split_columns(found, [rule for rule in level if rule[2] - rule[0] > WIDE]):
             parts += _make_parts(items, level)
     return Page(row["page"], height, tuple(parts))
-
-
-def _in_margin(word: Word, height: float) -> bool:
-    return word.bottom <= MARGIN * height or word.top >= (1 - MARGIN) * height
 
 
 def _make_parts(items: list[Line | Table], rules: list[Rule]) -> list[Part]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from embedsmith.documents.pdf.tables import Cell, Table
-from embedsmith.documents.pdf.words import Line, Word, make_line
+from embedsmith.documents.pdf.words import Line, Word, in_margin, make_line
 
-ENOUGH = 0.8  # of the characters must be tagged, or the tags say too little
+ENOUGH = 0.8  # of the characters between the margins must be tagged, or the tags say too little
 ROLES = """Document DocumentFragment Part Art Sect Div Aside BlockQuote Title FENote Sub H H1 H2 H3 H4 H5 H6 P L LI TOC
 TOCI Table TR TH TD THead TBody TFoot Caption Index Figure Formula Form Note Code"""
 BLOCKS = frozenset(ROLES.split())
@@ -31,7 +31,7 @@ class Piece:
     path: list[int]
 
 
-def read_tagged(words: Sequence[Word], tags: Iterable[Tag]) -> tuple[list[Line | Table], list[Word]]:
+def read_tagged(words: Sequence[Word], tags: Iterable[Tag], height: float) -> tuple[list[Line | Table], list[Word]]:
     """Return lines and tables in the order of the tags, and the words without one; no items where tags are too few."""
     by_mark: dict[int, list[Word]] = {}
     for word in words:
@@ -39,10 +39,14 @@ def read_tagged(words: Sequence[Word], tags: Iterable[Tag]) -> tuple[list[Line |
     rest = by_mark.pop(-1, [])
     pieces = [Piece(by_mark.pop(mark, []), roles, path) for mark, roles, path in tags]
     rest += [word for left in by_mark.values() for word in left]
-    everything = sum(len(word.text) for word in words)
-    if not pieces or sum(len(word.text) for word in rest) > (1 - ENOUGH) * everything:
+    if not pieces or _count_inner(rest, height) > (1 - ENOUGH) * _count_inner(words, height):
         return [], list(words)
     return list(_read_pieces(pieces)), rest
+
+
+def _count_inner(words: Iterable[Word], height: float) -> int:
+    """Return the characters between the margins: headers and footers have no tags, and are most of a short page."""
+    return sum(len(word.text) for word in words if not in_margin(word, height))
 
 
 def _read_pieces(pieces: Sequence[Piece]) -> Iterator[Line | Table]:

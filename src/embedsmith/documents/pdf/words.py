@@ -15,6 +15,7 @@ SAME_LINE = 0.25  # of the size, between baselines
 RAISED = str.maketrans("0123456789+-()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ")
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 LETTER = re.compile(r"[^\W\d_]")
+MARGIN = 0.085  # of the height: an inch of text-free border is .09
 
 Rule = tuple[float, float, float, float]  # x0, y0, x1, y1 of a straight line
 
@@ -58,6 +59,11 @@ class Line:
     size: float
     bold: bool
     tag: tuple[int, str] | None = None
+
+
+def in_margin(part: Word | Line, height: float) -> bool:
+    """Say whether something stands in the upper or lower margin of a page of this height."""
+    return part.bottom <= MARGIN * height or part.top >= (1 - MARGIN) * height
 
 
 def turn_upright(
