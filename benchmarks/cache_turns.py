@@ -177,7 +177,7 @@ def promise(encoder: Encoder, pairs: Sequence[LabelledPair]) -> tuple[Calibratio
         try:
             return choose_rules(encoder, pairs, delta=delta).calibration, refused
         except CalibrationRefused as refusal:
-            refused.append(f"{delta:g}: {refusal.found}")
+            refused.append(f"{delta:g}: {refusal.found.partition(' (')[0]}")  # what follows quotes a row
             delta = refusal.facts["delta_carried"]
     return None, refused
 
