@@ -123,7 +123,7 @@ def test_conversations_are_compared_by_meaning_where_model_and_calibration_carry
         (TAUGHT - 1, PROVEN, f"the model was trained on {TAUGHT - 1} rows of conversations, and it takes {TAUGHT}"),
         (TAUGHT, None, "none of the calibration's pairs is of conversations"),
         (TAUGHT, REFUSED, "its 40 pairs of conversations carry no promise (too few)"),
-        (0, None, "the model was trained on 0 rows"),
+        (0, None, "the model was not trained on conversations"),
     ],
 )
 def test_what_is_missing_for_that_is_said_and_refused_where_it_was_asked_for(

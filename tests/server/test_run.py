@@ -246,7 +246,7 @@ def test_the_start_says_what_becomes_of_earlier_turns(
 
     code, told = start("--turns", "meaning")
     assert code != 0
-    assert "earlier turns cannot be compared by meaning: the model was trained on 0 rows of conversations" in told
+    assert "earlier turns cannot be compared by meaning: the model was not trained on conversations" in told
     (folder / "recipe.toml").write_text("[[sources]]\nconversations = 5000\n")
     assert "conversations by meaning from 0.8000: trained on 5000 rows" in start("--turns", "meaning")[1]
     assert "earlier turns must be equal: a threshold given by hand promises nothing" in start()[1]

@@ -117,7 +117,8 @@ def settle_turns(
     threshold = own.threshold if own is not None else None
     lacking = []
     if taught < TAUGHT:
-        lacking.append(f"the model was trained on {taught} rows of conversations, and it takes {TAUGHT}")
+        few = f"the model was trained on {taught} rows of conversations, and it takes {TAUGHT}"
+        lacking.append(few if taught else "the model was not trained on conversations")
     if calibration is None and turns == "meaning":
         threshold = policy.threshold
     elif calibration is None:
@@ -133,8 +134,8 @@ def settle_turns(
             action=f"train and calibrate {tell_model(model)} on rows whose texts are lists of messages, or leave out "
             "--turns meaning",
         )
-    if lacking or threshold is None:
-        return policy, f"earlier turns must be equal: {'; '.join(lacking)}"
+    if lacking or threshold is None:  # to most, who train on no conversations, more than that would be noise
+        return policy, f"earlier turns must be equal: {'; '.join(lacking if taught else lacking[:1])}"
     carried = f"{own.pairs} pairs of them carry the promise" if own is not None else "without a promise"
     told = f"conversations by meaning from {threshold:.4f}: trained on {taught} rows of them, {carried}"
     return replace(policy, conversations=threshold), told
