@@ -222,9 +222,10 @@ def _tell_conversion(path: Path, encoding: str) -> str:
 
 def _command(path: Path, options: str) -> str:
     """Return the iconv command that makes a UTF-8 copy of a file, plain or gzip, beside it."""
-    name = path.with_suffix("") if _is_gzip(path) and path.suffix.lower() == ".gz" else path
+    packed = _is_gzip(path)
+    name = path.with_suffix("") if packed and path.suffix.lower() == ".gz" else path
     source, target = shlex.quote(str(path)), shlex.quote(str(name.with_name(f"{name.stem}.utf8{name.suffix}")))
-    if _is_gzip(path):
+    if packed:
         return f"gzip -dc {source} | iconv {options} -t UTF-8 > {target}"
     return f"iconv {options} -t UTF-8 {source} > {target}"
 

@@ -123,15 +123,20 @@ def calibrate_pairs(pairs: Sequence[LabelledPair], similarities: Logits, **promi
 
 def find_singles(pairs: Sequence[LabelledPair]) -> NDArray[np.bool_]:
     """Return which pairs (n,) choose the threshold of single questions: all but conversations, or all if all are."""
-    singles = np.array([not has_conversations(pair) for pair in pairs], dtype=bool)
-    return singles if singles.any() else ~singles
+    spoken = find_conversations(pairs)
+    return spoken if spoken.all() else ~spoken
+
+
+def find_conversations(pairs: Sequence[LabelledPair]) -> NDArray[np.bool_]:
+    """Return which pairs (n,) are of conversations."""
+    return np.array([has_conversations(pair) for pair in pairs], dtype=bool)
 
 
 def _judge_conversations(
     found: Calibration, pairs: Sequence[LabelledPair], similarities: Logits, promise: Mapping[str, Any]
 ) -> Calibration:
     """Return the calibration with what the conversations among the pairs carry by themselves."""
-    spoken = np.array([has_conversations(pair) for pair in pairs], dtype=bool)
+    spoken = find_conversations(pairs)
     if not spoken.any():
         return found
     try:
@@ -145,14 +150,13 @@ def _judge_conversations(
 def serve_pairs(found: Calibration, pairs: Sequence[LabelledPair], similarities: Logits) -> NDArray[np.bool_]:
     """Return which pairs (n,) of these similarities are served: conversations from the threshold of their own."""
     own = found.conversations.threshold if found.conversations is not None else None
-    spoken = [has_conversations(pair) for pair in pairs]
     apart = own if own is not None else np.inf
-    return np.asarray(similarities >= np.where(spoken, apart, found.threshold))
+    return np.asarray(similarities >= np.where(find_conversations(pairs), apart, found.threshold))
 
 
 def _tell_conversations(pairs: Sequence[LabelledPair]) -> str:
     """Return that some pairs had no part in a threshold, "" where all or none are conversations."""
-    count = sum(map(has_conversations, pairs))
+    count = int(find_conversations(pairs).sum())
     told = f"{count} of the pairs are conversations, which choose a threshold of their own"
     return told if 0 < count < len(pairs) else ""
 
