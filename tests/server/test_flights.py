@@ -339,3 +339,12 @@ def test_who_boards_asks_no_verifier_for_the_event_loop_would_wait_for_it() -> N
     assert flights.board(missed("served by its leave", 0.85))[1]
     assert flights.board(missed("served elsewhere", 0.91, "strict"))[0] is not first
     assert verifier.asked == []
+
+
+def test_a_conversation_boards_only_where_no_verifier_could_turn_it_away_either() -> None:
+    flights = Flights(
+        Policy(0.8, guard=None, conversations=0.7, verifier=Verifier(), adjustment=Adjustment(0.025))
+    )  # as above, it moves a cosine by .1 at most
+    first, _ = flights.board(missed("User: tea?\nAssistant: Green?\nUser: black", 1.0))
+    assert flights.board(missed("User: tea?\nAssistant: Green?\nUser: no, black", 0.81)) == (first, False)
+    assert flights.board(missed("User: tea?\nAssistant: Green?\nUser: white", 0.75))[1]

@@ -111,8 +111,13 @@ def without_verifier(policy: Policy) -> Policy:
     Whoever is not let on board by these rules looks again later, and may cost one call of the upstream more.
     """
     reach = policy.reach
-    thresholds = {namespace: threshold + reach for namespace, threshold in policy.thresholds.items()}
-    return replace(policy, verifier=None, threshold=policy.threshold + reach, thresholds=thresholds)
+    return replace(
+        policy,
+        verifier=None,
+        threshold=policy.threshold + reach,
+        thresholds={namespace: threshold + reach for namespace, threshold in policy.thresholds.items()},
+        conversations=policy.conversations + reach if policy.conversations is not None else None,
+    )
 
 
 def _as_entry(found: Lookup) -> Entry:
