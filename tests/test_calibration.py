@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from embedsmith.calibration import (
     Calibration,
+    _starts,
     _tail_of_none,
+    _walk,
     bound_rate,
     calibrate,
     fit_probabilities,
@@ -299,6 +301,28 @@ def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
         calibrate(labels, np.linspace(0, 1, 200), delta=0.1, duplicate_rate=0.1)
 
 
+def test_a_walk_hands_its_share_of_alpha_to_the_one_that_it_meets() -> None:
+    """Without a wrong answer nothing stops, so the last threshold is tested at alpha; after one it starts anew."""
+    hits = np.arange(1, 2001)
+    clean, known = np.zeros_like(hits), np.zeros_like(hits)
+    starts = _starts(hits, 0.1, 0.05, None)
+    assert sum(start.level for start in starts) == pytest.approx(0.05)
+    edge = int(
+        np.flatnonzero(tail(np.arange(500), np.full(500, 2000), 0.1) <= 0.05)[-1]
+    )  # wrong of 2,000 that pass at alpha
+    late = clean.copy()
+    late[-1] = edge
+    assert _walk(hits, late, known, 0.1, 0.05) == 1999
+    late[-1] = edge + 1
+    assert _walk(hits, late, known, 0.1, 0.05) == 1998
+    broken = clean.copy()
+    broken[starts[-1].place :] = edge
+    broken[starts[-1].place - 1] = starts[
+        -1
+    ].place  # all wrong just before the last walk, which then has its own share only
+    assert _walk(hits, broken, known, 0.1, 0.05) < starts[-1].place
+
+
 def test_the_tail_of_hits_to_come_is_that_of_an_urn() -> None:
     assert tail(np.array([0]), np.array([36]), 0.2, 1.0)[0] == pytest.approx(0.0025, abs=1e-4)
     hits = np.arange(1, 400)
@@ -319,7 +343,7 @@ def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
         for traffic in broken:
             threshold = calibrate(labels[0], scores[0], delta=0.15, traffic=traffic).threshold
             broken[traffic] += float((labels[1][scores[1] >= threshold] == 0).mean()) > 0.15
-    assert broken[1500] <= 0.05 * draws
+    assert broken[1500] <= 0.075 * draws  # .042 in 4,000 draws; .05 gives more than 15 of 200 in one draw of twenty
     assert broken[None] > broken[1500]
     with pytest.raises(ConfigurationError, match="traffic 0"):
         calibrate([1, 0], [0.1, 0.2], traffic=0)

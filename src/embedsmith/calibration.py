@@ -7,8 +7,10 @@ duplicates. Pairs are taken as independent given their similarities (`cache.rule
 
 Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresholds to test are fixed
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
-binomial tail; walks from high similarity down stop at the first test that fails. Several walks share α
-(Bonferroni), so that one unlucky pair near the top does not end all.
+binomial tail, from high similarity down. Several walks share α, so that one unlucky pair near the top does not
+end all: each stops at its first test that fails, and one that comes to where the next begins hands its share on
+(the fallback procedure, Wiens & Dmitrienko 2005, J. Biopharm. Stat. 15:929). Where eight begin and none stops, the
+last tests at α itself.
 
 The rate promised is the one that would show in the long run. What shows among the next answers scatters about
 it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
@@ -39,6 +41,7 @@ from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 
 WALKS = 8
+METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
@@ -95,7 +98,7 @@ class Calibration:
     recall: float
     pairs: int
     model: str
-    method: str = "learn-then-test, exact binomial, fixed sequences"
+    method: str = METHOD
     duplicate_rate: float | None = None
     tested: float | None = None
     traffic: int | None = None
@@ -281,20 +284,35 @@ def _walk(
 ) -> int | None:
     """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
     starts = _starts(hits, delta, alpha, to_come)
-    level = alpha / max(len(starts), 1)
+    ends = [*(start.place for start in starts), len(hits)][1:]
     best: int | None = None
-    for start in starts:
-        if best is not None and start <= best:
-            continue  # an earlier walk came by here
-        for block in range(start, len(hits), BLOCK):
-            places = slice(block, block + BLOCK)
-            # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
-            passes = tail(false_hits[places] + known[places], hits[places] + known[places], delta, to_come) <= level
-            passed = int(np.argmin(passes)) if not passes.all() else len(passes)
-            best = block + passed - 1 if passed else best
-            if passed < len(passes):
-                break
+    carried = 0.0  # what an earlier walk brings along
+    for start, end in zip(starts, ends, strict=True):
+        level = carried + start.level
+        passed = _first_failing(start.place, end, hits, false_hits, known, delta, level, to_come)
+        best = passed - 1 if passed > start.place else best
+        carried = level if passed == end else 0.0
     return best
+
+
+def _first_failing(
+    place: int,
+    end: int,
+    hits: NDArray[np.int64],
+    false_hits: NDArray[np.int64],
+    known: NDArray[np.int64],
+    delta: float,
+    level: float,
+    to_come: float | None,
+) -> int:
+    """Return the first place from `place` on whose test fails at `level`, or `end`."""
+    for block in range(place, end, BLOCK):
+        places = slice(block, min(block + BLOCK, end))
+        # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+        passes = tail(false_hits[places] + known[places], hits[places] + known[places], delta, to_come) <= level
+        if not passes.all():
+            return block + int(np.argmin(passes))
+    return end
 
 
 def tail(
@@ -329,20 +347,36 @@ def _tail_of_none(hits: NDArray[np.int64], delta: float, to_come: float | None) 
     return np.asarray(np.exp(logs))
 
 
-def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a walk begins, and its own share of alpha."""
+
+    place: int
+    level: float
+
+
+def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[_Start]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
-    Labels have no say here; the test would not be valid otherwise.
+    Labels have no say here; the test would not be valid otherwise. Earlier walks get more of alpha (8 of 36 parts,
+    7, ... 1), since those that they meet inherit it.
     """
     best = _tail_of_none(hits, delta, to_come)  # were no hit false
     walks = WALKS
-    while walks > 1 and not (best[2 * hits <= hits[-1]] <= alpha / walks).any():
+    while walks > 1 and not (best[2 * hits <= hits[-1]] <= _share(walks, walks, alpha)).any():
         walks -= 1  # small sets: fewer walks leave more of alpha to each
-    passing = np.flatnonzero(best <= alpha / walks)
+    passing = np.flatnonzero(best <= _share(walks, walks, alpha))
     if not len(passing):
         return []
     wanted = np.geomspace(hits[passing[0]], hits[-1], walks + 1)[:walks]
-    return sorted({int(np.searchsorted(hits, count - 1e-9)) for count in wanted})
+    levels: dict[int, float] = {}
+    for place, weight in zip(np.searchsorted(hits, wanted - 1e-9), range(walks, 0, -1), strict=True):
+        levels[int(place)] = levels.get(int(place), 0.0) + _share(weight, walks, alpha)
+    return [_Start(place, level) for place, level in sorted(levels.items())]
+
+
+def _share(weight: int, walks: int, alpha: float) -> float:
+    return alpha * weight / (walks * (walks + 1) / 2)
 
 
 def _find_carried(
