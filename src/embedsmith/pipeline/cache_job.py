@@ -14,65 +14,43 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import (
-    RunDirectory,
-    fingerprint,
-    fingerprint_file,
-    plain,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from embedsmith.artifacts import fingerprint, fingerprint_file, plain, read_json, read_jsonl, write_json, write_jsonl
 from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
-from embedsmith.calibration import write_calibration
-from embedsmith.cards import CardFacts
+from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
-from embedsmith.encoder import Remembering, precision_of
+from embedsmith.encoder import Encoder, Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
-from embedsmith.evaluation import (
-    compare,
-    evaluate_general,
-    halve,
-    labels_of,
-    measure_latency,
-    require_both_labels,
-)
-from embedsmith.examples import (
-    Example,
-    ExampleSet,
-    LabelledPair,
-    read_examples,
-    split,
-)
+from embedsmith.evaluation import compare, evaluate_general, halve, labels_of, measure_latency, require_both_labels
+from embedsmith.examples import Example, ExampleSet, LabelledPair, read_examples, split
 from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
 from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.metrics import percent
-from embedsmith.model import check_model, fingerprint_model, load_encoder
+from embedsmith.model import fingerprint_model, load_encoder
 from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
+    EXAMPLES,
     PERSONAL,
+    REJECTED,
     RunResult,
+    Session,
     Watcher,
+    begin,
     count_reasons,
-    has_failed_calls,
     pick_examples,
     read_rows,
     require,
-    say_counts,
-    say_personal,
-    write_counts,
 )
 from embedsmith.report import write_report
 from embedsmith.retention import Retention
 from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.labels import check_labels
+from embedsmith.synthesis.outcome import Synthesis
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.tables import describe_separator
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import TrainingConfig
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep
@@ -132,22 +110,18 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         ModelRefused: the tuned model is below its base on the rows that choose its weights.
         InputError and other `EmbedsmithError`s, each with what to do.
     """
-    watch = watch or Watcher()
-    folder = RunDirectory(job.out)
-    with folder.hold():
-        watch.say(f"base: looking at {job.base}")
-        check_model(job.base)  # before the first call that costs money
+    with begin(job.base, job.out, llm, watch) as session:
         guards = read_guards(job.guards)
-        labelled = _read_pairs(job, job.evaluation, watch) if job.evaluation else None
-        queries = _corpus(job, folder, watch)
-        say_personal(folder, watch, llm, "queries", masked=job.mask)
+        labelled = _read_pairs(job, job.evaluation, session.watch) if job.evaluation else None
+        queries = _corpus(job, session)
+        session.say_personal("queries", masked=job.mask)
         _require_judges(job, queries, labelled)
-        examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
-        _hardness(job, examples, folder, watch)
-        _training(job, examples, guards, folder, watch)
-        _evaluation(job, judged, guards, folder, watch)
-        _calibration(job, judged, folder, watch)
-        return _report(job, llm, labelled, folder)
+        examples, judged = _synthesis(job, queries, labelled, session)
+        _hardness(job, examples, session)
+        _training(job, examples, guards, session)
+        _evaluation(job, judged, guards, session)
+        _calibration(job, judged, session)
+        return session.report(summarize(session, job, labelled), write_report)
 
 
 def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | None) -> None:
@@ -163,25 +137,28 @@ def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | N
         )
 
 
-def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
+def _corpus(job: Job, session: Session) -> list[Query]:
+    folder, watch = session.folder, session.watch
     inputs = {"log": fingerprint_file(require(job.log))}
     settings = {"column": job.column, "mask": job.mask, "separator": job.separator}
     settings |= {"conversations": True} if job.conversations else {}
+    outputs = ("queries.jsonl", "queries_rejected.jsonl", PERSONAL)
     if told := describe_separator(job.log, job.separator):
         watch.say(told)
-    if not folder.is_fresh("corpus", inputs, settings):
-        with folder.stage("corpus", inputs, settings, ["queries.jsonl", "queries_rejected.jsonl", PERSONAL]):
-            screen = Screen(job.mask)
-            asked: dict[str, Any] = {"separator": job.separator, "conversations": job.conversations}
-            rows = read_queries(job.log, column=job.column, **asked)
-            distinct = deduplicate(screen_queries(rows, screen))
-            require_queries(distinct, job.log)
-            write_jsonl(folder / "queries.jsonl", distinct.kept)
-            write_jsonl(folder / "queries_rejected.jsonl", [*distinct.rejected, *distinct.merged])
-            write_jsonl(folder / PERSONAL, screen.rows)
-    queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / "queries.jsonl")]
+
+    def make() -> None:
+        screen = Screen(job.mask)
+        rows = read_queries(job.log, column=job.column, separator=job.separator, conversations=job.conversations)
+        distinct = deduplicate(screen_queries(rows, screen))
+        require_queries(distinct, job.log)
+        write_jsonl(folder / outputs[0], distinct.kept)
+        write_jsonl(folder / outputs[1], [*distinct.rejected, *distinct.merged])
+        write_jsonl(folder / PERSONAL, screen.rows)
+
+    session.once("corpus", inputs, settings, outputs, make)
+    queries = [Query(**{**row, "also": tuple(row["also"])}) for _, row in read_jsonl(folder / outputs[0])]
     rows_read = sum(query.frequency for query in queries)
-    lost = sum("merged_into" not in row["context"] for _, row in read_rows(folder / "queries_rejected.jsonl"))
+    lost = sum("merged_into" not in row["context"] for row in read_rows(folder / outputs[1]))
     said = f", {lost} rows not used (queries_rejected.jsonl)" if lost else ""
     watch.say(f"corpus: {len(queries)} distinct queries of {rows_read} in {job.log.name}{said}")
     if told := describe_twice_encoded(queries):
@@ -190,41 +167,33 @@ def _corpus(job: Job, folder: RunDirectory, watch: Watcher) -> list[Query]:
 
 
 def _synthesis(
-    job: Job,
-    llm: LanguageModel,
-    queries: Sequence[Query],
-    labelled: ExampleSet | None,
-    folder: RunDirectory,
-    watch: Watcher,
+    job: Job, queries: Sequence[Query], labelled: ExampleSet | None, session: Session
 ) -> tuple[list[Example], list[LabelledPair]]:
     """Return (examples to train on, labelled pairs to judge by)."""
     asked: dict[str, Any] = {"paraphrases": job.paraphrases, "distinct": job.distinct, "edits": job.edits}
     asked |= {"judge": job.judge, "prompts": job.prompts}
-    recipe = load_recipe(**asked, seed=job.sampling.seed or 0)
-    inputs = {"queries": fingerprint_file(folder / "queries.jsonl"), "llm": llm.name}
+    inputs = {"queries": fingerprint_file(session.folder / "queries.jsonl")}
     inputs |= {"evaluation": fingerprint_file(job.evaluation)} if job.evaluation else {}
-    settings = {"recipe": recipe, "sampling": job.sampling}
-    outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
-    if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
-        watch.say(f"synthesis: {llm.name} writes")
-        with folder.stage("synthesis", inputs, settings, outputs):
-            result = synthesize(
-                queries,
-                llm=llm,
-                **asked,
-                sampling=job.sampling,
-                budget=job.limits.open(),
-                evaluation=labelled.texts if labelled is not None else (),
-                out=folder / "synthesis",
-                on_progress=watch.calls,
-            )
-            write_counts(folder, result, llm)
-    say_counts(folder, watch, kept="examples")
-    examples = list(read_examples(folder / "synthesis/examples.jsonl").examples)
+    settings = {"recipe": load_recipe(**asked, seed=job.sampling.seed or 0), "sampling": job.sampling}
+
+    def make() -> Synthesis:
+        return synthesize(
+            queries,
+            llm=session.llm,
+            **asked,
+            sampling=job.sampling,
+            budget=job.limits.open(),
+            evaluation=labelled.texts if labelled is not None else (),
+            out=session.folder / "synthesis",
+            on_progress=session.watch.calls,
+        )
+
+    session.synthesize(inputs, settings, make, begins=f"{session.llm.name} writes", kept="examples")
+    examples = list(read_examples(session.folder / EXAMPLES).examples)
     if labelled is not None:
         return examples, _pairs_of(labelled)
     parts = split(examples, {"train": 1 - HELD_OUT, "judge": HELD_OUT}, seed=job.seed)
-    watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
+    session.watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
     return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
 
 
@@ -243,74 +212,55 @@ def _pairs_of(labelled: ExampleSet) -> list[LabelledPair]:
     return [pair for pair in labelled.examples if isinstance(pair, LabelledPair)]
 
 
-def _hardness(job: Job, examples: Sequence[Example], folder: RunDirectory, watch: Watcher) -> None:
+def _hardness(job: Job, examples: Sequence[Example], session: Session) -> None:
     """Measure what the examples can teach this base, before it is trained; doubted labels are listed, not dropped.
 
     Where nobody judges the doubted ones, dropping them loses more right labels than wrong ones (docs/log.md).
     """
+    folder, say = session.folder, session.watch.say
     inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base)}
-    settings = {"seed": job.seed}
-    outputs = ["synthesis/hardness.json", "synthesis/doubts.jsonl"]
-    if not folder.is_fresh("hardness", inputs, settings):
-        watch.say(f"hardness: {job.base} reads {len(examples):,} examples")
-        with folder.stage("hardness", inputs, settings, outputs):
-            encoder = Remembering(load_encoder(job.base))
-            doubts = check_labels(examples, encoder)
-            write_json(folder / outputs[0], measure_hardness(examples, encoder, flagged=doubts, seed=job.seed))
-            write_jsonl(folder / outputs[1], doubts)
+    outputs = ("synthesis/hardness.json", "synthesis/doubts.jsonl")
+
+    def make() -> None:
+        encoder = Remembering(load_encoder(job.base))
+        doubts = check_labels(examples, encoder)
+        write_json(folder / outputs[0], measure_hardness(examples, encoder, flagged=doubts, seed=job.seed))
+        write_jsonl(folder / outputs[1], doubts)
+
+    begins = f"{job.base} reads {len(examples):,} examples"
+    session.once("hardness", inputs, {"seed": job.seed}, outputs, make, begins=begins)
     found = read_json(folder / outputs[0])
     if found["average_precision"] is not None and found["triplet_accuracy"] is not None:
-        watch.say(
+        say(
             f"hardness: the base has average precision {found['average_precision']['value']:.3f} and triplet accuracy "
             f"{found['triplet_accuracy']['value']:.3f} on the {found['pairs']:,} pairs it will learn from"
         )
     for warning in found["warnings"]:
-        watch.say(f"warning: {warning['text']}. To do: {warning['action']}")
+        say(f"warning: {warning['text']}. To do: {warning['action']}")
 
 
 def _training(
-    job: Job,
-    examples: Sequence[Example],
-    guards: Mapping[str, tuple[Example, ...]],
-    folder: RunDirectory,
-    watch: Watcher,
+    job: Job, examples: Sequence[Example], guards: Mapping[str, tuple[Example, ...]], session: Session
 ) -> None:
     """Train on most of the examples; the others, with the guards, choose how much of it the weights keep.
 
     The user's labelled pairs have no say here, so they can choose the threshold and judge.
     """
     taught, choosing = set_apart(examples, seed=job.seed)
-    inputs = {"examples": fingerprint(examples), "base": fingerprint_model(job.base), "guards": fingerprint(guards)}
-    config = replace(job.training, seed=job.seed)
-    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force}
-    if folder.is_fresh("training", inputs, settings):
-        watch.say("training: up to date")
-        return
-    facts = CardFacts(
+    result = session.train(
+        taught,
+        Retention(choosing, guards, job.tolerance, job.force),
+        {"examples": fingerprint(examples)},
         base=job.base,
-        examples=len(taught),
+        config=replace(job.training, seed=job.seed),
         source=f"paraphrases and near-miss questions that a language model wrote for {job.log.name}.",
-        configuration=plain(config),
     )
-    kept = Retention(choosing, guards, job.tolerance, job.force, watch.under("training"))
-    with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
-        out = folder / "model"
-        result = train(
-            taught,
-            base=job.base,
-            out=out,
-            config=config,
-            card=facts,
-            on_progress=watch.steps,
-            on_note=watch.under("training"),
-            retention=kept,
+    if result is not None:
+        resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
+        session.watch.say(
+            f"training: {result.steps} steps on {result.rows} queries and {result.pairs} pairs in "
+            f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s{resumed}"
         )
-        write_json(folder / "training.json", result)
-    resumed = f" (resumed at step {result.resumed_from})" if result.resumed_from else ""
-    watch.say(
-        f"training: {result.steps} steps on {result.rows} queries and {result.pairs} pairs in "
-        f"{result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s{resumed}"
-    )
 
 
 def set_apart(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], tuple[Example, ...]]:
@@ -323,104 +273,87 @@ def set_apart(examples: Sequence[Example], *, seed: int) -> tuple[list[Example],
 
 
 def _evaluation(
-    job: Job,
-    judged: Sequence[LabelledPair],
-    guards: Mapping[str, tuple[Example, ...]],
-    folder: RunDirectory,
-    watch: Watcher,
+    job: Job, judged: Sequence[LabelledPair], guards: Mapping[str, tuple[Example, ...]], session: Session
 ) -> None:
-    inputs = {
-        "pairs": fingerprint(judged),
-        "model": fingerprint_model(folder / "model"),
-        **{f"guard {path}": fingerprint_file(require(path)) for path in job.guards},
-    }
+    folder, say = session.folder, session.watch.under("evaluation")
+    inputs = {"pairs": fingerprint(judged), "model": fingerprint_model(folder / "model")}
+    inputs |= {f"guard {path}": fingerprint_file(require(path)) for path in job.guards}
     settings = {"base": fingerprint_model(job.base), "peers": job.peers, "seed": job.seed}
-    if folder.is_fresh("evaluation", inputs, settings):
-        watch.say("evaluation: up to date")
-        return
-    with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
-        names = {"base": job.base, "tuned": str(folder / "model")} | {peer: peer for peer in job.peers}
-        watch.say(f"evaluation: {len(judged)} labelled pairs, {len(names)} models")
+    names = {"base": job.base, "tuned": str(folder / "model")} | {peer: peer for peer in job.peers}
+
+    def make() -> None:
         encoders = {name: load_encoder(spec, base_url=job.base_url) for name, spec in names.items()}
         comparison = compare(encoders, judged, baseline="base", seed=job.seed)
-        watch.say(f"evaluation: general ability, with {', '.join(guards)}" if guards else "evaluation: general ability")
+        say(f"general ability, with {', '.join(guards)}" if guards else "general ability")
         general = {name: evaluate_general(encoders[name], guards, seed=job.seed) for name in ("base", "tuned")}
         texts = [pair.sentence1 for pair in judged][:500]
         latency = {name: measure_latency(encoder, texts) for name, encoder in encoders.items()}
-        found = {"comparison": comparison, "general": general, "latency": latency}
-        write_json(folder / "evaluation.json", found)
+        write_json(folder / "evaluation.json", {"comparison": comparison, "general": general, "latency": latency})
+
+    begins = f"{len(judged)} labelled pairs, {len(names)} models"
+    session.once("evaluation", inputs, settings, ["evaluation.json"], make, begins=begins, rests="up to date")
 
 
-def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory, watch: Watcher) -> None:
+def _calibration(job: Job, judged: Sequence[LabelledPair], session: Session) -> None:
     """Choose the threshold on the validation half; check it on the half that the figures are reported on.
 
     Both as the cache serves: what its guard vetoes is not served at any threshold.
     """
-    model = fingerprint_model(folder / "model")
-    inputs, settings = (
-        {"pairs": fingerprint(judged), "model": model},
-        {
-            "delta": job.delta,
-            "alpha": job.alpha,
-            "seed": job.seed,
-            "guard": True,
-            "precision": "fp32",  # that of load_encoder
-        },
-    )
-    if folder.is_fresh("calibration", inputs, settings):
-        return
-    (folder / "calibration.json").unlink(missing_ok=True)
-    chosen, reported = halve(judged, seed=job.seed)
+    folder, say = session.folder, session.watch.under("threshold")
+    inputs = {"pairs": fingerprint(judged), "model": fingerprint_model(folder / "model")}
+    settings: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "seed": job.seed, "guard": True}
+    settings |= {"precision": "fp32"}  # that of load_encoder
     outputs = ["calibration_check.json"]
-    watch.say(f"threshold: chosen on {len(chosen)} pairs, checked on {len(reported)} others")
-    with folder.stage("calibration", inputs, settings, outputs):
+
+    def make() -> None:
+        (folder / "calibration.json").unlink(missing_ok=True)
+        chosen, reported = halve(judged, seed=job.seed)
+        say(f"chosen on {len(chosen)} pairs, checked on {len(reported)} others")
         encoder = load_encoder(folder / "model")
         check: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "refused": None}
         chosen, told = draw_sample(chosen, encoder, seed=job.seed)
         if told:
-            watch.say(f"threshold: {told}")
+            say(told)
         try:
-            similarities = served_similarities(encoder, chosen)
-            found = calibrate_pairs(
-                chosen,
-                similarities,
-                delta=job.delta,
-                alpha=job.alpha,
-                model=model,
-                precision=precision_of(encoder),
-                guard=True,
-                written=job.evaluation is None,
-            )
+            found = _choose_threshold(job, chosen, encoder, inputs["model"])
             hit = serve_pairs(found, reported, served_similarities(encoder, reported))
-            wrong = int((hit & (labels_of(reported) == 0)).sum())
-            check |= {"calibration": found, "reported_hits": int(hit.sum()), "reported_false_hits": wrong}
+            hits, wrong = int(hit.sum()), int((hit & (labels_of(reported) == 0)).sum())
+            check |= {"calibration": found, "reported_hits": hits, "reported_false_hits": wrong}
             write_calibration(folder / "calibration.json", found)
             outputs.append("calibration.json")  # only there where a threshold keeps the promise
-            watch.say(
-                f"threshold: {found.threshold:.3f} (false hits ≤ {percent(job.delta)} with {percent(1 - job.alpha)}; "
-                f"of the pairs that chose nothing it serves {int(hit.sum())}, {wrong} of them wrong)"
+            say(
+                f"{found.threshold:.3f} (false hits ≤ {percent(job.delta)} with {percent(1 - job.alpha)}; "
+                f"of the pairs that chose nothing it serves {hits}, {wrong} of them wrong)"
             )
         except CalibrationRefused as refusal:
             check["refused"] = str(refusal)
-            watch.say(f"threshold: refused. {refusal.found}. To do: {refusal.action}")
+            say(f"refused. {refusal.found}. To do: {refusal.action}")
         write_json(folder / "calibration_check.json", check)
 
-
-def _report(job: Job, llm: LanguageModel, labelled: ExampleSet | None, folder: RunDirectory) -> RunResult:
-    summary = summarize(folder, job, llm.name, labelled)
-    write_json(folder / "report.json", summary)
-    write_report(folder / "report.html", summary)
-    return RunResult(folder.path, folder / "model", folder / "report.html", summary)
+    session.once("calibration", inputs, settings, outputs, make)
 
 
-def summarize(folder: RunDirectory, job: Job, llm: str, labelled: ExampleSet | None) -> dict[str, Any]:
+def _choose_threshold(job: Job, chosen: Sequence[LabelledPair], encoder: Encoder, model: str) -> Calibration:
+    return calibrate_pairs(
+        chosen,
+        served_similarities(encoder, chosen),
+        delta=job.delta,
+        alpha=job.alpha,
+        model=model,
+        precision=precision_of(encoder),
+        guard=True,
+        written=job.evaluation is None,
+    )
+
+
+def summarize(session: Session, job: Job, labelled: ExampleSet | None) -> dict[str, Any]:
     """Return everything the report shows, as plain JSON, from the files of the run directory."""
-    rejected = [row for _, row in read_rows(folder / "synthesis/rejected.jsonl")]
-    queries = [row for _, row in read_rows(folder / "queries.jsonl")]
+    folder = session.folder
+    queries = read_rows(folder / "queries.jsonl")
     return {
         "log": str(job.log),
         "base": job.base,
-        "llm": llm,
+        "llm": session.llm.name,
         "evaluation_data": str(job.evaluation) if job.evaluation else None,
         "evaluation_not_used": labelled.describe_rejected() if labelled is not None else "",
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -428,11 +361,11 @@ def summarize(folder: RunDirectory, job: Job, llm: str, labelled: ExampleSet | N
         "corpus": {
             "queries": len(queries),
             "rows": sum(row["frequency"] for row in queries),
-            "not_used": count_reasons(row for _, row in read_rows(folder / "queries_rejected.jsonl")),
+            "not_used": count_reasons(folder / "queries_rejected.jsonl"),
         },
         "synthesis": read_json(folder / "synthesis/counts.json"),
         "hardness": read_json(folder / "synthesis/hardness.json"),
-        "rejected_examples": pick_examples(rejected),
+        "rejected_examples": pick_examples(folder / REJECTED),
         "training": read_json(folder / "training.json"),
         "retention": read_json(folder / "retention.json"),
         "configuration": plain(replace(job.training, seed=job.seed)),

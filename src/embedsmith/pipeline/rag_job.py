@@ -16,19 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import (
-    JsonLines,
-    RunDirectory,
-    fingerprint,
-    fingerprint_file,
-    plain,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from embedsmith.artifacts import JsonLines, fingerprint, fingerprint_file, plain, read_json, write_json, write_jsonl
 from embedsmith.batches import INSTRUCTION
-from embedsmith.cards import CardFacts
 from embedsmith.documents import Passage, read_passages, read_passages_file, screen_passages, write_passages
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import SIDES, Encoder, sides_of
@@ -50,30 +39,30 @@ from embedsmith.llm import LanguageModel, Sampling
 from embedsmith.llm.budget import Limits
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.journal import Journal
-from embedsmith.model import TorchEncoder, check_model, describe_base, fingerprint_model, load_encoder
+from embedsmith.model import TorchEncoder, describe_base, fingerprint_model, load_encoder
 from embedsmith.personal import Screen
 from embedsmith.pipeline.common import (
+    EXAMPLES,
     PERSONAL,
+    REJECTED,
     RunResult,
+    Session,
     Watcher,
+    begin,
     count_reasons,
-    has_failed_calls,
     pick_examples,
     read_rows,
     require,
-    say_counts,
-    say_personal,
-    write_counts,
 )
 from embedsmith.preparation import Preparation, prepare
 from embedsmith.report.rag import write_rag_report
 from embedsmith.retention import Retention
 from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir
 from embedsmith.runtime import load_token_counter
-from embedsmith.synthesis.outcome import collect
+from embedsmith.synthesis.outcome import Synthesis, collect
 from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
 from embedsmith.teacher import Teaching, teach
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import TrainingConfig
 
 CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
 DISTRACTORS = 1000  # passages that the choosing questions' own are ranked among
@@ -169,26 +158,22 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
             evaluation (the report is there, and says so), and nobody forces it.
         InputError and other `EmbedsmithError`s, each with what to do.
     """
-    watch = watch or Watcher()
-    folder = RunDirectory(job.out)
-    with folder.hold():
-        watch.say(f"base: looking at {job.base}")
-        check_model(job.base)  # before the first call that costs money
+    with begin(job.base, job.out, llm, watch) as session:
         guards = read_guards(job.guards)
         for note in _describe(job):
-            watch.say(f"base: {note}")
+            session.watch.say(f"base: {note}")
         task = read_beir(job.evaluation) if job.evaluation is not None else None
-        passages = _documents(job, folder, watch)
-        say_personal(folder, watch, llm, "passages", masked=job.mask)
+        passages = _documents(job, session)
+        session.say_personal("passages", masked=job.mask)
         require_passages(job, len(passages))  # before the first call as well
         base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
-        pairs = _synthesis(job, llm, passages, base, task, folder, watch)
+        pairs = _synthesis(job, passages, base, task, session)
         parts = _split(job, pairs, held_out=task is None)
-        taught, length = _teaching(job, parts.train, passages, base, folder, watch)
+        taught, length = _teaching(job, parts.train, passages, base, session)
         dimensions = choose_dimensions(length)
-        _training(job, taught, parts, guards, passages, dimensions, folder, watch)
-        _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, folder, watch)
-        result = _report(job, llm, task is None, folder)
+        _training(job, taught, parts, guards, passages, dimensions, session)
+        _evaluation(job, task or _make_task(parts.judge, passages), base, dimensions, session)
+        result = session.report(summarize_rag(session, job, held_out=task is None), write_rag_report)
         refuse_what_is_worse(job, result)
         return result
 
@@ -216,26 +201,30 @@ def open_base(spec: str, reading: Preparation) -> Encoder:
     return TorchEncoder(network, name=spec)
 
 
-def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passage]:
+def _documents(job: RagJob, session: Session) -> list[Passage]:
+    folder = session.folder
     files = [file for file in find_files(job.sources, without=(job.out,)) if not isinstance(file, Rejected)]
     inputs = {f"file {file.name}": _fingerprint(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"column": job.column, "tokens": job.tokens, "mask": job.mask}
-    outputs = ["passages.jsonl", "passages_rejected.jsonl", PERSONAL]
-    if not folder.is_fresh("documents", inputs, settings):
-        watch.say(f"documents: reading {len(files)} files")
-        with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
+    outputs = ("passages.jsonl", "passages_rejected.jsonl", PERSONAL)
+
+    def make() -> None:
+        with JsonLines(folder / outputs[1]) as rejected:
             count = load_token_counter(job.base)
             found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
             screen = Screen(job.mask)
             write_passages(folder / outputs[0], _without_rejected(screen_passages(found, screen), rejected))
             write_jsonl(folder / PERSONAL, screen.rows)
-    lost = count_reasons(row for _, row in read_rows(folder / outputs[1]))
+
+    session.once("documents", inputs, settings, outputs, make, begins=f"reading {len(files)} files")
+    lost = count_reasons(folder / outputs[1])
     if not (folder / outputs[0]).stat().st_size:
         raise _refuse_documents(job, folder / outputs[1], lost)
     passages = list(read_passages_file(folder / outputs[0]))
     said = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
-    watch.say(f"documents: {len(passages)} passages of {len(files)} files{f'; not used: {said}' if said else ''}")
+    not_used = f"; not used: {said}" if said else ""
+    session.watch.say(f"documents: {len(passages)} passages of {len(files)} files{not_used}")
     return passages
 
 
@@ -250,7 +239,7 @@ def _fingerprint(path: Path) -> str:
 def _refuse_documents(job: RagJob, path: Path, lost: Mapping[str, int]) -> InputError:
     """Return the error of documents without a passage, with each reason and the first file that it was found in."""
     first: dict[str, Mapping[str, Any]] = {}
-    for _, row in read_rows(path):
+    for row in read_rows(path):
         first.setdefault(row["reason"], row)
     said = [f"{count} × {name} ({first[name]['file']}: {first[name]['detail']})" for name, count in lost.items()]
     return InputError(
@@ -281,32 +270,25 @@ def _without_rejected(rows: Iterable[Passage | Rejected], rejected: JsonLines) -
 
 
 def _synthesis(
-    job: RagJob,
-    llm: LanguageModel,
-    passages: Sequence[Passage],
-    base: Callable[[], Encoder],
-    task: RetrievalTask | None,
-    folder: RunDirectory,
-    watch: Watcher,
+    job: RagJob, passages: Sequence[Passage], base: Callable[[], Encoder], task: RetrievalTask | None, session: Session
 ) -> list[PositivePair]:
-    inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), "llm": llm.name, **job.origin}
-    inputs |= {"queries": fingerprint(sorted(task.queries.values()))} if task is not None else {}
+    folder, asked = session.folder, tuple(task.queries.values()) if task is not None else ()
+    inputs = {"passages": fingerprint_file(folder / "passages.jsonl"), **job.origin}
+    inputs |= {"queries": fingerprint(sorted(asked))} if task is not None else {}
     inputs |= {"prompts": fingerprint_file(require(Path(job.plan.prompts)))} if job.plan.prompts else {}
     settings = {"plan": plain(job.plan), "sampling": job.sampling}
-    outputs = ["synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"]
-    if not folder.is_fresh("synthesis", inputs, settings) or has_failed_calls(folder, llm):
-        watch.say(f"synthesis: {llm.name} writes questions about {len(passages):,} passages")
-        journal = Journal(folder / "synthesis/journal.sqlite")
-        with folder.stage("synthesis", inputs, settings, outputs), journal as opened:
-            calls = Calls(llm, opened, job.sampling, budget=job.limits.open(), on_progress=watch.calls)
-            asked = tuple(task.queries.values()) if task is not None else ()
+
+    def make() -> Synthesis:
+        with Journal(folder / "synthesis/journal.sqlite") as opened:
+            calls = Calls(session.llm, opened, job.sampling, budget=job.limits.open(), on_progress=session.watch.calls)
             rows = synthesize_rag(
                 job.plan, passages, calls, encoder=base(), evaluation=asked, cache=folder / "vectors.npz"
             )
-            result = collect(rows, calls, out=folder / "synthesis")
-            write_counts(folder, result, llm)
-    say_counts(folder, watch, kept="pairs")
-    found = read_examples(folder / outputs[0], kind=PositivePair).examples
+            return collect(rows, calls, out=folder / "synthesis")
+
+    begins = f"{session.llm.name} writes questions about {len(passages):,} passages"
+    session.synthesize(inputs, settings, make, begins=begins, kept="pairs")
+    found = read_examples(folder / EXAMPLES, kind=PositivePair).examples
     return [pair for pair in found if isinstance(pair, PositivePair)]
 
 
@@ -343,32 +325,35 @@ def _teaching(
     pairs: Sequence[PositivePair],
     passages: Sequence[Passage],
     base: Callable[[], Encoder],
-    folder: RunDirectory,
-    watch: Watcher,
+    session: Session,
 ) -> tuple[list[Triplet], int]:
     """Return the graded examples, and the length of the base's vectors."""
+    folder, say = session.folder, session.watch.under("teaching")
     inputs = {"pairs": fingerprint(pairs), "passages": fingerprint_file(folder / "passages.jsonl"), **job.origin}
-    outputs = ["teaching/examples.jsonl", "teaching.json"]
-    if not folder.is_fresh("teaching", inputs, plain(job.teaching)):
-        watch.say(f"teaching: the base and BM25 grade the passages of {len(pairs):,} pairs")
-        with folder.stage("teaching", inputs, plain(job.teaching), outputs):
-            texts = [passage.text for passage in passages]
-            queries, documents = sides_of(base())
-            vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
-            pairs = _leave_out_ungradable(pairs, len(texts), job.teaching.negatives, watch)
-            taught = teach(pairs, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
-            write_examples(folder / outputs[0], taught.examples)
-            about = {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks, "length": vectors.shape[1]}
-            about |= {"silent": taught.silent, "questions": len({pair.anchor for pair in pairs})}
-            write_json(folder / outputs[1], about)
+    outputs = ("teaching/examples.jsonl", "teaching.json")
+
+    def make() -> Sequence[PositivePair]:
+        texts = [passage.text for passage in passages]
+        queries, documents = sides_of(base())
+        vectors = embed_passages(texts, documents, cache=folder / "vectors.npz")
+        graded = _leave_out_ungradable(pairs, len(texts), job.teaching.negatives, session.watch)
+        taught = teach(graded, texts, vectors, queries.encode, teaching=job.teaching, lexical=LexicalIndex(texts))
+        write_examples(folder / outputs[0], taught.examples)
+        about = {"weight": taught.weight, "mrr@10": taught.reciprocal_ranks, "length": vectors.shape[1]}
+        about |= {"silent": taught.silent, "questions": len({pair.anchor for pair in graded})}
+        write_json(folder / outputs[1], about)
+        return graded
+
+    begins = f"the base and BM25 grade the passages of {len(pairs):,} pairs"
+    graded = session.once("teaching", inputs, plain(job.teaching), outputs, make, begins=begins) or pairs
     found = read_json(folder / outputs[1])
     ranks = {float(weight): value for weight, value in found["mrr@10"].items()}
-    watch.say(
-        f"teaching: {len(pairs)} pairs graded by the base and BM25 (weight {found['weight']:g}); MRR@10 of the "
+    say(
+        f"{len(graded)} pairs graded by the base and BM25 (weight {found['weight']:g}); MRR@10 of the "
         f"questions' own passages {ranks[0.0]:.3f} by the base, {ranks[found['weight']]:.3f} by both"
     )
     if warning := warn_of_silence(found.get("silent", 0), found.get("questions", 0)):
-        watch.say(f"teaching: warning: {warning}")
+        say(f"warning: {warning}")
     examples = read_examples(folder / outputs[0], kind=Triplet).examples
     length = found.get("length") or base().encode(["a vector"]).shape[1]  # runs of a version that did not tell
     return [example for example in examples if isinstance(example, Triplet)], int(length)
@@ -393,67 +378,43 @@ def _training(
     guards: Mapping[str, tuple[Example, ...]],
     passages: Sequence[Passage],
     dimensions: tuple[int, ...],
-    folder: RunDirectory,
-    watch: Watcher,
+    session: Session,
 ) -> None:
-    config = replace(job.training, seed=job.seed, dimensions=job.training.dimensions or dimensions)
-    inputs = {"examples": fingerprint(taught), "choose": fingerprint(parts.choose), "guards": fingerprint(guards)}
-    inputs |= {"base": fingerprint_model(job.base)}
-    settings = {"training": plain(config), "tolerance": job.tolerance, "force": job.force, "slack": SLACK}
-    settings |= {"preparation": plain(job.prepared)} if job.prepared != Preparation() else {}
-    if folder.is_fresh("training", inputs, settings):
-        watch.say("training: up to date")
-        return
-    facts = CardFacts(
-        base=job.base,
-        examples=len(taught),
-        source="questions that a language model wrote about passages, graded by the base and BM25 together.",
-        configuration=plain(config) | ({"preparation": settings["preparation"]} if "preparation" in settings else {}),
-    )
     own = {pair.positive for pair in parts.choose}
     others = [passage.text for passage in passages if passage.text not in own]
     drawn = sorted(others, key=lambda text: fingerprint([job.seed, text]))[:DISTRACTORS]
-    kept = Retention(
-        parts.choose, guards, job.tolerance, job.force, watch.under("training"), distractors=tuple(drawn), slack=SLACK
+    kept = Retention(parts.choose, guards, job.tolerance, job.force, distractors=tuple(drawn), slack=SLACK)
+    result = session.train(
+        taught,
+        kept,
+        {"examples": fingerprint(taught), "choose": fingerprint(parts.choose)},
+        base=job.base,
+        config=replace(job.training, seed=job.seed, dimensions=job.training.dimensions or dimensions),
+        source="questions that a language model wrote about passages, graded by the base and BM25 together.",
+        preparation=job.prepared,
     )
-    with folder.stage("training", inputs, settings, ["model", "training.json", "retention.json"]):
-        out = folder / "model"
-        result = train(
-            taught,
-            base=job.base,
-            out=out,
-            config=config,
-            preparation=job.prepared,
-            card=facts,
-            on_progress=watch.steps,
-            on_note=watch.under("training"),
-            retention=kept,
-        )
-        write_json(folder / "training.json", result)
-    watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s")
+    if result is not None:
+        speed = f"{result.tokens_per_second:,.0f} tokens/s"
+        session.watch.say(f"training: {result.steps} steps in {result.seconds:.0f} s, {speed}")
 
 
 def _evaluation(
-    job: RagJob,
-    task: RetrievalTask,
-    base: Callable[[], Encoder],
-    dimensions: tuple[int, ...],
-    folder: RunDirectory,
-    watch: Watcher,
+    job: RagJob, task: RetrievalTask, base: Callable[[], Encoder], dimensions: tuple[int, ...], session: Session
 ) -> None:
+    folder = session.folder
     inputs = {"task": fingerprint(task), "model": fingerprint_model(folder / "model")}
     settings = {**job.origin, "seed": job.seed}
-    if folder.is_fresh("evaluation", inputs, settings):
-        watch.say("evaluation: up to date")
-        return
-    with folder.stage("evaluation", inputs, settings, ["evaluation.json"]):
-        watch.say(f"evaluation: {len(task.queries)} queries over {len(task.documents)} passages")
+
+    def make() -> None:
         tuned = load_encoder(folder / "model")
         rankers: dict[str, Encoder | Ranker] = {"base": base(), "tuned": tuned, "BM25": LexicalRanker()}
         found = measure_retrieval(rankers, task, baseline="base", dimensions=dimensions, seed=job.seed)
         write_json(folder / "evaluation.json", {**plain(found), "notes": found.list_notes()})
         for note in found.list_notes():
-            watch.say(f"evaluation: {note}")
+            session.watch.say(f"evaluation: {note}")
+
+    begins = f"{len(task.queries)} queries over {len(task.documents)} passages"
+    session.once("evaluation", inputs, settings, ["evaluation.json"], make, begins=begins, rests="up to date")
 
 
 def choose_dimensions(whole: int) -> tuple[int, ...]:
@@ -466,22 +427,14 @@ def choose_dimensions(whole: int) -> tuple[int, ...]:
     return tuple(size for size in (*parts, *(short for short in SHORT if short < parts[-1])) if size >= SHORT[-1])
 
 
-def _report(job: RagJob, llm: LanguageModel, held_out: bool, folder: RunDirectory) -> RunResult:
-    summary = summarize_rag(folder, job, llm.name, held_out=held_out)
-    write_json(folder / "report.json", summary)
-    write_rag_report(folder / "report.html", summary)
-    return RunResult(folder.path, folder / "model", folder / "report.html", summary)
-
-
-def summarize_rag(folder: RunDirectory, job: RagJob, llm: str, *, held_out: bool) -> dict[str, Any]:
+def summarize_rag(session: Session, job: RagJob, *, held_out: bool) -> dict[str, Any]:
     """Return everything the report shows, as plain JSON, from the files of the run directory."""
-    rejected = [row for _, row in read_rows(folder / "synthesis/rejected.jsonl")]
-    pairs = [row for _, row in read_jsonl(folder / "synthesis/examples.jsonl")]
-    passages = [row for _, row in read_jsonl(folder / "passages.jsonl")]
+    folder = session.folder
+    pairs, passages = read_rows(folder / EXAMPLES), read_rows(folder / "passages.jsonl")
     return {
         "sources": list(job.sources),
         "base": job.base,
-        "llm": llm,
+        "llm": session.llm.name,
         "held_out": held_out,
         "evaluation_data": str(job.evaluation) if job.evaluation else None,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -490,10 +443,10 @@ def summarize_rag(folder: RunDirectory, job: RagJob, llm: str, *, held_out: bool
             "documents": len({row.get("document") for row in passages}),
             "passages": len(passages),
             "asked_about": len({row["group"] for row in pairs}),
-            "not_used": count_reasons(row for _, row in read_rows(folder / "passages_rejected.jsonl")),
+            "not_used": count_reasons(folder / "passages_rejected.jsonl"),
         },
         "synthesis": read_json(folder / "synthesis/counts.json"),
-        "rejected_examples": pick_examples(rejected),
+        "rejected_examples": pick_examples(folder / REJECTED),
         "examples": pairs[:: max(len(pairs) // 8, 1)][:8],
         "teaching": read_json(folder / "teaching.json"),
         "training": read_json(folder / "training.json"),

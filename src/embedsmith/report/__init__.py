@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import write_text
-from embedsmith.report.pages import SURE, render
+from embedsmith.report.pages import SURE, judge, render
 from embedsmith.report.pareto import ALT, draw_pareto
 from embedsmith.report.plots import draw_curves, draw_general, draw_histograms, to_svg
 
@@ -74,33 +74,26 @@ def write_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
     return write_text(path, page)
 
 
+def judge_pairs(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the verdict on labelled pairs; see `pages.judge`."""
+    comparison = summary["comparison"]
+    change = comparison["differences"]["tuned"]["average_precision"]
+    written = not summary["evaluation_data"]
+    return judge(
+        change,
+        comparison["holm"]["tuned"]["average_precision"],
+        "average precision {value:+.3f} (95% interval {low:+.3f} to {high:+.3f})".format_map(change),
+        better="Ahead of its base on written pairs" if written else "The tuned model is better than its base",
+        worse="is worse than",
+        remedy="More labelled pairs would narrow the interval",
+        doubt=_doubt(summary) if written else "",
+    )
+
+
 def _doubt(summary: Mapping[str, Any]) -> str:
     """Return why a gain on held-out written pairs proves little."""
     found = next((warning["text"] + ". " for warning in summary["hardness"]["warnings"]), "")
     return (
         f"The language model that wrote the training data wrote these, too. {found}Label a few hundred real pairs and "
-        "pass --eval before you believe it."
+        "pass --eval before you believe it"
     )
-
-
-def judge_pairs(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the one sentence a reader wants first, and its tone: better, worse or open.
-
-    Better is what holds after the correction for all metrics of the table, on labelled pairs.
-    """
-    difference = summary["comparison"]["differences"]["tuned"]["average_precision"]
-    value, low, high = (difference[key] for key in ("value", "low", "high"))
-    spread = f"average precision {value:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
-    if low > 0 and summary["comparison"]["holm"]["tuned"]["average_precision"] < SURE:
-        if not summary["evaluation_data"]:
-            return {"tone": "open", "text": f"Ahead of its base on written pairs: {spread}. {_doubt(summary)}"}
-        return {"tone": "better", "text": f"The tuned model is better than its base: {spread}."}
-    if high < 0:
-        return {
-            "tone": "worse",
-            "text": f"The tuned model is worse than its base: {spread}. Do not deploy it.",
-        }
-    return {
-        "tone": "open",
-        "text": f"No difference is proven: {spread}. More labelled pairs would narrow the interval.",
-    }

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.artifacts import write_text
-from embedsmith.report.pages import SURE, render
+from embedsmith.report.pages import judge, render
 from embedsmith.report.plots import to_svg
 from embedsmith.report.retrieval import ALT, draw_retrieval
 
+WRITTEN = "The language model that wrote the training data wrote these, too: pass real queries (--eval)"
 CEILING = 0.98  # of the deciding metric: from here on nothing is left to gain
 
 
@@ -29,22 +30,19 @@ def write_rag_report(path: Path | str, summary: Mapping[str, Any]) -> Path:
 
 
 def judge_retrieval(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the one sentence a reader wants first, and its tone: better, worse or open."""
-    report = summary["retrieval"]
-    change = report["differences"]["tuned"][report["primary"]]
-    before = report["metrics"][report["baseline"]][report["primary"]]["value"]
-    figures = (
-        f"{report['primary']} {before:.3f} → {before + change['value']:.3f} "
-        f"({change['value']:+.3f}, 95% interval {change['low']:+.3f} to {change['high']:+.3f})"
+    """Return the verdict on a retrieval task; see `pages.judge`."""
+    report, written = summary["retrieval"], summary["held_out"]
+    primary, change = report["primary"], report["differences"]["tuned"][report["primary"]]
+    before = report["metrics"][report["baseline"]][primary]["value"]
+    after = before + change["value"]
+    interval = "{value:+.3f}, 95% interval {low:+.3f} to {high:+.3f}".format_map(change)
+    easy = "These queries are too easy to tell: nearly every passage is found first. Harder ones would (--eval)"
+    return judge(
+        change,
+        report["holm"]["tuned"][primary],
+        f"{primary} {before:.3f} → {after:.3f} ({interval})",
+        better="Finds more for questions it wrote itself" if written else "The tuned model finds more",
+        worse="finds less than",
+        remedy=easy if min(before, after) >= CEILING else "More queries would narrow the interval",
+        doubt=WRITTEN if written else "",
     )
-    if change["low"] > 0 and report["holm"]["tuned"][report["primary"]] < SURE:
-        if summary["held_out"]:
-            doubt = "The language model that wrote the training data wrote these, too: pass real queries (--eval)"
-            return {"tone": "open", "text": f"Finds more for questions it wrote itself: {figures}. {doubt}."}
-        return {"tone": "better", "text": f"The tuned model finds more: {figures}."}
-    if change["high"] < 0:
-        return {"tone": "worse", "text": f"The tuned model finds less than its base: {figures}. Do not deploy it."}
-    remedy = "More queries would narrow the interval"
-    if min(before, before + change["value"]) >= CEILING:
-        remedy = "These queries are too easy to tell: nearly every passage is found first. Harder ones would (--eval)"
-    return {"tone": "open", "text": f"No difference is proven: {figures}. {remedy}."}
