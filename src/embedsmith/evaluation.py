@@ -192,11 +192,7 @@ def _adjust(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, di
 def halve(pairs: Sequence[LabelledPair], *, seed: int = 0) -> tuple[list[LabelledPair], list[LabelledPair]]:
     """Return (validation, reported): two halves that share no group and no text."""
     parts = split(pairs, {"validation": 0.5, "reported": 0.5}, seed=seed)
-    return _only_pairs(parts["validation"]), _only_pairs(parts["reported"])
-
-
-def _only_pairs(examples: Sequence[Example]) -> list[LabelledPair]:
-    return [example for example in examples if isinstance(example, LabelledPair)]
+    return parts["validation"], parts["reported"]
 
 
 def require_both_labels(pairs: Sequence[LabelledPair], what: str) -> None:

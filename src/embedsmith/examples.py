@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar, overload
 
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.conversation import is_conversation, parse_messages, render
@@ -96,6 +96,8 @@ class LabelledText:
 
 
 Example: TypeAlias = PositivePair | Triplet | ScoredPair | LabelledPair | LabelledText
+Row = TypeVar("Row", bound=Example)
+Kind = TypeVar("Kind", bound=Example, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +146,11 @@ class Format:
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleSet:
+class ExampleSet(Generic[Kind]):
     """The examples of a file with the line of each, its rows that are none, and the columns that were not read."""
 
-    kind: type[Example]
-    examples: tuple[Example, ...]
+    kind: type[Kind]
+    examples: tuple[Kind, ...]
     rejected: tuple[Rejected, ...]
     lines: tuple[int, ...]
     unread: tuple[str, ...] = ()
@@ -225,7 +227,15 @@ def _of_pair(
     return Format(ScoredPair, columns | {"score": score}) if score else Format(LabelledPair, columns | {"label": label})
 
 
-def read_examples(path: Path | str, *, kind: type[Example] | None = None, separator: str | None = None) -> ExampleSet:
+@overload
+def read_examples(path: Path | str, *, separator: str | None = None) -> ExampleSet[Example]: ...
+
+
+@overload
+def read_examples(path: Path | str, *, kind: type[Row], separator: str | None = None) -> ExampleSet[Row]: ...
+
+
+def read_examples(path: Path | str, *, kind: type[Any] | None = None, separator: str | None = None) -> ExampleSet[Any]:
     """Return the examples of a file; a row that is none is in `rejected` with its line and reason.
 
     Each row is read by its own columns, so a column that the first row lacks is not lost. Pairs among triplets are
@@ -446,7 +456,7 @@ def has_conversations(example: Example) -> bool:
     return all(map(is_conversation, texts_of(example)))
 
 
-def split(examples: Sequence[Example], fractions: Mapping[str, float], *, seed: int = 0) -> dict[str, list[Example]]:
+def split(examples: Sequence[Row], fractions: Mapping[str, float], *, seed: int = 0) -> dict[str, list[Row]]:
     """Return the examples in parts that share no group and no text, so that nothing leaks between them.
 
     Examples that share a group or a text (in normal form) are one unit; units are drawn in an order

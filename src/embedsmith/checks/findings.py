@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
-from embedsmith.examples import Example
+from embedsmith.examples import Row
 
 LOOKED = 50_000  # examples of a source whose texts are read; beyond it a seeded sample
 FEWEST = 20  # rows of a kind below which a share tells nothing
@@ -98,7 +98,7 @@ def stop_on_errors(findings: Iterable[Finding]) -> None:
     raise kind(f"{first.found} [{first.name}]{others}", expected=first.expected, action=first.action)
 
 
-def sample(examples: Sequence[Example], count: int, *, seed: int = 0) -> list[Example]:
+def sample(examples: Sequence[Row], count: int, *, seed: int = 0) -> list[Row]:
     """Return `count` of the examples in their order, drawn by `seed`; all where there are no more."""
     if len(examples) <= count:
         return list(examples)

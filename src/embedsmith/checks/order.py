@@ -42,14 +42,14 @@ def draw_probe(source: Source, count: int = ROWS, *, seed: int = 0) -> Probe | U
     """Return pairs of the source that the base is asked about, or why it cannot be asked."""
     triplets = [item for item in source.examples if isinstance(item, Triplet) and item.negatives]
     if triplets:
-        drawn = [item for item in sample(triplets, count, seed=seed) if isinstance(item, Triplet)]
+        drawn = sample(triplets, count, seed=seed)
         right = (*(item.positive for item in drawn), *(item.negatives[0] for item in drawn))
         truth = np.repeat([1.0, 0.0], len(drawn))
         return _enough(Probe(source.name, "triplets", tuple(item.anchor for item in drawn) * 2, right, truth))
     pairs = [item for item in source.examples if isinstance(item, (LabelledPair, ScoredPair))]
     if not pairs:
         return Unchecked("order", f"{source.name} has neither triplets nor labels nor scores to hold the base against")
-    kept = [item for item in sample(pairs, count, seed=seed) if isinstance(item, (LabelledPair, ScoredPair))]
+    kept = sample(pairs, count, seed=seed)
     graded = isinstance(kept[0], ScoredPair)
     truth = np.array([item.score if isinstance(item, ScoredPair) else float(item.label) for item in kept])
     sides = tuple(item.sentence1 for item in kept), tuple(item.sentence2 for item in kept)

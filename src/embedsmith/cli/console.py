@@ -339,29 +339,29 @@ def sure(p_value: float) -> str:
     return "< .001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def read_table(path: Path, separator: str | None, *, kind: type[Example] | None = None) -> ExampleSet:
+def read_table(path: Path, separator: str | None) -> ExampleSet[Example]:
     """Return the examples of a file; a separator that was guessed is told."""
     from embedsmith.examples import read_examples
-    from embedsmith.tables import parse_separator
+
+    return read_examples(path, separator=name_separator(path, separator))
+
+
+def name_separator(path: Path, separator: str | None) -> str | None:
+    """Return the separator as it was asked for, None if it was not; one that is guessed is told."""
+    from embedsmith.tables import describe_separator, parse_separator
 
     named = parse_separator(separator) if separator is not None else None
-    say_separator(path, named)
-    return read_examples(path, kind=kind, separator=named)
-
-
-def say_separator(path: Path, separator: str | None) -> None:
-    from embedsmith.tables import describe_separator
-
-    if told := describe_separator(path, separator):
+    if told := describe_separator(path, named):
         say(told)
+    return named
 
 
 def read_pairs(path: Path, separator: str | None = None) -> list[LabelledPair]:
-    from embedsmith.examples import LabelledPair
+    from embedsmith.examples import LabelledPair, read_examples
 
-    found = read_table(path, separator, kind=LabelledPair)
+    found = read_examples(path, kind=LabelledPair, separator=name_separator(path, separator))
     tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
-    return [pair for pair in found.examples if isinstance(pair, LabelledPair)]
+    return list(found.examples)
 
 
 def own_values(

@@ -37,12 +37,12 @@ from embedsmith.cli.console import (
     check_folder,
     console,
     make_sampling,
+    name_separator,
     open_model,
     print_json,
     print_table,
     read_price,
     say,
-    say_separator,
     tell_rejected,
     watch_calls,
 )
@@ -431,10 +431,8 @@ def read_log(
     log: Path, column: str | None, separator: str | None, screen: Screen, *, conversations: bool = False
 ) -> Deduplicated:
     from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
-    from embedsmith.tables import parse_separator
 
-    named = parse_separator(separator) if separator is not None else None
-    say_separator(log, named)
+    named = name_separator(log, separator)
     rows = read_queries(log, column=column, separator=named, conversations=conversations)
     found = deduplicate(screen_queries(rows, screen))
     require_queries(found, log)

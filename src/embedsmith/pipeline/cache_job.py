@@ -124,10 +124,10 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         return session.report(summarize(session, job, labelled), write_report)
 
 
-def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | None) -> None:
+def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet[LabelledPair] | None) -> None:
     """Raise `InputError` where there is too little to judge the model by, before the first call."""
     if labelled is not None:
-        for half in halve(_pairs_of(labelled), seed=job.seed):
+        for half in halve(labelled.examples, seed=job.seed):
             require_both_labels(half, "evaluation (half of --eval)")
     elif len(queries) < FEWEST_QUERIES:
         raise InputError(
@@ -167,8 +167,8 @@ def _corpus(job: Job, session: Session) -> list[Query]:
 
 
 def _synthesis(
-    job: Job, queries: Sequence[Query], labelled: ExampleSet | None, session: Session
-) -> tuple[list[Example], list[LabelledPair]]:
+    job: Job, queries: Sequence[Query], labelled: ExampleSet[LabelledPair] | None, session: Session
+) -> tuple[list[LabelledPair], list[LabelledPair]]:
     """Return (examples to train on, labelled pairs to judge by)."""
     asked: dict[str, Any] = {"paraphrases": job.paraphrases, "distinct": job.distinct, "edits": job.edits}
     asked |= {"judge": job.judge, "prompts": job.prompts}
@@ -189,15 +189,15 @@ def _synthesis(
         )
 
     session.synthesize(inputs, settings, make, begins=f"{session.llm.name} writes", kept="examples")
-    examples = list(read_examples(session.folder / EXAMPLES).examples)
+    examples = list(read_examples(session.folder / EXAMPLES, kind=LabelledPair).examples)
     if labelled is not None:
-        return examples, _pairs_of(labelled)
+        return examples, list(labelled.examples)
     parts = split(examples, {"train": 1 - HELD_OUT, "judge": HELD_OUT}, seed=job.seed)
     session.watch.say(f"no --eval: {HELD_OUT:.0%} of the synthetic sources are held out to judge by (optimistic)")
-    return parts["train"], [pair for pair in parts["judge"] if isinstance(pair, LabelledPair)]
+    return parts["train"], parts["judge"]
 
 
-def _read_pairs(job: Job, path: Path, watch: Watcher) -> ExampleSet:
+def _read_pairs(job: Job, path: Path, watch: Watcher) -> ExampleSet[LabelledPair]:
     """Return the user's labelled pairs; rows that are none are told of."""
     refuse_feedback(require(path))
     if told := describe_separator(path, job.separator):
@@ -208,11 +208,7 @@ def _read_pairs(job: Job, path: Path, watch: Watcher) -> ExampleSet:
     return found
 
 
-def _pairs_of(labelled: ExampleSet) -> list[LabelledPair]:
-    return [pair for pair in labelled.examples if isinstance(pair, LabelledPair)]
-
-
-def _hardness(job: Job, examples: Sequence[Example], session: Session) -> None:
+def _hardness(job: Job, examples: Sequence[LabelledPair], session: Session) -> None:
     """Measure what the examples can teach this base, before it is trained; doubted labels are listed, not dropped.
 
     Where nobody judges the doubted ones, dropping them loses more right labels than wrong ones (docs/log.md).
@@ -240,7 +236,7 @@ def _hardness(job: Job, examples: Sequence[Example], session: Session) -> None:
 
 
 def _training(
-    job: Job, examples: Sequence[Example], guards: Mapping[str, tuple[Example, ...]], session: Session
+    job: Job, examples: Sequence[LabelledPair], guards: Mapping[str, tuple[Example, ...]], session: Session
 ) -> None:
     """Train on most of the examples; the others, with the guards, choose how much of it the weights keep.
 
@@ -263,10 +259,10 @@ def _training(
         )
 
 
-def set_apart(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], tuple[Example, ...]]:
+def set_apart(examples: Sequence[LabelledPair], *, seed: int) -> tuple[list[LabelledPair], tuple[LabelledPair, ...]]:
     """Return (rows to train on, labelled pairs of other queries that choose the weights, () where they are few)."""
     parts = split(examples, {"train": 1 - CHOOSING, "choose": CHOOSING}, seed=seed)
-    pairs = [pair for pair in parts["choose"] if isinstance(pair, LabelledPair)]
+    pairs = parts["choose"]
     if len({pair.group for pair in pairs}) < FEWEST or len({pair.label for pair in pairs}) < 2:
         return list(examples), ()
     return parts["train"], tuple(pairs)
@@ -346,7 +342,7 @@ def _choose_threshold(job: Job, chosen: Sequence[LabelledPair], encoder: Encoder
     )
 
 
-def summarize(session: Session, job: Job, labelled: ExampleSet | None) -> dict[str, Any]:
+def summarize(session: Session, job: Job, labelled: ExampleSet[LabelledPair] | None) -> dict[str, Any]:
     """Return everything the report shows, as plain JSON, from the files of the run directory."""
     folder = session.folder
     queries = read_rows(folder / "queries.jsonl")

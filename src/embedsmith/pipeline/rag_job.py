@@ -288,8 +288,7 @@ def _synthesis(
 
     begins = f"{session.llm.name} writes questions about {len(passages):,} passages"
     session.synthesize(inputs, settings, make, begins=begins, kept="pairs")
-    found = read_examples(folder / EXAMPLES, kind=PositivePair).examples
-    return [pair for pair in found if isinstance(pair, PositivePair)]
+    return list(read_examples(folder / EXAMPLES, kind=PositivePair).examples)
 
 
 def _split(job: RagJob, pairs: Sequence[PositivePair], *, held_out: bool) -> _Parts:
@@ -303,7 +302,7 @@ def _split(job: RagJob, pairs: Sequence[PositivePair], *, held_out: bool) -> _Pa
             expected=f"questions about at least {len(shares)}: for {', '.join(shares)}",
             action="give more documents; synthesis/rejected.jsonl of the run says why questions were dropped",
         )
-    parts: dict[str, Any] = {name: tuple(rows) for name, rows in split(pairs, shares, seed=job.seed).items()}
+    parts = {name: tuple(rows) for name, rows in split(pairs, shares, seed=job.seed).items()}
     return _Parts(parts["train"], parts["choose"], parts.get("judge", ()))
 
 
@@ -354,9 +353,8 @@ def _teaching(
     )
     if warning := warn_of_silence(found.get("silent", 0), found.get("questions", 0)):
         say(f"warning: {warning}")
-    examples = read_examples(folder / outputs[0], kind=Triplet).examples
     length = found.get("length") or base().encode(["a vector"]).shape[1]  # runs of a version that did not tell
-    return [example for example in examples if isinstance(example, Triplet)], int(length)
+    return list(read_examples(folder / outputs[0], kind=Triplet).examples), int(length)
 
 
 def _leave_out_ungradable(
