@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedsmith.artifacts import plain
 from embedsmith.cli.console import (
     AsJson,
     BaseUrl,
@@ -22,7 +21,8 @@ from embedsmith.cli.console import (
     say,
 )
 
-Texts = Mapping[str, Any]
+if TYPE_CHECKING:
+    from embedsmith.inspection import Inspection
 
 
 @app.command()
@@ -48,17 +48,15 @@ def inspect(
 
     named = name_separator(file, separator)
     encoder = load_encoder(base, base_url=base_url) if base is not None else None
-    found = plain(
-        inspect_set(
-            file,
-            separator=named,
-            against=against or [],
-            base=encoder,
-            rejected=rejected,
-            log=log,
-            seed=seed,
-            on_progress=lambda line: say(f"… {line}"),
-        )
+    found = inspect_set(
+        file,
+        separator=named,
+        against=against or [],
+        base=encoder,
+        rejected=rejected,
+        log=log,
+        seed=seed,
+        on_progress=lambda line: say(f"… {line}"),
     )
     if out is not None:
         from embedsmith.report.inspection import write_inspection
@@ -72,26 +70,24 @@ def inspect(
         say(f"written  {page}")
 
 
-def _print_inspection(found: Texts) -> None:
+def _print_inspection(found: Inspection) -> None:
     from embedsmith.report.inspection import figures_of
 
     for section, rows in figures_of(found).items():
         print_table(section, ["", ""], rows)
-    for warning in (found["hardness"] or {}).get("warnings", ()):
-        line = f"{warning['name']}: {warning['text']}\n  to do: {warning['action']}"
-        say(line)
-    for verdict, number in zip(found["labels"], found["label_lines"], strict=True):
-        pair = verdict["pair"]
-        line = (
-            f"line {number}, label {pair['label']}, {verdict['reason']} ({verdict['confidence']:.2f}): "
-            f"{verdict['detail']}\n  {pair['left']}\n  {pair['right']}"
+    for warning in found.hardness.warnings if found.hardness is not None else ():
+        say(f"{warning.name}: {warning.text}\n  to do: {warning.action}")
+    for verdict, number in zip(found.labels, found.label_lines, strict=True):
+        pair = verdict.pair
+        say(
+            f"line {number}, label {pair.label}, {verdict.reason} ({verdict.confidence:.2f}): {verdict.detail}\n"
+            f"  {pair.left}\n  {pair.right}"
         )
-        say(line)
-    shown = [[row["row"], _join(row)] for row in found["rows_to_read"]]
+    shown = [[row["row"], _join(row)] for row in found.rows_to_read]
     print_table(f"{len(shown)} rows to read", ["line", "text"], shown, texts=True)
-    for note in found["notes"]:
+    for note in found.notes:
         say(f"note: {note}")
 
 
-def _join(row: Texts) -> str:
+def _join(row: Mapping[str, object]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in row.items() if name != "row")
