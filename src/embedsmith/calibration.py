@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 # scipy is imported where it is needed: a server that reads a calibration computes none, and should start at once.
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
+from embedsmith.metrics import Ranking, find_runs
 
 WALKS = 8
 METHOD = "learn-then-test, exact binomial, fallback procedure"
@@ -219,12 +220,11 @@ def fit_probabilities(
     from scipy.optimize import isotonic_regression
 
     served = np.asarray(similarities) > -1
-    order = np.argsort(similarities[served], kind="stable")
+    order, starts, run = find_runs(similarities[served])  # equal similarities go together
     scores, truth = similarities[served][order], labels[served][order].astype(np.float64)
     if not len(scores):
         return ()
-    starts = np.append(0, np.flatnonzero(np.diff(scores)) + 1)  # equal similarities go together
-    sizes = np.diff(np.append(starts, len(scores)))
+    sizes = np.bincount(run)
     fitted = isotonic_regression(np.add.reduceat(truth, starts) / sizes, weights=sizes)
     blocks = starts[fitted.blocks[:-1]]
     counts, same = np.diff(np.append(blocks, len(scores))), np.add.reduceat(truth, blocks)
@@ -265,13 +265,11 @@ def _cumulate(
     truth: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return distinct thresholds from high to low with hits and false hits at each; ties go together."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    if len(ends) > 1 and scores[order[-1]] <= -1:
+    ranking = Ranking(truth, scores)
+    ends = ranking.ends
+    if len(ends) > 1 and ranking.thresholds[-1] <= -1:
         ends = ends[:-1]  # what is vetoed is served at no threshold
-    hits = ends + 1
-    false_hits = np.cumsum(1 - truth[order])[ends]
-    return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
+    return ranking.thresholds[: len(ends)], ends + 1, np.cumsum(1 - ranking.labels)[ends]
 
 
 def _walk(

@@ -144,7 +144,7 @@ def check_vectors(vectors: Embeddings, rows: int, *, name: str = "the encoder") 
             expected="one row a text",
             action="mend its `encode`",
         )
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    lengths = np.sqrt(pair_cosines(vectors, vectors))
     if bad := int((~np.isfinite(lengths)).sum()):
         raise ModelError(
             f"{name} gives {bad} of {rows} texts a vector that is not finite",
@@ -170,8 +170,12 @@ def encode_unique(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
 def pair_similarities(encoder: Encoder, left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
     """Return the cosine of each (left[i], right[i]), shape (n,), in [-1, 1]; higher is closer."""
     vectors = encode_unique(encoder, [*left, *right])
-    products = np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :], dtype=np.float64)
-    return np.asarray(products, dtype=np.float64)
+    return pair_cosines(vectors[: len(left)], vectors[len(left) :])
+
+
+def pair_cosines(left: Embeddings, right: Embeddings) -> NDArray[np.float64]:
+    """Return the cosine of each row of `left` with the same row of `right`, unit rows (n, d) both, shape (n,)."""
+    return np.asarray(np.einsum("nd,nd->n", left, right, dtype=np.float64), dtype=np.float64)
 
 
 def find_unread(encoder: Encoder, text: str) -> str:

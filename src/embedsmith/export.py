@@ -22,7 +22,7 @@ import numpy as np
 
 from embedsmith import __version__
 from embedsmith.artifacts import sync_folder, write_json
-from embedsmith.encoder import pair_similarities
+from embedsmith.encoder import pair_cosines, pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.guards import shipped_guards
@@ -368,7 +368,7 @@ def compare(
     reference: TorchEncoder, served: Graph, texts: Sequence[str], pairs: Sequence[LabelledPair], file: str
 ) -> Fidelity:
     """Return how close the vectors of `served` are to those of `reference`."""
-    cosines = np.einsum("nd,nd->n", reference.encode(texts), served.encode(texts), dtype=np.float64)
+    cosines = pair_cosines(reference.encode(texts), served.encode(texts))
     labels = np.array([pair.label for pair in pairs], dtype=np.int64)
     loss = None
     if 0 < labels.sum() < len(labels):

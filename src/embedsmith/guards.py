@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import NO_SIDES, SIDES, Side
+from embedsmith.encoder import NO_SIDES, SIDES, Side, pair_cosines
 from embedsmith.errors import InputError
 from embedsmith.examples import (
     Example,
@@ -264,7 +264,7 @@ _MEASURES: Mapping[type[Any], _Maker] = {
 
 def _cosines(vectors: Vectors, placed: _Placed) -> Scores:
     left, right = np.array(placed, dtype=np.int64).T
-    return np.asarray(np.einsum("nd,nd->n", vectors[left], vectors[right], dtype=np.float64))
+    return pair_cosines(vectors[left], vectors[right])
 
 
 def _mean(values: NDArray[np.floating], weights: Resamples) -> Measured:

@@ -78,12 +78,10 @@ class Ranking:
         if not np.isfinite(scores).all():
             raise ValueError("scores must be finite")
         labels = labels.astype(np.int64)
-        self.order = np.argsort(-scores, kind="stable")
+        self.order, starts, _ = find_runs(-scores)
         self.labels, self.scores = labels[self.order], scores[self.order]
         # Last row of each run of equal scores: a threshold can only lie there.
-        self.ends = (
-            np.append(np.flatnonzero(np.diff(self.scores)), len(scores) - 1) if len(scores) else np.zeros(0, int)
-        )
+        self.ends = np.append(starts, len(scores))[1:] - 1
         self.thresholds: Scores = self.scores[self.ends]
 
     def counts(self, weights: Weights | None = None) -> tuple[Scores, Scores]:
@@ -196,7 +194,7 @@ class RankCorrelation:
             raise ValueError(f"two columns {first.shape} and {second.shape} must be (n,) both, n ≥ 1")
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise ValueError("values must be finite")
-        self._sides = _runs(first), _runs(second)
+        self._sides = find_runs(first), find_runs(second)
 
     def __call__(self, weights: Weights | None = None) -> float:
         """Return the correlation under row weights (n,), default 1 each; NaN where one side is constant."""
@@ -227,10 +225,10 @@ class RankCorrelation:
 _Runs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def _runs(values: Scores) -> _Runs:
+def find_runs(values: NDArray[np.floating]) -> _Runs:
     """Return (order by value, where each run of equal values starts in it, the run of each row)."""
     order = np.argsort(values, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(values[order])) + 1)
+    starts = np.flatnonzero(np.diff(values[order], prepend=np.nan))
     run = np.empty(len(values), dtype=np.int64)
     run[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
     return order, starts, run

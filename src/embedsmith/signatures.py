@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.text import NEAR, NUMBER, cut_trigrams, jaccard, normalize, same_facts
+from embedsmith.text import NEAR, NUMBER, cut_trigrams, nearness, normalize
 
 WORDS = 16  # of 64 bits: the most that a text has
 BITS = 64 * WORDS
@@ -83,8 +83,8 @@ class NearTexts:
                 near += group.find(folded[group.words], signed.size, self._slack)
         for place in sorted(near):
             other = self._text_at(place)
-            closeness = jaccard(cut_trigrams(text), cut_trigrams(other))
-            if closeness >= self._threshold and same_facts(text, other) and not self._apart(other, text):
+            closeness = nearness(text, other, cut_trigrams(text), cut_trigrams(other), self._threshold)
+            if closeness and not self._apart(other, text):
                 return place, closeness
         return None
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.encoder import Encoder, check_vectors
+from embedsmith.encoder import Encoder, check_vectors, pair_cosines
 from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
@@ -538,7 +538,7 @@ def _encode_all(
 
         # No name is bound to the encoder: a mapping that loads models on demand has one in memory at a time.
         vectors = check_vectors(_encode(encoders[name], texts, advance), len(texts), name=name)
-        found[name] = [_cosines(vectors, rows) for rows in sides]
+        found[name] = [pair_cosines(vectors[rows[:, 0]], vectors[rows[:, 1]]) for rows in sides]
     return found
 
 
@@ -548,11 +548,6 @@ def _encode(encoder: Encoder, texts: Sequence[str], advance: Callable[[int], Non
         parts.append(encoder.encode(texts[start : start + CHUNK]))
         advance(min(start + CHUNK, len(texts)))
     return np.concatenate(parts)
-
-
-def _cosines(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    products = np.einsum("nd,nd->n", vectors[rows[:, 0]], vectors[rows[:, 1]], dtype=np.float64)
-    return np.asarray(products, dtype=np.float64)
 
 
 def _measure_set(

@@ -197,13 +197,13 @@ def cut_trigrams(text: str) -> frozenset[str]:
 _known_trigrams = lru_cache(maxsize=1 << 16)(cut_trigrams)
 
 
-def nearness(left: str, right: str, left_grams: frozenset[str], right_grams: frozenset[str]) -> float:
-    """Return the trigram Jaccard of two near texts (at least `NEAR`, with `same_facts`), 0.0 of any others."""
-    small, large = sorted((len(left_grams), len(right_grams)))
-    if small < NEAR * large:  # no need to look at what they share
+def nearness(left: str, right: str, ours: frozenset[str], theirs: frozenset[str], least: float = NEAR) -> float:
+    """Return the trigram Jaccard of two near texts (`least` or more, with `same_facts`), 0.0 of any others."""
+    small, large = sorted((len(ours), len(theirs)))
+    if small < least * large:  # no need to look at what they share
         return 0.0
-    closeness = jaccard(left_grams, right_grams)
-    return closeness if closeness >= NEAR and same_facts(left, right) else 0.0
+    closeness = jaccard(ours, theirs)
+    return closeness if closeness >= least and same_facts(left, right) else 0.0
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:

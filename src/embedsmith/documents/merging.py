@@ -15,12 +15,11 @@ from typing import IO
 from embedsmith.documents.passages import NEAR_DUPLICATE, Passage, decode_row, encode_row
 from embedsmith.examples import Rejected
 from embedsmith.signatures import NearTexts
-from embedsmith.text import NEAR
 
 EVIDENCE = 300  # characters of the kept passage that a rejection quotes
 
 
-def merge_near(rows: Iterable[Passage | Rejected], *, threshold: float = NEAR) -> Iterator[Passage | Rejected]:
+def merge_near(rows: Iterable[Passage | Rejected]) -> Iterator[Passage | Rejected]:
     """Yield the passages of `rows`, the first of each kind with the ids of the others in `also`.
 
     Rejections pass at once, and each merged passage becomes one; the passages follow at the end, since only then it is
@@ -29,7 +28,7 @@ def merge_near(rows: Iterable[Passage | Rejected], *, threshold: float = NEAR) -
     also: dict[int, list[str]] = defaultdict(list)
     with tempfile.TemporaryFile("w+b") as handle:
         kept = _Kept(handle)
-        index = NearTexts(lambda place: kept[place].text, threshold=threshold)
+        index = NearTexts(lambda place: kept[place].text)
         for row in rows:
             if isinstance(row, Rejected):
                 yield row

@@ -13,7 +13,7 @@ from embedsmith.artifacts import write_json, write_text
 from embedsmith.hardness import Hardness
 from embedsmith.inspection import Coverage, Diversity, Inspection, Leakage, Spread
 from embedsmith.report.pages import render
-from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, WIDTH, to_svg
+from embedsmith.report.plots import COLOURS, INK, NEGATIVE, POSITIVE, WIDTH, to_svg
 
 SIDES = {"positive": POSITIVE, "negative": NEGATIVE}
 Figures = dict[str, list[tuple[str, str]]]
@@ -118,7 +118,7 @@ def draw_spreads(spreads: Mapping[str, Spread], label: str, title: str) -> Marku
         widths = [high - low for low, high in pairwise(edges)]
         colour = SIDES.get(name, COLOURS[1 + place % (len(COLOURS) - 1)])
         axis.bar(edges[:-1], item.counts, widths, align="edge", color=colour, alpha=0.6)
-        axis.axvline(item.quantiles["0.5"], color="#111827", linewidth=1, linestyle="--")
+        axis.axvline(item.quantiles["0.5"], color=INK, linewidth=1, linestyle="--")
         axis.set_ylabel(name)
     axes[-1].set_xlabel(f"{label} (dashed: the median)")
     return to_svg(figure, title)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +13,9 @@ from matplotlib.figure import Figure
 from embedsmith.artifacts import read_json, write_bytes, write_text
 from embedsmith.errors import InputError
 from embedsmith.report.pages import render
-from embedsmith.report.plots import COLOURS, NEGATIVE, POSITIVE, tidy, to_svg
+from embedsmith.report.plots import COLOURS, FAINT, INK, NEGATIVE, POSITIVE, SOFT, tidy, to_png, to_svg
 
 LINES = {"tuned": COLOURS[1], "average": COLOURS[4], "soup": COLOURS[2]}
-INK, SOFT, FAINT = "#111827", "#6b7280", "#9ca3af"
 ALT = "Change on validation against the change of the guard that fell most, for every candidate"
 
 
@@ -31,9 +29,7 @@ def write_pareto(record: Path | str) -> Path:
     choice = read_json(record)
     if any(candidate["validation"] is None for candidate in choice["candidates"]):
         raise InputError(f"{record} has no validation figures", expected="a run with validation rows")
-    image = io.BytesIO()
-    draw_pareto(choice).savefig(image, format="png", dpi=160, metadata={"Software": None})
-    write_bytes(record.with_name("pareto.png"), image.getvalue())
+    write_bytes(record.with_name("pareto.png"), to_png(draw_pareto(choice)))
     taken = choice["candidates"][choice["chosen"]]
     page = render("pareto.html", choice=choice, picture=to_svg(draw_pareto(choice), ALT), taken=taken)
     return write_text(record.with_name("pareto.html"), page)

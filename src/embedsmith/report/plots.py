@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#8a94a6", "#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626")
 WIDTH = 5.4  # inches: letters of 10 points can still be read where a phone makes it 360 pixels wide
 POSITIVE, NEGATIVE = "#059669", "#dc2626"
+INK, SOFT, FAINT = "#111827", "#6b7280", "#9ca3af"
 
 
 def draw_histograms(reports: Mapping[str, Mapping[str, Any]]) -> Markup:
@@ -33,7 +34,7 @@ def draw_histograms(reports: Mapping[str, Mapping[str, Any]]) -> Markup:
             axis.bar(edges[:-1], histogram[key], width, align="edge", color=colour, alpha=0.55, label=label)
         axis.axvline(
             reports[name]["threshold"],
-            color="#111827",
+            color=INK,
             linewidth=1,
             linestyle="--",
             label="threshold of best F1",
@@ -53,7 +54,7 @@ def draw_curves(reports: Mapping[str, Mapping[str, Any]], calibration: Mapping[s
         recall.step(curve["recall"], curve["precision"], where="pre", color=colour, label=name)
         served.step(curve["hit_rate"], curve["precision"], where="pre", color=colour, label=name)
     if calibration:
-        served.axhline(1 - calibration["delta"], color="#111827", linewidth=1, linestyle=":", label="promise (1 − δ)")
+        served.axhline(1 - calibration["delta"], color=INK, linewidth=1, linestyle=":", label="promise (1 − δ)")
     recall.set_xlabel("recall")
     served.set_xlabel("hit rate: share of pairs served")
     for axis in (recall, served):
@@ -96,6 +97,13 @@ def _cycle(count: int) -> list[str]:
 def _floor(reports: Mapping[str, Mapping[str, Any]]) -> float:
     lowest = float(min(min(report["curve"]["precision"]) for report in reports.values()))
     return max(0.0, round(lowest - 0.05, 1))
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as a picture, the same bytes each time."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=160, metadata={"Software": None})
+    return image.getvalue()
 
 
 def to_svg(figure: Figure, title: str) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from matplotlib.figure import Figure
 
 from embedsmith.artifacts import write_bytes, write_text
 from embedsmith.report.pages import render
-from embedsmith.report.plots import COLOURS, tidy, to_svg
+from embedsmith.report.plots import COLOURS, INK, tidy, to_png, to_svg
 
-INK, SOFT = "#111827", "#6b7280"
 MARKS = "osD^vP"
 ALT = "The deciding metric by ranker, and by dimension of the vectors where they were cut, with 95% intervals"
 
@@ -26,9 +24,7 @@ def write_retrieval_report(path: Path | str, report: Mapping[str, Any]) -> tuple
         report: a `RetrievalReport` as plain data (`artifacts.plain`); `notes`, where it has them, stand on the page.
     """
     path = Path(path)
-    image = io.BytesIO()
-    draw_retrieval(report).savefig(image, format="png", dpi=160, metadata={"Software": None})
-    picture = write_bytes(path.with_suffix(".png"), image.getvalue())
+    picture = write_bytes(path.with_suffix(".png"), to_png(draw_retrieval(report)))
     page = render(
         "retrieval.html",
         report=report,
