@@ -105,8 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": describe_machine(), "splits": options.splits, "alpha": ALPHA, "systems": {}}
     for data in SETS:
-        rows = read_examples(data_folder() / data / "validation.jsonl.gz").examples
-        pairs = [row for row in rows if isinstance(row, LabelledPair)]
+        pairs = list(read_examples(data_folder() / data / "validation.jsonl.gz", kind=LabelledPair).examples)
         for name, scores, logits in systems(pairs, getattr(options, data)):
             for long_run in (False, True):
                 key = f"{name}, {'long run' if long_run else 'next answers'}"

@@ -40,7 +40,7 @@ def main() -> None:
     folder = data_folder() / "duplicate_questions"
     examples = read_examples(folder / "train.jsonl.gz").examples
     examples = examples[: options.rows] if options.rows else examples
-    pairs = [row for row in read_examples(folder / "validation.jsonl.gz").examples if isinstance(row, LabelledPair)]
+    pairs = read_examples(folder / "validation.jsonl.gz", kind=LabelledPair).examples
     config = TrainingConfig(losses={"online_contrastive": 1.0}, batch=64, learning_rate=5e-5, seed=options.seed)
     with tempfile.TemporaryDirectory() as out:
         result = train(examples, base=DEMO_MODEL, out=Path(out) / "model", config=config, on_progress=show)

@@ -61,8 +61,7 @@ def make_job(work: Path) -> RagJob:
 
 
 def read_pairs(work: Path) -> list[PositivePair]:
-    found = read_examples(work / "run/synthesis/examples.jsonl", kind=PositivePair).examples
-    return [pair for pair in found if isinstance(pair, PositivePair)]
+    return list(read_examples(work / "run/synthesis/examples.jsonl", kind=PositivePair).examples)
 
 
 def halve_task(task: RetrievalTask) -> tuple[list[PositivePair], RetrievalTask]:
@@ -73,10 +72,10 @@ def halve_task(task: RetrievalTask) -> tuple[list[PositivePair], RetrievalTask]:
         for name in task.relevant[query]
     ]
     parts = split(pairs, {"train": 0.5, "judge": 0.5}, seed=0)
-    judged = {pair.group for pair in parts["judge"] if isinstance(pair, PositivePair)}
+    judged = {pair.group for pair in parts["judge"]}
     queries = {query: text for query, text in task.queries.items() if query in judged}
     kept = replace(task, name="half", queries=queries, relevant={query: task.relevant[query] for query in queries})
-    return [pair for pair in parts["train"] if isinstance(pair, PositivePair)], kept
+    return parts["train"], kept
 
 
 def teach_pairs(pairs: list[PositivePair], passages: list[str], encoder: Encoder, cache: Path) -> list[Example]:
