@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from embedsmith.artifacts import plain, write_jsonl
+from embedsmith.artifacts import write_jsonl
 from embedsmith.cli import app
 from embedsmith.errors import InputError
 from embedsmith.inspection import distinct_runs, evenness, gini, inspect, vendi_score
@@ -85,7 +85,7 @@ def test_every_kind_of_file_can_be_inspected(tmp_path: Path, rows: list[dict[str
     assert found.kind == kind
     assert found.diversity.texts >= 1
     assert found.rows_to_read
-    write_inspection(tmp_path / "out", plain(found))
+    write_inspection(tmp_path / "out", found)
     assert json.loads((tmp_path / "out" / "inspection.json").read_text())["kind"] == kind
 
 
