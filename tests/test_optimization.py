@@ -11,8 +11,9 @@ import torch
 
 from embedsmith import optimization
 from embedsmith.checkpoints import Checkpoint, write_checkpoint
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError
-from embedsmith.optimization import TrainingConfig, choose_precision, optimize, pause_after
+from embedsmith.optimization import choose_precision, optimize, pause_after
 from steps import make_task
 
 

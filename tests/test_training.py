@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
     if where == "a weight":
         next(task.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
     else:
-        monkeypatch.setattr("embedsmith.step.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
+        monkeypatch.setattr("embedsmith.parts.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
     with pytest.raises(EmbedsmithError, match="gradient of step 0 is nan"):
         optimize(task, config, store=tmp_path / "store", key="")
     assert all(torch.equal(before[name], weight) for name, weight in task.network.named_parameters())

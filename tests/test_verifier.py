@@ -21,10 +21,11 @@ from scipy.special import expit
 from sentence_transformers import CrossEncoder
 from sklearn.linear_model import LogisticRegression
 
+from embedsmith.config import TrainingConfig
 from embedsmith.cross_encoder import export_verifier, load_verifier, train_verifier
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import Example, LabelledPair
-from embedsmith.optimization import Progress, TrainingConfig
+from embedsmith.optimization import Progress
 from embedsmith.verifier import (
     SURE,
     Adjustment,

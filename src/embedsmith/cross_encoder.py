@@ -25,6 +25,7 @@ from embedsmith import __version__
 from embedsmith.artifacts import fingerprint, write_json
 from embedsmith.batches import TrainingSet, collect_rows, pairs_of
 from embedsmith.checkpoints import remove_checkpoint
+from embedsmith.config import TrainingConfig, keyed
 from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
@@ -40,14 +41,12 @@ from embedsmith.model import (
 )
 from embedsmith.optimization import (
     Progress,
-    TrainingConfig,
     Work,
     best_attention,
     checkpoint_beside,
     choose_precision,
     count_work,
     keep_memory,
-    keyed,
     optimize,
 )
 from embedsmith.quantization import quantize

@@ -39,6 +39,7 @@ from embedsmith.checks import (
     draw_probe,
     report_of,
 )
+from embedsmith.config import TrainingConfig
 from embedsmith.decoders import frame_of, is_decoder
 from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError
@@ -56,7 +57,6 @@ from embedsmith.model import (
     run_block,
     run_microbatches,
 )
-from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Prepared
 from embedsmith.tokens import Tokens, tokenize
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from embedsmith.artifacts import plain
 from embedsmith.batches import Source
+from embedsmith.config import KEPT, TrainingConfig, config_from
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import has_conversations
-from embedsmith.optimization import KEPT, TrainingConfig, config_from
 from embedsmith.preparation import Preparation, preparation_from
 
 TABLES = ("about", "training", "preparation", "small", "sources")

@@ -19,10 +19,11 @@ import numpy as np
 
 from embedsmith.batches import Index, Numbers, Plan, Row, TrainingSet, contrast, count_batches, localize, order_batches
 from embedsmith.checks import Watch, mean_cosine
+from embedsmith.config import TrainingConfig
 from embedsmith.devices import Alone, Devices, deal
 from embedsmith.model import Precision, autocast, invert, run_block
-from embedsmith.objectives import IN_BATCH, parts_of
-from embedsmith.optimization import TrainingConfig, Work
+from embedsmith.objectives import IN_BATCH
+from embedsmith.optimization import Work
 from embedsmith.tokens import Tokens, cut_microbatches, cut_packed
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class EmbeddingTask:
         return order_batches(self.data.rows, self.plan, seed=seed, epoch=epoch)
 
     def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
+        from embedsmith.parts import parts_of
+
         texts, local = localize([self.data.rows[row] for row in rows])
         pool = _Pool(self, texts, seed)
         embeddings = pool.encode().requires_grad_()

@@ -44,25 +44,22 @@ from embedsmith.checks import (
     stop_on_errors,
 )
 from embedsmith.compilation import compile_layers, require_compiler
+from embedsmith.config import TrainingConfig, config_from, describe_memory, keyed
 from embedsmith.devices import Devices, make_once, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
 from embedsmith.guide import read_guide
 from embedsmith.model import RECORD, Precision, fingerprint_model, spare_folder, tokenize_for
-from embedsmith.objectives import LOSSES, describe_rows, free_sources, settle_losses
+from embedsmith.objectives import CLASSED, IN_BATCH, LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
     Progress,
-    TrainingConfig,
     best_attention,
     checkpoint_beside,
     choose_precision,
-    config_from,
     count_steps,
-    describe_memory,
     keep_memory,
-    keyed,
     learning_rate_at,
     optimize,
     run_seed,
@@ -415,7 +412,7 @@ def _make_ready(
     notes.add(*loss_notes, *reading.notes)
     data = collect(sources, reading.prompts)
     losses, names, asked = [source.losses for source in sources], [source.name for source in sources], config.batch
-    apart = any({"infonce", "batch_triplet"} & set(names) for names in losses)
+    apart = any((IN_BATCH | CLASSED) & set(own) for own in losses)
     config, batch_reason = choose_batch(config, len(data.rows), least=LEAST_BATCH if apart else 1)
     notes.add(batch_reason)
     report = examine_examples(given, sources, data, reading.prompts, config, held_out)
