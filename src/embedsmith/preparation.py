@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts, Source, has_equal_sides
-from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
+from embedsmith.decoders import BaseOptions, Padding, Pooling, checkpoint_gradients
 from embedsmith.encoder import SIDES
 from embedsmith.errors import ConfigurationError, ModelError, require_kinds
 from embedsmith.model import (
@@ -65,6 +65,10 @@ class Preparation:
                 raise ConfigurationError(f"{name} is {value!r}", expected=f"its values one by one: {own}")
         if self.prompts is not None:
             require_kinds(self.prompts, prefix="prompts.")
+
+    def options(self, attention: str | None = None) -> BaseOptions:
+        """Return what is asked of the base where it is loaded."""
+        return BaseOptions(attention, self.pooling, self.padding, self.bidirectional, self.max_length)
 
 
 _NESTED: Mapping[str, type[Any]] = {"lora": LoraConfig, "prompts": Prompts}
@@ -153,14 +157,9 @@ def prepare(
     Args:
         own_prompts: the texts come with prompts, so the base's default prompt is not put before them as well.
     """
-    choices: dict[str, Any] = {
-        "attention": attention,
-        "pooling": preparation.pooling,
-        "padding": preparation.padding,
-        "bidirectional": preparation.bidirectional,
-    }
-    notes = list(describe_base(base, **choices, max_length=preparation.max_length))
-    network = load_network(base, **choices)
+    options = preparation.options(attention)
+    notes = list(describe_base(base, options))
+    network = load_network(base, options)
     default = default_prompt(network)
     if own_prompts:
         network.default_prompt_name = None
@@ -169,7 +168,6 @@ def prepare(
         notes.append(f"the base's default prompt {default!r} is left out: the run names its prompts")
     if preparation.max_length:
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
-        network.max_seq_length = preparation.max_length
     if preparation.lora is not None:
         add_lora(network, preparation.lora, seed=seed)
         trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

@@ -195,14 +195,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
 
 def _describe(job: RagJob) -> tuple[str, ...]:
     """Return what is chosen for a plain base; raise for what it cannot have, before anything is paid for."""
-    own = job.reading
-    return describe_base(
-        job.base,
-        pooling=own.pooling,
-        padding=own.padding,
-        bidirectional=own.bidirectional,
-        max_length=own.max_length,
-    )
+    return describe_base(job.base, job.reading.options())
 
 
 def open_base(spec: str, reading: Preparation) -> Encoder:
