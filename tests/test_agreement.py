@@ -14,10 +14,11 @@ from torch import Tensor
 from embedsmith import packing
 from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.agreement import compare
+from embedsmith.choices import Precision
 from embedsmith.decoders import BaseOptions
 from embedsmith.devices import Alone
 from embedsmith.examples import PositivePair
-from embedsmith.model import DEMO_MODEL, Precision, load_network, run_block, tokenize_for
+from embedsmith.model import DEMO_MODEL, load_network, run_block, tokenize_for
 from embedsmith.packing import BUCKETS, Packer, find_by_trial
 from embedsmith.tokens import Tokens
 from embedsmith.training import Progress, TrainingConfig, agree_on_packer, train

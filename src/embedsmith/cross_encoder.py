@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +24,15 @@ from embedsmith import __version__
 from embedsmith.artifacts import fingerprint, write_json
 from embedsmith.batches import TrainingSet, collect_rows, pairs_of
 from embedsmith.checkpoints import remove_checkpoint
+from embedsmith.choices import Precision
 from embedsmith.config import TrainingConfig, keyed
+from embedsmith.devices import count_processes
 from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
+from embedsmith.machine import best_attention, choose_precision, keep_memory
 from embedsmith.model import (
     ENCODING_BUDGET,
-    Precision,
     autocast,
     fingerprint_model,
     load_pair_network,
@@ -39,16 +40,7 @@ from embedsmith.model import (
     run_microbatches,
     save_network,
 )
-from embedsmith.optimization import (
-    Progress,
-    Work,
-    best_attention,
-    checkpoint_beside,
-    choose_precision,
-    count_work,
-    keep_memory,
-    optimize,
-)
+from embedsmith.optimization import Progress, Work, checkpoint_beside, count_work, optimize
 from embedsmith.quantization import quantize
 from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
@@ -169,7 +161,7 @@ def _require_pairs(examples: Sequence[Example]) -> None:
             f"{' and '.join(sorted(others))} examples: a verifier learns whether one answer serves both texts",
             expected="labelled pairs, positive pairs or triplets",
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_processes() > 1:
         raise ConfigurationError("several processes for a verifier", expected="one: it is small")
 
 

@@ -26,6 +26,7 @@ from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.guards import shipped_guards
+from embedsmith.machine import count_cores
 from embedsmith.metrics import Ranking
 from embedsmith.model import (
     TorchEncoder,
@@ -112,7 +113,7 @@ def export_model(
         if precision == "int8":
             graph = quantize(graph, _batches(list(dict.fromkeys(texts))[:CALIBRATION], temporary, report))
         (temporary / FILES[precision]).write_bytes(graph.SerializeToString())
-        served = Graph(temporary, precision, report, threads=os.cpu_count() or 1)
+        served = Graph(temporary, precision, report, threads=count_cores())
         fidelity = compare(TorchEncoder(network, name=str(model)), served, texts, pairs, FILES[precision])
         fidelity = replace(fidelity, size=(temporary / FILES[precision]).stat().st_size)
         require(fidelity, precision, least_cosine=least_cosine, max_loss=max_loss)

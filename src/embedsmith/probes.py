@@ -39,6 +39,7 @@ from embedsmith.checks import (
     draw_probe,
     report_of,
 )
+from embedsmith.choices import Precision
 from embedsmith.config import TrainingConfig
 from embedsmith.decoders import frame_of, is_decoder
 from embedsmith.encoder import pair_similarities
@@ -46,7 +47,6 @@ from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.examples import Example
 from embedsmith.model import (
     DEMO_MODEL,
-    Precision,
     autocast,
     default_prompt,
     has_modules,

@@ -16,12 +16,13 @@ import numpy as np
 
 from embedsmith.artifacts import fingerprint, read_jsonl, write_json, write_jsonl
 from embedsmith.batches import Prompts, prompts_of
+from embedsmith.choices import Precision
 from embedsmith.encoder import normalize as to_unit_rows
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.examples import Example, is_asymmetric, texts_of
 from embedsmith.guards import VALIDATION, Measured, make_measure, shipped_guards
 from embedsmith.metrics import Difference, Estimate, difference, estimate
-from embedsmith.model import Precision, autocast, embed, encoding_budget, tokenize_for
+from embedsmith.model import autocast, embed, encoding_budget, tokenize_for
 from embedsmith.optimization import Ends
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ way and held against its base (`retention`), and saved as a sentence-transformer
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,23 +42,22 @@ from embedsmith.checks import (
     report_of,
     stop_on_errors,
 )
+from embedsmith.choices import Precision
 from embedsmith.compilation import compile_layers, require_compiler
 from embedsmith.config import TrainingConfig, config_from, describe_memory, keyed
-from embedsmith.devices import Devices, make_once, open_devices
+from embedsmith.devices import Devices, is_first_process, make_once, open_devices
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, make_measure, shipped_guards
 from embedsmith.guide import read_guide
-from embedsmith.model import RECORD, Precision, fingerprint_model, spare_folder, tokenize_for
+from embedsmith.machine import best_attention, choose_precision, find_device, keep_memory
+from embedsmith.model import RECORD, fingerprint_model, spare_folder, tokenize_for
 from embedsmith.objectives import CLASSED, IN_BATCH, LOSSES, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import (
     Optimized,
     Progress,
-    best_attention,
     checkpoint_beside,
-    choose_precision,
     count_steps,
-    keep_memory,
     learning_rate_at,
     optimize,
     run_seed,
@@ -245,8 +243,7 @@ class Notes:
     """
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
-        first = os.environ.get("RANK", "0") == "0"
-        self.say: Callable[[str], None] = tell if tell is not None and first else lambda _: None
+        self.say: Callable[[str], None] = tell if tell is not None and is_first_process() else lambda _: None
         self.lines: tuple[str, ...] = ()
 
     def add(self, *lines: str) -> None:
@@ -420,7 +417,7 @@ def _make_ready(
     stop_on_errors(report.findings)
     prompts, prompt_notes = saved_prompts(sources, reading.saved)
     keep_memory()
-    device = "cuda" if _has_cuda() else "cpu"
+    device = find_device()
     precision, reason = choose_precision(config.precision, device)
     notes.add(*prompt_notes, reason)
     build = partial(
@@ -602,12 +599,6 @@ def choose_dropout(network: torch.nn.Module, config: TrainingConfig) -> Iterator
             action="leave dropout out; for adapters, --set lora.dropout=0.1",
             place="configuration",
         )
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def make_result(
