@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from embedsmith.batches import Mixing
 from embedsmith.choices import TrainingPrecision
-from embedsmith.errors import ConfigurationError, require_kinds
+from embedsmith.errors import ConfigurationError, require, require_kinds
 from embedsmith.objectives import Mining, check_losses
 
 MEMORY = ("token_budget", "held_tokens")  # what cuts a batch into blocks
@@ -105,8 +105,7 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=f"one of {', '.join(choices)}")
-        if self.compile and self.sharded:
-            raise ConfigurationError("compile with sharded weights is not offered", expected="one of them")
+        require(not (self.compile and self.sharded), "compile with sharded weights is not offered", "one of them")
 
 
 _SCALE = "a scale of {:g} in other libraries is a temperature of {:g} here"

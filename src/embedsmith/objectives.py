@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from embedsmith.batches import PAIRS, Row, Source, collect_rows, count_pairs
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import ConfigurationError, InputError, require
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
 Offer = Literal["positives", "negatives", "scores", "teacher", "classes"]
@@ -288,11 +288,9 @@ def read_source_spec(spec: str) -> tuple[str, dict[str, float], float]:
 
 def check_losses(losses: Mapping[str, float]) -> None:
     """Raise `ConfigurationError` where a name is no loss, or a weight is not above 0: it would train backwards."""
-    if not isinstance(losses, Mapping):
-        raise ConfigurationError(f"losses is {losses!r}", expected="weights by name: { infonce = 1.0 }")
+    require(isinstance(losses, Mapping), f"losses is {losses!r}", "weights by name: { infonce = 1.0 }")
     unknown = sorted(set(losses) - set(LOSSES))
-    if unknown:
-        raise ConfigurationError(f"losses: {', '.join(unknown)}", expected=f"any of {', '.join(LOSSES)}")
+    require(not unknown, f"losses: {', '.join(unknown)}", f"any of {', '.join(LOSSES)}")
     for name, weight in losses.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
             raise ConfigurationError(f"the loss {name} has the weight {weight!r}", expected="a number above 0")

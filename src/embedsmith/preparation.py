@@ -16,7 +16,7 @@ from embedsmith.batches import Prompts, Source, has_equal_sides
 from embedsmith.choices import Precision
 from embedsmith.decoders import BaseOptions, Padding, Pooling, checkpoint_gradients
 from embedsmith.encoder import SIDES
-from embedsmith.errors import ConfigurationError, ModelError, require_kinds
+from embedsmith.errors import ConfigurationError, ModelError, require, require_kinds
 from embedsmith.model import default_prompt, describe_base, load_network, pools_prompts, read_prompts, save_network
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def preparation_from(values: Mapping[str, Any]) -> Preparation:
 def _known(kind: type[Any], values: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     known = [item.name for item in fields(kind)]
     unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigurationError(f"unknown key in {what}: {', '.join(unknown)}", expected=f"any of {', '.join(known)}")
+    require(not unknown, f"unknown key in {what}: {', '.join(unknown)}", f"any of {', '.join(known)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json
 from embedsmith.choices import ServedPrecision
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, normalize, surely_fits
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.errors import InputError, MissingPartError, ModelError, require
 from embedsmith.machine import count_cores, huge_pages
 from embedsmith.model import check_model, fingerprint_model, resolve_model
 from embedsmith.tokens import cut_microbatches, find_unknown
@@ -246,8 +246,7 @@ def read_report(folder: Path) -> ExportReport:
 
 def choose_precision(report: ExportReport, asked: Choice, folder: Path) -> tuple[Precision, str]:
     """Return the precision to serve and, where it was chosen here, why."""
-    if asked not in get_args(Choice):
-        raise ConfigurationError(f"precision {asked!r} is not known", expected='"auto", "fp32" or "int8"')
+    require(asked in get_args(Choice), f"precision {asked!r} is not known", '"auto", "fp32" or "int8"')
     if asked != "auto":
         if asked not in report.precisions:
             raise ModelError(
@@ -269,8 +268,7 @@ def choose_precision(report: ExportReport, asked: Choice, folder: Path) -> tuple
 def choose_threads(asked: int | None, precision: Precision) -> tuple[int, str]:
     """Return the threads that one call of `encode` may use and, where they were chosen here, why."""
     if asked is not None:
-        if asked < 1:
-            raise ConfigurationError(f"threads is {asked}", expected="at least 1")
+        require(asked >= 1, f"threads is {asked}", "at least 1")
         return asked, ""
     cores = count_cores()
     threads = min(cores, MOST_THREADS)
