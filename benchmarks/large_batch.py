@@ -37,7 +37,9 @@ def run(name: str, threads: int) -> dict[str, float]:
     """Return rows a second and the peak of memory in GB."""
     import torch
 
-    from embedsmith.training import Progress, TrainingConfig, train
+    from embedsmith.config import TrainingConfig
+    from embedsmith.optimization import Progress
+    from embedsmith.training import train
 
     torch.set_num_threads(threads)
     batch, held, steps = RUNS[name]

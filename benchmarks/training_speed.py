@@ -157,9 +157,11 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     import torch
 
     from embedsmith.adapters import LoraConfig
+    from embedsmith.config import TrainingConfig
     from embedsmith.model import load_network
+    from embedsmith.optimization import Progress
     from embedsmith.preparation import Preparation
-    from embedsmith.training import Progress, TrainingConfig, train
+    from embedsmith.training import train
 
     torch.set_num_threads(threads)
     stamps: list[Stamp] = []

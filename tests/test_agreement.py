@@ -15,13 +15,16 @@ from embedsmith import packing
 from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.agreement import compare
 from embedsmith.choices import Precision
+from embedsmith.config import TrainingConfig
 from embedsmith.decoders import BaseOptions
 from embedsmith.devices import Alone
 from embedsmith.examples import PositivePair
 from embedsmith.model import DEMO_MODEL, load_network, run_block, tokenize_for
+from embedsmith.optimization import Progress
 from embedsmith.packing import BUCKETS, Packer, find_by_trial
+from embedsmith.readiness import agree_on_packer
 from embedsmith.tokens import Tokens
-from embedsmith.training import Progress, TrainingConfig, agree_on_packer, train
+from embedsmith.training import train
 from tiny_decoders import write_decoder
 
 TEXTS = ["a card", "how do I change my pin?", "no", "a loan at a fixed rate", "the code of my phone", "why"]

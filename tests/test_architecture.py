@@ -30,7 +30,7 @@ LAYERS = (
     ("optimization", "parts"),
     ("checks",),
     ("probes",),
-    ("step", "training", "evaluation", "calibration", "runtime", "recipes", "retention", "guide"),
+    ("step", "readiness", "training", "evaluation", "calibration", "runtime", "recipes", "retention", "guide"),
     ("verifier", "suites", "retrieval", "mteb_tasks", "mining", "teacher"),
     ("cross_encoder", "export"),
     ("report", "cache"),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import InputError, LanguageModelError, ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import Prompt, find_host, open_llm
@@ -23,7 +24,6 @@ from embedsmith.pipeline import Job, Watcher, run
 from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
-from embedsmith.training import TrainingConfig
 
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
 

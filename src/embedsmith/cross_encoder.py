@@ -27,7 +27,7 @@ from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.choices import Precision
 from embedsmith.config import TrainingConfig, keyed
 from embedsmith.devices import count_processes
-from embedsmith.errors import ConfigurationError, InputError, ModelError
+from embedsmith.errors import ConfigurationError, InputError, ModelError, require
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import OPSET, PACKAGES, backend, trace_module
 from embedsmith.machine import best_attention, choose_precision, keep_memory
@@ -42,18 +42,12 @@ from embedsmith.model import (
 )
 from embedsmith.optimization import Progress, Work, checkpoint_beside, count_work, optimize
 from embedsmith.quantization import quantize
+from embedsmith.readiness import Notes, check_checkpoint, describe_kept, describe_truncation
 from embedsmith.runtime import FILES, FOLDER, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, find_unknown, tokenize_pairs
-from embedsmith.training import (
-    Notes,
-    TrainingResult,
-    check_checkpoint,
-    describe_kept,
-    describe_truncation,
-    make_result,
-)
+from embedsmith.training import TrainingResult, make_result
 from embedsmith.verifier import INPUTS, REPORT, Fidelity, Logits, PairGraph, VerifierReport, hold_back
 
 if TYPE_CHECKING:
@@ -161,8 +155,7 @@ def _require_pairs(examples: Sequence[Example]) -> None:
             f"{' and '.join(sorted(others))} examples: a verifier learns whether one answer serves both texts",
             expected="labelled pairs, positive pairs or triplets",
         )
-    if count_processes() > 1:
-        raise ConfigurationError("several processes for a verifier", expected="one: it is small")
+    require(count_processes() < 2, "several processes for a verifier", "one: it is small")
 
 
 def _key(data: TrainingSet, base: str | Path, config: TrainingConfig, precision: Precision) -> str:

@@ -57,10 +57,10 @@ from embedsmith.cli.options import naming
 from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from embedsmith.config import TrainingConfig
     from embedsmith.llm import LanguageModel
     from embedsmith.pipeline import RagJob
     from embedsmith.recipes import TrainingRecipe
-    from embedsmith.training import TrainingConfig
 
 
 DEMO_DELTA = 0.1  # 400 pairs full of near misses carry no promise of 5%
@@ -304,6 +304,6 @@ def _training(
     losses: str | None,
     seed: int,
 ) -> TrainingConfig:
-    from embedsmith.training import config_from
+    from embedsmith.config import config_from
 
     return config_from(own_values(epochs, batch, learning_rate, precision, losses, seed))

@@ -28,6 +28,7 @@ from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
 from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
+from embedsmith.config import TrainingConfig
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
 from embedsmith.encoder import Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
@@ -72,7 +73,7 @@ from embedsmith.synthesis import synthesize
 from embedsmith.synthesis.labels import check_labels
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.tables import describe_separator
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import train
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep

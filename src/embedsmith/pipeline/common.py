@@ -12,9 +12,9 @@ from embedsmith.artifacts import RunDirectory, read_json, read_jsonl, write_json
 from embedsmith.errors import InputError
 from embedsmith.llm import LanguageModel, find_host
 from embedsmith.llm.calls import Progress as CallProgress
+from embedsmith.optimization import Progress
 from embedsmith.personal import describe_personal
 from embedsmith.synthesis.outcome import Synthesis
-from embedsmith.training import Progress
 
 PERSONAL = "personal.jsonl"  # ids of what has personal data, and of which kinds
 

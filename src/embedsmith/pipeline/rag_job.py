@@ -29,6 +29,7 @@ from embedsmith.artifacts import (
 )
 from embedsmith.batches import INSTRUCTION
 from embedsmith.cards import CardFacts
+from embedsmith.config import TrainingConfig
 from embedsmith.documents import Passage, read_passages, read_passages_file, screen_passages, write_passages
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import SIDES, Encoder, sides_of
@@ -73,7 +74,7 @@ from embedsmith.runtime import load_token_counter
 from embedsmith.synthesis.outcome import collect
 from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
 from embedsmith.teacher import Teaching, teach
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import train
 
 CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
 DISTRACTORS = 1000  # passages that the choosing questions' own are ranked among
