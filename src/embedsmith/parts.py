@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from embedsmith import losses
-from embedsmith.batches import Contrasts, Numbers, Row, classify, contrast, list_up, pair_up, triple_up
+from embedsmith.batches import Contrasts, Index, Numbers, Row, classify, contrast, list_up, pair_up, triple_up
 from embedsmith.config import TrainingConfig
 from embedsmith.objectives import GRADED
 
@@ -97,12 +97,7 @@ def _paired(name: str, compute: Compute, similarity: Similarity = _dot) -> Make:
     return make
 
 
-def _compare(
-    embeddings: Tensor,
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    similarity: Similarity = _dot,
-) -> Tensor:
+def _compare(embeddings: Tensor, left: Index, right: Index, similarity: Similarity = _dot) -> Tensor:
     """Return the similarity of pairs (P,); many are gathered in slices of `CHUNK` numbers, again for the gradient.
 
     Pairs outgrow texts (200 positives and 200 negatives of one anchor make 60,300), so P × d is never held.
@@ -190,7 +185,6 @@ def _contrast_part(found: Contrasts, piece: tuple[int, int], terms: _Terms) -> P
 
 
 def _triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    config = terms.config
     found = triple_up(rows)
     if not len(found.anchors):
         return []
@@ -198,7 +192,7 @@ def _triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
     def part(embeddings: Tensor) -> Tensor:
         positive = _compare(embeddings, found.anchors, found.positives)
         negative = _compare(embeddings, found.anchors, found.negatives)
-        return losses.triplet(positive, negative, margin=config.margin)
+        return losses.triplet(positive, negative, margin=terms.config.margin)
 
     return [part]
 
@@ -215,13 +209,12 @@ def _margin_mse(rows: Sequence[Row], _terms: _Terms) -> list[Part]:
 
 
 def _distill_kl(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    config = terms.config
     found = list_up(rows)
 
     def part(embeddings: Tensor) -> Tensor:
         scores = (embeddings[found.anchors][:, None] * embeddings[found.candidates]).sum(dim=2)
         teacher, mask = (_tensor(values, embeddings) for values in (found.teacher, found.mask))
-        return losses.distill_kl(scores, teacher, mask, temperature=config.temperature)
+        return losses.distill_kl(scores, teacher, mask, temperature=terms.config.temperature)
 
     return [part]
 
