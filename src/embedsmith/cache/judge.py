@@ -6,10 +6,8 @@ estimate, never an answer). People can judge the same samples.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,6 +17,7 @@ from importlib import resources
 from embedsmith.cache.samples import Sample, Samples
 from embedsmith.errors import LanguageModelError, SamplingRefused
 from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
+from embedsmith.llm.prompts import Slots, Template, load_template, quote
 from embedsmith.llm.structured import THINKING, parse_list
 
 LOG = logging.getLogger("embedsmith.cache")
@@ -32,15 +31,13 @@ TIMEOUT, RETRIES = 20.0, 1  # of a call: the end of the process may wait for tho
 
 def ask(sample: Sample) -> Prompt:
     """Return the prompt about a sample; the questions are quoted as JSON."""
-    template = _template()
-    asked, stored = (json.dumps(text, ensure_ascii=False) for text in (sample.asked, sample.stored))
-    user = template["user"].strip().format(asked=asked, stored=stored)
-    return Prompt(template["system"].strip(), user, str(sample.number), TASK)
+    return _template().fill(str(sample.number), TASK, asked=quote(sample.asked), stored=quote(sample.stored))
 
 
 @cache
-def _template() -> dict[str, str]:
-    return tomllib.loads((resources.files("embedsmith.cache") / "judge.toml").read_text(encoding="utf-8"))
+def _template() -> Template:
+    file = resources.files("embedsmith.cache") / "judge.toml"
+    return load_template(file, Slots(("asked", "stored"), needed=("asked", "stored")))
 
 
 def read_verdict(text: str | None) -> int | None:

@@ -6,9 +6,7 @@ asked about some, for `labels.check_labels`.
 
 from __future__ import annotations
 
-import json
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,10 +15,10 @@ from importlib import resources
 from pathlib import Path
 
 from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
-from embedsmith.errors import ConfigurationError
 from embedsmith.examples import LabelledPair, Rejected, provenance_from
 from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, object_schema
 from embedsmith.llm.calls import Calls
+from embedsmith.llm.prompts import Slots, Template, load_template, quote
 from embedsmith.llm.structured import parse_object
 
 TASK = "same_answer"
@@ -123,10 +121,8 @@ def ask(pairs: Sequence[tuple[str, str]]) -> Iterator[Prompt]:
 
 def render(pair: tuple[str, str], row: str) -> Prompt:
     """Return the prompt about a pair; the texts are quoted as JSON, so that they cannot end their quotes."""
-    template = _template()
-    one, other = (json.dumps(text, ensure_ascii=False) for text in pair)
-    user = template["user"].strip().format(one=one, other=other)
-    return Prompt(template["system"].strip(), user, row, TASK, schema=SCHEMA)
+    one, other = map(quote, pair)
+    return _template().fill(row, TASK, SCHEMA, one=one, other=other)
 
 
 def read_verdict(text: str | None) -> tuple[str | None, str]:
@@ -144,9 +140,6 @@ def read_verdict(text: str | None) -> tuple[str | None, str]:
 
 
 @cache
-def _template() -> dict[str, str]:
+def _template() -> Template:
     file = resources.files("embedsmith.synthesis") / "pair_judge.toml"
-    tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    if set(tables) != {"system", "user"}:
-        raise ConfigurationError(f"{file} has {', '.join(tables)}", expected="system and user")
-    return {name: str(value) for name, value in tables.items()}
+    return load_template(file, Slots(("one", "other"), needed=("one", "other")))
