@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.cache.judge import ask as ask_about_sample
-from embedsmith.cache.samples import Sample
 from embedsmith.documents import Passage
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.llm.prompts import Slots, load_template, quote
+from embedsmith.llm.verdicts import ask as ask_about_pair
 from embedsmith.mining.relabelling import load_relabel_prompt
-from embedsmith.synthesis.pair_judge import ask as ask_about_pairs
 from embedsmith.synthesis.rag.plan import RagPlan
 from embedsmith.synthesis.rag.prompts import load_prompts, render_judge, render_multi, render_questions
 
@@ -28,8 +26,7 @@ def test_what_is_sent_is_what_journals_of_earlier_runs_hold() -> None:
         "questions": render_questions(prompts, RagPlan(), PASSAGES[0]),
         "multi": render_multi(prompts, PASSAGES),
         "judge": render_judge(prompts, "When?", PASSAGES),
-        "pair": next(ask_about_pairs([("a", 'b "c"')])),
-        "sample": ask_about_sample(Sample(1, "a", "b", "id", 0.9, 0.8, 0.75, "t", 0.0)),
+        "pair": ask_about_pair("training", ("a", 'b "c"'), "0"),
         "relabelling": load_relabel_prompt().fill("0", "verdict", question=quote("When?"), passage=quote("At 9.")),
     }
     assert {name: prompt.fingerprint for name, prompt in sent.items()} == {
@@ -37,7 +34,6 @@ def test_what_is_sent_is_what_journals_of_earlier_runs_hold() -> None:
         "multi": "64585e0b4ef106f8",
         "judge": "8efd7a0b7eb70e47",
         "pair": "8d7a8f09453a7421",
-        "sample": "0ba896b8829e1d22",
         "relabelling": "887a7c973a08af49",
     }
     assert fingerprint(load_relabel_prompt()) == "ef47efde03c4452b"  # stands in the rows that it made

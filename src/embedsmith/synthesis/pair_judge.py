@@ -10,21 +10,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
 from embedsmith.examples import LabelledPair, Rejected, provenance_from
-from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, object_schema
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, verdicts
 from embedsmith.llm.calls import Calls
-from embedsmith.llm.prompts import Slots, Template, load_template, quote
-from embedsmith.llm.structured import parse_object
+from embedsmith.llm.verdicts import read_verdict
 
-TASK = "same_answer"
-VERDICTS = ("yes", "no", "unsure")
 CONTRADICTIONS: dict[tuple[str | None, int], str] = {("no", 1): "judged-different", ("yes", 0): "judged-same"}
-SCHEMA = object_schema({"same_answer": {"type": "string", "enum": list(VERDICTS)}, "difference": {"type": "string"}})
 
 
 class PairJudge:
@@ -91,7 +85,7 @@ def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Ite
 def _ask_about(pair: LabelledPair) -> Prompt:
     """Return the call about a pair; its row is the pair's source and a hash, so that recorded verdicts are found."""
     texts = pair.sentence1, pair.sentence2
-    return render(texts, f"{_source(pair)}#{fingerprint(texts)}")
+    return verdicts.ask("training", texts, f"{_source(pair)}#{fingerprint(texts)}")
 
 
 def _source(pair: LabelledPair) -> str:
@@ -116,30 +110,4 @@ def _hear(pair: LabelledPair, completion: Completion) -> LabelledPair | Rejected
 
 def ask(pairs: Sequence[tuple[str, str]]) -> Iterator[Prompt]:
     """Yield the prompt about each pair."""
-    return (render(pair, str(row)) for row, pair in enumerate(pairs))
-
-
-def render(pair: tuple[str, str], row: str) -> Prompt:
-    """Return the prompt about a pair; the texts are quoted as JSON, so that they cannot end their quotes."""
-    one, other = map(quote, pair)
-    return _template().fill(row, TASK, SCHEMA, one=one, other=other)
-
-
-def read_verdict(text: str | None) -> tuple[str | None, str]:
-    """Return the verdict of an answer, None where it holds none, and the difference it names.
-
-    >>> read_verdict('{"same_answer": "No", "difference": "5 mg or 5 g"}')
-    ('no', '5 mg or 5 g')
-    """
-    found, _ = parse_object(text, ["same_answer"])
-    told = (found or {}).get("same_answer")
-    told = told[0] if isinstance(told, list) and len(told) == 1 else told  # as recorded answers are written
-    verdict = {True: "yes", False: "no"}.get(told) if isinstance(told, bool) else str(told).strip(" .").casefold()
-    difference = (found or {}).get("difference")
-    return (verdict if verdict in VERDICTS else None), difference if isinstance(difference, str) else ""
-
-
-@cache
-def _template() -> Template:
-    file = resources.files("embedsmith.synthesis") / "pair_judge.toml"
-    return load_template(file, Slots(("one", "other"), needed=("one", "other")))
+    return (verdicts.ask("training", pair, str(row)) for row, pair in enumerate(pairs))
