@@ -16,6 +16,7 @@ import pytest
 from embedsmith.artifacts import (
     JsonLines,
     RunDirectory,
+    Spool,
     fingerprint,
     fingerprint_file,
     read_json,
@@ -25,6 +26,7 @@ from embedsmith.artifacts import (
     write_jsonl,
     write_text,
 )
+from embedsmith.documents import Passage
 from embedsmith.errors import InputError
 
 
@@ -188,3 +190,15 @@ def test_a_gzip_end_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space"), lines:
         lines.write({"a": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_gives_its_rows_back_as_they_were_by_place_and_in_turns() -> None:
+    rows = [Passage("1", "half \ud800 of a character", headings=("a", "b")), Passage("2", "\n"), Passage("3", "Öl")]
+    with Spool[Passage]() as spool:
+        assert not spool
+        for row in rows[:2]:
+            spool.add(row)
+        first, second = iter(spool), iter(spool)
+        assert [next(first), next(second), next(first), next(second)] == [rows[0], rows[0], rows[1], rows[1]]
+        spool.add(rows[2])  # also after it was read
+        assert (list(spool), spool[1], len(spool)) == (rows, rows[1], 3)

@@ -14,15 +14,17 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shlex
 import tempfile
 import time
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from embedsmith import __version__
 from embedsmith.charsets import find_misread, find_unmarked
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 GZIP_MAGIC = b"\x1f\x8b"
 TEXT_FILE = "UTF-8 text, or UTF-16 with a byte order mark"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+Row = TypeVar("Row")
 PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON knows as it is
 
 
@@ -349,6 +352,46 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
         for row in rows:
             lines.write(row)
     return lines.rows
+
+
+class Spool(Generic[Row]):
+    """Rows that wait on disk between two steps: added one by one, read by place or in order, as often as needed.
+
+    In memory are eight bytes a row. The file has no name, so a kill leaves nothing of it and nobody else can write to
+    it, which is why rows may be pickled. For one thread at a time; several iterations may take turns.
+
+    >>> with Spool[str]() as rows:
+    ...     rows.add("one")
+    ...     rows.add("two")
+    ...     list(rows), rows[1], len(rows)
+    (['one', 'two'], 'two', 2)
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="embedsmith-")
+        self._starts = array("Q")
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        self._starts.append(self._file.seek(0, os.SEEK_END))
+        pickle.dump(row, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: int) -> Row:
+        self._file.seek(self._starts[place])
+        row: Row = pickle.load(self._file)  # noqa: S301  ours: nobody else can reach the file
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[place] for place in range(len(self)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def plain(value: object) -> Any:

@@ -6,14 +6,12 @@ asked about some, for `labels.check_labels`.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
-from embedsmith.examples import LabelledPair, Rejected, provenance_from
+from embedsmith.artifacts import Spool, fingerprint
+from embedsmith.examples import LabelledPair, Rejected
 from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, verdicts
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.verdicts import read_verdict
@@ -54,23 +52,16 @@ def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Itera
     without a verdict contradict nothing: the pair is kept, and `provenance.checks` has what was said (`judge=…`). A
     pair without an answer is rejected for the reason that the answer is missing, so that another run judges it.
     """
-    with tempfile.TemporaryDirectory(prefix="embedsmith-") as folder:
-        path = Path(folder) / "pairs.jsonl"
-        with JsonLines(path) as waiting:
-            for pair in pairs:
-                if isinstance(pair, Rejected):
-                    yield pair
-                else:
-                    waiting.write(pair)
-        if waiting.rows:
-            answers = calls.complete(lambda: map(_ask_about, _read(path)), total=waiting.rows)
-            for pair, (_, completion) in zip(_read(path), answers, strict=True):
+    with Spool[LabelledPair]() as waiting:
+        for pair in pairs:
+            if isinstance(pair, Rejected):
+                yield pair
+            else:
+                waiting.add(pair)
+        if waiting:
+            answers = calls.complete(lambda: map(_ask_about, waiting), total=len(waiting))
+            for pair, (_, completion) in zip(waiting, answers, strict=True):
                 yield _hear(pair, completion)
-
-
-def _read(path: Path) -> Iterator[LabelledPair]:
-    for _, row in read_jsonl(path):
-        yield LabelledPair(**{**row, "provenance": provenance_from(row["provenance"])})
 
 
 def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Iterator[Prompt]:
