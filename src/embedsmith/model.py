@@ -24,7 +24,7 @@ from urllib.request import getproxies
 import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
-from embedsmith.artifacts import fingerprint, fingerprint_file
+from embedsmith.artifacts import fingerprint, fingerprint_file, sync
 from embedsmith.decoders import (
     Padding,
     Pooling,
@@ -553,6 +553,7 @@ def save_network(
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
+    sync(temporary)
     if not path.exists():
         temporary.rename(path)
         return
