@@ -217,7 +217,7 @@ def serve(
     prompt_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,  # older names of the parts of --price
     completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
@@ -227,7 +227,7 @@ def serve(
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
-    from embedsmith.server.run import Service, listen
+    from embedsmith.server.run import Service, listen, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
@@ -247,6 +247,7 @@ def serve(
             ignored_headers=tuple(ignore_header or ()),
             grace=grace,
         )
+    require_port(service)
     cache = SemanticCache(
         model,
         store=store,
