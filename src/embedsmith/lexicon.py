@@ -16,6 +16,7 @@ from importlib import resources
 from itertools import chain
 from typing import Any, NamedTuple
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.text import MARKS, SIGNED
 
 # French and Italian words that lose their vowel: what matters stands behind them
@@ -80,6 +81,7 @@ class Lexicon:
         relative: by word and period, "next" and "week": (family, member).
         kin: all words of those phrases. kinds, names: of each family, of its members.
         calendar: the words of the families of kind time as they are written.
+        fingerprint: of all tables, 16 hex digits; comments and order in the file aside.
     """
 
     small: frozenset[str]
@@ -102,6 +104,7 @@ class Lexicon:
     calendar: frozenset[str]
     signs: re.Pattern[str]
     signed: dict[str, str]
+    fingerprint: str
 
 
 @lru_cache(maxsize=1)
@@ -159,6 +162,7 @@ def load_lexicon() -> Lexicon:
         ),
         signs=re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern])),
         signed=signed,
+        fingerprint=fingerprint(tables),
     )
 
 

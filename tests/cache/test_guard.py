@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.cache.guard import find_veto, read_framing, view_question
+from embedsmith.artifacts import fingerprint
+from embedsmith.cache.guard import find_veto, fingerprint_rules, read_framing, view_question
 from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 
+DECIDED = ("1-47797bd1a12b6d1d", "37dc13c6367d956a")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -167,6 +169,17 @@ def count_vetoes(name: str) -> tuple[int, int]:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     found = Counter(row["label"] for row in rows if find_veto(row["text1"], row["text2"]) is not None)
     return found[0], found[1]
+
+
+def test_other_decisions_are_another_version_of_the_rules() -> None:
+    """Calibrations record the version, and servers say when theirs is another."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "traps"
+    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts"))
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
+    assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
+        "same version, other decisions: raise RULES in cache/guard.py; then write both here"
+    )
 
 
 def test_most_chinese_and_japanese_traps_are_seen_and_most_paraphrases_let_through() -> None:

@@ -36,6 +36,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from embedsmith.conversation import read_asked
 from embedsmith.lexicon import (
@@ -55,6 +56,7 @@ from embedsmith.lexicon import (
 )
 from embedsmith.text import is_spelled, normalize
 
+RULES = 1  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -126,6 +128,16 @@ class Marks:
     signs: Counter[str]
     letters: frozenset[str]
     layout: tuple[str, ...]
+
+
+def record_guard(on: bool) -> dict[str, Any]:
+    """Return what a calibration records of the guard behind which it was made: `guard` and `guard_rules`."""
+    return {"guard": on, "guard_rules": fingerprint_rules() if on else ""}
+
+
+def fingerprint_rules() -> str:
+    """Return which rules and which words decide here; another version of either is another string."""
+    return f"{RULES}-{load_lexicon().fingerprint}"
 
 
 def find_veto(query: str, candidate: str) -> Veto | None:

@@ -25,6 +25,7 @@ from embedsmith.artifacts import (
     write_jsonl,
 )
 from embedsmith.cache.feedback import refuse_feedback
+from embedsmith.cache.guard import record_guard
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
 from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
@@ -363,8 +364,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             "delta": job.delta,
             "alpha": job.alpha,
             "seed": job.seed,
-            "guard": True,
             "precision": "fp32",  # that of load_encoder
+            **record_guard(True),  # another version of the guard makes another calibration
         },
     )
     if folder.is_fresh("calibration", inputs, settings):
@@ -388,7 +389,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
                 alpha=job.alpha,
                 model=model,
                 precision=precision_of(encoder),
-                guard=True,
+                cached=True,
+                **record_guard(True),
                 written=job.evaluation is None,
             )
             hit = serve_pairs(found, reported, served_similarities(encoder, reported))
