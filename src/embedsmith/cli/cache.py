@@ -13,6 +13,7 @@ from embedsmith.cli.console import (
     Alpha,
     AsJson,
     Delta,
+    Separator,
     app,
     check_file,
     check_folder,
@@ -117,12 +118,13 @@ def export(
         ServedPrecision, typer.Option(help="int8 is faster, and refused when it is not close.")
     ] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
+    separator: Separator = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the model as ONNX into its folder, so that serving it needs no torch."""
     from embedsmith.export import export_model
 
-    labelled = read_pairs(pairs) if pairs is not None else None
+    labelled = read_pairs(pairs, separator) if pairs is not None else None
     report = export_model(model, out, precision=precision, pairs=labelled)
     if as_json:
         print_json(report)
