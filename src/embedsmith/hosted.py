@@ -30,6 +30,7 @@ class HostedEncoder:
         self.model = model
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = OpenAI(base_url=base_url, api_key=key, max_retries=5)
+        self.base_url = str(self._client.base_url)
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32 in the order of `texts`.

@@ -181,7 +181,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
             watch.say(f"base: {note}")
         task = read_beir(job.evaluation) if job.evaluation is not None else None
         passages = _documents(job, folder, watch)
-        say_personal(folder, watch, llm, "passages", masked=job.mask)
+        say_personal(folder, watch, [llm], "passages", masked=job.mask)
         require_passages(job, len(passages))  # before the first call as well
         base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
         pairs = _synthesis(job, llm, passages, base, task, folder, watch)
