@@ -18,7 +18,7 @@ from embedsmith.cache.guard import find_veto, fingerprint_rules, read_framing, v
 from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 
-DECIDED = ("2-3f47cc19bd12cec3", "8992835cb7ceed24")
+DECIDED = ("2-c0555ac48ce47d27", "5db341c6e132e377")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -61,6 +61,9 @@ TRAPS = [
     ("월 5만원 이상 쓰면 얼마예요", "월 5만 원 미만이면 얼마인가요", "opposite"),
     ("인천에서 제주까지 얼마예요", "제주에서 인천까지는 얼마인가요", "order"),
     ("강아지가 사람을 무나요", "사람이 강아지를 무나요", "order"),
+    ("is the office shut on friday", "is the office open on friday", "word"),
+    ("what is the present tax rate", "what is the gift tax rate", "word"),
+    ("where can I shop groceries", "where can I store groceries", "word"),
     ("เปิดบัญชีอย่างไร", "ปิดบัญชีอย่างไร", "word"),
     ("เปิด 30", "ปิด 30", "word"),
     ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()", "layout"),
@@ -119,6 +122,9 @@ SAME = [
     ("주소를 바꿔도 되나요", "주소 변경해도 돼요?"),
     ("돈을 친구에게 보내려면", "친구에게 돈을 보내는 방법"),
     ("5만원 이상 무료배송인가요", "50,000원 이상이면 배송이 무료인가요"),
+    ("is the office shut on friday", "is the office closed on friday"),
+    ("what is the luggage allowance to Rome", "what is the baggage allowance to Rome"),
+    ("where do I collect my parcel after work", "where do I collect my package after work"),
     ("which D.C. motor do i need", "which d.c. motor do I need"),
     ("I want to raise my limit", "need help to raise my limit"),
     ("I want to raise my limit from Spain", "What's the way to raise my limit from Spain"),
