@@ -9,6 +9,7 @@ paraphrases (semantic tier; only what was a hit counts). One client measures hit
 questions before a hit went to the simulated LLM and its fifth of a second has let the core and its caches go cold,
 and `in_a_row`, hit after hit. The client is Python's http.client with one connection: it takes about .2 ms of its own.
 Then the embeddings endpoint, one text a request, with as many clients at once. Client and server share the cores.
+Each round starts a server of its own; figures are medians over the rounds, with the range.
 Writes benchmarks/results/proxy_speed.json. With --embeddings only that part runs, and nothing is written.
 """
 
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -125,43 +127,67 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
     return {"requests": len(times), "p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
 
 
+def measure_embeddings(url: str, cpu: Callable[[], float], texts: Sequence[str]) -> dict[str, float]:
+    began = cpu()
+    found = embed_together(url, texts)
+    return {**found, "server_cpu_ms_a_request": round(1000 * (cpu() - began) / len(texts), 2)}
+
+
+def measure_hits(url: str, queries: list[str], others: list[str]) -> dict[str, dict[str, float]]:
+    """Return the figures of one server, which has seen nothing yet."""
+    together(url, queries)
+    client = connect(url)
+    exact = [ask(client, text) for text in queries * 3]
+    asked = [(text, *ask(client, text)) for text in others[::2]]  # a miss takes a fifth of a second
+    similar = [text for text, _, told in asked if told == "hit: similar"]
+    in_a_row = [ask(client, text) for text in similar * 3]
+    return {
+        "exact_hit": percentiles([taken for taken, told in exact if told == "hit: same text"]),
+        "semantic_hit_in_a_row": percentiles([taken for taken, told in in_a_row if told == "hit: similar"]),
+        "semantic_hit_between_misses": percentiles([taken for _, taken, told in asked if told == "hit: similar"]),
+        "exact_hits": {"a_second": round(together(url, queries * 5))},
+        "semantic_hits": {"a_second": round(together(url, similar * 3))},
+    }
+
+
+def summarize(rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return median and range over the rounds for each figure of each part."""
+
+    def over(part: str, figure: str) -> dict[str, float]:
+        values = [found[part][figure] for found in rounds]
+        return {"median": round(statistics.median(values), 2), "min": min(values), "max": max(values)}
+
+    return {part: {figure: over(part, figure) for figure in figures} for part, figures in rounds[0].items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the proxy")
     parser.add_argument("--model", required=True)
     parser.add_argument("--embeddings", action="store_true", help="only the embeddings endpoint; nothing is written")
     parser.add_argument("--requests", type=int, default=4000, help="requests for embeddings")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     queries = list(dict.fromkeys(row["query"] if "query" in row else row["text"] for row in read_rows("queries.jsonl")))
     others = [text for row in read_rows("completions.jsonl") for text in row["paraphrases"]]
-    with tempfile.TemporaryDirectory() as folder, server(options.model, folder) as (url, cpu):
-        embed_together(url, queries)
-        began, wanted = cpu(), (others * 20)[: options.requests]
-        embedded = embed_together(url, wanted)
-        embedded["server_cpu_ms_a_request"] = round(1000 * (cpu() - began) / len(wanted), 2)
-        if options.embeddings:
-            print(json.dumps(embedded))
-            return
-        together(url, queries)
-        client = connect(url)
-        exact = [ask(client, text) for text in queries * 3]
-        asked = [(text, *ask(client, text)) for text in others[::2]]  # a miss takes a fifth of a second
-        similar = [text for text, _, told in asked if told == "hit: similar"]
-        in_a_row = [ask(client, text) for text in similar * 3]
-        result = {
-            "machine": describe_machine(),
-            "model": options.model,
-            "exported": (Path(options.model) / "onnx").is_dir(),
-            "entries": len(queries),
-            "exact_hit": percentiles([taken for taken, told in exact if told == "hit: same text"]),
-            "semantic_hit_in_a_row": percentiles([taken for taken, told in in_a_row if told == "hit: similar"]),
-            "semantic_hit_between_misses": percentiles([taken for _, taken, told in asked if told == "hit: similar"]),
-            "exact_hits_a_second": round(together(url, queries * 5)),
-            "semantic_hits_a_second": round(together(url, similar * 3)),
-            "embeddings": embedded,
-            "clients": CLIENTS,
-        }
+    rounds = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder, server(options.model, folder) as (url, cpu):
+            embed_together(url, queries)
+            found = {"embeddings": measure_embeddings(url, cpu, (others * 20)[: options.requests])}
+            rounds.append(found if options.embeddings else {**measure_hits(url, queries, others), **found})
+        print(json.dumps(rounds[-1]), flush=True)
+    result = {
+        "machine": describe_machine(),
+        "model": options.model,
+        "exported": (Path(options.model) / "onnx").is_dir(),
+        "entries": len(queries),
+        "clients": CLIENTS,
+        "rounds": options.rounds,
+        **summarize(rounds),
+    }
     print(json.dumps(result, indent=2))
-    write_result("proxy_speed", result)
+    if not options.embeddings:
+        write_result("proxy_speed", result)
 
 
 if __name__ == "__main__":
