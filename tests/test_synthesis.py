@@ -314,6 +314,8 @@ def test_a_synthesis_of_another_recipe_is_read_too(tmp_path: Path) -> None:
     assert [type(one) for one in done.examples] == [PositivePair]
     (shown,) = explain([QUERY], examples=done.examples)
     assert shown.kept == ()
+    with pytest.raises(TypeError):
+        explain([QUERY], recipe="rag")  # type: ignore[call-arg]  # prompts are shown of the only one about queries
     with pytest.raises(InputError, match="does not exist"):
         read_synthesis(tmp_path / "elsewhere")
 

@@ -88,6 +88,8 @@ class Calibration:
         verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
         precision: what the encoder computed in, "" where it did not tell. guard: whether the vetoes of the cache's
             guard are in the similarities. An older file says neither: "" and None.
+        guard_rules: fingerprint of that guard's rules and words; "" without it, and in an older file.
+        cached: whether the similarities are those of a cache, or the model's by itself; None in an older file.
         written: a language model wrote the pairs, so the promise is for questions like those it writes.
         conversations: the pairs of them, which choose a threshold of their own and have no part in the other one
             (unless all pairs are such); None where no pair is.
@@ -115,6 +117,8 @@ class Calibration:
     written: bool = False
     conversations: Conversations | None = None
     effect: float = 1.0
+    guard_rules: str = ""
+    cached: bool | None = None
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -135,6 +139,8 @@ def calibrate(
     weight: float = 0.0,
     precision: str = "",
     guard: bool | None = None,
+    guard_rules: str = "",
+    cached: bool | None = None,
     written: bool = False,
     against: Sequence[float] | NDArray[np.floating] = (),
     units: Sequence[object] | None = None,
@@ -150,7 +156,8 @@ def calibrate(
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
         traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
-        precision, guard, written: what else made them; see `Calibration`. They are only written down.
+        precision, guard, guard_rules, cached, written: what else made them; see `Calibration`. They are only written
+            down.
         against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
             false hits in every test, and in nothing else, so they can only raise the threshold.
         units: (n,) what each pair belongs to; pairs of one unit (they share a question or a group) may depend on each
@@ -197,6 +204,8 @@ def calibrate(
         weight=weight,
         precision=precision,
         guard=guard,
+        guard_rules=guard_rules,
+        cached=cached,
         written=written,
         effect=effect,
     )

@@ -77,6 +77,11 @@ class TorchEncoder:
         self.precision = precision
         self._prompt = default_prompt(network) if prompt is None else prompt
 
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors; 0 where the network does not tell."""
+        return self.network.get_embedding_dimension() or 0
+
     def prompted(self, name: str) -> TorchEncoder:
         """Return an encoder of the same network that puts its prompt `name` before each text ("query", "document").
 
@@ -103,9 +108,8 @@ class TorchEncoder:
         """
         import torch
 
-        dimension = self.network.get_embedding_dimension() or 0
         if not texts:
-            return np.zeros((0, dimension), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
         budget, skipped = encoding_budget(self.network.device.type), skipped_tokens(self.network, self._prompt)

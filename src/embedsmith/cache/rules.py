@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.cache.guard import find_veto
+from embedsmith.cache.guard import find_veto, record_guard
 from embedsmith.calibration import Calibration, Conversations, calibrate
 from embedsmith.conversation import roles_of
 from embedsmith.encoder import Encoder, find_unread, precision_of
@@ -88,7 +88,8 @@ def choose_rules(
         "traffic": traffic,
         "model": model,
         "precision": precision_of(encoder),
-        "guard": guard,
+        "cached": True,
+        **record_guard(guard),
     }
     try:
         rules = choose_from_scores(
@@ -194,7 +195,8 @@ def choose_uncached(
             duplicate_rate=duplicate_rate,
             traffic=traffic,
             precision=precision_of(encoder),
-            guard=False,
+            cached=False,
+            **record_guard(False),
         )
     except CalibrationRefused as refusal:
         raise refusal.noting(told) from None
