@@ -44,8 +44,10 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 from embedsmith.metrics import number_groups
 
 WALKS = 5
+ROOM = 4  # times the hits of the first walk's start that a set has, to start where half of delta may be wrong
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
+SECOND_DRAW = 0.5  # share
 ENOUGH = 30  # wrong answers that a design effect is measured on; fewer borrow from lower similarities
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
@@ -179,7 +181,7 @@ def calibrate(
     reported = np.sort(np.asarray(against, dtype=np.float64))
     counts = replace(counts, known=len(reported) - np.searchsorted(reported, counts.thresholds))
     to_come = None if traffic is None else traffic / len(truth)
-    certified = _walk(counts, tested, alpha, to_come)
+    certified = _walk(counts, tested, alpha * (SECOND_DRAW if to_come else 1), to_come)
     if certified is None:
         promise = _Promise(delta, alpha, duplicate_rate, tested)
         carried = _find_carried(truth, counts, promise, to_come)
@@ -296,18 +298,12 @@ class _Counts:
     known: NDArray[np.int64]
 
     def test(self, places: slice, delta: float, to_come: float | None) -> NDArray[np.float64]:
-        """Return `tail` at these thresholds."""
+        """Return `tail` at these thresholds, the counts over their design effect, rounded to the cache's disadvantage."""
         effects, known = self.effects[places], self.known[places]
+        wrong = np.ceil(self.false_hits[places] / effects).astype(np.int64)
+        served = np.floor(self.hits[places] / effects).astype(np.int64)
         # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
-        wrong, served = self.false_hits[places] / effects + known, np.floor(self.hits[places] / effects) + known
-        fewer = np.floor(wrong)
-        part = wrong - fewer
-        found = tail(fewer, served, delta, to_come)
-        between = np.flatnonzero(part)
-        if len(between):
-            more = tail(fewer[between] + 1, served[between], delta, to_come)
-            found[between] += part[between] * (more - found[between])
-        return found
+        return tail(wrong + known, served + known, delta, to_come)
 
 
 def _cumulate(truth: NDArray[np.int64], scores: NDArray[np.float64], units: NDArray[np.int64] | None) -> _Counts:
@@ -382,7 +378,7 @@ def _first_failing(counts: _Counts, place: int, end: int, delta: float, level: f
 
 
 def tail(
-    false_hits: NDArray[np.number], hits: NDArray[np.number], delta: float, to_come: float | None = None
+    false_hits: NDArray[np.int64], hits: NDArray[np.int64], delta: float, to_come: float | None = None
 ) -> NDArray[np.float64]:
     """Return (n,) P(at most so many false hits), were the rate δ or more: small means that it is below.
 
@@ -428,8 +424,13 @@ def _starts(
 
     How many are wrong has no say here; the test would not be valid otherwise. `effective` are the hits over their
     design effect, which tells only whether mistakes come together. Earlier walks get more of alpha (5 of 15 parts,
-    4, ... 1), since those that they meet inherit it.
+    4, ... 1), since those that they meet inherit it. The first of them stops at once where it can only pass without
+    any mistake and one is made; so sets that can afford it start where half of delta may be wrong.
     """
+    half = np.floor(delta / 2 * effective).astype(np.int64)
+    easy = np.flatnonzero(tail(half, effective.astype(np.int64), delta, to_come) <= _share(WALKS, WALKS, alpha))
+    if len(easy) and ROOM * hits[easy[0]] <= hits[-1]:
+        return _deal(hits, int(easy[0]), WALKS, alpha)
     best = _tail_of_none(effective, delta, to_come)  # were no hit false
     walks = WALKS
     while walks > 1 and not (best[2 * hits <= hits[-1]] <= _share(walks, walks, alpha)).any():
@@ -437,7 +438,11 @@ def _starts(
     passing = np.flatnonzero(best <= _share(walks, walks, alpha))
     if not len(passing):
         return []
-    wanted = np.geomspace(hits[passing[0]], hits[-1], walks + 1)[:walks]
+    return _deal(hits, int(passing[0]), walks, alpha)
+
+
+def _deal(hits: NDArray[np.int64], first: int, walks: int, alpha: float) -> list[_Start]:
+    wanted = np.geomspace(hits[first], hits[-1], walks + 1)[:walks]
     levels: dict[int, float] = {}
     for place, weight in zip(np.searchsorted(hits, wanted - 1e-9), range(walks, 0, -1), strict=True):
         levels[int(place)] = levels.get(int(place), 0.0) + _share(weight, walks, alpha)
