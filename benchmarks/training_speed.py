@@ -157,9 +157,11 @@ def run_ours(name: str, threads: int, *, dropout: float | None) -> Figures:
     import torch
 
     from embedsmith.adapters import LoraConfig
+    from embedsmith.config import TrainingConfig
     from embedsmith.model import load_network
+    from embedsmith.optimization import Progress
     from embedsmith.preparation import Preparation
-    from embedsmith.training import Progress, TrainingConfig, train
+    from embedsmith.training import train
 
     torch.set_num_threads(threads)
     stamps: list[Stamp] = []
@@ -206,6 +208,7 @@ def run_peer(name: str, threads: int, *, bf16: bool, attention: str | None = Non
     from transformers import TrainerCallback
 
     from embedsmith.adapters import LoraConfig, add_lora
+    from embedsmith.decoders import BaseOptions
     from embedsmith.model import load_network
 
     torch.set_num_threads(threads)
@@ -221,7 +224,7 @@ def run_peer(name: str, threads: int, *, bf16: bool, attention: str | None = Non
             history.extend([logs["loss"]] if logs and "loss" in logs else [])
 
     scenario = SCENARIOS[name]
-    network = load_network(scenario.base, attention=attention)
+    network = load_network(scenario.base, BaseOptions(attention=attention))
     network.max_seq_length = 256
     if scenario.lora:
         add_lora(network, LoraConfig())

@@ -19,11 +19,13 @@ from safetensors.torch import save_file
 
 from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Plan, Source, collect
+from embedsmith.choices import Precision
+from embedsmith.config import TrainingConfig
 from embedsmith.devices import Devices, open_devices
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
-from embedsmith.model import Precision, load_network, tokenize_for
+from embedsmith.model import load_network, tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
-from embedsmith.optimization import Progress, TrainingConfig, checkpoint_beside
+from embedsmith.optimization import Progress, checkpoint_beside
 from embedsmith.packing import find_packer
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import gather_whole, shard

@@ -22,6 +22,7 @@ from embedsmith.adapters import (
     merge_lora,
     restore_frozen,
 )
+from embedsmith.decoders import BaseOptions
 from embedsmith.errors import ConfigurationError, ModelError
 from embedsmith.model import (
     TorchEncoder,
@@ -207,7 +208,7 @@ def test_weights_that_the_base_does_not_hold_are_not_restored(base: Path) -> Non
 
 def test_attention_in_both_directions_survives_in_an_adapter_folder(tmp_path: Path) -> None:
     base = write_decoder(tmp_path / "base", "gemma3")
-    network = trained(add_lora(load_network(base, bidirectional=True)))
+    network = trained(add_lora(load_network(base, BaseOptions(bidirectional=True))))
     save_network(network, tmp_path / "adapter", card="")
     theirs = SentenceTransformer(str(tmp_path / "adapter")).encode(TEXTS)
     np.testing.assert_allclose(theirs, vectors(network), atol=1e-6)
@@ -216,7 +217,7 @@ def test_attention_in_both_directions_survives_in_an_adapter_folder(tmp_path: Pa
 def test_an_adapter_folder_that_would_lose_the_direction_of_attention_is_not_written(
     base: Path, tmp_path: Path
 ) -> None:
-    network = add_lora(load_network(base, bidirectional=True))
+    network = add_lora(load_network(base, BaseOptions(bidirectional=True)))
     with pytest.raises(ConfigurationError, match="both directions"):
         save_network(network, tmp_path / "adapter", card="")
     assert list(tmp_path.iterdir()) == []

@@ -14,12 +14,17 @@ from torch import Tensor
 from embedsmith import packing
 from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.agreement import compare
+from embedsmith.choices import Precision
+from embedsmith.config import TrainingConfig
+from embedsmith.decoders import BaseOptions
 from embedsmith.devices import Alone
 from embedsmith.examples import PositivePair
-from embedsmith.model import DEMO_MODEL, Precision, load_network, run_block, tokenize_for
+from embedsmith.model import DEMO_MODEL, load_network, run_block, tokenize_for
+from embedsmith.optimization import Progress
 from embedsmith.packing import BUCKETS, Packer, find_by_trial
+from embedsmith.readiness import agree_on_packer
 from embedsmith.tokens import Tokens
-from embedsmith.training import Progress, TrainingConfig, agree_on_packer, train
+from embedsmith.training import train
 from tiny_decoders import write_decoder
 
 TEXTS = ["a card", "how do I change my pin?", "no", "a loan at a fixed rate", "the code of my phone", "why"]
@@ -29,7 +34,7 @@ Encode = Callable[[], Tensor]
 
 @pytest.fixture
 def network(tmp_path: Path) -> Any:
-    return load_network(write_decoder(tmp_path / "llama", "llama"), attention="eager")
+    return load_network(write_decoder(tmp_path / "llama", "llama"), BaseOptions(attention="eager"))
 
 
 def make_padded(network: Any, tokens: Tokens) -> Encode:
@@ -39,7 +44,7 @@ def make_padded(network: Any, tokens: Tokens) -> Encode:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_demo_model_is_packed_in_either_precision(precision: Precision) -> None:
     """Six real layers, as they would be packed on a device without a kernel."""
-    network = load_network(DEMO_MODEL, attention="eager")
+    network = load_network(DEMO_MODEL, BaseOptions(attention="eager"))
     packer, reason = find_by_trial(network, tokenize_for(network, TEXTS), EVERY, precision, [])
     assert packer is not None, reason
     assert packer.parts == []  # lean forms are a CPU's
@@ -48,7 +53,7 @@ def test_the_demo_model_is_packed_in_either_precision(precision: Precision) -> N
 
 
 def test_the_trial_leaves_everything_as_it_was_and_answers_the_same_again(tiny_model: Path) -> None:
-    network = load_network(tiny_model, attention="eager")
+    network = load_network(tiny_model, BaseOptions(attention="eager"))
     add_lora(network, LoraConfig(targets="all-linear"))
     network.train()
     network[0].auto_model.embeddings.eval()  # a mode of its own
@@ -117,7 +122,7 @@ def test_a_packer_with_a_fault_is_not_used(
 def test_places_that_are_counted_wrong_are_found_where_places_are_learnt(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = load_network(tiny_model, attention="eager")
+    network = load_network(tiny_model, BaseOptions(attention="eager"))
     monkeypatch.setattr(packing, "Packer", Wrong)
     monkeypatch.setattr(Wrong, "fault", "places moved")
     assert find_by_trial(network, tokenize_for(network, TEXTS), EVERY, "bf16", [])[0] is None

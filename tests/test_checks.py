@@ -35,6 +35,7 @@ from embedsmith.checks import (
     report_of,
 )
 from embedsmith.cli import app
+from embedsmith.config import TrainingConfig, config_from
 from embedsmith.corpus import Query, read_queries
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import (
@@ -49,7 +50,6 @@ from embedsmith.examples import (
 )
 from embedsmith.llm import open_llm
 from embedsmith.model import DEMO_MODEL, load_network, resolve_model
-from embedsmith.optimization import TrainingConfig, config_from
 from embedsmith.preparation import Preparation
 from embedsmith.probes import Movement, check_ends, check_padding, check_positions, check_trainable
 from embedsmith.synthesis import synthesize

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from embedsmith.decoders import (
+    BaseOptions,
     append_eos,
     build_network,
     checkpoint_gradients,
@@ -147,10 +148,10 @@ def test_what_was_chosen_is_said(llama: Path, tmp_path: Path) -> None:
 def test_an_encoder_gets_the_mean_or_what_is_asked_for(tiny_model: Path) -> None:
     plain = tiny_model.parent / "bert"
     assert pooling_of(load_network(plain)) == "mean"
-    assert pooling_of(load_network(plain, pooling="cls")) == "cls"
+    assert pooling_of(load_network(plain, BaseOptions(pooling="cls"))) == "cls"
     assert describe_base(plain)[0].startswith('bert is an encoder: pooling "mean"')
     with pytest.raises(ConfigurationError, match="no decoder"):
-        load_network(plain, pooling="lasttoken")
+        load_network(plain, BaseOptions(pooling="lasttoken"))
 
 
 def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
@@ -168,11 +169,11 @@ def test_a_bert_that_says_that_it_is_a_decoder_is_one(tiny_model: Path) -> None:
 
 def test_a_folder_that_says_its_pooling_keeps_it(llama: Path, tmp_path: Path) -> None:
     save_network(load_network(llama), tmp_path / "saved", card="")
-    assert pooling_of(load_network(tmp_path / "saved", pooling="lasttoken")) == "lasttoken"
+    assert pooling_of(load_network(tmp_path / "saved", BaseOptions(pooling="lasttoken"))) == "lasttoken"
     with pytest.raises(ConfigurationError, match="made with pooling 'lasttoken'"):
-        load_network(tmp_path / "saved", pooling="mean")
+        load_network(tmp_path / "saved", BaseOptions(pooling="mean"))
     with pytest.raises(ConfigurationError, match="seen nothing"):
-        load_network(llama, pooling="cls")
+        load_network(llama, BaseOptions(pooling="cls"))
 
 
 def test_absolute_positions_cannot_be_filled_up_on_the_left(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_absolute_positions_cannot_be_filled_up_on_the_left(tmp_path: Path) -> N
     network = load_network(tmp_path)
     assert network.tokenizer.padding_side == "right"
     with pytest.raises(ConfigurationError, match="filled up on the left"):
-        load_network(tmp_path, padding="left")
+        load_network(tmp_path, BaseOptions(padding="left"))
 
 
 def test_a_tokenizer_without_an_end_or_a_slow_one_is_refused(tmp_path: Path) -> None:
@@ -366,7 +367,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(llama: Path) -> None:
 def test_attention_in_both_directions_survives_saving(tmp_path: Path, family: str) -> None:
     base = write_decoder(tmp_path / "base", family)
     one_way = load_encoder(base).encode(TEXTS)
-    network = load_network(base, bidirectional=True)
+    network = load_network(base, BaseOptions(bidirectional=True))
     both = TorchEncoder(network, name=family).encode(TEXTS)
     assert np.abs(both - one_way).max() > 0.01
     save_network(network, tmp_path / "saved", card="")

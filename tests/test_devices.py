@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 
 import steps
 from commands import FORKS
-from embedsmith import objectives
 from embedsmith.batches import Source, localize
+from embedsmith.config import TrainingConfig
 from embedsmith.devices import WORKSPACE, Alone, deal, open_devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.examples import PositivePair
 from embedsmith.model import encoding_budget, load_encoder, load_network
-from embedsmith.objectives import parts_of
-from embedsmith.optimization import TrainingConfig, Work, checkpoint_beside, optimize
+from embedsmith.optimization import Work, checkpoint_beside, optimize
+from embedsmith.parts import parts_of
 from embedsmith.preparation import Preparation
 from embedsmith.sharding import layers_of
 from embedsmith.step import choose_budget, share_turns
@@ -77,7 +77,7 @@ def test_pairs_compared_in_slices_leave_the_gradients_of_all_at_once(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, loss: str, how: str
 ) -> None:
     value, gradients = reference(tiny_model, loss)
-    monkeypatch.setattr(objectives, "CHUNK", 7 * 32)  # seven pairs
+    monkeypatch.setattr("embedsmith.parts.CHUNK", 7 * 32)  # seven pairs
     ours, found = step(make_task(str(tiny_model), loss, replace(CONFIGS[how], dropout=0.0)))
     assert ours == pytest.approx(value, abs=1e-5)
     assert_same(gradients, found)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from embedsmith import flash
 from embedsmith.adapters import LoraConfig, add_lora
+from embedsmith.decoders import BaseOptions
 from embedsmith.devices import repeatable
 from embedsmith.flash import FLASH_ATTN, VARLEN, Kernel, Window, choose_kernel, find_kernels, window_of
 from embedsmith.model import load_network, run_block, tokenize_for
@@ -29,6 +30,7 @@ from tiny_decoders import write_decoder
 
 TEXTS = ["a card", "how do I change my pin?", "no", "a loan at a fixed rate", "the code of my phone", "why"]
 ROWS = np.array([3, 0, 5, 1, 4, 2])
+EAGER = BaseOptions(attention="eager")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: the kernel itself does not run")
 
 
@@ -102,7 +104,7 @@ def write_modernbert(folder: Path) -> Path:
 
 def load(folder: Path, family: str, **options: Any) -> Any:
     path = write_modernbert(folder) if family == "modernbert" else write_decoder(folder, family)
-    return load_network(path, attention="eager", **options)
+    return load_network(path, BaseOptions(attention="eager", **options))
 
 
 def differentiate(network: Any, encode: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,7 +174,7 @@ def test_in_float32_and_where_probabilities_are_dropped_the_buckets_attend(tmp_p
     packer, reason = find_by_trial(network, tokenize_for(network, TEXTS), np.arange(6), "fp32", [VARLEN])
     assert packer is not None, reason
     assert packer.used == {BUCKETS}
-    network = load_network(tiny_model, attention="eager")  # BERT's own attention drops a tenth
+    network = load_network(tiny_model, EAGER)  # BERT's own attention drops a tenth
     with plain_kernels():
         packer, reason = find_by_trial(network, tokenize_for(network, TEXTS), np.arange(6), "bf16", [VARLEN])
     assert packer is not None, reason
@@ -208,7 +210,7 @@ def test_all_that_is_made_for_a_row_lies_where_the_network_is(
     tmp_path: Path, tiny_model: Path, family: str, kernels: list[Kernel], kind: torch.dtype, form: str
 ) -> None:
     """On torch's device without numbers, which is not the processor; with gradients and dropout."""
-    network = load_network(tiny_model, attention="eager") if family == "bert" else load(tmp_path / family, family)
+    network = load_network(tiny_model, EAGER) if family == "bert" else load(tmp_path / family, family)
     tokens = tokenize_for(network, TEXTS if kernels else ["no", "a", "why"])  # buckets see no windows
     find_by_trial(network, tokens, np.arange(3), "fp32", [])  # enters the attention in transformers' table
     network.to("meta", dtype=kind).train()

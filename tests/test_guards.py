@@ -8,7 +8,7 @@ import pytest
 
 from embedsmith.errors import InputError
 from embedsmith.examples import LabelledPair
-from embedsmith.guards import Numbering, make_measure, read_guards
+from embedsmith.guards import Numbering, bare, make_measure, read_guards
 
 SCORED = '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "c", "sentence2": "d", "score": 2}\n'
 
@@ -55,6 +55,6 @@ def test_rows_that_give_no_figure_are_refused_when_they_are_read(tmp_path: Path,
 
 def test_of_a_large_guard_a_sample_is_looked_at() -> None:
     rows = [LabelledPair(f"left {row}", f"right {row}", row % 2) for row in range(50)]
-    measure = make_measure("many", rows, Numbering().place, most=20, resamples=2)
+    measure = make_measure("many", rows, Numbering(bare).place, most=20, resamples=2)
 
     assert measure.rows == 20

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel, T5Config, T5EncoderModel, XLNetConfig, XLNetModel
 
-from embedsmith.decoders import DECODER_LENGTH
+from embedsmith.decoders import DECODER_LENGTH, BaseOptions
 from embedsmith.encoder import TOO_LONG, Encoder, encode_unique, pair_similarities
 from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
 from embedsmith.model import (
@@ -43,7 +43,7 @@ def test_our_vectors_are_those_of_sentence_transformers() -> None:
 @pytest.mark.parametrize("kind", ["cls", "mean", "left-padded decoder"])
 def test_a_prompt_that_the_pooling_leaves_out_is_left_out(tiny_model: Path, tmp_path: Path, kind: str) -> None:
     if kind == "left-padded decoder":
-        network = load_network(write_decoder(tmp_path / "decoder"), pooling="mean", padding="left")
+        network = load_network(write_decoder(tmp_path / "decoder"), BaseOptions(pooling="mean", padding="left"))
     else:
         network = load_network(tiny_model)
         network[1].pooling_mode = kind

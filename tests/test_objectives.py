@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from embedsmith import losses, objectives
+from embedsmith import losses
 from embedsmith.batches import Source, collect, collect_rows, contrast, list_up, localize
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.objectives import (
@@ -19,11 +20,10 @@ from embedsmith.objectives import (
     choose_losses,
     describe_rows,
     free_sources,
-    parts_of,
     read_source_spec,
     settle_losses,
 )
-from embedsmith.optimization import TrainingConfig
+from embedsmith.parts import _PARTS, _turn, parts_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"
 PAIRS = [PositivePair("a", "b"), PositivePair("c", "d")]
@@ -137,7 +137,7 @@ def test_pairs_compared_in_slices_have_the_loss_and_the_gradient_of_all_at_once(
     rows: list[Example] = [LabelledPair("a", f"p{n}", int(n % 2)) for n in range(9)]
     whole_rows, cut_rows = unit_rows(10), unit_rows(10)
     whole = loss_of(rows, loss, whole_rows)
-    monkeypatch.setattr(objectives, "CHUNK", 8 * 5)  # five pairs
+    monkeypatch.setattr("embedsmith.parts.CHUNK", 8 * 5)  # five pairs
     cut = loss_of(rows, loss, cut_rows)
     assert cut.item() == pytest.approx(whole.item(), abs=1e-6)
     whole.backward()  # type: ignore[no-untyped-call]
@@ -168,7 +168,7 @@ def test_what_the_losses_leave_out_of_the_rows_is_said(monkeypatch: pytest.Monke
     rows: list[Example] = [LabelledPair("a", f"p{n}", n % 2) for n in range(20)]
     rows += [LabelledPair("b", "c", 1), LabelledPair("d", "e", 0), *LABELLED[:1]]
     data = collect([Source(tuple(rows)), Source(tuple(SCORED))])
-    monkeypatch.setattr(objectives, "PAIRS", 100)
+    monkeypatch.setattr("embedsmith.objectives.PAIRS", 100)
     names = ["mine", "scores"]
     assert describe_rows(data.rows, [{"triplet": 1.0}, {"cosent": 1.0}], names) == (
         "mine: 1 rows have more than 100 pairs (up to 186); those of the anchor count, and a drawn part of the others",
@@ -278,7 +278,7 @@ def test_chunks_of_a_contrast_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatc
     if symmetric:
         back = losses.infonce(candidates[found.positive_of], anchors, torch.arange(9))
         whole = (whole + back) / 2
-    monkeypatch.setattr(objectives, "CHUNK", chunk)
+    monkeypatch.setattr("embedsmith.parts.CHUNK", chunk)
     parts = parts_of(rows, [{"infonce": 1.0}], TrainingConfig(symmetric=symmetric))
     assert len(parts) > 1 or chunk == 10_000
     total = torch.stack([part(embeddings) for part in parts]).sum()
@@ -291,5 +291,9 @@ def test_two_anchors_with_one_positive_are_no_negatives_of_each_other_on_the_way
     _, rows = localize(
         collect_rows([PositivePair("a", "same"), PositivePair("b", "same"), PositivePair("c", "d")]).rows
     )
-    back = objectives._turn(contrast(rows))
+    back = _turn(contrast(rows))
     assert back.excluded.tolist() == [[0, 1], [1, 0]]
+
+
+def test_every_loss_that_is_known_can_be_computed() -> None:
+    assert _PARTS.keys() == LOSSES.keys()

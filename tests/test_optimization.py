@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from embedsmith import optimization
 from embedsmith.checkpoints import Checkpoint, write_checkpoint
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError
-from embedsmith.optimization import TrainingConfig, choose_precision, optimize, pause_after
+from embedsmith.optimization import optimize, pause_after
 from steps import make_task
 
 
@@ -31,23 +31,6 @@ def test_a_value_out_of_its_range_is_refused_in_words(name: str, value: Any) -> 
     with pytest.raises(ConfigurationError, match=f"{name} is") as told:
         TrainingConfig(**{name: value})
     assert " to " in told.value.expected
-
-
-def test_a_gpu_that_only_emulates_bf16_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch counts emulation as support unless it is told not to: a T4 would be slower, and the reason untrue."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choose_precision("auto", "cuda") == ("fp32", "fp32: no native bf16 on this cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert choose_precision("auto", "cuda")[0] == "bf16"
-
-
-def test_a_build_of_torch_without_onednn_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> bool:
-        raise NotImplementedError("mkldnn::_is_mkldnn_bf16_supported")
-
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", refuse)
-    assert choose_precision("auto", "cpu") == ("fp32", "fp32: no native bf16 on this cpu")
 
 
 def test_the_dearer_a_checkpoint_the_rarer() -> None:

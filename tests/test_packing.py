@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embedsmith.adapters import LoraConfig, add_lora
-from embedsmith.decoders import checkpoint_gradients
+from embedsmith.decoders import BaseOptions, checkpoint_gradients
 from embedsmith.lean import draw_kept
 from embedsmith.model import load_network, run_block, tokenize_for
 from embedsmith.packing import Packer, attend_packed, cut_segments, find_packer
@@ -46,12 +46,12 @@ def assert_packed_is_padded(network: Any) -> Packer:
 
 
 def test_an_encoder(tiny_model: Path) -> None:
-    assert_packed_is_padded(load_network(tiny_model, attention="eager"))
+    assert_packed_is_padded(load_network(tiny_model, BaseOptions(attention="eager")))
 
 
 @pytest.mark.parametrize("family", PACKED)
 def test_decoders_with_and_without_adapters(tmp_path: Path, family: str) -> None:
-    network = load_network(write_decoder(tmp_path / family, family), attention="eager")
+    network = load_network(write_decoder(tmp_path / family, family), BaseOptions(attention="eager"))
     assert_packed_is_padded(network)
     add_lora(network, LoraConfig(targets="all-linear"))
     with torch.no_grad():
@@ -65,20 +65,20 @@ def test_decoders_with_and_without_adapters(tmp_path: Path, family: str) -> None
 
 def test_a_decoder_that_reads_both_ways_and_one_with_mean_pooling(tmp_path: Path) -> None:
     folder = write_decoder(tmp_path / "llama", "llama")
-    assert_packed_is_padded(load_network(folder, attention="eager", bidirectional=True))
-    assert_packed_is_padded(load_network(folder, attention="eager", pooling="mean"))
+    assert_packed_is_padded(load_network(folder, BaseOptions(attention="eager", bidirectional=True)))
+    assert_packed_is_padded(load_network(folder, BaseOptions(attention="eager", pooling="mean")))
 
 
 @pytest.mark.parametrize("family", WINDOWED)
 def test_attention_that_does_not_see_whole_texts_is_left_padded(tmp_path: Path, family: str) -> None:
-    network = load_network(write_decoder(tmp_path / family, family), attention="eager")
+    network = load_network(write_decoder(tmp_path / family, family), BaseOptions(attention="eager"))
     packer, reason = find_packer(network, tokenize_for(network, TEXTS), "fp32")
     assert packer is None
     assert "texts are padded" in reason
 
 
 def test_layers_that_run_twice_are_left_padded(tmp_path: Path) -> None:
-    network = load_network(write_decoder(tmp_path / "llama", "llama"), attention="eager")
+    network = load_network(write_decoder(tmp_path / "llama", "llama"), BaseOptions(attention="eager"))
     checkpoint_gradients(network)
     packer, reason = find_packer(network, tokenize_for(network, TEXTS), "fp32")
     assert packer is None

@@ -18,6 +18,7 @@ from embedsmith.adapters import LoraConfig
 from embedsmith.answers import write_rag_answer
 from embedsmith.artifacts import RunDirectory
 from embedsmith.batches import Prompts
+from embedsmith.config import TrainingConfig
 from embedsmith.encoder import sides_of
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.model import TorchEncoder, load_encoder, load_network
@@ -28,7 +29,6 @@ from embedsmith.report.rag import judge_retrieval
 from embedsmith.synthesis.rag import RagPlan
 from embedsmith.teacher import Teaching
 from embedsmith.testing import FakeLLM
-from embedsmith.training import TrainingConfig
 from tiny_decoders import SIZES
 
 FILINGS = Path(__file__).parents[1] / "examples" / "filings"

@@ -9,10 +9,10 @@ import pytest
 
 from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Prompts, Source
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
 from embedsmith.examples import PositivePair
 from embedsmith.model import count_conversations
-from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Preparation
 from embedsmith.recipes import (
     PLAIN,

@@ -15,16 +15,17 @@ from embedsmith.adapters import LoraConfig
 from embedsmith.artifacts import read_json, read_jsonl
 from embedsmith.batches import Prompts
 from embedsmith.cards import CardFacts
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError, InputError, ModelRefused
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
-from embedsmith.guards import shipped_guards
+from embedsmith.guards import Numbering, shipped_guards
 from embedsmith.metrics import Difference
 from embedsmith.model import load_encoder, load_network
-from embedsmith.optimization import Ends, visited_steps
+from embedsmith.optimization import Ends, Progress, visited_steps
 from embedsmith.preparation import Preparation
 from embedsmith.report.pareto import write_pareto
-from embedsmith.retention import Candidate, Estimate, Figure, Retention, _Texts, describe_choice, pick, shares
-from embedsmith.training import Progress, TrainingConfig, rehearse, train
+from embedsmith.retention import Candidate, Estimate, Figure, Retention, describe_choice, pick, read_with, shares
+from embedsmith.training import rehearse, train
 
 THINGS = ["card", "pin", "loan", "rate", "fee", "app", "phone", "code", "limit", "transfer", "account", "address"]
 WAYS = ["how do I change my {}", "change of the {} please", "I want another {}", "is there a new {} for me"]
@@ -400,7 +401,7 @@ def test_sharded_weights_can_be_held_against_nothing(tmp_path: Path) -> None:
 def test_texts_are_looked_at_as_the_saved_model_reads_them() -> None:
     """A query has its own instruction or the saved one; a text by itself has what training put before such texts."""
     asked = Prompts("Instruct: {instruction}\nQuery: ", "passage: ")
-    texts = _Texts(asked, replace(asked, query="Instruct: find it\nQuery: "), alone="")
+    texts = Numbering(read_with(asked, replace(asked, query="Instruct: find it\nQuery: "), alone=""))
     for row in (Triplet("a", "b", (), instruction="its own"), Triplet("c", "d", ()), LabelledPair("e", "f", 1)):
         texts.place(row)
 

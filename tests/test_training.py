@@ -7,6 +7,8 @@ import math
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from collections import Counter
@@ -25,32 +27,25 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from commands import FORKS
-from embedsmith import training
+from embedsmith import readiness
 from embedsmith.adapters import LoraConfig
 from embedsmith.batches import Mixing, Prompts, Source, collect
 from embedsmith.cards import CardFacts, write_card
 from embedsmith.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from embedsmith.compilation import require_compiler
+from embedsmith.config import TrainingConfig, config_from
 from embedsmith.devices import Alone
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.guide import read_guide
 from embedsmith.model import TorchEncoder, load_encoder, load_network, tokenize_for
-from embedsmith.optimization import optimize, set_dropout
+from embedsmith.optimization import Progress, learning_rate_at, optimize, set_dropout
 from embedsmith.preparation import Preparation, settle_prompts
+from embedsmith.readiness import choose_batch
 from embedsmith.recipes import read_recipe
 from embedsmith.retention import Retention
 from embedsmith.step import EmbeddingTask
-from embedsmith.training import (
-    Progress,
-    TrainingConfig,
-    TrainingResult,
-    choose_batch,
-    config_from,
-    learning_rate_at,
-    rehearse,
-    train,
-)
+from embedsmith.training import TrainingResult, rehearse, train
 from steps import make_task
 from tiny_decoders import write_decoder
 
@@ -124,7 +119,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_a_weight_is_changed(
     if where == "a weight":
         next(task.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
     else:
-        monkeypatch.setattr("embedsmith.step.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
+        monkeypatch.setattr("embedsmith.parts.parts_of", lambda *_, **__: [lambda rows: (rows * 0).sum().sqrt()])
     with pytest.raises(EmbedsmithError, match="gradient of step 0 is nan"):
         optimize(task, config, store=tmp_path / "store", key="")
     assert all(torch.equal(before[name], weight) for name, weight in task.network.named_parameters())
@@ -201,7 +196,7 @@ def test_the_batches_that_are_checked_are_those_the_run_begins_with(
 ) -> None:
     checked: list[Any] = []
     trained: list[Any] = []
-    examine, step = training.examine_batches, EmbeddingTask.accumulate
+    examine, step = readiness.examine_batches, EmbeddingTask.accumulate
 
     def look(prepared: Any, base: Any, sources: Any, data: Any, tokens: Any, batches: Any, *rest: Any) -> Any:
         checked.extend(batches)
@@ -211,7 +206,7 @@ def test_the_batches_that_are_checked_are_those_the_run_begins_with(
         trained.append([task.data.rows[row] for row in rows])
         return step(task, rows, seed)
 
-    monkeypatch.setattr(training, "examine_batches", look)
+    monkeypatch.setattr(readiness, "examine_batches", look)
     monkeypatch.setattr(EmbeddingTask, "accumulate", accumulate)
     train(make_examples(), base=tiny_model, out=tmp_path / "m", config=replace(CONFIG, seed=3))
     assert checked == trained[: len(checked)]
@@ -235,10 +230,10 @@ def test_dropout_reaches_layers_that_hold_it_as_a_number(tmp_path: Path) -> None
 
 def test_dropout_that_a_base_has_no_place_for_is_told(tiny_model: Path) -> None:
     asked = replace(CONFIG, dropout=0.3)
-    (told,) = training.choose_dropout(torch.nn.Linear(2, 2), asked)
+    (told,) = readiness.choose_dropout(torch.nn.Linear(2, 2), asked)
     assert "dropout is 0.3" in told.found
-    assert not list(training.choose_dropout(load_network(tiny_model), asked))
-    assert not list(training.choose_dropout(torch.nn.Linear(2, 2), CONFIG))
+    assert not list(readiness.choose_dropout(load_network(tiny_model), asked))
+    assert not list(readiness.choose_dropout(torch.nn.Linear(2, 2), CONFIG))
 
 
 def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: Path) -> None:
@@ -255,7 +250,9 @@ def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: P
 
 
 def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Path, tmp_path: Path) -> None:
-    for half, file in ((".model.new", "model.safetensors"), (".model.checkpoint.new", ".tmpA1b2C3")):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for half, file in ((".model.new", "model.safetensors"), (f".model.checkpoint.{gone.pid}.tmp", ".tmpA1b2C3")):
         (tmp_path / half).mkdir()
         (tmp_path / half / file).write_bytes(b"torn")
     train(make_examples(8), base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4, precision="fp32"))
@@ -527,7 +524,7 @@ def test_a_default_prompt_of_the_base_gives_way_to_the_prompts_of_the_run(
 ) -> None:
     base = SentenceTransformer(str(tiny_model), prompts={name: "search: "}, default_prompt_name=name)
     base.save_pretrained(str(tmp_path / "base"), create_model_card=False)
-    monkeypatch.setattr("embedsmith.training.MAPPED", 1)
+    monkeypatch.setattr("embedsmith.readiness.MAPPED", 1)
     preparation = Preparation(prompts=Prompts("query: ", "passage: "))
     given = {"base": tmp_path / "base", "out": tmp_path / "model", "config": CONFIG, "preparation": preparation}
     rows = [PositivePair(f"{word} one", f"{word} two") for word in WORDS]
@@ -692,12 +689,12 @@ def test_a_guide_reads_plain_texts_with_prompts_of_its_own_once(
 def test_tokens_are_made_once_and_mapped_by_whoever_comes_later(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedsmith.training.MAPPED", 1)
+    monkeypatch.setattr("embedsmith.readiness.MAPPED", 1)
 
     with pytest.raises(Killed):
         train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG, on_progress=kill_at(1))
     assert (tmp_path / "model.tokens" / "ids.npy").is_file()
-    monkeypatch.setattr("embedsmith.training.tokenize_for", None)  # nobody tokenises again
+    monkeypatch.setattr("embedsmith.readiness.tokenize_for", None)  # nobody tokenises again
     train(make_examples(), base=tiny_model, out=tmp_path / "model", config=CONFIG)
     assert not (tmp_path / "model.tokens").exists()
 

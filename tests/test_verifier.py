@@ -21,10 +21,11 @@ from scipy.special import expit
 from sentence_transformers import CrossEncoder
 from sklearn.linear_model import LogisticRegression
 
+from embedsmith.config import TrainingConfig
 from embedsmith.cross_encoder import export_verifier, load_verifier, train_verifier
 from embedsmith.errors import InputError, ModelError
 from embedsmith.examples import Example, LabelledPair
-from embedsmith.optimization import Progress, TrainingConfig
+from embedsmith.optimization import Progress
 from embedsmith.verifier import (
     SURE,
     Adjustment,
@@ -97,7 +98,7 @@ def test_other_weights_are_refused(verifier: Path, tmp_path: Path) -> None:
     shutil.copytree(verifier, copy)
     changed = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(changed | {"layer_norm_eps": 0.1}))
-    with pytest.raises(ModelError, match="other weights"):
+    with pytest.raises(ModelError, match="the export is stale"):
         OnnxVerifier(copy)
     with pytest.raises(ModelError, match="holds no verifier"):
         OnnxVerifier(tmp_path)

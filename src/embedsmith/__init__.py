@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from embedsmith.cache.samples import SampleRule as SampleRule
     from embedsmith.cache.semantic import Lookup as Lookup, SemanticCache as SemanticCache
     from embedsmith.calibration import Calibration as Calibration, calibrate as calibrate
+    from embedsmith.config import TrainingConfig as TrainingConfig
     from embedsmith.corpus import deduplicate as deduplicate, read_queries as read_queries
     from embedsmith.cross_encoder import train_verifier as train_verifier
     from embedsmith.documents import read_passages as read_passages
@@ -58,7 +59,6 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from embedsmith.llm import LanguageModel as LanguageModel, open_llm as open_llm
     from embedsmith.mining import mine as mine
     from embedsmith.model import load_encoder as load_encoder
-    from embedsmith.optimization import TrainingConfig as TrainingConfig
     from embedsmith.pipeline import Job as Job, RagJob as RagJob, run as run, run_rag as run_rag
     from embedsmith.preparation import Preparation as Preparation
     from embedsmith.recipes import read_recipe as read_recipe
@@ -79,6 +79,7 @@ _NAMES = {  # by module; a test holds them to be those above
     "cache.samples": "SampleRule",
     "cache.semantic": "Lookup SemanticCache",
     "calibration": "Calibration calibrate",
+    "config": "TrainingConfig",
     "corpus": "deduplicate read_queries",
     "cross_encoder": "train_verifier",
     "documents": "read_passages",
@@ -91,7 +92,6 @@ _NAMES = {  # by module; a test holds them to be those above
     "llm": "LanguageModel open_llm",
     "mining": "mine",
     "model": "load_encoder",
-    "optimization": "TrainingConfig",
     "pipeline": "Job RagJob run run_rag",
     "preparation": "Preparation",
     "recipes": "read_recipe",

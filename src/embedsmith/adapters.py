@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.errors import ConfigurationError, MissingPartError, ModelError, require_kinds
+from embedsmith.errors import ConfigurationError, MissingPartError, ModelError, require, require_kinds
 from embedsmith.noise import quiet_transformers
 
 if TYPE_CHECKING:
@@ -43,16 +43,12 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         require_kinds(self, prefix="lora.")
-        if self.rank < 1:
-            raise ConfigurationError(f"LoRA rank is {self.rank}", expected="at least 1")
-        if not self.alpha > 0:
-            raise ConfigurationError(f"LoRA alpha is {self.alpha}", expected="above 0")
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"LoRA dropout is {self.dropout}", expected="0 or more, less than 1")
-        if self.targets != "all-linear" and not isinstance(self.targets, (tuple, list)):
-            raise ConfigurationError(f"LoRA targets are {self.targets!r}", expected='a tuple of names or "all-linear"')
-        if not self.targets:
-            raise ConfigurationError("LoRA has no targets", expected='a tuple of names or "all-linear"')
+        require(self.rank >= 1, f"LoRA rank is {self.rank}", "at least 1")
+        require(self.alpha > 0, f"LoRA alpha is {self.alpha}", "above 0")
+        require(0 <= self.dropout < 1, f"LoRA dropout is {self.dropout}", "0 or more, less than 1")
+        known = self.targets == "all-linear" or isinstance(self.targets, (tuple, list))
+        require(known, f"LoRA targets are {self.targets!r}", 'a tuple of names or "all-linear"')
+        require(bool(self.targets), "LoRA has no targets", 'a tuple of names or "all-linear"')
 
 
 def add_lora(network: SentenceTransformer, config: LoraConfig | None = None, *, seed: int = 0) -> SentenceTransformer:
@@ -213,8 +209,7 @@ def merge_lora(network: SentenceTransformer) -> SentenceTransformer:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not has_lora(network):
-        raise ConfigurationError("the network has no adapters to merge", expected="a network from add_lora")
+    require(has_lora(network), "the network has no adapters to merge", "a network from add_lora")
     if is_lowered(network):
         restore_frozen(network)
     model = body_of(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+Precision = Literal["fp32", "bf16"]  # of matrix products in torch
 TrainingPrecision = Literal["auto", "bf16", "fp32"]
 ServedPrecision = Literal["fp32", "int8"]
 Eviction = Literal["lru", "lfu", "size"]

@@ -33,6 +33,28 @@ TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_st
 
 
 @dataclass(frozen=True, slots=True)
+class BaseOptions:
+    """What is asked of a base where it is loaded.
+
+    Attributes:
+        attention: what transformers calls `attn_implementation`; None leaves it to transformers.
+        pooling: for plain models; "auto" is the last token for decoders, the mean for encoders.
+        padding: the side on which batches are filled up; None is the folder's own, "right" for plain models.
+        bidirectional: for plain decoders, attention in both directions where transformers has a switch for it.
+        max_length: tokens a text is cut to; 0 leaves it to the base.
+    """
+
+    attention: str | None = None
+    pooling: Pooling = "auto"
+    padding: Padding | None = None
+    bidirectional: bool = False
+    max_length: int = 0
+
+
+AS_IT_IS = BaseOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class BasePlan:
     """How a plain model becomes an encoder.
 
@@ -40,6 +62,7 @@ class BasePlan:
         decoder: whether its tokens see only what stands before them.
         pooling: "lasttoken", "mean" or "cls".
         padding: the side on which shorter texts of a batch are filled up.
+        bidirectional: whether a decoder's attention is switched to both directions.
         max_length: tokens a text is cut to; None leaves it to the tokenizer and the configuration.
         attention: the implementation to ask transformers for; None leaves it to transformers.
         pad: the id that batches are filled up with; None leaves it to the tokenizer.
@@ -49,6 +72,7 @@ class BasePlan:
     decoder: bool
     pooling: Pooling
     padding: Padding
+    bidirectional: bool
     max_length: int | None
     attention: str | None
     pad: int | None
@@ -81,40 +105,27 @@ def reads_both_ways(config: Any) -> bool:
     )
 
 
-def plan_base(
-    path: str,
-    *,
-    pooling: Pooling = "auto",
-    padding: Padding | None = None,
-    attention: str | None = None,
-    bidirectional: bool = False,
-    max_length: int = 0,
-) -> BasePlan:
+def plan_base(path: str, options: BaseOptions = AS_IT_IS) -> BasePlan:
     """Return how the plain model at `path` (a folder or a hub id) becomes an encoder; reads no weights.
-
-    Args:
-        max_length: tokens that the user has texts cut to; 0 leaves it to the model.
 
     Raises:
         ConfigurationError: an option that this model cannot have.
         OSError, ValueError: transformers cannot read the configuration or the tokenizer.
     """
-    if pooling not in get_args(Pooling):
-        raise ConfigurationError(f"pooling {pooling!r} is not known", expected=", ".join(get_args(Pooling)))
-    if padding not in (None, *get_args(Padding)):
-        raise ConfigurationError(f"padding {padding!r} is not known", expected=", ".join(get_args(Padding)))
+    if options.pooling not in get_args(Pooling):
+        raise ConfigurationError(f"pooling {options.pooling!r} is not known", expected=", ".join(get_args(Pooling)))
+    if options.padding not in (None, *get_args(Padding)):
+        raise ConfigurationError(f"padding {options.padding!r} is not known", expected=", ".join(get_args(Padding)))
     config = read_config(path)
-    decoder = is_decoder(config)
-    if bidirectional and not decoder:
+    if is_decoder(config):
+        return _plan_decoder(path, config, options)
+    if options.bidirectional:
         raise ConfigurationError(f"{path} ({config.model_type}) reads in both directions already")
-    if not decoder:
-        return _plan_encoder(config, pooling, padding, attention, max_length)
-    return _plan_decoder(path, config, pooling, padding, attention, bidirectional, max_length)
+    return _plan_encoder(config, options)
 
 
-def _plan_encoder(
-    config: Any, pooling: Pooling, padding: Padding | None, attention: str | None, max_length: int
-) -> BasePlan:
+def _plan_encoder(config: Any, options: BaseOptions) -> BasePlan:
+    pooling = options.pooling
     if pooling == "lasttoken" and not reads_both_ways(config):
         raise ConfigurationError(
             f"a {config.model_type} is no decoder: its last token is a separator",
@@ -124,18 +135,12 @@ def _plan_encoder(
     note = f'{config.model_type} is an encoder: pooling "{chosen}"' + (
         ' (the mean of all tokens; pooling="cls" takes the first one)' if pooling == "auto" else ""
     )
-    return BasePlan(False, chosen, padding or "right", max_length or None, attention, None, (note,))
+    length = options.max_length or None
+    return BasePlan(False, chosen, options.padding or "right", False, length, options.attention, None, (note,))
 
 
-def _plan_decoder(
-    path: str,
-    config: Any,
-    pooling: Pooling,
-    padding: Padding | None,
-    attention: str | None,
-    bidirectional: bool,
-    max_length: int,
-) -> BasePlan:
+def _plan_decoder(path: str, config: Any, options: BaseOptions) -> BasePlan:
+    pooling, attention = options.pooling, options.attention
     if pooling == "cls":
         raise ConfigurationError(
             f"{path} is a decoder ({config.model_type}): its first token has seen nothing of the text",
@@ -146,12 +151,12 @@ def _plan_decoder(
     end = append_eos(tokenizer)
     chosen: Pooling = "lasttoken" if pooling == "auto" else pooling
     notes = [f'{config.model_type} is a decoder: pooling "{chosen}", every text ends in {end!r}']
-    if bidirectional:
+    if options.bidirectional:
         notes.append("attention in both directions: the model was not trained so and has to be tuned")
     text = config.get_text_config()
     reach = limit_of(getattr(text, "max_position_embeddings", None)) or DECODER_LENGTH
     reach = min(reach, limit_of(tokenizer.model_max_length) or reach)
-    if reach > DECODER_LENGTH and not max_length:
+    if reach > DECODER_LENGTH and not options.max_length:
         notes.append(
             f"texts are cut at {DECODER_LENGTH} tokens (the model could read {reach}); max_seq_length raises it"
         )
@@ -161,9 +166,10 @@ def _plan_decoder(
     if getattr(text, "attn_logit_softcapping", None) and attention != "eager":
         attention = "eager"
         notes.append("attention is eager: the model caps its attention scores, which sdpa cannot")
-    length = max_length or min(reach, DECODER_LENGTH)
+    length = options.max_length or min(reach, DECODER_LENGTH)
     fill = tokenizer.convert_tokens_to_ids(pad)
-    return BasePlan(True, chosen, padding or "right", length, attention, fill, tuple(notes))
+    side = options.padding or "right"
+    return BasePlan(True, chosen, side, options.bidirectional, length, attention, fill, tuple(notes))
 
 
 def read_config(path: str) -> Any:
@@ -220,7 +226,7 @@ def read_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> SentenceTransformer:
+def build_network(path: str, plan: BasePlan) -> SentenceTransformer:
     """Return the model at `path` with float32 weights and unit vectors, as `plan` says.
 
     Raises:
@@ -238,7 +244,7 @@ def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> 
             model_kwargs={"dtype": torch.float32, "trust_remote_code": False}
             | ({"attn_implementation": plan.attention} if plan.attention else {}),
             processor_kwargs={"trust_remote_code": False},
-            config_kwargs={"trust_remote_code": False, **pad, **(_declared_switch(path) if bidirectional else {})},
+            config_kwargs={"trust_remote_code": False, **pad, **(_declared_switch(path) if plan.bidirectional else {})},
             max_seq_length=plan.max_length,
             modality_config=TEXT_ONLY,
             module_output_name="token_embeddings",
@@ -249,7 +255,7 @@ def build_network(path: str, plan: BasePlan, *, bidirectional: bool = False) -> 
     modules = [body, PoolingModule(body.get_embedding_dimension(), pooling_mode=plan.pooling), Normalize()]
     network: SentenceTransformer = SentenceTransformer(modules=modules)
     set_padding(network, plan.padding)
-    if bidirectional:
+    if plan.bidirectional:
         switch_both_ways(network)
     return network
 

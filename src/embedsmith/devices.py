@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
-
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError
-from embedsmith.tokens import Index
+from embedsmith.machine import find_device
 
 if TYPE_CHECKING:
     import torch
+
+    from embedsmith.tokens import Index
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 Made = TypeVar("Made")
@@ -75,10 +75,9 @@ class Together:
                 "several processes work on this run, and accelerate is not installed",
                 action="pip install 'embedsmith[train]'",
             ) from None
-        import torch
         from torch import distributed
 
-        self.device = PartialState(cpu=not torch.cuda.is_available()).device
+        self.device = PartialState(cpu=find_device() == "cpu").device
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def gather(self, own: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -114,13 +113,28 @@ class Together:
         return int(shared.item())
 
 
+def count_processes() -> int:
+    """Return how many processes a launcher started for this run, on all machines; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes_here() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Say whether this is the one of them that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def open_devices(*, sharded: bool = False) -> Devices:
     """Return the processes of this run: those a launcher started, or this one alone.
 
     Raises:
         ConfigurationError: the weights are to be sharded, and there is one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_processes() > 1:
         return Together(sharded=sharded)
     if sharded:
         raise ConfigurationError(
@@ -161,11 +175,11 @@ def deal(weights: Index, size: int) -> list[list[int]]:
     Weights (5, 4, 3, 2) for two: [[0, 3], [1, 2]], seven each.
     """
     hands: list[list[int]] = [[] for _ in range(size)]
-    loads = np.zeros(size, dtype=np.int64)
-    for piece in np.argsort(-weights, kind="stable").tolist():
-        lightest = int(loads.argmin())
+    loads = [0] * size
+    for piece in (-weights).argsort(kind="stable").tolist():
+        lightest = loads.index(min(loads))
         hands[lightest].append(piece)
-        loads[lightest] += weights[piece]
+        loads[lightest] += int(weights[piece])
     return [sorted(hand) for hand in hands]
 
 

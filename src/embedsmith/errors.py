@@ -112,6 +112,12 @@ def describe_failure(error: BaseException) -> str:
     return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")
 
 
+def require(right: bool, found: str, expected: str, action: str = "") -> None:
+    """Raise `ConfigurationError` unless a setting is `right`."""
+    if not right:
+        raise ConfigurationError(found, expected=expected, action=action)
+
+
 def require_kinds(settings: Any, *, prefix: str = "") -> None:
     """Raise where a field of a dataclass of settings is not what its annotation says: bool, int, float, str, ints.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedsmith.encoder import Encoder, encode_by_side, pair_similarities
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, LabelledPair, ScoredPair, split, units_of
-from embedsmith.guards import MOST, Numbering, make_measure, shipped_guards
+from embedsmith.guards import MOST, Numbering, bare, make_measure, shipped_guards
 from embedsmith.machine import count_cores
 from embedsmith.metrics import (
     Difference,
@@ -320,7 +320,7 @@ def evaluate_general(
 
 
 def _measure_guard(encoder: Encoder, name: str, rows: Sequence[Example], seed: int, resamples: int) -> GeneralScore:
-    texts = Numbering()
+    texts = Numbering(bare)
     measure = make_measure(name, rows, texts.place, most=MOST, resamples=resamples, seed=seed)
     found = measure.read(encode_by_side(encoder, list(texts.places)))
     return GeneralScore(name, measure.metric, measure.rows, estimate(found.value, found.draws))

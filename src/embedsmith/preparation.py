@@ -13,18 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from embedsmith.adapters import LoraConfig, add_lora, lower_frozen, merge_lora
 from embedsmith.batches import Prompts, Source, has_equal_sides
-from embedsmith.decoders import Padding, Pooling, checkpoint_gradients
+from embedsmith.choices import Precision
+from embedsmith.decoders import BaseOptions, Padding, Pooling, checkpoint_gradients
 from embedsmith.encoder import SIDES
-from embedsmith.errors import ConfigurationError, ModelError, require_kinds
-from embedsmith.model import (
-    Precision,
-    default_prompt,
-    describe_base,
-    load_network,
-    pools_prompts,
-    read_prompts,
-    save_network,
-)
+from embedsmith.errors import ConfigurationError, ModelError, require, require_kinds
+from embedsmith.model import default_prompt, describe_base, load_network, pools_prompts, read_prompts, save_network
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -66,6 +59,10 @@ class Preparation:
         if self.prompts is not None:
             require_kinds(self.prompts, prefix="prompts.")
 
+    def options(self, attention: str | None = None) -> BaseOptions:
+        """Return what is asked of the base where it is loaded."""
+        return BaseOptions(attention, self.pooling, self.padding, self.bidirectional, self.max_length)
+
 
 _NESTED: Mapping[str, type[Any]] = {"lora": LoraConfig, "prompts": Prompts}
 
@@ -91,8 +88,7 @@ def preparation_from(values: Mapping[str, Any]) -> Preparation:
 def _known(kind: type[Any], values: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     known = [item.name for item in fields(kind)]
     unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigurationError(f"unknown key in {what}: {', '.join(unknown)}", expected=f"any of {', '.join(known)}")
+    require(not unknown, f"unknown key in {what}: {', '.join(unknown)}", f"any of {', '.join(known)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -153,14 +149,9 @@ def prepare(
     Args:
         own_prompts: the texts come with prompts, so the base's default prompt is not put before them as well.
     """
-    choices: dict[str, Any] = {
-        "attention": attention,
-        "pooling": preparation.pooling,
-        "padding": preparation.padding,
-        "bidirectional": preparation.bidirectional,
-    }
-    notes = list(describe_base(base, **choices, max_length=preparation.max_length))
-    network = load_network(base, **choices)
+    options = preparation.options(attention)
+    notes = list(describe_base(base, options))
+    network = load_network(base, options)
     default = default_prompt(network)
     if own_prompts:
         network.default_prompt_name = None
@@ -169,7 +160,6 @@ def prepare(
         notes.append(f"the base's default prompt {default!r} is left out: the run names its prompts")
     if preparation.max_length:
         notes.append(f"texts are cut at {preparation.max_length} tokens, as asked")
-        network.max_seq_length = preparation.max_length
     if preparation.lora is not None:
         add_lora(network, preparation.lora, seed=seed)
         trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

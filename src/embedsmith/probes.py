@@ -39,13 +39,14 @@ from embedsmith.checks import (
     draw_probe,
     report_of,
 )
+from embedsmith.choices import Precision
+from embedsmith.config import TrainingConfig
 from embedsmith.decoders import frame_of, is_decoder
 from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.examples import Example
 from embedsmith.model import (
     DEMO_MODEL,
-    Precision,
     autocast,
     default_prompt,
     has_modules,
@@ -56,7 +57,6 @@ from embedsmith.model import (
     run_block,
     run_microbatches,
 )
-from embedsmith.optimization import TrainingConfig
 from embedsmith.preparation import Prepared
 from embedsmith.tokens import Tokens, tokenize
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from embedsmith.artifacts import plain
 from embedsmith.batches import Source
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.config import KEPT, TrainingConfig, config_from
+from embedsmith.errors import ConfigurationError, InputError, require
 from embedsmith.examples import has_conversations
-from embedsmith.optimization import KEPT, TrainingConfig, config_from
 from embedsmith.preparation import Preparation, preparation_from
 
 TABLES = ("about", "training", "preparation", "small", "sources")
@@ -62,8 +62,7 @@ def change(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe
     training, preparing = dict(recipe.training), {**recipe.preparing}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigurationError(f"{assignment!r} sets no value", expected="key=value, as in temperature=0.02")
+        require(bool(separator), f"{assignment!r} sets no value", "key=value, as in temperature=0.02")
         table, _, name = key.strip().removeprefix("preparation.").rpartition(".")
         value = _read_text(text) if table == "prompts" else _read_value(text.strip())
         if table in {"lora", "prompts"}:
@@ -155,8 +154,7 @@ def read_recipe(name: str | Path, *, small: bool = False) -> TrainingRecipe:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name} is no TOML: {error}", expected="a training recipe") from None
     unknown = sorted(set(values) - set(TABLES))
-    if unknown:
-        raise ConfigurationError(f"{name}: unknown table {', '.join(unknown)}", expected=f"any of {', '.join(TABLES)}")
+    require(not unknown, f"{name}: unknown table {', '.join(unknown)}", f"any of {', '.join(TABLES)}")
     if small and "small" not in values:
         raise ConfigurationError(
             f"{name} has no values for a small machine",

@@ -16,12 +16,14 @@ import numpy as np
 
 from embedsmith.artifacts import fingerprint, read_jsonl, write_json, write_jsonl
 from embedsmith.batches import Prompts, prompts_of
+from embedsmith.choices import Precision
+from embedsmith.encoder import Side
 from embedsmith.encoder import normalize as to_unit_rows
-from embedsmith.errors import ConfigurationError, InputError, ModelRefused
-from embedsmith.examples import Example, is_asymmetric, texts_of
-from embedsmith.guards import VALIDATION, Measured, make_measure, shipped_guards
+from embedsmith.errors import InputError, ModelRefused, require
+from embedsmith.examples import Example
+from embedsmith.guards import VALIDATION, Measured, Numbering, make_measure, shipped_guards
 from embedsmith.metrics import Difference, Estimate, difference, estimate
-from embedsmith.model import Precision, autocast, embed, encoding_budget, tokenize_for
+from embedsmith.model import autocast, embed, encoding_budget, tokenize_for
 from embedsmith.optimization import Ends
 
 if TYPE_CHECKING:
@@ -61,10 +63,14 @@ class Retention:
     slack: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance <= 1:
-            raise ConfigurationError(f"tolerance is {self.tolerance}", expected="0 to 1")
-        if self.slack < 0:
-            raise ConfigurationError(f"slack is {self.slack}", expected="0 or more standard errors")
+        require(0 <= self.tolerance <= 1, f"tolerance is {self.tolerance}", "0 to 1")
+        require(not self.slack < 0, f"slack is {self.slack}", "0 or more standard errors")
+
+    @property
+    def sets(self) -> dict[str, tuple[Example, ...]]:
+        """All rows by name: validation's, if there are any, and the guards."""
+        guards = shipped_guards() if self.guards is None else self.guards
+        return {**({VALIDATION: self.validation} if self.validation else {}), **guards}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,33 +132,20 @@ class Choice:
 # ── What is measured
 
 
-class _Texts:
-    """Distinct texts as the saved model will read them, numbered as they come.
+def read_with(prompts: Prompts, saved: Prompts, alone: str) -> Callable[[Side, str, Example | None], str]:
+    """Return how the saved model reads a text on a side: with the prompt saved for it, by itself with `alone`.
 
-    A text that stands by itself has the prompt `alone`; a query without an instruction of its own has that which is
-    saved with the model.
+    A query with an instruction of its own has that in the place of the saved one.
     """
 
-    def __init__(self, prompts: Prompts, saved: Prompts, alone: str) -> None:
-        self.prompts, self.saved, self.alone = prompts, saved, alone
-        self.places: dict[str, int] = {}
+    before = {"query": saved.query, "document": saved.document, "": alone}
 
-    def place(self, example: Example) -> tuple[int, ...]:
-        """Return the numbers of the example's texts: the anchor, then what it is compared to."""
-        query, document = self.alone, self.alone
-        if is_asymmetric(example):
-            own = getattr(example, "instruction", None)
-            query = prompts_of(example, self.prompts)[0] if own else self.saved.query
-            document = self.saved.document
-        first, *others = texts_of(example)
-        return (self._number(query + first), *(self._number(document + text) for text in others))
+    def read(side: Side, text: str, example: Example | None) -> str:
+        if side == "query" and example is not None and getattr(example, "instruction", None):
+            return prompts_of(example, prompts)[0] + text
+        return before[side] + text
 
-    def place_documents(self, documents: Sequence[str]) -> tuple[int, ...]:
-        """Return the numbers of texts that stand beside positives, with the prompt of documents."""
-        return tuple(self._number(self.saved.document + text) for text in documents)
-
-    def _number(self, text: str) -> int:
-        return self.places.setdefault(text, len(self.places))
+    return read
 
 
 # ── On the way, and at the end
@@ -185,9 +178,8 @@ class Keeper:
         self.network, self.retention, self.precision = network, retention, precision
         self.base_weight = base_weight
         self.log, self.record = out.parent / "watch.jsonl", out.parent / "retention.json"
-        guards = shipped_guards() if retention.guards is None else retention.guards
-        sets = {**({VALIDATION: retention.validation} if retention.validation else {}), **guards}
-        texts = _Texts(prompts, saved, alone)
+        sets = retention.sets
+        texts = Numbering(read_with(prompts, saved, alone))
         self.measures = [
             make_measure(
                 name,

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedsmith.batches import Index, Numbers, Plan, Row, TrainingSet, contrast, count_batches, localize, order_batches
 from embedsmith.checks import Watch, mean_cosine
-from embedsmith.devices import Alone, Devices, deal
-from embedsmith.model import Precision, autocast, invert, run_block
-from embedsmith.objectives import IN_BATCH, parts_of
-from embedsmith.optimization import TrainingConfig, Work
+from embedsmith.choices import Precision
+from embedsmith.config import TrainingConfig
+from embedsmith.devices import Alone, Devices, deal, processes_here
+from embedsmith.machine import count_memory
+from embedsmith.model import autocast, invert, run_block
+from embedsmith.objectives import IN_BATCH
+from embedsmith.optimization import Work
 from embedsmith.tokens import Tokens, cut_microbatches, cut_packed
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class EmbeddingTask:
         return order_batches(self.data.rows, self.plan, seed=seed, epoch=epoch)
 
     def accumulate(self, rows: Sequence[int], seed: int) -> tuple[float, Work]:
+        from embedsmith.parts import parts_of
+
         texts, local = localize([self.data.rows[row] for row in rows])
         pool = _Pool(self, texts, seed)
         embeddings = pool.encode().requires_grad_()
@@ -236,7 +239,7 @@ def choose_held(
         return config.held_tokens, (f"activations of {config.held_tokens:,} padded tokens are kept, as asked",)
     budget = config.token_budget or BUDGET
     size = measure_activations(network, tokens, budget, precision, packer)
-    memory = _memory(network.device) // MEMORY_SHARE
+    memory = count_memory(network.device, processes=processes_here()) // MEMORY_SHARE
     held = max(int(memory // max(size, 1)), budget)
     note = f"activations take {size / 1024:,.0f} KB a token: {memory / 2**30:.1f} GB hold {held:,} padded tokens"
     return held, (note,)
@@ -280,20 +283,3 @@ def measure_activations(
         kept = encode_block(network, tokens, block, packer)
     del kept
     return sum(sizes.values()) / (len(block) * int(tokens.lengths[block].max()))
-
-
-def _memory(device: torch.device) -> int:
-    """Return the bytes of memory that one process of this machine can count on."""
-    import torch
-
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for text in _cgroup_limits() if text.isdigit()]
-    return int(min([whole, *limits])) // share
-
-
-def _cgroup_limits() -> list[str]:
-    names = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    return [Path(name).read_text(encoding="ascii").strip() for name in names if Path(name).is_file()]

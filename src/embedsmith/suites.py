@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Encoder, check_vectors, pair_cosines
-from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError, ModelError, require
 from embedsmith.evaluation import RESAMPLES
 from embedsmith.examples import LABELS, Rejected, ScoredPair, detect_format, units_of
 from embedsmith.metrics import (
@@ -191,8 +191,7 @@ def find_suite(name: str) -> tuple[SuiteSet, ...]:
     Raises:
         ConfigurationError: there is no such suite.
     """
-    if name not in SUITES:
-        raise ConfigurationError(f"there is no suite {name!r}", expected=f"one of {', '.join(SUITES)}")
+    require(name in SUITES, f"there is no suite {name!r}", f"one of {', '.join(SUITES)}")
     return SUITES[name]
 
 
@@ -500,8 +499,7 @@ def measure_suite(
 
 def _require(encoders: Mapping[str, Encoder], sets: Sequence[ScoredSet], baseline: str | None) -> str:
     base = choose_baseline(encoders, baseline)
-    if not sets:
-        raise ConfigurationError("no set to measure on", expected="at least one")
+    require(bool(sets), "no set to measure on", "at least one")
     twice = [name for name, count in Counter(item.name for item in sets).items() if count > 1]
     if twice:
         raise ConfigurationError(f"two sets are called {twice[0]}", expected="a name for each")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import InputError, require
 from embedsmith.examples import PositivePair, Triplet
 from embedsmith.lexical import LexicalIndex
 from embedsmith.metrics import top_places
@@ -48,10 +48,9 @@ class Teaching:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.negatives <= self.depth:
-            raise ConfigurationError(f"{self.negatives} negatives of {self.depth}", expected="1 to the depth")
-        if self.bonus < 0 or (self.weight is not None and self.weight < 0):
-            raise ConfigurationError(f"weight {self.weight}, bonus {self.bonus}", expected="0 or more")
+        require(0 < self.negatives <= self.depth, f"{self.negatives} negatives of {self.depth}", "1 to the depth")
+        low = self.bonus < 0 or (self.weight is not None and self.weight < 0)
+        require(not low, f"weight {self.weight}, bonus {self.bonus}", "0 or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from embedsmith.checks.findings import Finding, Outcome
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import ConfigurationError
-from embedsmith.optimization import TrainingConfig
 
 FIRST = 4  # steps that tell the loss before training; a run may diverge in its warm-up
 WINDOW = 10  # steps whose mean is compared with that of the first ones; small batches are noisy

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from embedsmith.batches import Row, TrainingSet, contrast, localize
 from embedsmith.checks.findings import HEAVY, LOOKED, Finding, Outcome, share_of
+from embedsmith.objectives import CLASSED, IN_BATCH
 from embedsmith.text import normalize
 
 BATCHES = 20  # batches in which false negatives are counted
@@ -29,9 +30,9 @@ def check_pool(
     for batch in batches:
         for source in {row.source for row in batch}:
             rows = [row for row in batch if row.source == source]
-            if "infonce" in losses[source]:
+            if IN_BATCH & set(losses[source]):
                 counts[source] += _count_negatives(rows, texts, answers)
-            if "batch_triplet" in losses[source]:
+            if CLASSED & set(losses[source]):
                 counts[source] += Counter({"batches": 1, "idle": int(not _has_triplet(rows))})
     for name, count in zip(names, counts, strict=True):
         yield from _judge_pool(name, count)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from embedsmith.batches import Plan, Row, Source, find_crowds
 from embedsmith.checks.findings import Finding, Outcome
-from embedsmith.optimization import TrainingConfig
+from embedsmith.config import TrainingConfig
+from embedsmith.objectives import READERS
 from embedsmith.preparation import Preparation
 
 
@@ -57,14 +58,6 @@ def check_crowds(rows: Sequence[Row], plan: Plan, names: Sequence[str]) -> Itera
 
 _ROW = "row", "lower the weight of the source, or --batch"
 _GROUP = "group", "give rows with different answers different groups, leave some of the group out, or lower --batch"
-TEMPERED = frozenset({"infonce", "cosent", "angle", "distill_kl"})
-READERS: Mapping[str, frozenset[str]] = {  # the losses that an option is for
-    "temperature": TEMPERED,
-    "margin": frozenset({"online_contrastive", "contrastive", "triplet", "batch_triplet"}),
-    "mining": frozenset({"batch_triplet"}),
-    **dict.fromkeys(("symmetric", "guide", "guide_margin", "guide_relative"), frozenset({"infonce"})),
-    **dict.fromkeys(("logistic_scale", "logistic_bias"), frozenset({"logistic"})),
-}
 
 
 def check_effects(
@@ -122,7 +115,7 @@ def check_settings(
             action=f"set --batch to {max(rows // 45, 1)} or so",
             place="configuration",
         )
-    own = sorted(TEMPERED & set(losses))
+    own = sorted(READERS["temperature"] & set(losses))
     if own and not 0.005 <= config.temperature < 1:
         large = config.temperature >= 1
         yield Finding(

@@ -13,6 +13,7 @@ from embedsmith.cli import cache, documents, inspection, job, measuring, mining,
 from embedsmith.cli.console import app, console
 from embedsmith.cli.endings import explain_ending
 from embedsmith.cli.options import CheckedCommand
+from embedsmith.devices import is_first_process
 
 ORDER = (job, synthesis, documents, inspection, mining, training, measuring, cache)  # of the commands in the help
 app.registered_commands.sort(key=lambda known: [home.__name__ for home in ORDER].index(known.callback.__module__))
@@ -36,6 +37,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is not UTF-8 is printed with escapes
             stream.reconfigure(errors="backslashreplace")
-    console.quiet = os.environ.get("RANK", "0") != "0"  # of many processes, the first one speaks
+    console.quiet = not is_first_process()
     with explain_ending():
         app(standalone_mode=True)

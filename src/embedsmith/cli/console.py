@@ -77,9 +77,20 @@ Conversations = Annotated[
     bool,
     typer.Option("--conversations", help="Ask about whole chats of a log, not about the last message of each alone."),
 ]
+
+
+def check_separator(value: str | None) -> str | None:
+    from embedsmith.tables import parse_separator
+
+    return parse_separator(value) if value is not None else None
+
+
 Separator = Annotated[
     str | None,
-    typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),
+    typer.Option(
+        help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given.",
+        callback=check_separator,
+    ),
 ]
 Mask = Annotated[
     bool,
@@ -343,23 +354,22 @@ def read_table(path: Path, separator: str | None) -> ExampleSet[Example]:
     """Return the examples of a file; a separator that was guessed is told."""
     from embedsmith.examples import read_examples
 
-    return read_examples(path, separator=name_separator(path, separator))
+    say_separator(path, separator)
+    return read_examples(path, separator=separator)
 
 
-def name_separator(path: Path, separator: str | None) -> str | None:
-    """Return the separator as it was asked for, None if it was not; one that is guessed is told."""
-    from embedsmith.tables import describe_separator, parse_separator
+def say_separator(path: Path, separator: str | None) -> None:
+    from embedsmith.tables import describe_separator
 
-    named = parse_separator(separator) if separator is not None else None
-    if told := describe_separator(path, named):
+    if told := describe_separator(path, separator):
         say(told)
-    return named
 
 
 def read_pairs(path: Path, separator: str | None = None) -> list[LabelledPair]:
     from embedsmith.examples import LabelledPair, read_examples
 
-    found = read_examples(path, kind=LabelledPair, separator=name_separator(path, separator))
+    say_separator(path, separator)
+    found = read_examples(path, kind=LabelledPair, separator=separator)
     tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return list(found.examples)
 

@@ -15,10 +15,10 @@ from embedsmith.cli.console import (
     Separator,
     app,
     check_folder,
-    name_separator,
     print_json,
     print_table,
     say,
+    say_separator,
 )
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def inspect(
     from embedsmith.inspection import inspect as inspect_set
     from embedsmith.model import load_encoder
 
-    named = name_separator(file, separator)
+    say_separator(file, separator)
     encoder = load_encoder(base, base_url=base_url) if base is not None else None
     found = inspect_set(
         file,
-        separator=named,
+        separator=separator,
         against=against or [],
         base=encoder,
         rejected=rejected,

@@ -39,8 +39,8 @@ from embedsmith.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embedsmith.batches import Source
+    from embedsmith.config import TrainingConfig
     from embedsmith.examples import Example
-    from embedsmith.optimization import TrainingConfig
     from embedsmith.preparation import Preparation
     from embedsmith.retention import Retention
     from embedsmith.training import Rehearsal, TrainingResult
@@ -226,7 +226,7 @@ def _print_next(made: _Made, base: str, held_out: Path | None, as_json: bool) ->
 
 def _require_read(config: TrainingConfig, preparation: Preparation) -> None:
     """Raise if a value was set that the training of a verifier does not read."""
-    from embedsmith.optimization import TrainingConfig
+    from embedsmith.config import TrainingConfig
     from embedsmith.preparation import Preparation
 
     pairs: tuple[tuple[Any, Any], ...] = ((config, TrainingConfig()), (preparation, Preparation()))

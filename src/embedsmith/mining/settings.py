@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from embedsmith.choices import Output, Ruling, Sampling, Search, Storage
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require
 
 CHOICES = {"sampling": Sampling, "ruling": Ruling, "output": Output, "search": Search, "storage": Storage}
 
@@ -59,23 +59,23 @@ class MiningSettings:
             if getattr(self, name) not in get_args(choice):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}", expected=" or ".join(get_args(choice)))
         first, last = self.window
-        _require(self.negatives >= 1, f"{self.negatives} negatives a row", "at least 1")
-        _require(1 <= first <= last, f"the window {first}:{last}", "FIRST:LAST with 1 ≤ FIRST ≤ LAST")
-        _require(
+        require(self.negatives >= 1, f"{self.negatives} negatives a row", "at least 1")
+        require(1 <= first <= last, f"the window {first}:{last}", "FIRST:LAST with 1 ≤ FIRST ≤ LAST")
+        require(
             last - first + 1 >= self.negatives,
             f"the window {first}:{last} has {last - first + 1} ranks for {self.negatives} negatives",
             "a window with as many ranks as negatives",
         )
-        _require(self.relative is None or 0 < self.relative <= 1, f"relative {self.relative}", "above 0, at most 1")
-        _require(self.margin is None or 0 <= self.margin <= 2, f"margin {self.margin}", "0 to 2")
+        require(self.relative is None or 0 < self.relative <= 1, f"relative {self.relative}", "above 0, at most 1")
+        require(self.margin is None or 0 <= self.margin <= 2, f"margin {self.margin}", "0 to 2")
         for name in ("minimum", "maximum"):
             value = getattr(self, name)
-            _require(value is None or -1 <= value <= 1, f"{name} {value}", "a cosine, -1 to 1")
+            require(value is None or -1 <= value <= 1, f"{name} {value}", "a cosine, -1 to 1")
         if self.minimum is not None and self.maximum is not None:
-            _require(self.minimum < self.maximum, f"minimum {self.minimum}, maximum {self.maximum}", "min < max")
-        _require(self.temperature > 0, f"temperature {self.temperature}", "above 0")
-        _require(self.judged == 0 or self.judged >= self.negatives, f"judged {self.judged}", "0 or ≥ negatives")
-        _require(not (self.scores and self.output == "pairs"), "scores with output pairs", "scores with triplets")
+            require(self.minimum < self.maximum, f"minimum {self.minimum}, maximum {self.maximum}", "min < max")
+        require(self.temperature > 0, f"temperature {self.temperature}", "above 0")
+        require(self.judged == 0 or self.judged >= self.negatives, f"judged {self.judged}", "0 or ≥ negatives")
+        require(not (self.scores and self.output == "pairs"), "scores with output pairs", "scores with triplets")
 
     @property
     def judged_at_most(self) -> int:
@@ -94,8 +94,3 @@ class MiningSettings:
         if self.margin is not None:
             limits.append(positive - self.margin)
         return min(limits)
-
-
-def _require(right: bool, found: str, expected: str) -> None:
-    if not right:
-        raise ConfigurationError(found, expected=expected)

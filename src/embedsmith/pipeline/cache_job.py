@@ -16,8 +16,10 @@ from typing import Any
 
 from embedsmith.artifacts import fingerprint, fingerprint_file, plain, read_json, read_jsonl, write_json, write_jsonl
 from embedsmith.cache.feedback import refuse_feedback
+from embedsmith.cache.guard import record_guard
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
 from embedsmith.calibration import Calibration, write_calibration
+from embedsmith.config import TrainingConfig
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
 from embedsmith.encoder import Encoder, Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
@@ -25,11 +27,11 @@ from embedsmith.evaluation import compare, evaluate_general, halve, labels_of, m
 from embedsmith.examples import Example, ExampleSet, LabelledPair, read_examples, split
 from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
-from embedsmith.llm import LanguageModel, Sampling
+from embedsmith.llm import LanguageModel, Sampling, find_host
 from embedsmith.llm.budget import Limits
 from embedsmith.metrics import percent
 from embedsmith.model import fingerprint_model, load_encoder
-from embedsmith.personal import Screen
+from embedsmith.personal import Screen, mask
 from embedsmith.pipeline.common import (
     EXAMPLES,
     PERSONAL,
@@ -50,13 +52,13 @@ from embedsmith.synthesis.labels import check_labels
 from embedsmith.synthesis.outcome import Synthesis
 from embedsmith.synthesis.recipes import load_recipe
 from embedsmith.tables import describe_separator
-from embedsmith.training import TrainingConfig
 
 HELD_OUT = 0.2  # share of the synthetic sources that judge the model when there are no labelled pairs
 CHOOSING = 0.1  # share of the others that choose how much of the tuning the weights keep
 FEWEST_QUERIES = 10  # of a log without labelled pairs
 FEWEST = 10  # such sources; fewer choose nothing
 TOLERANCE = 0.01  # how far a guard may fall below the base, in its metric
+PERSONAL_PAIRS = "personal_pairs.jsonl"  # as PERSONAL, of the labelled pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Job:
         log: the unlabelled queries. base: the model to tune.
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
         column: of the log. separator: of the columns of log and labelled pairs where they are csv or tsv.
-        mask: personal data in the log becomes placeholders (`personal`).
+        mask: personal data in the log becomes placeholders (`personal`), and in labelled pairs that hosted peers read.
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
@@ -113,15 +115,43 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
     with begin(job.base, job.out, llm, watch) as session:
         guards = read_guards(job.guards)
         labelled = _read_pairs(job, job.evaluation, session.watch) if job.evaluation else None
+        peers = _open_hosted(job)
+        if labelled is not None and peers:
+            _say_pairs(job, labelled, peers, session)
         queries = _corpus(job, session)
-        session.say_personal("queries", masked=job.mask)
+        readers = [llm, *peers] if labelled is None else [llm]  # without pairs of the user's, those of the queries go
+        session.say_personal(readers, "queries", masked=job.mask)
         _require_judges(job, queries, labelled)
         examples, judged = _synthesis(job, queries, labelled, session)
         _hardness(job, examples, session)
         _training(job, examples, guards, session)
-        _evaluation(job, judged, guards, session)
+        _evaluation(job, _mask_pairs(judged) if job.mask and peers else judged, guards, session)
         _calibration(job, judged, session)
         return session.report(summarize(session, job, labelled), write_report)
+
+
+def _open_hosted(job: Job) -> list[Encoder]:
+    """Return the models of the comparison that texts leave this machine for."""
+    opened = [load_encoder(peer, base_url=job.base_url) for peer in job.peers if peer.startswith("openai:")]
+    return [model for model in opened if find_host(model) is not None]
+
+
+def _say_pairs(job: Job, labelled: ExampleSet[LabelledPair], peers: Sequence[Encoder], session: Session) -> None:
+    """Tell of the personal data in the user's labelled pairs, hours before they are sent."""
+    screen = Screen(job.mask)
+    for number, pair in enumerate(labelled.examples, start=1):
+        for text in (pair.sentence1, pair.sentence2):
+            screen.read(f"pair {number}", text)
+    write_jsonl(session.folder / PERSONAL_PAIRS, screen.rows)
+    session.say_personal(peers, "labelled pairs", masked=job.mask, file=PERSONAL_PAIRS)
+
+
+def _mask_pairs(pairs: Sequence[LabelledPair]) -> list[LabelledPair]:
+    """Return the pairs as all models of a comparison read them, if some of these are hosted.
+
+    The threshold is chosen on the pairs as they are: nobody else sees them there, and the traffic has no placeholders.
+    """
+    return [replace(pair, sentence1=mask(pair.sentence1), sentence2=mask(pair.sentence2)) for pair in pairs]
 
 
 def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet[LabelledPair] | None) -> None:
@@ -297,8 +327,9 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], session: Session) -> 
     """
     folder, say = session.folder, session.watch.under("threshold")
     inputs = {"pairs": fingerprint(judged), "model": fingerprint_model(folder / "model")}
-    settings: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "seed": job.seed, "guard": True}
+    settings: dict[str, Any] = {"delta": job.delta, "alpha": job.alpha, "seed": job.seed}
     settings |= {"precision": "fp32"}  # that of load_encoder
+    settings |= record_guard(True)  # another version of the guard makes another calibration
     outputs = ["calibration_check.json"]
 
     def make() -> None:
@@ -337,7 +368,8 @@ def _choose_threshold(job: Job, chosen: Sequence[LabelledPair], encoder: Encoder
         alpha=job.alpha,
         model=model,
         precision=precision_of(encoder),
-        guard=True,
+        cached=True,
+        **record_guard(True),
         written=job.evaluation is None,
     )
 

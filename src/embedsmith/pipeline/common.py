@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 
 from embedsmith.artifacts import RunDirectory, fingerprint, plain, read_json, read_jsonl, write_json
 from embedsmith.cards import CardFacts
+from embedsmith.config import TrainingConfig
 from embedsmith.errors import InputError
 from embedsmith.examples import Example
 from embedsmith.llm import LanguageModel, find_host
 from embedsmith.llm.calls import Progress as CallProgress
 from embedsmith.model import check_model, fingerprint_model
+from embedsmith.optimization import Progress
 from embedsmith.personal import describe_personal
 from embedsmith.preparation import Preparation
 from embedsmith.retention import Retention
 from embedsmith.synthesis.outcome import Synthesis
-from embedsmith.training import Progress, TrainingConfig, TrainingResult, train
+from embedsmith.training import TrainingResult, train
 
 PERSONAL = "personal.jsonl"  # ids of what has personal data, and of which kinds
 EXAMPLES, REJECTED, COUNTS = "synthesis/examples.jsonl", "synthesis/rejected.jsonl", "synthesis/counts.json"
@@ -155,10 +157,11 @@ class Session:
         page = write(self.folder / "report.html", summary)
         return RunResult(self.folder.path, self.folder / "model", page, summary)
 
-    def say_personal(self, what: str, *, masked: bool) -> None:
-        """Tell of the personal data that was found, before any of it is sent: what the first stage wrote of it."""
-        place = self.folder / PERSONAL
-        if told := describe_personal(read_rows(place), what, masked=masked, host=find_host(self.llm), place=place):
+    def say_personal(self, models: Sequence[object], what: str, *, masked: bool, file: str = PERSONAL) -> None:
+        """Tell of the personal data that was found, before any of it is sent to `models`: what was written of it."""
+        place = self.folder / file
+        host = " and ".join(dict.fromkeys(filter(None, map(find_host, models)))) or None
+        if told := describe_personal(read_rows(place), what, masked=masked, host=host, place=place):
             self.watch.say(told)
 
 

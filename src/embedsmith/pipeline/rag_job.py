@@ -18,6 +18,7 @@ from typing import Any
 
 from embedsmith.artifacts import JsonLines, fingerprint, fingerprint_file, plain, read_json, write_json, write_jsonl
 from embedsmith.batches import INSTRUCTION
+from embedsmith.config import TrainingConfig
 from embedsmith.documents import Passage, read_passages, read_passages_file, screen_passages, write_passages
 from embedsmith.documents.files import find_files
 from embedsmith.encoder import SIDES, Encoder, sides_of
@@ -62,7 +63,6 @@ from embedsmith.runtime import load_token_counter
 from embedsmith.synthesis.outcome import Synthesis, collect
 from embedsmith.synthesis.rag import RagPlan, embed_passages, synthesize_rag
 from embedsmith.teacher import Teaching, teach
-from embedsmith.training import TrainingConfig
 
 CHOOSING, JUDGING = 0.2, 0.2  # shares of the source passages whose questions choose the weights, and judge the model
 DISTRACTORS = 1000  # passages that the choosing questions' own are ranked among
@@ -92,6 +92,7 @@ class RagJob:
             questions about a fifth of the passages judge (optimistic: the same language model wrote them).
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
+        column, separator: of sources that are tables; see `documents.read_passages`.
         mask: personal data in the passages becomes placeholders (`personal`).
         tokens: longest passage, in tokens of the base.
         preparation: how the base is made ready, as in `train`: pooling, adapters, prompts. The base itself is searched,
@@ -119,6 +120,7 @@ class RagJob:
     tolerance: float = 0.02
     force: bool = False
     seed: int = 0
+    separator: str | None = None
 
     @property
     def prepared(self) -> Preparation:
@@ -164,7 +166,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
             session.watch.say(f"base: {note}")
         task = read_beir(job.evaluation) if job.evaluation is not None else None
         passages = _documents(job, session)
-        session.say_personal("passages", masked=job.mask)
+        session.say_personal([llm], "passages", masked=job.mask)
         require_passages(job, len(passages))  # before the first call as well
         base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
         pairs = _synthesis(job, passages, base, task, session)
@@ -180,14 +182,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
 
 def _describe(job: RagJob) -> tuple[str, ...]:
     """Return what is chosen for a plain base; raise for what it cannot have, before anything is paid for."""
-    own = job.reading
-    return describe_base(
-        job.base,
-        pooling=own.pooling,
-        padding=own.padding,
-        bidirectional=own.bidirectional,
-        max_length=own.max_length,
-    )
+    return describe_base(job.base, job.reading.options())
 
 
 def open_base(spec: str, reading: Preparation) -> Encoder:
@@ -207,12 +202,14 @@ def _documents(job: RagJob, session: Session) -> list[Passage]:
     inputs = {f"file {file.name}": _fingerprint(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"column": job.column, "tokens": job.tokens, "mask": job.mask}
+    settings |= {"separator": job.separator} if job.separator is not None else {}
     outputs = ("passages.jsonl", "passages_rejected.jsonl", PERSONAL)
 
     def make() -> None:
         with JsonLines(folder / outputs[1]) as rejected:
             count = load_token_counter(job.base)
-            found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
+            table: dict[str, Any] = {"column": job.column, "separator": job.separator}
+            found = read_passages(job.sources, tokens=job.tokens, count=count, **table, without=(job.out,))
             screen = Screen(job.mask)
             write_passages(folder / outputs[0], _without_rejected(screen_passages(found, screen), rejected))
             write_jsonl(folder / PERSONAL, screen.rows)

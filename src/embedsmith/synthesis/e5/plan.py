@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from embedsmith.choices import StsForm
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require
 from embedsmith.llm import Sampling
 from embedsmith.synthesis.languages import default_weights, require_languages
 
@@ -90,14 +90,14 @@ class E5Plan:
     check_languages: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.tasks >= 1, f"{self.tasks} tasks", "at least one")
-        _require(2 <= self.brainstorm <= 100, f"brainstorms of {self.brainstorm} tasks", "2 to 100")
-        _require(1 <= self.used <= self.brainstorm, f"{self.used} of {self.brainstorm} tasks used", "1 to all of them")
-        _require(self.sts_as in get_args(StsForm), f"STS as {self.sts_as!r}", " or ".join(get_args(StsForm)))
+        require(self.tasks >= 1, f"{self.tasks} tasks", "at least one")
+        require(2 <= self.brainstorm <= 100, f"brainstorms of {self.brainstorm} tasks", "2 to 100")
+        require(1 <= self.used <= self.brainstorm, f"{self.used} of {self.brainstorm} tasks used", "1 to all of them")
+        require(self.sts_as in get_args(StsForm), f"STS as {self.sts_as!r}", " or ".join(get_args(StsForm)))
         unknown = sorted(set(self.groups) - set(GROUPS))
-        _require(not unknown, f"unknown group {', '.join(unknown)}", "some of " + ", ".join(GROUPS))
+        require(not unknown, f"unknown group {', '.join(unknown)}", "some of " + ", ".join(GROUPS))
         good = all(isfinite(share) and share >= 0 for share in self.groups.values()) and any(self.groups.values())
-        _require(good, f"the proportions {dict(self.groups)}", "numbers of 0 or more, one of them above 0")
+        require(good, f"the proportions {dict(self.groups)}", "numbers of 0 or more, one of them above 0")
         require_languages(self.languages)
         if self.groups.get("bitext") and len(self.languages) < 2:
             raise ConfigurationError(
@@ -173,15 +173,10 @@ def parse_groups(text: str) -> Mapping[str, float]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, given, share = (piece.strip() for piece in part.partition("="))
         known = name in PUBLISHED and name not in found
-        _require(known, f"{part!r} among the groups", "each once of " + ", ".join(GROUPS))
+        require(known, f"{part!r} among the groups", "each once of " + ", ".join(GROUPS))
         try:
             found[name] = float(share) if given else PUBLISHED[name]
         except ValueError:
             raise ConfigurationError(f"{part!r} among the groups", expected="a share as in sts=2") from None
-    _require(bool(found), "no group is named", "some of " + ", ".join(GROUPS))
+    require(bool(found), "no group is named", "some of " + ", ".join(GROUPS))
     return found
-
-
-def _require(good: bool, found: str, expected: str) -> None:
-    if not good:
-        raise ConfigurationError(found, expected=expected)

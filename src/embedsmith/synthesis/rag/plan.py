@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.documents import Passage
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import require
 from embedsmith.lexical import LexicalIndex
 from embedsmith.metrics import top_places
 
@@ -24,6 +25,7 @@ MULTI = "multi-passage"
 Trip = Literal["either", "both", "encoder", "lexical", "off"]
 RELATED = 50  # passages at the top of BM25, beside those of the same document, among which related ones are looked for
 TRIPS = ("either", "both", "encoder", "lexical", "off")
+_require = partial(require, action="change the plan of the recipe rag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,6 @@ class RagPlan:
     def per_passage(self) -> int:
         """Questions that one call about one passage asks for."""
         return self.keyword + self.natural + self.conversational
-
-
-def _require(right: bool, found: str, expected: str) -> None:
-    if not right:
-        raise ConfigurationError(found, expected=expected, action="change the plan of the recipe rag")
 
 
 def choose_passages(plan: RagPlan, passages: Sequence[Passage]) -> list[int]:
