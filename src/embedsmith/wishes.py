@@ -15,6 +15,7 @@ Chinese and Japanese; the words are in data/words.toml.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ NAMED = frozenset({"language", "form"})  # kinds of names: where they open or en
 UNLIKELY = re.compile(r"(?:in|im|en) ")
 UNSAID = re.compile(r"in english")
 AIMED = re.compile(r"(?:for|to|für|pour|à|para|a|einem) ")
+FEW = "{0,8}"
 NEAR = 120  # letters before a wish among which a word that asks for it is looked for
+SPACE = re.compile(" ")
 Key = tuple[str, str]  # kind, value
 
 
@@ -45,14 +48,15 @@ class Entry:
     Attributes:
         kind: "language", "form", "length" or "audience". name: the value, but for a count ("word": "100 word").
         words: stems that name it, as a wish or as a topic. signs: the same in Chinese and Japanese.
-        wish: how it is wished for; in the group "bare" as a word of its own, in "count" how many.
+        wish: a pattern of how it is wished for, compiled when a text has one of the words; in the group "bare" as a
+            word of its own, in "count" how many.
     """
 
     kind: str
     name: str
     words: frozenset[str]
     signs: re.Pattern[str] | None
-    wish: re.Pattern[str]
+    wish: str
 
     def count_named(self, bag: Mapping[str, int], text: str) -> int:
         """Return how often a text names it."""
@@ -175,16 +179,18 @@ def _find_spaced(lowered: str) -> Iterator[_Place]:
         return
     flat = " ".join([END, *_name_pieces(pieces), END])
     flat = known.heedless.sub(lambda match: " ".join(SKIPPED for _ in match[0].split()), flat)
+    places = [0, *(match.end() for match in SPACE.finditer(flat))]  # where each word begins
     for entry in entries:
-        for match in entry.wish.finditer(flat):
+        for match in _compile(entry.wish).finditer(flat):
             clause = flat.rindex(END, 0, match.start())
-            told = known.told.match(flat, clause, match.start()) is not None
-            placed = _place(flat, entry, match, max(clause, match.start() - NEAR), told)
+            near = max(clause, match.start() - NEAR)
+            told = known.told.match(flat, clause, match.start()) or known.explained.search(flat, near, match.start())
+            placed = _place(flat, entry, match, near, told is not None)
             if placed is not None:
                 firm, start, end = placed
-                first, last = flat.count(" ", 0, start) - 1, flat.count(" ", 0, end) - 1  # END stands before all
+                first, last = bisect(places, start) - 2, bisect(places, end - 1) - 2  # END stands before all
                 key = entry.kind, _name_value(entry, match)
-                yield _Place(key, entry, firm, told, (pieces[first].start(), pieces[last].end()))
+                yield _Place(key, entry, firm, told is not None, (pieces[first].start(), pieces[last].end()))
 
 
 def _name_pieces(pieces: Iterable[re.Match[str]]) -> Iterator[str]:
@@ -261,8 +267,8 @@ class _Known:
     """What surrounds a wish, all wishes by the stems of their words, and those in signs.
 
     Attributes:
-        heedless: politeness. asked: a word that asks for an answer stands before. told: it opens the clause, or
-            somebody explains in it.
+        heedless: politeness. asked: a word that asks for an answer stands before. told: it opens the clause.
+        explained: somebody explains in it, or is told to answer right before.
         opens, closes: nothing else stands before, behind in the clause. answered: a word that asks closes it.
         follows: a question or clause begins behind. asks: a word that asks for an answer stands behind.
     """
@@ -270,6 +276,7 @@ class _Known:
     heedless: re.Pattern[str]
     asked: re.Pattern[str]
     told: re.Pattern[str]
+    explained: re.Pattern[str]
     opens: re.Pattern[str]
     closes: re.Pattern[str]
     answered: re.Pattern[str]
@@ -283,7 +290,7 @@ class _Known:
 @lru_cache(maxsize=1)
 def _known() -> _Known:
     tables = load_tables()["wishes"]
-    answers, explained = _either(tables["answers"]), f"[^|]* {_either(tables['explains'])}"
+    answers, explains = _either(tables["answers"]), _either(tables["explains"])
     asks, manners = _either(tables["answers"], tables["asks"]), _either(tables["polite"], tables["only"])
     leading = _either(*(tables[name] for name in ("before", "polite", "only")))
     between = _either(*(tables[name] for name in ("between", "polite", "only")))
@@ -295,17 +302,21 @@ def _known() -> _Known:
             by_word.setdefault(word, []).append(entry)
     return _Known(
         heedless=re.compile(rf"(?<= )(?:{'|'.join(tables['heedless'])})(?= )"),
-        asked=re.compile(rf"[|,] (?P<clause>(?:{leading} )*{asks} (?:{between} )*)$"),
-        told=re.compile(rf"\| (?:(?:(?:{leading} )*{asks}|{explained}) (?:[^|]* )?|[^|]* {answers} (?:{between} )*)$"),
-        opens=re.compile(rf"(?P<mark>[|,]) (?P<clause>(?:{manners} )*)$"),
-        closes=re.compile(rf"(?P<clause>(?:(?: ,)? {manners})*) (?P<mark>[|,])"),
-        answered=re.compile(rf"(?: {between})* {asks}(?: {manners})*(?= [|,])"),
+        asked=re.compile(rf"[|,] (?P<clause>(?:{leading} ){FEW}{asks} (?:{between} ){FEW})$"),
+        told=re.compile(rf"\| (?:{leading} ){FEW}{asks} "),
+        explained=re.compile(rf" (?:{explains} |{answers} (?:{between} ){FEW}$)"),
+        opens=re.compile(rf"(?P<mark>[|,]) (?P<clause>(?:{manners} ){FEW})$"),
+        closes=re.compile(rf"(?P<clause>(?:(?: ,)? {manners}){FEW}) (?P<mark>[|,])"),
+        answered=re.compile(rf"(?: {between}){FEW} {asks}(?: {manners}){FEW}(?= [|,])"),
         follows=re.compile(rf" {_either(tables['follow'])} "),
         asks=re.compile(rf" {asks} "),
         by_word={word: tuple(found) for word, found in by_word.items()},
         signed=signed,
         any_signed=re.compile("|".join(re.sub(r"\?P<\w+>", "?:", pattern.pattern) for _, _, pattern in signed)),
     )
+
+
+_compile = lru_cache(maxsize=None)(re.compile)
 
 
 def _either(*lists: str) -> str:
@@ -332,7 +343,7 @@ def _list_entries(tables: Mapping[str, Any]) -> Iterator[Entry]:
     numbers = _either(counted["one"], " ".join(load_lexicon().numbers))
     for listed in counted["units"]:
         count = rf"(?P<count>\d+(?: \d+)?|{numbers}) {_either(listed)}{counted['behind']}"
-        before = rf"(?:(?:{_either(plain)}|(?P<least>{_either(counted['least'])})) )+"
+        before = rf"(?:(?:{_either(plain)}|(?P<least>{_either(counted['least'])})) ){{1,4}}"
         ahead = rf"(?:an? )?(?=\S+ \S+ {_either(counted['texts'])} )"  # a one word answer
         full = f"(?:{before}|{ahead}){count}(?: {_either(counted['texts'])})?"
         yield _build("length", listed.split()[0], listed, None, full, "(?!)")
@@ -344,7 +355,7 @@ def _build(kind: str, name: str, words: str, signs: str | None, full: str, bare:
         name,
         frozenset(stem(word) for word in words.replace("_", " ").split()),
         re.compile(signs) if signs else None,
-        re.compile(rf"(?<= )(?:(?:{full})|(?P<bare>{bare}))(?= )"),
+        rf"(?<= )(?:(?:{full})|(?P<bare>{bare}))(?= )",
     )
 
 
