@@ -236,7 +236,7 @@ def _place(flat: str, entry: Entry, match: re.Match[str], clause: int, told: boo
     ):
         return None
     follows = follows or known.asks.match(flat, end) is not None
-    loose = (opens is not None and (closes is not None or follows)) or (closes is not None and not bare)
+    loose = (opens is not None and (closes is not None or follows)) or (closes is not None and (told or not bare))
     return (False, start, end) if loose else None
 
 

@@ -100,6 +100,7 @@ TRAPS = [
     ("What is a lease, in short?", "What is a lease, in detail?", "wish"),
     ("What is a lease? In 50 words.", "What is a lease? In two sentences.", "wish"),
     ("Explain a lease to a child", "Explain a lease", "wish"),
+    ("Explain a lease briefly", "Explain a lease", "wish"),
     ("什么是押金？请用英文回答", "什么是押金？", "wish"),
     ("敷金とは？", "敷金とは？英語で答えてください", "wish"),
     ("Is a 3 mA leak normal?", "Is a 3 MA leak normal?", "number"),
