@@ -3,7 +3,8 @@ r"""Does the promise hold? Thresholds calibrated on one half of labelled pairs, 
     .venv/bin/python benchmarks/calibration_promise.py \
         --duplicate-questions MODEL VERIFIER --medical-pairs MODEL VERIFIER
 
-MODEL and VERIFIER (if any) are what `benchmarks/cache_models.py` trains. Halves never separate pairs that share a question.
+MODEL and VERIFIER (if any) are what `benchmarks/cache_models.py` trains. Halves never separate pairs that share a
+question.
 For each δ: in how many splits a threshold is granted, in how many of these the realised share of wrong answers
 among those served is at most δ, and the hit rate as a share of the oracle's (the lowest threshold that keeps δ on
 the judging half itself). Two promises: for the next answers (`traffic`: as many pairs as the judging half has),
