@@ -9,8 +9,8 @@ Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresh
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
 binomial tail, from high similarity down. Several walks share α, so that one unlucky pair near the top does not
 end all: each stops at its first test that fails, and one that comes to where the next begins hands its share on
-(the fallback procedure, Wiens & Dmitrienko 2005, J. Biopharm. Stat. 15:929). Where eight begin and none stops, the
-last tests at α itself.
+(the fallback procedure, Wiens & Dmitrienko 2005, J. Biopharm. Stat. 15:929). Where none stops, the last tests at
+α itself.
 
 The rate promised is the one that would show in the long run. What shows among the next answers scatters about
 it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 
-WALKS = 8
+WALKS = 5
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
@@ -358,8 +358,8 @@ class _Start:
 def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[_Start]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
-    Labels have no say here; the test would not be valid otherwise. Earlier walks get more of alpha (8 of 36 parts,
-    7, ... 1), since those that they meet inherit it.
+    Labels have no say here; the test would not be valid otherwise. Earlier walks get more of alpha (5 of 15 parts,
+    4, ... 1), since those that they meet inherit it.
     """
     best = _tail_of_none(hits, delta, to_come)  # were no hit false
     walks = WALKS

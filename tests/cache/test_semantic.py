@@ -341,9 +341,18 @@ def test_not_every_addition_looks_for_what_has_expired(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "limits", [{"ttl": 0}, {"ttl": -5}, {"ttl": float("nan")}, {"max_entries": 0}, {"max_bytes": -1}]
+    "limits",
+    [
+        {"ttl": 0},
+        {"ttl": -5},
+        {"ttl": float("nan")},
+        {"ttl": "60"},
+        {"ttl": True},
+        {"max_entries": 0},
+        {"max_bytes": -1},
+    ],
 )
-def test_a_limit_must_be_above_0(limits: dict[str, float]) -> None:
+def test_a_limit_must_be_above_0(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(limits))} is ") as caught:
         make(**limits)
     assert caught.value.expected
@@ -446,6 +455,33 @@ def test_text_that_no_store_can_hold_is_refused(text: str) -> None:
         make().lookup(text)
     with pytest.raises(InputError, match="half a character"):
         make().add(text, "answer")
+
+
+def test_tags_are_a_list_of_texts_so_that_a_purge_finds_them() -> None:
+    cache = make()
+    cache.add(ASKED, "answer", tags=["faq", "faq", "cards"])
+    assert cache.purge(tag="faq") == 1
+    for wrong in ("faq", ["faq", ""], [3]):
+        for use in (
+            lambda tags: cache.add(ASKED, "answer", tags=tags),
+            lambda tags: cache.serve(ASKED, lambda _: pytest.fail("paid"), tags=tags),
+            lambda tags: cache.cached(tags=tags),
+        ):
+            with pytest.raises(InputError, match="tags are"):
+                use(wrong)
+    assert cache.store.count().entries == 0
+
+
+@pytest.mark.parametrize("question", [None, 123, {"role": "user", "content": "x"}])
+def test_a_question_or_an_answer_that_is_no_text_is_refused(question: Any) -> None:
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().lookup(question)
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().add(ASKED, question)
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().lookup(ASKED, namespace=question)
+    with pytest.raises(InputError, match="scope is a str"):
+        make().lookup(ASKED, scope="system")  # type: ignore[arg-type]
 
 
 NAMES = st.sampled_from(["a", "b"])

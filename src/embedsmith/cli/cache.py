@@ -291,7 +291,7 @@ def serve(
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
     say(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
-        f"store {store}"
+        f"store {cache.store.url}"
     )
     say(cache.turns)
     listen(cache, service, say=say)
