@@ -25,7 +25,7 @@ from embedsmith.cache.settings import Promised, count_taught, open_encoder, read
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
-from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, find_unread
+from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
 from embedsmith.errors import ConfigurationError, InputError, describe_failure
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
@@ -85,7 +85,8 @@ class SemanticCache:
 
     Args:
         model: a folder that `embedsmith run` wrote, or anything with `encode` (then `fingerprint` names it).
-        store: see `open_store`. A server that says nothing is a `StoreError` of `lookup` and `add` within seconds
+        store: see `open_store`. For one that a URL names, an encoder that does not tell its `dimension` encodes a word.
+            A server that says nothing is a `StoreError` of `lookup` and `add` within seconds
             (Redis 5; PostgreSQL 5, or 20 for `add`, and 5 for a connection); `serve` then computes the answer.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
@@ -178,8 +179,9 @@ class SemanticCache:
         self._feedback = Feedback(feedback) if feedback is not None else None
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
-        dimension = int(self.encoder.encode(["dimension"]).shape[1])
-        self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
+        if isinstance(store, str):
+            store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
+        self.store = store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
         self._clock = clock
         self._lock = threading.Lock()

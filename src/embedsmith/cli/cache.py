@@ -13,6 +13,7 @@ from embedsmith.cli.console import (
     Alpha,
     AsJson,
     Delta,
+    Separator,
     app,
     check_file,
     check_folder,
@@ -117,12 +118,13 @@ def export(
         ServedPrecision, typer.Option(help="int8 is faster, and refused when it is not close.")
     ] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
+    separator: Separator = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the model as ONNX into its folder, so that serving it needs no torch."""
     from embedsmith.export import export_model
 
-    labelled = read_pairs(pairs) if pairs is not None else None
+    labelled = read_pairs(pairs, separator) if pairs is not None else None
     report = export_model(model, out, precision=precision, pairs=labelled)
     if as_json:
         print_json(report)
@@ -225,7 +227,7 @@ def serve(
     prompt_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,  # older names of the parts of --price
     completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     max_body: Annotated[
         int,
         typer.Option(
@@ -244,7 +246,7 @@ def serve(
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
-    from embedsmith.server.run import Service, listen
+    from embedsmith.server.run import Service, listen, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
@@ -266,6 +268,7 @@ def serve(
             max_body=max_body,
             grace=grace,
         )
+    require_port(service)
     cache = SemanticCache(
         model,
         store=store,
