@@ -20,11 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores.memory import MemoryStore
 from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import address_of, read_secret, read_token, warm_up
+from embedsmith.server.run import Service, address_of, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -269,3 +270,14 @@ def test_the_start_says_what_becomes_of_earlier_turns(
     assert "conversations by meaning from 0.8000: trained on 5000 rows" in start("--turns", "meaning")[1]
     assert "earlier turns must be equal: a threshold given by hand promises nothing" in start()[1]
     assert "earlier turns must be equal, as asked" in start("--turns", "fingerprint")[1]
+
+
+def test_limits_of_the_command_line_reach_the_service(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Service] = []
+    monkeypatch.setattr("embedsmith.server.run.listen", lambda _, service, say: found.append(service))
+    monkeypatch.setattr("embedsmith.cache.semantic.open_store", lambda _, **about: MemoryStore(**about))
+    command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
+    command += ["--store", "redis://host/0", "--port", "0"]
+    for options in ([], ["--store-timeout", "0.3", "--max-body", "20"]):
+        assert CliRunner().invoke(app, [*command, *options]).exit_code == 0
+    assert [(service.store_timeout, service.max_body) for service in found] == [(1.0, 8), (0.3, 20)]

@@ -86,6 +86,8 @@ class SemanticCache:
     Args:
         model: a folder that `embedsmith run` wrote, or anything with `encode` (then `fingerprint` names it).
         store: see `open_store`. For one that a URL names, an encoder that does not tell its `dimension` encodes a word.
+            A server that says nothing is a `StoreError` of `lookup` and `add` within seconds
+            (Redis 5; PostgreSQL 5, or 20 for `add`, and 5 for a connection); `serve` then computes the answer.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the

@@ -165,6 +165,14 @@ def serve(
     ],
     model: Annotated[str, typer.Option(help="The model folder; its calibration.json gives the threshold.")],
     store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
+    store_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="Seconds that Redis or PostgreSQL may hold a request up; then it goes around the cache, and so do all "
+            "until the store answers again.",
+        ),
+    ] = 1.0,
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
     guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
@@ -220,6 +228,15 @@ def serve(
     completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="MiB of a request that is read here (chat, embeddings), since it is held in memory whole; all else is "
+            "passed on as it comes, whatever its size.",
+        ),
+    ] = 8,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
@@ -247,6 +264,8 @@ def serve(
             prompt_price=paid.input_per_million if paid is not None else prompt_price,
             completion_price=paid.output_per_million if paid is not None else completion_price,
             ignored_headers=tuple(ignore_header or ()),
+            store_timeout=store_timeout,
+            max_body=max_body,
             grace=grace,
         )
     require_port(service)

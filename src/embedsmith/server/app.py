@@ -22,6 +22,7 @@ from embedsmith.server.batching import ROOM
 from embedsmith.server.dashboard import find_entries, page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
+from embedsmith.server.gate import SECONDS, gated
 from embedsmith.server.headers import read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
@@ -53,6 +54,7 @@ def create_app(
     prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
+    store_seconds: float = SECONDS,
     ignored_headers: Iterable[str] = (),
     log: RequestLog | None = None,
     spans: Spans | None = None,
@@ -65,12 +67,15 @@ def create_app(
         shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
         prices: of the upstream, for the money saved.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
-        largest: bytes of a request. body_seconds: within which it must have come.
+        largest: bytes of a request that is read here (chat, embeddings); all else is passed on whatever its size.
+        body_seconds: within which a body must have come, of what is passed on each `edge.SHARE` bytes.
         timeout: seconds that the upstream may take.
+        store_seconds: that a lookup, or storing an answer, may hold a request up in a store on another machine.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         ignored_headers: of requests, beyond those known (`headers`), that change no answer.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
+    cache = gated(cache, store_seconds)
     watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
     ignored = read_ignored(ignored_headers)
@@ -83,6 +88,8 @@ def create_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await way.close()
+        if watch.gate is not None:
+            watch.gate.close()
 
     async def health(_: Request) -> Response:
         failing = list(watch.troubles)  # the server answers all the same, so it is not to be restarted for this

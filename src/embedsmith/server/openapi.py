@@ -86,7 +86,7 @@ def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) ->
     """Return the description of the API as plain JSON.
 
     Args:
-        served_model: the name under which /v1/embeddings answers. largest: bytes of a request.
+        served_model: the name under which /v1/embeddings answers. largest: bytes of a request that is read.
     """
     return {
         "openapi": "3.1.0",
@@ -95,7 +95,8 @@ def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) ->
             "version": __version__,
             "description": (
                 "A caching proxy in front of an OpenAI-compatible upstream, an embeddings endpoint and a dashboard. "
-                f"A request has at most {largest} bytes. What is not described below /v1 goes to the upstream as it is."
+                f"A request that the server reads (chat, embeddings) has at most {largest} bytes. All else below /v1 "
+                "goes to the upstream as it is, whatever its size."
             ),
         },
         "paths": _own_paths() | _admin_paths() | _openai_paths(served_model),

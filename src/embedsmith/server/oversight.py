@@ -18,6 +18,7 @@ from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import load_answer
+from embedsmith.server.gate import StoreSilent
 
 LOG = logging.getLogger("embedsmith.server")
 SHOWN = 5  # samples at once: the oldest, so that nobody picks the easy ones
@@ -197,6 +198,8 @@ def measure(registry: CollectorRegistry, name: str, text: str, read: Callable[[]
     def careful() -> float:
         try:
             return float(read())
+        except StoreSilent:  # which has been said when it began
+            return float("nan")
         except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
             LOG.warning("the metric embedsmith_%s cannot be read: %s", name, describe_failure(error))
             return float("nan")

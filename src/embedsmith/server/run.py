@@ -42,6 +42,8 @@ class Service:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
+        store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
+        max_body: MiB of a request that is read here (chat, embeddings).
         grace: seconds that a stop (SIGTERM, Ctrl-C) waits for answers on their way before it cuts them off.
     """
 
@@ -55,6 +57,8 @@ class Service:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
+    store_timeout: float = 1.0
+    max_body: int = 8
     grace: int = GRACE
 
     def __post_init__(self) -> None:
@@ -101,6 +105,8 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
+            store_seconds=service.store_timeout,
+            largest=service.max_body << 20,
             prices=Prices(service.prompt_price, service.completion_price),
             log=log,
             spans=spans,

@@ -48,7 +48,7 @@ try:
 except ModuleNotFoundError:
     raise MissingPartError("a store in Redis needs redis-py", action="pip install 'embedsmith[redis]'") from None
 
-WAIT = 10.0  # seconds for one answer of the server
+WAIT = 5.0  # seconds for one answer of the server
 HOLD = 10.0  # seconds, at most, that a re-encoding makes additions wait
 CONNECT = 5.0  # seconds for a connection
 BLOCK = 256  # entries per script or pipeline: the server serves others in between
@@ -189,6 +189,8 @@ ORDERS: dict[Order, str] = {"lru": "used", "lfu": "uses", "size": "size"}
 
 class RedisStore:
     """Entries in the Redis of `url` (`redis://host:port/0?prefix=name`, also `rediss://` and `unix://`).
+
+    A server that says nothing is an error after `WAIT` seconds; it is not asked again.
 
     Raises:
         StoreError: the server cannot be reached, or has no search module. ModelMismatch: vectors of another model.
@@ -513,7 +515,8 @@ def connect(address: Address) -> redis.Redis:
             socket_timeout=WAIT,
             socket_connect_timeout=CONNECT,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
+            # A lost connection is replaced; a server that says nothing would say nothing again, for as long.
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3, supported_errors=(redis.ConnectionError,)),
         )
         client.connection_pool.make_connection()  # where an unknown option shows
     except (TypeError, ValueError) as error:
