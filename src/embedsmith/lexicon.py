@@ -298,7 +298,7 @@ def part_hangul(text: str, korean: Korean) -> str:
     """Return `text` with its Korean words without endings, particles of direction and negations as words of their own.
 
     >>> part_hangul("서울에서 부산까지 안 가나요", load_lexicon().korean).split()
-    ['서울', '에서', '부산', '까지', '안', '가나요']
+    ['서울', '에서', '부산', '까지', '안', '가나']
     """
     text = SCALED.sub(lambda match: f"{float(match[1].replace(',', '')) * SCALES[match[2]]:.15g} ", text)
     text = korean.counted.sub(lambda match: f"{korean.numbers.get(match[0]) or _read_chinese(match[0])} ", text)
