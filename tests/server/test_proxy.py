@@ -150,6 +150,40 @@ def test_a_client_can_ask_for_no_reading_no_storing_or_nothing_else(serve: Serve
         ask(served, cache="no-cash")
 
 
+def purge(served: Served, **which: str) -> int:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    removed: int = httpx.post(f"{served.url}/admin/purge", json=which, headers=headers).json()["removed"]
+    return removed
+
+
+def test_what_was_stored_with_a_tag_is_purged_by_it(serve: Serve) -> None:
+    served = serve()
+    ask(served, cache="tag=faq, tag=release 2.1, tag=faq")
+    ask(served, "How do I close my account?")
+    assert sorted(entry.tags for entry in served.cache.store.scan()) == [(), ("faq", "release 2.1")]
+    assert ask(served, cache="tag=other")[0] == "hit"  # a tag decides nothing
+    assert [purge(served, tag="other"), purge(served, tag="release 2.1"), purge(served, tag="faq")] == [0, 1, 0]
+    assert ask(served)[0] == "miss"
+
+
+def test_a_tag_stays_within_its_tenant(serve: Serve) -> None:
+    served = serve()
+    ask(served, key="sk-a", cache="tag=faq")
+    assert ask(served, key="sk-b", cache="tag=faq")[0] == "miss"
+    tenant = next(served.cache.store.scan()).namespace
+    assert purge(served, namespace=tenant, tag="faq") == 1
+    assert [entry.tags for entry in served.cache.store.scan()] == [("faq",)]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["tag=", f"tag={'x' * 65}", "tag=Stra\xdfe", ",".join(f"tag={number}" for number in range(9))]
+)
+def test_tags_have_limits(wrong: str) -> None:
+    with pytest.raises(ValueError, match="x-embedsmith-cache"):
+        read_control([wrong])
+    assert len(read_control([",".join(f"tag={number}{'x' * 63}" for number in range(8))]).tags) == 8
+
+
 def chat(served: Served, headers: list[tuple[str, str]], **fields: Any) -> httpx.Response:
     body = {"model": "m", "messages": [{"role": "user", "content": ASKED}]} | fields
     return httpx.post(f"{served.url}/v1/chat/completions", json=body, headers=headers)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedsmith import __version__
+from embedsmith.server.control import LONGEST_TAG, MOST_TAGS
 from embedsmith.server.dashboard import FOUND
 from embedsmith.server.embeddings import MOST_TEXTS
 from embedsmith.server.proxy import LARGEST
@@ -63,15 +64,14 @@ CACHE_HEADERS: Json = {
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
+WISH = r"(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40}|tag=[A-Za-z0-9_-]{1,40})"
 ASKED_PARAMETER: Json = {
     "name": "X-Embedsmith-Cache",
     "in": "header",
-    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME.",
-    "schema": {
-        "type": "string",
-        "pattern": r"^(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})"
-        r"(,(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})){0,3}$",
-    },
+    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME, and up to "
+    f"{MOST_TAGS} times tag=NAME (at most {LONGEST_TAG} characters of printable ASCII): /admin/purge removes by tag "
+    "what such a request has stored.",
+    "schema": {"type": "string", "pattern": rf"^{WISH}(,{WISH}){{0,3}}$"},
 }
 ID_PARAMETER: Json = {
     "name": "X-Request-Id",

@@ -328,9 +328,9 @@ class Proxy:
         if answer is None or not ask.control.write:
             return Landing.EMPTY
         span = ask.trail.span.child("embedsmith.store")
-        life = ask.control.life(self.cache.ttl)
+        life, tags = ask.control.life(self.cache.ttl), ask.control.tags
         try:
-            await asyncio.to_thread(lambda: self.cache.add(found, answer.dump(), ttl=life))
+            await asyncio.to_thread(lambda: self.cache.add(found, answer.dump(), ttl=life, tags=tags))
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
             LOG.warning("%s", self.watch.cache_failed(STORING, error))
             span.fail(type(error).__name__)
