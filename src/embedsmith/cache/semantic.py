@@ -535,6 +535,8 @@ class SemanticCache:
                 model=self.fingerprint,
             )
         )
+        if self.samples is not None:
+            self.samples.decide(asked, stored, label, namespace)
         return True
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
