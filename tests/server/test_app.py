@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -461,8 +462,39 @@ def test_entries_are_searched_and_purged(serve: Serve) -> None:
     assert ask(served)[0] == "miss"
 
 
+def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
+    served = serve()
+    for key, part in (("sk-a", ""), ("sk-a", "namespace=team-a"), ("sk-a", "namespace=team-b"), ("sk-b", "")):
+        ask(served, key=key, cache=part)
+    entry = next(served.cache.store.scan())
+    body = {"headers": {"Authorization": "Bearer sk-a "}}
+    told = [post(served, "/admin/tenant", one).json() for one in ({"key": "sk-a"}, body)]
+    assert told == [{"namespace": entry.namespace}] * 2
+    assert post(served, "/admin/purge", told[0]).json() == {"removed": 3}
+    other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
+    assert [entry.namespace for entry in served.cache.store.scan()] == [other]
+
+
+def test_a_key_whose_tenant_is_asked_for_is_in_no_log_and_in_no_answer(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve()
+    with caplog.at_level(logging.DEBUG):
+        answers = [
+            post(served, "/admin/tenant", {"key": "sk-very-secret"}),
+            post(
+                served, "/admin/tenant", {"headers": {"authorization": "sk-very-secret"}, "query": "a=sk-very-secret"}
+            ),
+            post(served, "/admin/tenant", {"key": "sk-very-secret", "query": 3}),
+            post(served, "/admin/tenant", {"key": "sk-very-secret \u20ac"}),
+            httpx.post(f"{served.url}/admin/tenant", json={"key": "sk-very-secret"}),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 400, 401]
+    assert "very-secret" not in caplog.text + "".join(answer.text + str(answer.headers) for answer in answers)
+
+
 @pytest.mark.parametrize("body", [{}, {"number": 1}, {"number": "x", "verdict": "wrong"}, {"all": "yes"}])
-@pytest.mark.parametrize("path", ["/admin/mark", "/admin/purge"])
+@pytest.mark.parametrize("path", ["/admin/mark", "/admin/purge", "/admin/tenant"])
 def test_wrong_admin_requests_are_refused(serve: Serve, path: str, body: dict[str, Any]) -> None:
     assert post(serve(), path, body).status_code == 400
 

@@ -567,7 +567,10 @@ class SemanticCache:
         return True
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        """Remove what has this namespace and this tag (none given: all); return how many."""
+        """Remove what has this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
+
+        Returns how many.
+        """
         return self.store.purge(namespace=namespace, tag=tag)
 
     def close(self) -> None:

@@ -173,9 +173,16 @@ def _admin_paths() -> Json:
                 {"200": _json("It is the usual one now.", _object(usual=TEXT))} | _refusals(408, 413, 415),
             )
         },
+        "/admin/tenant": {
+            "post": _operation(
+                "Tell the namespace of an API key, for /admin/purge; the key is kept nowhere.",
+                {"200": _json("It is this.", _object(namespace=TEXT))} | _refusals(400, 408, 413, 415),
+                body=_ref("Sender"),
+            )
+        },
         "/admin/purge": {
             "post": _operation(
-                "Remove one entry, those of a namespace, those with a tag, or all.",
+                "Remove one entry, those of a namespace and all below it, those with a tag, or all.",
                 {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415, 503),
                 body=_ref("Purge"),
             )
@@ -393,6 +400,20 @@ SCHEMAS: Json = {
     "Judge": {
         **_object(number={"type": "integer", "minimum": 1}, verdict={"enum": ["same", "different"]}),
         "description": "The number of a sample that waits, and whether one answer serves both of its questions.",
+    },
+    "Sender": {
+        "oneOf": [
+            {**_object(key={"type": "string", "pattern": "^[!-~]+$"}), "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {
+                    "headers": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[ -~]*$"}},
+                    "query": TEXT,
+                },
+                "required": ["headers"],
+                "additionalProperties": False,
+            },
+        ]
     },
     "Purge": {
         "oneOf": [
