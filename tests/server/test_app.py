@@ -110,6 +110,24 @@ def test_nothing_is_shown_without_the_token(serve: Serve, path: str) -> None:
     assert httpx.get(url + path, headers=ADMIN).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer {TOKEN}", 200),
+        (f"BEARER   {TOKEN}", 200),
+        (TOKEN, 401),
+        (f"Basic {TOKEN}", 401),
+        (f"Bearer{TOKEN}", 401),
+        (f"Bearer {TOKEN} x", 401),
+        ("Bearer", 401),
+        ("", 401),
+    ],
+)
+def test_the_token_comes_with_its_scheme_in_any_case(serve: Serve, given: str, status: int) -> None:
+    assert httpx.get(f"{serve().url}/admin/state", headers={"authorization": given}).status_code == status
+
+
 def test_the_dashboard_page_holds_no_data(serve: Serve) -> None:
     served = serve()
     ask(served)

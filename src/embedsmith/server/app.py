@@ -134,8 +134,9 @@ class Admin:
         """Return the handler behind the token: in the header `Authorization: Bearer TOKEN`."""
 
         async def checked(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
+            scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
+            right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token.encode())
+            if not right or scheme.lower() != "bearer":  # the scheme in any case: RFC 9110
                 return refuse(401, "the admin token is missing or wrong", {"www-authenticate": "Bearer"})
             return await handler(request)
 
