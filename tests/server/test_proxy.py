@@ -121,6 +121,7 @@ def test_what_must_be_equal_is_never_crossed(serve: Serve, other: dict[str, Any]
     ("options", "reason"),
     [
         ({"n": 2}, "more than one answer is asked for"),
+        ({"n": True}, "n is no whole number"),
         ({"temperature": 1.2}, "temperature 1.2 asks for variety"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools are offered"),
         (
@@ -213,6 +214,17 @@ def test_only_if_cached_holds_for_every_path(serve: Serve, method: str, path: st
         method, f"{served.url}/v1/{path}", headers={"x-embedsmith-cache": "no-cash"}, json={"model": "m"}
     )
     assert (wrong.status_code, served.upstream.calls) == (400, [])
+
+
+@pytest.mark.parametrize("path", ["realtime?model=m", "models"])
+def test_a_websocket_is_refused_in_words_and_never_asked_for_as_a_plain_page(serve: Serve, path: str) -> None:
+    served = serve()
+    upgrade = {"connection": "Upgrade", "upgrade": "WebSocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    answer = httpx.get(f"{served.url}/v1/{path}", headers=upgrade)
+    assert (answer.status_code, "websockets are not passed on" in answer.text) == (501, True)
+    assert served.upstream.calls == []
+    other = httpx.get(f"{served.url}/v1/files", headers={"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"})
+    assert other.status_code != 501  # what may go on without
 
 
 def test_only_if_cached_holds_when_the_cache_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

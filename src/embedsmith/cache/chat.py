@@ -151,7 +151,10 @@ def _is_storable(body: Mapping[str, Any]) -> bool:
 def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], allowed: Allowances) -> str:
     if not messages or messages[-1].get("role") != "user":
         return "the last message is not the user's"
-    if body.get("n") not in (None, 1):
+    several = body.get("n")
+    if several is not None and (not isinstance(several, int) or isinstance(several, bool)):
+        return "n is no whole number"  # what the upstream makes of it is its own affair
+    if several not in (None, 1):
         return "more than one answer is asked for"
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:

@@ -35,6 +35,7 @@ REFUSED = {
     415: "The body says that it is something else than JSON.",
     429: "Too many texts wait for the encoder.",
     500: "The server failed; its log says why under the request's id.",
+    501: "A websocket was asked for; none is passed on.",
     502: "The upstream cannot be reached, or broke off its answer.",
     504: "The upstream did not answer in time, or only-if-cached was asked for and the answer is not in the cache.",
 }
@@ -196,7 +197,7 @@ def _admin_paths() -> Json:
 
 
 def _openai_paths(served: str) -> Json:
-    above = _refusals_of_either(400, 408, 413, 502, 504)
+    above = _refusals_of_either(400, 408, 413, 501, 502, 504)
     passed: Json = {"default": {"description": "Whatever the upstream answers.", "headers": _identified()}} | above
     model = {
         "name": "model",

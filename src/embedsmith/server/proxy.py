@@ -42,6 +42,7 @@ GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
+NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 
 
@@ -368,7 +369,9 @@ def is_quick(cache: SemanticCache) -> bool:
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:
-    """Return the refusal of a request that must not reach the upstream, as its client said, None for all others."""
+    """Return the refusal of a request that must not reach the upstream, or cannot be passed on; None for all others."""
+    if any(value.strip().lower() == "websocket" for value in request.headers.get("upgrade", "").split(",")):
+        return refuse(501, NO_WEBSOCKETS, kind="not_implemented")
     try:
         control = read_control(request.headers.getlist(ASKED))
     except ValueError as error:
