@@ -369,7 +369,8 @@ class SemanticCache:
         """Return the stored answer, or that of `compute(text)`, which is stored.
 
         Single flight: while one caller computes, others with the same question wait for it. When it fails,
-        all of them get its error, and nothing is stored; when it is interrupted, one of them computes.
+        all of them get its error, and nothing is stored; when it is interrupted, one of them computes. Where `compute`
+        itself asks the same question again, that is computed: it would wait for itself.
         A cache that fails takes nothing away: what `compute` returns is returned, and the log says what failed.
         """
         require_limits(ttl=ttl)
@@ -378,6 +379,8 @@ class SemanticCache:
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
+            if self._flights.is_own(flight):
+                return compute(text)
             with suppress(Abandoned):
                 return flight.result()
         with self._flights.lead(asked.id) as land:
@@ -407,6 +410,8 @@ class SemanticCache:
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
+            if self._flights.is_own(flight):
+                return await compute(text)
             with suppress(Abandoned):
                 return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
         with self._flights.lead(asked.id) as land:
