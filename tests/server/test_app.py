@@ -26,7 +26,7 @@ from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, StoreError
 from embedsmith.cache.stores.memory import MemoryStore
-from embedsmith.encoder import Embeddings
+from embedsmith.encoder import TOO_LONG, Embeddings
 from embedsmith.server.answers import Answer
 from embedsmith.server.app import create_app
 from embedsmith.server.dashboard import find_entries
@@ -83,6 +83,32 @@ def test_fewer_dimensions_are_of_length_one_again(serve: Serve) -> None:
 def test_wrong_embedding_requests_are_refused(serve: Serve, wrong: dict[str, Any]) -> None:
     body = {"model": "embedsmith", "input": "x"} | wrong
     assert httpx.post(f"{serve().url}/v1/embeddings", json=body).status_code == 400
+
+
+class Short(FakeEncoder):
+    """Reads the first 20 characters."""
+
+    max_length = 20
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return super().encode([text[:20] for text in texts])
+
+    def find_unread(self, text: str) -> str:
+        return TOO_LONG if len(text) > 20 else ""
+
+
+@pytest.mark.parametrize("copies", [1, 500])
+def test_a_text_that_the_model_does_not_read_whole_is_refused_unless_its_beginning_is_wanted(
+    serve: Serve, copies: int
+) -> None:
+    client = connect(serve(encoder=Short()))
+    texts = ["how do I freeze my c", "how do I freeze my card when I am abroad"] * copies
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 20 tokens; input 1 is") as caught:
+        client.embeddings.create(model="embedsmith", input=texts)
+    assert caught.value.type == "invalid_request_error"
+    read = client.embeddings.create(model="embedsmith", input=texts, extra_body={"truncate": True})
+    assert read.data[0].embedding == read.data[1].embedding
+    assert client.embeddings.create(model="embedsmith", input=texts[0]).data[0].embedding == read.data[0].embedding
 
 
 def test_another_model_is_asked_of_the_upstream(serve: Serve) -> None:

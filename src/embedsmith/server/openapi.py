@@ -276,6 +276,10 @@ def _embeddings_request(served: str) -> Json:
             "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_TEXTS}]},
             "dimensions": {"type": ["integer", "null"], "minimum": 1},
             "encoding_format": {"enum": ["float", "base64", None]},
+            "truncate": {
+                "type": ["boolean", "null"],
+                "description": "Embed the beginning of a text that is longer than the model reads; else that is a 400.",
+            },
             "user": TEXT,
         },
         "required": ["model", "input"],
