@@ -289,13 +289,13 @@ class Proxy:
 
     async def _keep(self, ask: Ask, call: Call, found: Lookup, content: bytes) -> Landing:
         """Store a plain answer, if it may be stored."""
-        answer = read_body(parse(content)) if call.status_code == 200 else None
+        answer = read_body(parse(content), ask.question.several) if call.status_code == 200 else None
         call.answered(answer)
         return await self._store(ask, found, answer)
 
     def _relay(self, ask: Ask, call: Call, found: Lookup, flight: Flight | None) -> Response:
         """Return a stream as it comes, read by a task of its own."""
-        reader = StreamReader(ask.question.usage)
+        reader = StreamReader(ask.question.usage, ask.question.several)
 
         def give_up() -> None:
             self.watch.failed("a stream is too long to be stored")
