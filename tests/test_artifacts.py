@@ -11,20 +11,26 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedsmith.artifacts import (
     JsonLines,
     RunDirectory,
+    Spool,
     fingerprint,
     fingerprint_file,
+    read_arrays,
     read_json,
     read_jsonl,
+    replacing,
     write_ahead,
+    write_arrays,
     write_json,
     write_jsonl,
     write_text,
 )
+from embedsmith.documents import Passage
 from embedsmith.errors import InputError
 
 
@@ -136,11 +142,12 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     kept = [
         tmp_path / name for name in (f".rows.jsonl.{os.getppid()}.tmp", f".rows.{gone.pid}.tmp", ".rows.jsonl.a.tmp")
     ]
-    for file in (left, *kept):
-        file.write_text("{")
+    for room in (left, *kept):
+        room.mkdir()
+        (room / "rows.jsonl").write_text("{")
     write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
     assert not left.exists()
-    assert all(file.exists() for file in kept)
+    assert all(room.exists() for room in kept)
 
 
 def test_a_set_has_one_fingerprint_in_all_processes() -> None:
@@ -188,3 +195,44 @@ def test_a_gzip_end_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space"), lines:
         lines.write({"a": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_gives_its_rows_back_as_they_were_by_place_and_in_turns() -> None:
+    rows = [Passage("1", "half \ud800 of a character", headings=("a", "b")), Passage("2", "\n"), Passage("3", "Öl")]
+    with Spool[Passage]() as spool:
+        assert not spool
+        for row in rows[:2]:
+            spool.add(row)
+        first, second = iter(spool), iter(spool)
+        assert [next(first), next(second), next(first), next(second)] == [rows[0], rows[0], rows[1], rows[1]]
+        spool.add(rows[2])  # also after it was read
+        assert (list(spool), spool[1], len(spool)) == (rows, rows[1], 3)
+
+
+def test_a_folder_takes_its_place_whole_or_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    with pytest.raises(InputError), replacing(folder) as new:
+        read_json(write_text(new / "config.json", "{"))
+    assert list(folder.parent.iterdir()) == []
+    with replacing(folder) as new:
+        write_text(new / "part" / "config.json", "{}")
+        assert not folder.exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert read_json(folder / "part" / "config.json") == {}
+
+
+def test_arrays_are_read_by_the_key_that_they_were_written_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_arrays(tmp_path, "tokens", "one", ids=np.arange(3), ends=np.array([0, 3]))
+    found = read_arrays(tmp_path, "tokens", "one", "ids", "ends")
+    assert found is not None
+    assert [array.tolist() for array in found] == [[0, 1, 2], [0, 3]]
+    assert read_arrays(tmp_path, "tokens", "two", "ids") is None
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_arrays(tmp_path, "tokens", "two", ids=np.arange(4), ends=np.array([0, 4]))
+    assert read_arrays(tmp_path, "tokens", "one", "ids") is None  # half written is not written

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from embedsmith.calibration import (
     Calibration,
+    _Counts,
     _starts,
     _tail_of_none,
     _walk,
@@ -24,6 +25,7 @@ from embedsmith.calibration import (
     calibrate,
     fit_probabilities,
     hits_needed,
+    measure_effects,
     read_calibration,
     shift_delta,
     tail,
@@ -304,23 +306,62 @@ def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
 def test_a_walk_hands_its_share_of_alpha_to_the_one_that_it_meets() -> None:
     """Without a wrong answer nothing stops, so the last threshold is tested at alpha; after one it starts anew."""
     hits = np.arange(1, 2001)
-    clean, known = np.zeros_like(hits), np.zeros_like(hits)
-    starts = _starts(hits, 0.1, 0.05, None)
+
+    def counted(false_hits: NDArray[np.int64]) -> _Counts:
+        return _Counts(-hits / 2001, hits, false_hits, np.ones(2000), np.zeros_like(hits))
+
+    starts = _starts(hits, hits.astype(np.float64), 0.1, 0.05, None)
     assert sum(start.level for start in starts) == pytest.approx(0.05)
-    edge = int(
-        np.flatnonzero(tail(np.arange(500), np.full(500, 2000), 0.1) <= 0.05)[-1]
-    )  # wrong of 2,000 that pass at alpha
-    late = clean.copy()
+    edge = int(np.flatnonzero(tail(np.arange(500), np.full(500, 2000), 0.1) <= 0.05)[-1])  # most wrong of 2,000
+    late = np.zeros_like(hits)
     late[-1] = edge
-    assert _walk(hits, late, known, 0.1, 0.05) == 1999
+    assert _walk(counted(late), 0.1, 0.05) == 1999
     late[-1] = edge + 1
-    assert _walk(hits, late, known, 0.1, 0.05) == 1998
-    broken = clean.copy()
+    assert _walk(counted(late), 0.1, 0.05) == 1998
+    broken = np.zeros_like(hits)
     broken[starts[-1].place :] = edge
-    broken[starts[-1].place - 1] = starts[
-        -1
-    ].place  # all wrong just before the last walk, which then has its own share only
-    assert _walk(hits, broken, known, 0.1, 0.05) < starts[-1].place
+    broken[starts[-1].place - 1] = starts[-1].place  # the last walk then has only its own share
+    assert _walk(counted(broken), 0.1, 0.05) < starts[-1].place  # type: ignore[operator]
+
+
+def test_the_design_effect_is_that_of_rao_and_scott() -> None:
+    generator = np.random.default_rng(0)
+    for alike in (1, 2, 5):
+        units = np.repeat(np.arange(4000), alike)
+        wrong = np.repeat((generator.random(4000) < 0.1).astype(np.int64), alike)
+        order = generator.permutation(len(units))
+        assert measure_effects(wrong[order], units[order])[-1] == pytest.approx(alike, rel=0.02)
+    units, wrong = generator.integers(0, 300, 1000), (generator.random(1000) < 0.3).astype(np.int64)
+    effects = measure_effects(wrong, units)
+    for count in (200, 517, 1000):  # the sums that the running ones stand for
+        held = np.bincount(units[:count], minlength=300)
+        bad = np.bincount(units[:count], weights=wrong[:count], minlength=300)
+        rate = bad.sum() / count
+        plain = ((bad - rate * held) ** 2).sum() / (count * rate * (1 - rate))
+        assert effects[count - 1] == pytest.approx(max(plain, 1.0))
+    assert (
+        effects[: int(np.searchsorted(np.cumsum(wrong), 30))] == effects[np.searchsorted(np.cumsum(wrong), 30)]
+    ).all()
+    assert measure_effects(np.zeros(9, dtype=np.int64), np.zeros(9, dtype=np.int64)).tolist() == [1.0] * 9
+
+
+def test_pairs_that_share_a_question_keep_the_promise() -> None:
+    """Three alike pairs a unit: the next answers hold in 95% of the draws, which they do not without the units."""
+    generator = np.random.default_rng(4)
+    units = np.repeat(np.arange(1500), 3).tolist()
+    broken = {"told": 0, "untold": 0}
+    draws = 150
+    for _ in range(draws):
+        scores = np.repeat(generator.random((2, 1500)), 3, axis=1)
+        labels = (np.repeat(generator.random((2, 1500)), 3, axis=1) > falling(scores)).astype(np.int64)
+        scores += 1e-9 * generator.random((2, 4500))
+        for name in broken:
+            own = units if name == "told" else None
+            found = calibrate(labels[0], scores[0], delta=0.15, traffic=4500, units=own)
+            broken[name] += float((labels[1][scores[1] >= found.threshold] == 0).mean()) > 0.15
+            assert found.effect == pytest.approx(1 if own is None else 3, abs=0.3)
+    assert broken["told"] <= 0.075 * draws
+    assert broken["untold"] > 0.1 * draws
 
 
 def test_the_tail_of_hits_to_come_is_that_of_an_urn() -> None:

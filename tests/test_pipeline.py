@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from matplotlib.figure import Figure
 
 from embedsmith.artifacts import RunDirectory
 from embedsmith.calibration import read_calibration
+from embedsmith.encoder import Embeddings
 from embedsmith.errors import InputError, LanguageModelError, ModelError
 from embedsmith.examples import LabelledPair
+from embedsmith.hosted import HostedEncoder
 from embedsmith.llm import Prompt, find_host, open_llm
-from embedsmith.pipeline import Job, Watcher, run
+from embedsmith.pipeline import Job, Watcher, cache_job, common, run
 from embedsmith.pipeline.cache_job import set_apart
 from embedsmith.synthesis.recipes import load_recipe
-from embedsmith.testing import REWORDINGS, FakeLLM, FaultyServer, write_answer
+from embedsmith.testing import REWORDINGS, FakeEncoder, FakeLLM, FaultyServer, write_answer
 from embedsmith.training import TrainingConfig
 
 WORDS = ["card", "pin", "loan", "app", "phone", "bank", "rate", "fee", "code", "limit"]
@@ -91,6 +94,36 @@ def test_personal_data_is_told_before_the_first_call_and_masked_where_asked(job:
     kept = (job.out / "queries.jsonl").read_text()
     assert ("@example.org" in kept, "please send it to [e-mail]" in kept) == (not mask, mask)
     assert kept.count("please send") == (1 if mask else 2)  # what only the address told apart is one question
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_personal_data_in_labelled_pairs_is_told_and_masked_where_a_hosted_peer_reads_them(
+    job: Job, monkeypatch: pytest.MonkeyPatch, mask: bool
+) -> None:
+    assert job.evaluation is not None
+    row = {"a": "mail ada@example.org the bill", "b": "send the bill to ada@example.org", "label": 1, "group": "mail"}
+    job.evaluation.write_text(job.evaluation.read_text() + json.dumps(row) + "\n")
+    told, read = [], set()
+
+    def embed(texts: Sequence[str]) -> Embeddings:
+        read.update(texts)
+        return FakeEncoder().encode(texts)
+
+    def name_peer(model: object) -> str | None:
+        return "peer.example.org" if isinstance(model, HostedEncoder) else None
+
+    def answer(prompt: Prompt) -> str:
+        assert any(line.startswith("personal data in 1 labelled pairs") and "2 × e-mail" in line for line in told)
+        return write_answer(prompt.user)
+
+    for module in (cache_job, common):
+        monkeypatch.setattr(module, "find_host", name_peer)
+    with FaultyServer(embed=embed) as server:
+        peered = replace(job, mask=mask, peers=("openai:peer",), base_url=server.base_url)
+        run(peered, FakeLLM(answer), Watcher(told.append))
+    seen = "mail [e-mail] the bill" if mask else "mail ada@example.org the bill"
+    assert [text for text in read if text.startswith("mail ")] == [seen]
+    assert any("2 × e-mail" in line and ("masked" if mask else "sent to peer.example.org") in line for line in told)
 
 
 @pytest.mark.parametrize(

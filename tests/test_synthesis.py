@@ -314,6 +314,8 @@ def test_a_synthesis_of_another_recipe_is_read_too(tmp_path: Path) -> None:
     assert [type(one) for one in done.examples] == [PositivePair]
     (shown,) = explain([QUERY], examples=done.examples)
     assert shown.kept == ()
+    with pytest.raises(TypeError):
+        explain([QUERY], recipe="rag")  # type: ignore[call-arg]  # prompts are shown of the only one about queries
     with pytest.raises(InputError, match="does not exist"):
         read_synthesis(tmp_path / "elsewhere")
 
@@ -361,10 +363,13 @@ def test_own_prompts_are_used_and_wrong_ones_refused(tmp_path: Path) -> None:
     assert prompts[0].user == "say How do I freeze my card for 30 days? 3×"
     assert prompts[1].messages == [{"role": "user", "content": QUERY.text}]
     for broken, message in (
-        ('[paraphrases]\nsystem = "s"\nuser = "{query}"', "has the tables paraphrases"),
-        ('[paraphrases]\nsystem=""\nuser="{query}"\ntone="x"\n[distinct]\nsystem=""\nuser="{query}"', "has the keys"),
+        ('[paraphrases]\nsystem = "s"\nuser = "{query}"', "lacks distinct"),
+        ('[paraphrases]\nsystem=""\nuser="{query}"\ntone="x"\n[distinct]\nsystem=""\nuser="{query}"', "has tone"),
         ('[paraphrases]\nsystem=""\nuser="{queri}"\n[distinct]\nsystem=""\nuser="{query}"', "wrong placeholder"),
-        ('[paraphrases]\nsystem=""\nuser="hello"\n[distinct]\nsystem=""\nuser="{query}"', "never names the question"),
+        (
+            '[paraphrases]\nsystem=""\nuser="hello"\n[distinct]\nsystem=""\nuser="{query}"',
+            "never names {query} or {quoted}",
+        ),
         ("not toml", "is not TOML"),
     ):
         path.write_text(broken)

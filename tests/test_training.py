@@ -7,6 +7,8 @@ import math
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 import tomllib
 from collections import Counter
@@ -255,7 +257,9 @@ def test_a_guide_with_other_weights_is_another_run(tiny_model: Path, tmp_path: P
 
 
 def test_what_a_kill_left_half_written_is_gone_after_the_next_run(tiny_model: Path, tmp_path: Path) -> None:
-    for half, file in ((".model.new", "model.safetensors"), (".model.checkpoint.new", ".tmpA1b2C3")):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for half, file in ((".model.new", "model.safetensors"), (f".model.checkpoint.{gone.pid}.tmp", ".tmpA1b2C3")):
         (tmp_path / half).mkdir()
         (tmp_path / half / file).write_bytes(b"torn")
     train(make_examples(8), base=tiny_model, out=tmp_path / "model", config=TrainingConfig(batch=4, precision="fp32"))

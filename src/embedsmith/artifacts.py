@@ -14,15 +14,18 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shlex
+import shutil
 import tempfile
 import time
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from embedsmith import __version__
 from embedsmith.charsets import find_misread, find_unmarked
@@ -31,35 +34,66 @@ from embedsmith.errors import InputError
 if TYPE_CHECKING:
     import sqlite3
 
+    from numpy.typing import NDArray
+
 GZIP_MAGIC = b"\x1f\x8b"
 TEXT_FILE = "UTF-8 text, or UTF-16 with a byte order mark"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+Row = TypeVar("Row")
 PLAIN = frozenset((str, int, float, bool, type(None)))  # what JSON knows as it is
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
     """Write `content` so that a reader sees the old file or the new one, never a part; durable on return."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as handle:
-        handle.write(content)
+    with replacing(path) as new:
+        new.write_bytes(content)
     return path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file beside `path` that takes its place at the end, whole and on the disk; an error leaves none of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name, whose file or folder takes the place of `path` at the end, whole and on the disk.
+
+    It lies in a folder of its own beside `path`, since some libraries write further files beside theirs. An error, a
+    full disk too, leaves nothing of it; what a kill leaves `remove_leftovers` finds. A folder replaces none but an
+    empty one.
+    """
+    room = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        shutil.rmtree(room, ignore_errors=True)
+        room.mkdir(parents=True)
+        yield room / path.name
+        sync(room)
+        (room / path.name).replace(path)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` left whose process is gone; where no process can be looked for, nothing."""
+    if os.name != "posix":
+        return
+    for room in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = room.name.removesuffix(".tmp").rpartition(".")[2]
+        if not (process.isascii() and process.isdigit()):
+            continue
+        try:
+            os.kill(int(process), 0)  # asks, and ends nothing
+        except ProcessLookupError:
+            shutil.rmtree(room, ignore_errors=True)
+        except (PermissionError, OverflowError):
+            continue
+
+
+def sync(folder: Path) -> None:
+    """Make all that lies in `folder` durable."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with Path(place, name).open("rb+") as handle:
+                os.fsync(handle.fileno())
+        sync_folder(Path(place))
 
 
 def sync_folder(folder: Path) -> None:
@@ -114,6 +148,27 @@ def write_text(path: Path | str, text: str) -> Path:
 def write_json(path: Path | str, value: object) -> Path:
     """Write `value` (dataclasses allowed) as indented JSON, atomically."""
     return write_text(path, json.dumps(plain(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def write_arrays(folder: Path, name: str, key: str, **arrays: NDArray[Any]) -> None:
+    """Write arrays that other processes map into their memory; `key` says what they are made from, and comes last."""
+    import numpy as np
+
+    (folder / f"{name}.key").unlink(missing_ok=True)
+    for part, values in arrays.items():
+        with replacing(folder / f"{part}.npy") as new:
+            np.save(new, values, allow_pickle=False)
+    write_text(folder / f"{name}.key", key)
+
+
+def read_arrays(folder: Path, name: str, key: str, *parts: str) -> list[NDArray[Any]] | None:
+    """Return arrays of `write_arrays`, mapped, or None where there are none or those of something else."""
+    import numpy as np
+
+    about = folder / f"{name}.key"
+    if not about.is_file() or about.read_text(encoding="utf-8") != key:
+        return None
+    return [np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in parts]
 
 
 def require_place(path: Path | str, *, folder: bool) -> None:
@@ -304,10 +359,9 @@ class JsonLines:
 
     def __init__(self, path: Path | str) -> None:
         self.path, self.rows = Path(path), 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(self.path)
+        remove_leftovers(self.path)
         self._open = contextlib.ExitStack()
-        self._lines = self._open.enter_context(replacing(self.path))
+        self._lines: IO[bytes] = self._open.enter_context(self._open.enter_context(replacing(self.path)).open("wb"))
         if self.path.suffix == ".gz":
             packed: Any = gzip.GzipFile("", "wb", fileobj=self._lines, mtime=0)
             self._lines = self._open.enter_context(packed)
@@ -327,28 +381,52 @@ class JsonLines:
         self._open.__exit__(kind, error, trace)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` left whose process is gone; where no process can be looked for, nothing."""
-    if os.name != "posix":
-        return
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = file.name.removesuffix(".tmp").rpartition(".")[2]
-        if not (process.isascii() and process.isdigit()):
-            continue
-        try:
-            os.kill(int(process), 0)  # asks, and ends nothing
-        except ProcessLookupError:
-            file.unlink(missing_ok=True)
-        except (PermissionError, OverflowError):
-            continue
-
-
 def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
     """Write rows (mappings or dataclasses) as JSON lines, atomically; return their number."""
     with JsonLines(path) as lines:
         for row in rows:
             lines.write(row)
     return lines.rows
+
+
+class Spool(Generic[Row]):
+    """Rows that wait on disk between two steps: added one by one, read by place or in order, as often as needed.
+
+    In memory are eight bytes a row. The file has no name, so a kill leaves nothing of it and nobody else can write to
+    it, which is why rows may be pickled. For one thread at a time; several iterations may take turns.
+
+    >>> with Spool[str]() as rows:
+    ...     rows.add("one")
+    ...     rows.add("two")
+    ...     list(rows), rows[1], len(rows)
+    (['one', 'two'], 'two', 2)
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="embedsmith-")
+        self._starts = array("Q")
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        self._starts.append(self._file.seek(0, os.SEEK_END))
+        pickle.dump(row, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: int) -> Row:
+        self._file.seek(self._starts[place])
+        row: Row = pickle.load(self._file)  # noqa: S301  ours: nobody else can reach the file
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[place] for place in range(len(self)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def plain(value: object) -> Any:

@@ -3,14 +3,16 @@
 The promise: among the answers that the cache serves at this threshold, at most a share δ is wrong, and
 the procedure that chose the threshold keeps this with probability at least 1 − α over the draw of the
 labelled pairs. It holds for traffic like the validation pairs: same kind of questions, same share of
-duplicates. Pairs are taken as independent given their similarities (`cache.rules.draw_sample` sees to it).
+duplicates. Pairs that share a question are no independent pairs: at each threshold the counts are divided by the
+design effect that the units of pairs show there (Rao & Scott 1992, Biometrics 48:577); where they depend on each
+other more than that can mend, `cache.rules.draw_sample` draws one of each unit.
 
 Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresholds to test are fixed
 by the similarities alone. At each, "the share of wrong answers exceeds δ" is tested with the exact
 binomial tail, from high similarity down. Several walks share α, so that one unlucky pair near the top does not
 end all: each stops at its first test that fails, and one that comes to where the next begins hands its share on
-(the fallback procedure, Wiens & Dmitrienko 2005, J. Biopharm. Stat. 15:929). Where eight begin and none stops, the
-last tests at α itself.
+(the fallback procedure, Wiens & Dmitrienko 2005, J. Biopharm. Stat. 15:929). Where none stops, the last tests at
+α itself.
 
 The rate promised is the one that would show in the long run. What shows among the next answers scatters about
 it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
@@ -29,7 +31,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,12 @@ from numpy.typing import NDArray
 # scipy is imported where it is needed: a server that reads a calibration computes none, and should start at once.
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
+from embedsmith.metrics import number_groups
 
-WALKS = 8
+WALKS = 5
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
+ENOUGH = 30  # wrong answers that a design effect is measured on; fewer borrow from lower similarities
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
 
@@ -73,6 +77,7 @@ class Calibration:
         delta: most wrong answers among those served that is promised, at confidence 1 − alpha.
         hits, false_hits: of the validation pairs, at the threshold.
         upper_bound: one-sided Clopper–Pearson bound of the false-hit rate at the threshold, level 1 − alpha.
+        effect: the design effect by which the counts were divided for it; 1 where pairs share no question.
         hit_rate: share of the validation pairs that are served. recall: share of the duplicates served.
         pairs: labelled pairs used.
         model: fingerprint of the model whose similarities these are; no other may use the threshold.
@@ -83,6 +88,8 @@ class Calibration:
         verifier: fingerprint of the verifier that moved the similarities, "" for none; weight: cosine a logit.
         precision: what the encoder computed in, "" where it did not tell. guard: whether the vetoes of the cache's
             guard are in the similarities. An older file says neither: "" and None.
+        guard_rules: fingerprint of that guard's rules and words; "" without it, and in an older file.
+        cached: whether the similarities are those of a cache, or the model's by itself; None in an older file.
         written: a language model wrote the pairs, so the promise is for questions like those it writes.
         conversations: the pairs of them, which choose a threshold of their own and have no part in the other one
             (unless all pairs are such); None where no pair is.
@@ -109,6 +116,9 @@ class Calibration:
     guard: bool | None = None
     written: bool = False
     conversations: Conversations | None = None
+    effect: float = 1.0
+    guard_rules: str = ""
+    cached: bool | None = None
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -129,8 +139,11 @@ def calibrate(
     weight: float = 0.0,
     precision: str = "",
     guard: bool | None = None,
+    guard_rules: str = "",
+    cached: bool | None = None,
     written: bool = False,
     against: Sequence[float] | NDArray[np.floating] = (),
+    units: Sequence[object] | None = None,
 ) -> Calibration:
     """Return the lowest threshold whose false-hit rate is at most `delta` with confidence 1 − `alpha`.
 
@@ -143,9 +156,12 @@ def calibrate(
         duplicate_rate: share of duplicates among the pairs that the traffic brings, if it is another one.
         traffic: promise the share that shows in the answers to so many pairs to come, not the long run's.
         verifier, weight: what moved the similarities, if anything did; see `embedsmith.verifier`.
-        precision, guard, written: what else made them; see `Calibration`. They are only written down.
+        precision, guard, guard_rules, cached, written: what else made them; see `Calibration`. They are only written
+            down.
         against: cosines of further pairs that are known to be wrong and are no part of the sample. They count as
             false hits in every test, and in nothing else, so they can only raise the threshold.
+        units: (n,) what each pair belongs to; pairs of one unit (they share a question or a group) may depend on each
+            other. None: each is by itself.
 
     Raises:
         CalibrationRefused: no threshold can be certified; says how many pairs are missing.
@@ -159,23 +175,23 @@ def calibrate(
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
     tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
-    thresholds, hits, false_hits = _cumulate(truth, scores)
+    counts = _cumulate(truth, scores, number_groups(units) if units is not None else None)
     reported = np.sort(np.asarray(against, dtype=np.float64))
-    known = len(reported) - np.searchsorted(reported, thresholds)  # at each threshold or above
+    counts = replace(counts, known=len(reported) - np.searchsorted(reported, counts.thresholds))
     to_come = None if traffic is None else traffic / len(truth)
-    certified = _walk(hits, false_hits, known, tested, alpha, to_come)
+    certified = _walk(counts, tested, alpha, to_come)
     if certified is None:
         promise = _Promise(delta, alpha, duplicate_rate, tested)
-        carried = _find_carried(truth, hits, false_hits, known, promise, to_come)
-        raise _refuse_for_few(truth, scores, promise, carried) or _refuse(truth, hits, false_hits, promise, carried)
-    served, wrong = int(hits[certified]), int(false_hits[certified])
+        carried = _find_carried(truth, counts, promise, to_come)
+        raise _refuse_for_few(truth, scores, promise, carried) or _refuse(truth, counts, promise, carried)
+    served, wrong, effect = (float(part[certified]) for part in (counts.hits, counts.false_hits, counts.effects))
     return Calibration(
-        threshold=float(thresholds[certified]),
+        threshold=float(counts.thresholds[certified]),
         delta=delta,
         alpha=alpha,
-        hits=served,
-        false_hits=wrong,
-        upper_bound=bound_rate(wrong, served, alpha),
+        hits=int(served),
+        false_hits=int(wrong),
+        upper_bound=bound_rate(wrong / effect, served / effect, alpha),
         hit_rate=served / len(truth),
         recall=(served - wrong) / max(int(truth.sum()), 1),
         pairs=len(truth),
@@ -188,7 +204,10 @@ def calibrate(
         weight=weight,
         precision=precision,
         guard=guard,
+        guard_rules=guard_rules,
+        cached=cached,
         written=written,
+        effect=effect,
     )
 
 
@@ -247,7 +266,7 @@ def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequen
         raise InputError(f"labels {sorted(set(np.asarray(labels).tolist()))[:5]}", expected="labels 0 and 1")
 
 
-def bound_rate(events: int, trials: int, alpha: float) -> float:
+def bound_rate(events: float, trials: float, alpha: float) -> float:
     """Return the upper Clopper–Pearson bound of a rate at confidence 1 − `alpha`; 0 of 59 at .05 is .0495."""
     if events >= trials:
         return 1.0
@@ -261,62 +280,109 @@ def hits_needed(delta: float, alpha: float) -> int:
     return math.ceil(math.log(alpha) / math.log(1 - delta))
 
 
-def _cumulate(
-    truth: NDArray[np.int64], scores: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return distinct thresholds from high to low with hits and false hits at each; ties go together."""
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What would be served from each threshold on, from high to low; pairs of one similarity go together.
+
+    Attributes:
+        thresholds: (t,) distinct similarities. hits, false_hits: (t,) of the labelled pairs.
+        effects: (t,) design effect of their units. known: (t,) further pairs that are known to be wrong.
+    """
+
+    thresholds: NDArray[np.float64]
+    hits: NDArray[np.int64]
+    false_hits: NDArray[np.int64]
+    effects: NDArray[np.float64]
+    known: NDArray[np.int64]
+
+    def test(self, places: slice, delta: float, to_come: float | None) -> NDArray[np.float64]:
+        """Return `tail` at these thresholds."""
+        effects, known = self.effects[places], self.known[places]
+        # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
+        wrong, served = self.false_hits[places] / effects + known, np.floor(self.hits[places] / effects) + known
+        fewer = np.floor(wrong)
+        part = wrong - fewer
+        found = tail(fewer, served, delta, to_come)
+        between = np.flatnonzero(part)
+        if len(between):
+            more = tail(fewer[between] + 1, served[between], delta, to_come)
+            found[between] += part[between] * (more - found[between])
+        return found
+
+
+def _cumulate(truth: NDArray[np.int64], scores: NDArray[np.float64], units: NDArray[np.int64] | None) -> _Counts:
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     if len(ends) > 1 and scores[order[-1]] <= -1:
         ends = ends[:-1]  # what is vetoed is served at no threshold
-    hits = ends + 1
-    false_hits = np.cumsum(1 - truth[order])[ends]
-    return scores[order][ends], hits.astype(np.int64), false_hits.astype(np.int64)
+    wrong = (1 - truth[order])[: ends[-1] + 1]
+    effects = measure_effects(wrong, units[order][: len(wrong)])[ends] if units is not None else np.ones(len(ends))
+    return _Counts(scores[order][ends], ends + 1, np.cumsum(wrong)[ends], effects, np.zeros_like(ends))
 
 
-def _walk(
-    hits: NDArray[np.int64],
-    false_hits: NDArray[np.int64],
-    known: NDArray[np.int64],
-    delta: float,
-    alpha: float,
-    to_come: float | None = None,
-) -> int | None:
-    """Return the place of the lowest certified threshold, or None; `known` false hits are added at each."""
-    starts = _starts(hits, delta, alpha, to_come)
-    ends = [*(start.place for start in starts), len(hits)][1:]
+def measure_effects(wrong: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the design effect (n,), 1 or more, of the first one, two, ... n pairs: variance over that of single pairs.
+
+    Of w wrong among c pairs of each unit, at the rate p, it is the sum of (w − p · c)² over n · p · (1 − p) (Rao &
+    Scott 1992). Where fewer than `ENOUGH` are wrong, it is that of the first pairs with so many: a few mistakes
+    cannot tell whether they come together. Pairs of one unit each give 1; units of two alike pairs give 2.
+
+    Args:
+        wrong: (n,) 0 or 1. units: (n,) the unit of each pair, by number.
+    """
+    rank, before = _count_earlier(wrong, units)
+    pairs, seen = np.arange(1, len(wrong) + 1), np.cumsum(wrong)
+    same = np.cumsum(2 * rank + 1)  # of c², over the units so far
+    both = np.cumsum(before + wrong * (rank + 1))  # of w · c
+    errors = np.cumsum(wrong * (2 * before + 1))  # of w²
+    rate = seen / pairs
+    apart = pairs * rate * (1 - rate)
+    spread = errors - 2 * rate * both + rate**2 * same
+    effects: NDArray[np.float64] = np.ones(len(wrong))
+    np.divide(spread, apart, out=effects, where=apart > 0)
+    np.maximum(effects, 1.0, out=effects)
+    first = int(np.searchsorted(seen, min(ENOUGH, int(seen[-1]))))
+    effects[:first] = effects[first]
+    return effects
+
+
+def _count_earlier(wrong: NDArray[np.int64], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each pair how many pairs of its unit stand before it (n,), and how many of these are wrong (n,)."""
+    order = np.argsort(units, kind="stable")
+    sizes = np.bincount(units)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    seen = np.cumsum(wrong[order]) - wrong[order]
+    rank, before = np.empty_like(order), np.empty_like(order)
+    rank[order] = np.arange(len(order)) - starts
+    before[order] = seen - seen[starts]
+    return rank, before
+
+
+def _walk(counts: _Counts, delta: float, alpha: float, to_come: float | None = None) -> int | None:
+    """Return the place of the lowest certified threshold, or None."""
+    starts = _starts(counts.hits, np.floor(counts.hits / counts.effects), delta, alpha, to_come)
+    ends = [*(start.place for start in starts), len(counts.hits)][1:]
     best: int | None = None
     carried = 0.0  # what an earlier walk brings along
     for start, end in zip(starts, ends, strict=True):
         level = carried + start.level
-        passed = _first_failing(start.place, end, hits, false_hits, known, delta, level, to_come)
+        passed = _first_failing(counts, start.place, end, delta, level, to_come)
         best = passed - 1 if passed > start.place else best
         carried = level if passed == end else 0.0
     return best
 
 
-def _first_failing(
-    place: int,
-    end: int,
-    hits: NDArray[np.int64],
-    false_hits: NDArray[np.int64],
-    known: NDArray[np.int64],
-    delta: float,
-    level: float,
-    to_come: float | None,
-) -> int:
+def _first_failing(counts: _Counts, place: int, end: int, delta: float, level: float, to_come: float | None) -> int:
     """Return the first place from `place` on whose test fails at `level`, or `end`."""
     for block in range(place, end, BLOCK):
-        places = slice(block, min(block + BLOCK, end))
-        # With `known` more trials, all false, the tail can only grow: P(Bin(n + k) <= f + k) >= P(Bin(n) <= f).
-        passes = tail(false_hits[places] + known[places], hits[places] + known[places], delta, to_come) <= level
+        passes = counts.test(slice(block, min(block + BLOCK, end)), delta, to_come) <= level
         if not passes.all():
             return block + int(np.argmin(passes))
     return end
 
 
 def tail(
-    false_hits: NDArray[np.int64], hits: NDArray[np.int64], delta: float, to_come: float | None = None
+    false_hits: NDArray[np.number], hits: NDArray[np.number], delta: float, to_come: float | None = None
 ) -> NDArray[np.float64]:
     """Return (n,) P(at most so many false hits), were the rate δ or more: small means that it is below.
 
@@ -334,7 +400,7 @@ def tail(
     return np.asarray(hypergeom.cdf(false_hits, hits + coming, wrong, hits))
 
 
-def _tail_of_none(hits: NDArray[np.int64], delta: float, to_come: float | None) -> NDArray[np.float64]:
+def _tail_of_none(hits: NDArray[np.number], delta: float, to_come: float | None) -> NDArray[np.float64]:
     """Return `tail` for no false hit at all, in closed form: C(N − K, n) / C(N, n)."""
     if to_come is None:
         return np.asarray((1 - delta) ** hits)
@@ -355,13 +421,16 @@ class _Start:
     level: float
 
 
-def _starts(hits: NDArray[np.int64], delta: float, alpha: float, to_come: float | None) -> list[_Start]:
+def _starts(
+    hits: NDArray[np.int64], effective: NDArray[np.float64], delta: float, alpha: float, to_come: float | None
+) -> list[_Start]:
     """Return where the walks start: geometric in the number of hits, from the fewest that can pass.
 
-    Labels have no say here; the test would not be valid otherwise. Earlier walks get more of alpha (8 of 36 parts,
-    7, ... 1), since those that they meet inherit it.
+    How many are wrong has no say here; the test would not be valid otherwise. `effective` are the hits over their
+    design effect, which tells only whether mistakes come together. Earlier walks get more of alpha (5 of 15 parts,
+    4, ... 1), since those that they meet inherit it.
     """
-    best = _tail_of_none(hits, delta, to_come)  # were no hit false
+    best = _tail_of_none(effective, delta, to_come)  # were no hit false
     walks = WALKS
     while walks > 1 and not (best[2 * hits <= hits[-1]] <= _share(walks, walks, alpha)).any():
         walks -= 1  # small sets: fewer walks leave more of alpha to each
@@ -379,14 +448,7 @@ def _share(weight: int, walks: int, alpha: float) -> float:
     return alpha * weight / (walks * (walks + 1) / 2)
 
 
-def _find_carried(
-    truth: NDArray[np.int64],
-    hits: NDArray[np.int64],
-    false_hits: NDArray[np.int64],
-    known: NDArray[np.int64],
-    promise: _Promise,
-    to_come: float | None,
-) -> float | None:
+def _find_carried(truth: NDArray[np.int64], counts: _Counts, promise: _Promise, to_come: float | None) -> float | None:
     """Return the lowest false-hit rate of `OFFERS` that these pairs carry, None where there is none.
 
     Offering the best of several rates is multiple testing: each is tested at alpha / len(OFFERS).
@@ -394,7 +456,7 @@ def _find_carried(
     labelled = float(truth.mean())
     for delta in (offer for offer in OFFERS if offer > promise.delta):
         tested = shift_delta(delta, labelled, promise.duplicate_rate)
-        if _walk(hits, false_hits, known, tested, promise.alpha / len(OFFERS), to_come) is not None:
+        if _walk(counts, tested, promise.alpha / len(OFFERS), to_come) is not None:
             return delta
     return None
 
@@ -426,17 +488,12 @@ def _looser(carried: float | None) -> str:
     return f"allow --delta {carried:g}, which these pairs carry" if carried is not None else "allow a higher --delta"
 
 
-def _refuse(
-    truth: NDArray[np.int64],
-    hits: NDArray[np.int64],
-    false_hits: NDArray[np.int64],
-    promise: _Promise,
-    carried: float | None,
-) -> CalibrationRefused:
+def _refuse(truth: NDArray[np.int64], counts: _Counts, promise: _Promise, carried: float | None) -> CalibrationRefused:
     """Say how many more pairs it would take, if new ones are like those at hand, and what these can carry."""
     total = len(truth)
     looser = _looser(carried)
-    rates = false_hits / hits
+    hits = counts.hits
+    rates = counts.false_hits / hits
     enough = np.flatnonzero(hits >= min(20, int(hits[-1])))
     place = int(enough[rates[enough].argmin()])
     best = f"the best threshold has {rates[place]:.1%} false hits on {hits[place]} hits"

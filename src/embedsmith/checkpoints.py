@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedsmith.artifacts import fingerprint, sync_folder
+from embedsmith.artifacts import fingerprint, remove_leftovers, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -42,22 +40,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str) -> None:
     """Write a checkpoint that is whole or absent; `key` names the run it belongs to."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    room = _unfinished(path)
-    shutil.rmtree(room, ignore_errors=True)
-    room.mkdir()
-    temporary = room / path.name
+    remove_leftovers(path)
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
     about = {"step": str(checkpoint.step), "key": key, "memory": checkpoint.memory, "settings": checkpoint.settings}
-    save_file(tensors, str(temporary), metadata=about)
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
-    room.rmdir()
-    sync_folder(path.parent)
+    with replacing(path) as new:
+        save_file(tensors, str(new), metadata=about)
 
 
 def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
@@ -108,9 +95,4 @@ def aside(path: Path, key: str) -> Path:
 def remove_checkpoint(path: Path) -> None:
     """Delete the checkpoint of a finished run, and what a kill left of one that was being written."""
     path.unlink(missing_ok=True)
-    shutil.rmtree(_unfinished(path), ignore_errors=True)
-
-
-def _unfinished(path: Path) -> Path:
-    """Return the folder in which a checkpoint is written: safetensors writes beside it, under names of its own."""
-    return path.with_name(f".{path.name}.new")
+    remove_leftovers(path)

@@ -7,27 +7,22 @@ that the verifier does not care which question was stored.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit
 
-from embedsmith import __version__
-from embedsmith.artifacts import fingerprint, write_json
+from embedsmith.artifacts import fingerprint
 from embedsmith.batches import TrainingSet, collect_rows, pairs_of
 from embedsmith.checkpoints import remove_checkpoint
 from embedsmith.errors import ConfigurationError, InputError, ModelError
 from embedsmith.examples import Example, LabelledText, ScoredPair
-from embedsmith.export import OPSET, PACKAGES, backend, trace_module
+from embedsmith.export import backend, list_versions, publish, trace_module
 from embedsmith.model import (
     ENCODING_BUDGET,
     Precision,
@@ -38,6 +33,7 @@ from embedsmith.model import (
     run_microbatches,
     save_network,
 )
+from embedsmith.noise import only_errors
 from embedsmith.optimization import (
     Progress,
     TrainingConfig,
@@ -238,24 +234,10 @@ def _has_segments(network: CrossEncoder) -> bool:
 
 def _load(spec: str | Path, *, seed: int, attention: str | None = None) -> CrossEncoder:
     """Return the CrossEncoder at `spec`; a head that an encoder has not is drawn from `seed`."""
-    with _quiet_loading():
+    with only_errors("transformers", "sentence_transformers"):  # that an encoder has no head yet is no news here
         network = load_pair_network(spec, seed=seed, attention=attention)
     network.max_seq_length = min(max_length_of(network) or LONGEST, LONGEST)
     return network
-
-
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep the libraries' notes away that an encoder has no head yet: here, that is no news."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def export_verifier(folder: Path | str, pairs: Sequence[tuple[str, str]], *, most_gap: float = MOST_GAP) -> list[str]:
@@ -273,8 +255,8 @@ def export_verifier(folder: Path | str, pairs: Sequence[tuple[str, str]], *, mos
     sample = list(pairs)[:: max(len(pairs) // MEASURED, 1)][:MEASURED]
     graph = _trace(reference.network)
     report = _describe(reference.network, folder)
-    target = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as place:
+        target = Path(place)
         backend(reference.network).save(str(target / TOKENIZER))
         found: dict[ExportPrecision, Fidelity] = {}
         graphs: dict[ExportPrecision, Any] = {
@@ -285,14 +267,7 @@ def export_verifier(folder: Path | str, pairs: Sequence[tuple[str, str]], *, mos
             (target / FILES[precision]).write_bytes(model.SerializeToString())
             found[precision] = _compare(reference, target, report, FILES[precision], sample)
         kept = _require(found, most_gap)
-        for precision in found.keys() - kept.keys():
-            (target / FILES[precision]).unlink()
-        write_json(target / REPORT, replace(report, precisions=kept))
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        target.chmod(0o755)
-        target.rename(folder / FOLDER)
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+        publish(target, folder, REPORT, replace(report, precisions=kept))
     return [
         f"{name} {'exported' if name in kept else 'left out'}: mean gap {fidelity.mean_gap:.4f} to torch in probability"
         for name, fidelity in found.items()
@@ -324,7 +299,7 @@ def _describe(network: CrossEncoder, folder: Path) -> VerifierReport:
         fingerprint=fingerprint_model(folder),
         max_length=max_length_of(network),
         segments=_has_segments(network),
-        versions={"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES},
+        versions=list_versions(),
     )
 
 

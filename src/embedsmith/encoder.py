@@ -184,6 +184,12 @@ def find_unread(encoder: Encoder, text: str) -> str:
     return "" if tell is None else str(tell(text))
 
 
+def dimension_of(encoder: Encoder) -> int:
+    """Return the length of the vectors: what `encoder` tells by its `dimension`, else that of one word, encoded."""
+    known = getattr(encoder, "dimension", None)
+    return known if isinstance(known, int) and known > 0 else int(encoder.encode(["dimension"]).shape[1])
+
+
 def precision_of(encoder: Encoder) -> str:
     """Return what `encoder` computes in, "fp32", "bf16" or "int8", as its `precision` tells; "" where it cannot tell.
 

@@ -21,7 +21,7 @@ from embedsmith.conversation import is_conversation, parse_messages, render
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import normalize
-from embedsmith.verdicts import NOTED, Verdict, pair_of, settle, verdict_in
+from embedsmith.settlement import NOTED, Verdict, pair_of, settle, verdict_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def read_examples(path: Path | str, *, kind: type[Example] | None = None, separa
 
     Each row is read by its own columns, so a column that the first row lacks is not lost. Pairs among triplets are
     triplets without negatives. In a file of verdicts (what `serve --feedback` writes) every row has the label that
-    counts for its pair (`verdicts`).
+    counts for its pair (`settlement`).
 
     Args:
         kind: what the caller can use; another kind is an error that names both.

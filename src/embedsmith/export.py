@@ -7,7 +7,6 @@ vectors were compared with those of sentence-transformers; `embedsmith.runtime` 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from embedsmith import __version__
-from embedsmith.artifacts import sync_folder, write_json
+from embedsmith.artifacts import sync, sync_folder, write_json
 from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.examples import LabelledPair
@@ -36,7 +35,7 @@ from embedsmith.model import (
     pools_prompts,
     resolve_model,
 )
-from embedsmith.noise import quiet_transformers
+from embedsmith.noise import only_errors, quiet_transformers
 from embedsmith.quantization import quantize
 from embedsmith.runtime import (
     FILES,
@@ -55,6 +54,8 @@ from embedsmith.runtime import (
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from embedsmith.verifier import VerifierReport
 
 OPSET = 20
 ATTENTION = "embedsmith_onnx"  # the name under which transformers finds our attention
@@ -104,10 +105,10 @@ def export_model(
     if not texts:
         raise ConfigurationError("there is no text to compare the export on", expected="texts or pairs")
     network = load_network(folder)
-    report = describe(network, folder, name=str(model))
+    report, earlier = describe(network, folder, name=str(model)), _read_earlier(folder)
     graph = trace(network)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as place:
+        temporary = Path(place)
         backend(network).save(str(temporary / TOKENIZER))
         if precision == "int8":
             graph = quantize(graph, _batches(list(dict.fromkeys(texts))[:CALIBRATION], temporary, report))
@@ -116,10 +117,8 @@ def export_model(
         fidelity = compare(TorchEncoder(network, name=str(model)), served, texts, pairs, FILES[precision])
         fidelity = replace(fidelity, size=(temporary / FILES[precision]).stat().st_size)
         require(fidelity, precision, least_cosine=least_cosine, max_loss=max_loss)
-        report = replace(report, precisions=_kept(folder, report) | {precision: fidelity})
-        _move(temporary, folder / FOLDER, FILES[precision], report)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        report = replace(report, precisions=earlier | {precision: fidelity})
+        publish(temporary, folder, REPORT, report)
     return report
 
 
@@ -168,8 +167,13 @@ def describe(network: SentenceTransformer, folder: Path, *, name: str) -> Export
         prompt=prompt,
         fill=int(tokenizer.pad_token_id or 0),
         left=tokenizer.padding_side == "left",
-        versions={"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES},
+        versions=list_versions(),
     )
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of what an export was made with."""
+    return {"embedsmith": __version__, "opset": str(OPSET)} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def backend(network: Any) -> Any:
@@ -257,7 +261,8 @@ def _export_graph(network: Any, served: Any, inputs: Sequence[str]) -> Any:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     free = {0: torch.export.Dim("batch", max=2**16), 1: torch.export.Dim("length", max=_longest(network))}
-    with _quiet(), torch.no_grad():
+    with only_errors("torch.onnx"), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             served.eval(),
             (ids, mask, *(torch.zeros_like(ids) for _ in inputs[2:])),
@@ -420,41 +425,25 @@ def _batches(texts: Sequence[str], folder: Path, report: ExportReport) -> list[M
     return found
 
 
-def _kept(folder: Path, report: ExportReport) -> dict[str, Fidelity]:
+def _read_earlier(folder: Path) -> dict[str, Fidelity]:
     """Return what an earlier export of the same model left."""
     with contextlib.suppress(ModelError):
-        earlier = read_report(folder)
-        if earlier.fingerprint == report.fingerprint:
-            return dict(earlier.precisions)
+        return dict(read_report(folder).precisions)
     return {}
 
 
-def _move(source: Path, target: Path, file: str, report: ExportReport) -> None:
-    """Put the files in place, each in one step; the report, which makes them count, comes last."""
+def publish(made: Path, folder: Path, name: str, report: ExportReport | VerifierReport) -> None:
+    """Put exported files into a model's folder, each in one step; the report, which says what counts, comes last."""
+    target = folder / FOLDER
     target.mkdir(exist_ok=True)
-    for name in (file, TOKENIZER):
-        with (source / name).open("rb") as handle:
-            os.fsync(handle.fileno())
-        (source / name).replace(target / name)
+    sync(made)
+    for file in [*made.iterdir()]:
+        file.replace(target / file.name)
     sync_folder(target)
-    write_json(target / REPORT, report)
-    for name in set(FILES.values()) - {part.file for part in report.precisions.values()}:
-        (target / name).unlink(missing_ok=True)
+    write_json(target / name, report)
+    for left in set(FILES.values()) - {part.file for part in report.precisions.values()}:
+        (target / left).unlink(missing_ok=True)
 
 
 def _shipped_pairs() -> list[LabelledPair]:
     return [row for row in shipped_guards()["general_pairs"] if isinstance(row, LabelledPair)]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes on its own work out of our output."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import write_json
+from embedsmith.artifacts import replacing, write_json
 from embedsmith.errors import MissingPartError, ModelError
 from embedsmith.noise import quiet_transformers
 
@@ -58,14 +56,14 @@ def convert_gguf(file: Path) -> Path:
     if folder.is_dir():
         return folder
     _require_packages(file)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        sys.stderr.write(f"{file.name}: converting to float32 safetensors, once, into {folder}\n")
-        _write_folder(file, temporary)
-        _move(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing(folder) as new:
+            sys.stderr.write(f"{file.name}: converting to float32 safetensors, once, into {folder}\n")
+            new.mkdir()
+            _write_folder(file, new)
+    except OSError:  # another process was first; its folder is made from the same bytes
+        if not folder.is_dir():
+            raise
     return folder
 
 
@@ -79,14 +77,6 @@ def hash_gguf(file: Path) -> str:
     """Return the SHA-256 of the file's bytes, 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _move(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:  # another process was first; its folder is made from the same bytes
-        if not folder.is_dir():
-            raise
 
 
 def _write_folder(file: Path, folder: Path) -> None:
@@ -163,9 +153,8 @@ def _gemma3() -> Path:
         raise _not_installed(GEMMA3, " ".join([f"{package}==1.0.0", *parts])) from None
     file = cache_folder() / "gemma-3-270m-q4_k_m.gguf"
     if not file.is_file():
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".gemma3.") as place:
-            assemble(Path(place) / file.name).rename(file)
+        with replacing(file) as new:
+            assemble(new)
     _require_hash(file, GEMMA3_SHA256, GEMMA3)
     return file
 

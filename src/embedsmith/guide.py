@@ -8,12 +8,11 @@ tokens, so a run that goes on does not ask it again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from embedsmith.artifacts import fingerprint
+from embedsmith.artifacts import fingerprint, read_arrays, write_arrays
 from embedsmith.batches import Numbers, Prompts, Source, TrainingSet, has_equal_sides, prompts_of
 from embedsmith.devices import Devices, make_once
 from embedsmith.encoder import NO_SIDES, SIDES, Side, encode_by_side
@@ -44,10 +43,14 @@ def read_guide(
 
     def make() -> Numbers:
         vectors = encode_by_side(load_encoder(guide), texts)
-        _write(folder, vectors, key)
+        write_arrays(folder, "guide", key, guide=vectors)
         return vectors
 
-    return make_once(partial(_read, folder, key), make, folder, devices)
+    def read() -> Numbers | None:
+        found = read_arrays(folder, "guide", key, "guide")
+        return np.asarray(found[0]) if found else None
+
+    return make_once(read, make, folder, devices)
 
 
 def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -> list[tuple[Side, str]]:
@@ -65,18 +68,3 @@ def bare_texts(data: TrainingSet, sources: Sequence[Source], prompts: Prompts) -
             for text in others:
                 found.setdefault(behind + text, (other, text))
     return [found[text] for text in data.texts]
-
-
-def _write(folder: Path, vectors: Numbers, key: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "guide.key").unlink(missing_ok=True)
-    np.save(folder / "guide.npy", vectors, allow_pickle=False)
-    (folder / "guide.key").write_text(key, encoding="utf-8")
-
-
-def _read(folder: Path, key: str) -> Numbers | None:
-    """Return the vectors in `folder`, mapped, or None where there are none or those of other texts or guides."""
-    about = folder / "guide.key"
-    if not about.is_file() or about.read_text(encoding="utf-8") != key:
-        return None
-    return np.asarray(np.load(folder / "guide.npy", mmap_mode="r", allow_pickle=False))

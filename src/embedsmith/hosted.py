@@ -19,6 +19,10 @@ class HostedEncoder:
         model: the name the server knows it by.
         base_url: default is OpenAI's own, or the environment's OPENAI_BASE_URL.
         api_key: default is the environment's OPENAI_API_KEY; local servers need none.
+
+    Attributes:
+        base_url: where texts are sent.
+        dimension: of the vectors; None before the first have come.
     """
 
     def __init__(self, model: str, *, base_url: str | None = None, api_key: str | None = None) -> None:
@@ -30,6 +34,8 @@ class HostedEncoder:
         self.model = model
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = OpenAI(base_url=base_url, api_key=key, max_retries=5)
+        self.base_url = str(self._client.base_url)
+        self.dimension: int | None = None
 
     def encode(self, texts: Sequence[str], /) -> Embeddings:
         """Return unit rows (n, d) float32 in the order of `texts`.
@@ -62,4 +68,6 @@ class HostedEncoder:
                 expected="one embedding a text",
                 action="check that the model is one for embeddings",
             )
-        return np.array([row.embedding for row in rows], dtype=np.float32)
+        vectors = np.array([row.embedding for row in rows], dtype=np.float32)
+        self.dimension = int(vectors.shape[1])
+        return vectors

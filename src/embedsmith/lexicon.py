@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any, NamedTuple
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.text import MARKS, SIGNED
 
 # French and Italian words that lose their vowel: what matters stands behind them
@@ -38,6 +39,13 @@ TENS = range(20, 100, 10)
 SIGN = re.compile(f"[{SIGNED}]")
 HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
 KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
+HANGUL = re.compile("[가-힣]+")
+SCALED = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?) ?([천만억])")  # 5만 is 50,000
+SCALES = {"천": 10**3, "만": 10**4, "억": 10**8}
+TENFOLD = {"천": 1000, "백": 100, "십": 10}
+DIGITS = "일이삼사오육칠팔구"
+NEGATED = re.compile("지(?:는|도|를)?(?=[않못])[가-힣]*|지(?:마|말)[가-힣]*")
+ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
@@ -70,6 +78,31 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Korean:
+    """The table [korean] of words.toml.
+
+    Attributes:
+        beginnings: by a beginning, the name of its word; the longest counts. names: of whole words.
+        particles: by a particle "" or the direction that it stays as; `sure` may stand behind one syllable, and all
+            behind the syllables that are `nouns`.
+        verb: what makes a verb of a noun, at its end. polite: a question in the negative that asks the same without.
+        counted: a number in words before what is counted, a Korean one, which `numbers` has, or a Chinese one (두 시간,
+            삼십 분).
+    """
+
+    beginnings: dict[str, str]
+    longest: int
+    names: dict[str, str]
+    particles: dict[str, str]
+    sure: frozenset[str]
+    nouns: frozenset[str]
+    verb: re.Pattern[str]
+    polite: re.Pattern[str]
+    counted: re.Pattern[str]
+    numbers: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Lexicon:
     """The tables of words.toml by the stems of their words.
 
@@ -80,6 +113,7 @@ class Lexicon:
         relative: by word and period, "next" and "week": (family, member).
         kin: all words of those phrases. kinds, names: of each family, of its members.
         calendar: the words of the families of kind time as they are written.
+        fingerprint: of all tables, 16 hex digits; comments and order in the file aside.
     """
 
     small: frozenset[str]
@@ -102,12 +136,15 @@ class Lexicon:
     calendar: frozenset[str]
     signs: re.Pattern[str]
     signed: dict[str, str]
+    korean: Korean
+    fingerprint: str
 
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
     tables = tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
-    signs = tables["signs"]
+    signs, korean = tables["signs"], tables["korean"]
+    own = _index_korean(korean)
     signed = _name_signs(signs)
     longest = sorted(signed, key=len, reverse=True)
     units = _index_units(tables["units"])
@@ -118,12 +155,18 @@ def load_lexicon() -> Lexicon:
     periods = [stem(period) for period in relative["of"].split()]
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return Lexicon(
-        small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA]),
+        small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA, *korean["small"].split()]),
         fillers=frozenset(stem(word) for word in tables["fillers"]),
         framing=re.compile(rf"(?:(?:{'|'.join(tables['framing'])}) )+"),
-        directions=frozenset(stem(word) for word in [*tables["directions"], *signs["directions"].split()]),
-        negators=frozenset(stem(word) for word in [*tables["negators"], *signs["negators"].split()]),
-        opposites=index_opposites([*tables["opposites"], *signs["opposites"]]),
+        directions=frozenset(
+            stem(word)
+            for word in [*tables["directions"], *signs["directions"].split(), *own.particles.values()]
+            if word
+        ),
+        negators=frozenset(
+            stem(word) for word in [*tables["negators"], *signs["negators"].split(), *korean["negators"].split()]
+        ),
+        opposites=index_opposites([*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own)]),
         alike=alike,
         units=units,
         joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
@@ -159,6 +202,8 @@ def load_lexicon() -> Lexicon:
         ),
         signs=re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern])),
         signed=signed,
+        korean=own,
+        fingerprint=fingerprint(tables),
     )
 
 
@@ -201,6 +246,105 @@ def _name_signs(signs: dict[str, Any]) -> dict[str, str]:
     lists = [signs["negators"], signs["plain"], signs["small"], signs["directions"], *chain(*signs["opposites"])]
     names = {word: word for found in lists for word in found.split()}
     return names | {word: group.split()[0] for group in signs["alike"] for word in group.split()}
+
+
+def _index_korean(table: dict[str, Any]) -> Korean:
+    beginnings = {form: row.split()[0] for row in table["beginnings"] for form in row.split()[1:]}
+    kept = {form: row.split()[0] for row in table["directions"] for form in row.split()}
+    verbs, endings = (sorted(table[key].split(), key=len, reverse=True) for key in ("verbs", "endings"))
+    numbers, chinese = "|".join(table["counted"]), f"(?:[{DIGITS[1:]}]?[천백십])+[{DIGITS}]?"
+    counters = "|".join(table["counters"].split())
+    particles = dict.fromkeys(table["particles"].split(), "") | kept
+    ended = f"(?:{'|'.join(particles)}){{0,2}}(?![가-힣])"
+    return Korean(
+        beginnings=beginnings,
+        longest=max(map(len, beginnings)),
+        names={word: row.split()[0] for row in table["alike"] for word in row.split()},
+        particles=particles,
+        sure=frozenset(table["sure"].split()),
+        nouns=frozenset(table["nouns"].split()),
+        verb=re.compile(f"(?<=..)(?:{'|'.join(verbs)})(?:{'|'.join(endings)})?$"),
+        polite=re.compile(table["polite"]),
+        counted=re.compile(f"(?<![가-힣0-9])(?<!\\d )(?:{numbers}|{chinese})(?= ?(?:{counters}){ended})"),
+        numbers=table["counted"],
+    )
+
+
+def _name_opposites(table: dict[str, Any], korean: Korean) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of sides by the names of their words."""
+    pairs = [*table["opposites"], *(pair for row in table["apart"] for pair in combinations(row.split(), 2))]
+    for one, other in pairs:
+        yield " ".join(_name_korean(one, korean)), " ".join(_name_korean(other, korean))
+
+
+def _name_korean(words: str, korean: Korean) -> Iterator[str]:
+    return (korean.names.get(word, word) for word in words.split())
+
+
+def holds_hangul(text: str) -> bool:
+    """Say whether Korean letters are in `text`."""
+    return HANGUL.search(text) is not None
+
+
+def part_hangul(text: str, korean: Korean) -> str:
+    """Return `text` with its Korean words without endings, particles of direction and negations as words of their own.
+
+    >>> part_hangul("서울에서 부산까지 안 가나요", load_lexicon().korean).split()
+    ['서울', '에서', '부산', '까지', '안', '가나요']
+    """
+    text = SCALED.sub(lambda match: f"{float(match[1].replace(',', '')) * SCALES[match[2]]:.15g} ", text)
+    text = korean.counted.sub(lambda match: f"{korean.numbers.get(match[0]) or _read_chinese(match[0])} ", text)
+    asked = not ASKED_WHY.search(text)
+    return HANGUL.sub(lambda match: f" {_part_word(match[0], korean, asked)} ", text)
+
+
+def _read_chinese(word: str) -> int:
+    """Return a number in Chinese words: 이천오백삼십일 is 2531."""
+    total = digit = 0
+    for sign in word:
+        if sign in TENFOLD:
+            total, digit = total + (digit or 1) * TENFOLD[sign], 0
+        else:
+            digit = DIGITS.index(sign) + 1
+    return total + digit
+
+
+def _part_word(word: str, korean: Korean, asked: bool) -> str:
+    """Return the name of a word, and behind it a particle of direction and a negation.
+
+    Args:
+        asked: a polite question, whose negation denies nothing; "why is there no …" is none.
+    """
+    if word in korean.names:
+        return korean.names[word]
+    if asked and korean.polite.fullmatch(word):
+        return ""
+    for size in range(min(len(word), korean.longest), 0, -1):
+        name = korean.beginnings.get(word[:size])
+        if name is not None:
+            return f"{korean.names.get(name, name)}{' 않' if NEGATED.match(word, size) else ''}"
+    negated = " 않" if NEGATED.search(word) else ""
+    word = NEGATED.sub("", word)
+    kept: list[str] = []
+    word = korean.verb.sub("", word)
+    while word not in korean.names:
+        cut = _find_particle(word, korean)
+        if not cut:
+            break
+        word = word[: -len(cut)]
+        if korean.particles[cut]:
+            kept.insert(0, korean.particles[cut])
+    word = korean.verb.sub("", word)
+    return " ".join([korean.names.get(word, word), *kept]) + negated
+
+
+def _find_particle(word: str, korean: Korean) -> str:
+    """Return the longest particle at the end of a word, "" where none can be."""
+    for size in range(min(len(word) - 1, 4), 0, -1):
+        end, left = word[-size:], word[:-size]
+        if end in korean.particles and (len(left) > 1 or end in korean.sure or left in korean.nouns):
+            return end
+    return ""
 
 
 def holds_signs(text: str) -> bool:

@@ -24,7 +24,7 @@ from urllib.request import getproxies
 import numpy as np
 
 from embedsmith.adapters import complete_adapter, has_lora
-from embedsmith.artifacts import fingerprint, fingerprint_file
+from embedsmith.artifacts import fingerprint, fingerprint_file, sync
 from embedsmith.decoders import (
     Padding,
     Pooling,
@@ -77,6 +77,11 @@ class TorchEncoder:
         self.precision = precision
         self._prompt = default_prompt(network) if prompt is None else prompt
 
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors; 0 where the network does not tell."""
+        return self.network.get_embedding_dimension() or 0
+
     def prompted(self, name: str) -> TorchEncoder:
         """Return an encoder of the same network that puts its prompt `name` before each text ("query", "document").
 
@@ -103,9 +108,8 @@ class TorchEncoder:
         """
         import torch
 
-        dimension = self.network.get_embedding_dimension() or 0
         if not texts:
-            return np.zeros((0, dimension), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         tokens = tokenize_for(self.network, texts, prompt=self._prompt)
         self.network.eval()
         budget, skipped = encoding_budget(self.network.device.type), skipped_tokens(self.network, self._prompt)
@@ -553,6 +557,7 @@ def save_network(
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
+    sync(temporary)
     if not path.exists():
         temporary.rename(path)
         return

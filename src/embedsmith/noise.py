@@ -1,4 +1,4 @@
-"""What transformers prints by itself, kept out of our own display."""
+"""What other libraries print by themselves, kept out of our own display."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def quiet_transformers() -> Iterator[None]:
         reader.tqdm = drawn
         if was:
             of_transformers.enable_progress_bar()
+
+
+@contextmanager
+def only_errors(*loggers: str) -> Iterator[None]:
+    """Keep what libraries log below an error out of our own display."""
+    known = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in known]
+    for logger in known:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(known, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _tells_more(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Precision = ServedPrecision
 Choice = Literal["auto", "fp32", "int8"]
+Report = TypeVar("Report")
 
 FOLDER = "onnx"  # below the model's folder
 FILES: Mapping[Precision, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
@@ -116,14 +117,7 @@ class OnnxEncoder:
         path = Path(resolve_model(folder))
         self.name = str(folder)
         self.report = read_report(path)
-        self.fingerprint = fingerprint_model(path)
-        if self.report.fingerprint != self.fingerprint:
-            raise ModelError(
-                f"{path / FOLDER} was exported from a model with fingerprint {self.report.fingerprint}, "
-                f"but the model in {path} has {self.fingerprint}: the export is stale",
-                expected="an export of these weights, configuration and tokenizer",
-                action=f"embedsmith export {folder}",
-            )
+        self.fingerprint = self.report.fingerprint
         self.precision, why_precision = choose_precision(self.report, precision, path)
         self.threads, why_threads = choose_threads(threads, self.precision)
         self.explained = tuple(reason for reason in (why_precision, why_threads) if reason)
@@ -223,25 +217,41 @@ def read_report(folder: Path) -> ExportReport:
     """Return the report of the export below the model folder `folder`.
 
     Raises:
-        ModelError: there is no export, or its report is damaged.
+        ModelError: there is no export, its report is damaged, or it is of other weights.
     """
-    path = folder / FOLDER / REPORT
+    missing = ModelError(
+        f"{folder} has no ONNX export ({FOLDER}/{REPORT} is missing)",
+        expected="a model folder that was exported",
+        action=f"embedsmith export {folder}",
+    )
+    return open_report(folder, REPORT, ExportReport, Fidelity, missing)
+
+
+def open_report(
+    folder: Path, name: str, report: Callable[..., Report], fidelity: Callable[..., Any], missing: ModelError
+) -> Report:
+    """Return the report of an export of either kind, of the weights in `folder`; else a `ModelError` like `missing`."""
+    path = folder / FOLDER / name
     if not path.is_file():
-        raise ModelError(
-            f"{folder} has no ONNX export ({FOLDER}/{REPORT} is missing)",
-            expected="a model folder that was exported",
-            action=f"embedsmith export {folder}",
-        )
+        raise missing
     try:
         content = read_json(path)
-        parts = {name: Fidelity(**part) for name, part in content["precisions"].items()}
-        return ExportReport(**{**content, "precisions": parts})
+        parts = {name: fidelity(**part) for name, part in content["precisions"].items()}
+        found, exported = report(**{**content, "precisions": parts}), content["fingerprint"]
     except (InputError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{path} cannot be read ({type(error).__name__}: {error})",
             expected="the report that the export wrote",
-            action=f"embedsmith export {folder}",
+            action=missing.action,
         ) from None
+    if (weights := fingerprint_model(folder)) != exported:
+        raise ModelError(
+            f"{folder / FOLDER} was exported from a model with fingerprint {exported}, "
+            f"but the model in {folder} has {weights}: the export is stale",
+            expected="an export of these weights, configuration and tokenizer",
+            action=missing.action,
+        )
+    return found
 
 
 def choose_precision(report: ExportReport, asked: Choice, folder: Path) -> tuple[Precision, str]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsmith.artifacts import read_arrays, write_arrays
+
 BLOCK = 4096  # texts tokenised at once
 EXACT_CUT = 1024  # texts; beyond it the best cuts cost more time than they save
 BLOCK_PRICE = 32  # padded tokens that one more block costs (measured on MiniLM, 2 cores)
@@ -151,21 +153,13 @@ def join_tokens(parts: Sequence[Tokens]) -> Tokens:
 
 def write_tokens(folder: Path, tokens: Tokens, key: str) -> None:
     """Write tokens as arrays that other processes map into their memory; `key` says what they were made from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "key").unlink(missing_ok=True)
-    for name in ("ids", "offsets", "truncated"):
-        np.save(folder / f"{name}.npy", getattr(tokens, name), allow_pickle=False)
-    (folder / "key").write_text(key, encoding="utf-8")
+    write_arrays(folder, "tokens", key, ids=tokens.ids, offsets=tokens.offsets, truncated=tokens.truncated)
 
 
 def read_tokens(folder: Path, key: str) -> Tokens | None:
     """Return the tokens in `folder`, mapped, or None where there are none or those of something else."""
-    if not (folder / "key").is_file() or (folder / "key").read_text(encoding="utf-8") != key:
-        return None
-    ids, offsets, truncated = (
-        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("ids", "offsets", "truncated")
-    )
-    return Tokens(ids, offsets, truncated)
+    found = read_arrays(folder, "tokens", key, "ids", "offsets", "truncated")
+    return Tokens(*found) if found else None
 
 
 def tokenize_pairs(

@@ -22,13 +22,11 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.artifacts import read_json
-from embedsmith.errors import InputError, ModelError
+from embedsmith.errors import ModelError
 from embedsmith.examples import LabelledPair
 from embedsmith.logistic import fit_logistic
 from embedsmith.metrics import Difference, paired_bootstrap, resample_weights
-from embedsmith.model import fingerprint_model
-from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer, read_text
+from embedsmith.runtime import FOLDER, TOKENIZER, Precision, load_session, load_tokenizer, open_report, read_text
 from embedsmith.tokens import find_unknown
 
 REPORT = "verifier.json"
@@ -99,13 +97,7 @@ class OnnxVerifier:
         """
         path = Path(folder)
         self.report = read_report(path)
-        self.fingerprint = fingerprint_model(path)
-        if self.report.fingerprint != self.fingerprint:
-            raise ModelError(
-                f"{path / FOLDER} was exported from other weights than those in {path}",
-                expected=f"an export of {self.fingerprint}, not of {self.report.fingerprint}",
-                action="train the verifier again, or copy its folder whole",
-            )
+        self.fingerprint = self.report.fingerprint
         found = sorted(self.report.precisions, reverse=True)  # int8 before fp32
         chosen = precision or (found[0] if found else "int8")
         if chosen not in self.report.precisions:
@@ -157,23 +149,14 @@ def read_report(folder: Path) -> VerifierReport:
     """Return the report of the verifier in `folder`.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: there is none, it is damaged, or of other weights.
     """
-    path = folder / FOLDER / REPORT
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} holds no verifier ({FOLDER}/{REPORT} is missing)",
-            expected="a folder that `embedsmith train --verifier` wrote",
-            action="embedsmith train EXAMPLES --verifier --base MODEL --out FOLDER",
-        )
-    try:
-        content = read_json(path)
-        parts = {name: Fidelity(**part) for name, part in content["precisions"].items()}
-        return VerifierReport(**{**content, "precisions": parts})
-    except (InputError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"{path} cannot be read ({type(error).__name__}: {error})", expected="the report that the training wrote"
-        ) from None
+    missing = ModelError(
+        f"{folder} holds no verifier ({FOLDER}/{REPORT} is missing)",
+        expected="a folder that `embedsmith train --verifier` wrote",
+        action="embedsmith train EXAMPLES --verifier --base MODEL --out FOLDER",
+    )
+    return open_report(folder, REPORT, VerifierReport, Fidelity, missing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ def test_a_bound_method_is_cached_by_its_question() -> None:
     class Desk:
         def __init__(self, cache: SemanticCache) -> None:
             self.calls = 0
-            self.answer = cache.cached(self.look_up)
+            self.answer = cache.cached(scope={})(self.look_up)
 
         def look_up(self, question: str) -> str:
             self.calls += 1
@@ -141,6 +141,26 @@ def test_a_bound_method_is_cached_by_its_question() -> None:
     desk = Desk(make())
     assert desk.answer(ASKED) == desk.answer(ALIKE)
     assert desk.calls == 1
+
+
+def test_methods_of_two_objects_never_share_without_a_word() -> None:
+    class Desk:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def look_up(self, question: str) -> str:
+            return f"{self.name}: {question}"
+
+        @classmethod
+        def look_up_anywhere(cls, question: str) -> str:
+            return question
+
+    cache = make()
+    with pytest.raises(ConfigurationError, match="two objects would serve each other's answers"):
+        cache.cached(Desk("north").look_up)
+    north, south = (cache.cached(scope={"desk": name})(Desk(name).look_up) for name in ("north", "south"))
+    assert (north(ASKED), south(ASKED), north(ALIKE)) == (f"north: {ASKED}", f"south: {ASKED}", f"north: {ASKED}")
+    assert cache.cached(Desk.look_up_anywhere)(ASKED) == ASKED
 
 
 def stream(question: str) -> Iterator[str]:

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedsmith.cache.guard import find_veto, read_framing, view_question
+from embedsmith.artifacts import fingerprint
+from embedsmith.cache.guard import find_veto, fingerprint_rules, read_framing, view_question
 from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 
+DECIDED = ("2-c0555ac48ce47d27", "5db341c6e132e377")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -51,6 +53,17 @@ TRAPS = [
     ("カードが使えるのはなぜですか", "カードが使えないのはなぜですか", "negation"),
     ("ドルを円に両替したい", "円をドルに両替したい", "order"),
     ("月曜日の営業時間", "日曜日の営業時間", "word"),
+    ("알림을 켜는 방법", "알림 끄는 법 좀 알려주세요", "opposite"),
+    ("쿠폰을 쓸 수 있는 매장이 어디예요", "쿠폰을 못 쓰는 매장은 어디인가요", "negation"),
+    ("왜 환불할 수 없나요", "왜 환불할 수 있나요", "negation"),
+    ("주차는 두 시간까지 무료인가요", "3시간 주차가 무료예요?", "number"),
+    ("출발 전 환불은 얼마인가요", "출발 후에 환불하면 얼마예요", "opposite"),
+    ("월 5만원 이상 쓰면 얼마예요", "월 5만 원 미만이면 얼마인가요", "opposite"),
+    ("인천에서 제주까지 얼마예요", "제주에서 인천까지는 얼마인가요", "order"),
+    ("강아지가 사람을 무나요", "사람이 강아지를 무나요", "order"),
+    ("is the office shut on friday", "is the office open on friday", "word"),
+    ("what is the present tax rate", "what is the gift tax rate", "word"),
+    ("where can I shop groceries", "where can I store groceries", "word"),
     ("เปิดบัญชีอย่างไร", "ปิดบัญชีอย่างไร", "word"),
     ("เปิด 30", "ปิด 30", "word"),
     ("for x in y:\n    a()\n    b()", "for x in y:\n    a()\nb()", "layout"),
@@ -105,6 +118,13 @@ SAME = [
     ("差不多要多久", "要多久"),
     ("荷物はいつ届きますか", "荷物が届くのはいつですか"),
     ("払わなければならない税金", "払う税金"),
+    ("쿠폰을 쓸 수 있나요", "쿠폰을 사용할 수 없나요?"),
+    ("주소를 바꿔도 되나요", "주소 변경해도 돼요?"),
+    ("돈을 친구에게 보내려면", "친구에게 돈을 보내는 방법"),
+    ("5만원 이상 무료배송인가요", "50,000원 이상이면 배송이 무료인가요"),
+    ("is the office shut on friday", "is the office closed on friday"),
+    ("what is the luggage allowance to Rome", "what is the baggage allowance to Rome"),
+    ("where do I collect my parcel after work", "where do I collect my package after work"),
     ("which D.C. motor do i need", "which d.c. motor do I need"),
     ("I want to raise my limit", "need help to raise my limit"),
     ("I want to raise my limit from Spain", "What's the way to raise my limit from Spain"),
@@ -169,10 +189,41 @@ def count_vetoes(name: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def test_other_decisions_are_another_version_of_the_rules() -> None:
+    """Calibrations record the version, and servers say when theirs is another."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "traps"
+    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean"))
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
+    assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
+        "same version, other decisions: raise RULES in cache/guard.py; then write both here"
+    )
+
+
 def test_most_chinese_and_japanese_traps_are_seen_and_most_paraphrases_let_through() -> None:
     traps, paraphrases = count_vetoes("unspaced.jsonl")
     assert traps >= 34  # of 36
     assert paraphrases <= 3  # of 36
+
+
+def test_most_korean_traps_are_seen_and_most_paraphrases_let_through() -> None:
+    traps, paraphrases = count_vetoes("korean.jsonl")
+    assert traps >= 28  # of 30; 16 before its endings were read
+    assert paraphrases <= 3  # of 30; 4 before
+
+
+def test_korean_words_are_read_without_endings_and_numbers_in_words_where_something_is_counted() -> None:
+    view = view_question("이천오백 원, 두 시간 삼십 분, 5만원")
+    assert sorted(view.quantities) == [("plain", amount) for amount in (2.0, 30.0, 2500.0, 50000.0)]
+    assert view_question("세탁기를 켜 두세요").quantities == {}
+    assert view_question("한도를 늘리려면").words == view_question("한도를 올리는").words
+    assert view_question("올리브는").words == ("올리브",)
+
+
+@given(st.text("켜끄안못않없지하두세시분이가을를로에서까지나요는 03만천억왜?A中か", max_size=14))
+def test_korean_endings_in_any_order_are_read(text: str) -> None:
+    assert find_veto(text, text) is None
+    assert (find_veto(text, "두 시간 안에 가나요") is None) == (find_veto("두 시간 안에 가나요", text) is None)
 
 
 def test_another_way_to_ask_is_let_through_and_the_same_words_as_the_matter_are_not() -> None:

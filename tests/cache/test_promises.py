@@ -44,7 +44,7 @@ def test_a_model_without_a_cache_is_taken_by_its_cosines(exported: Path) -> None
     with pytest.raises(CalibrationRefused):
         calibrate_model(str(exported), [*SAME, *CUT], cached=False)
     made = calibrate_model(str(exported), SAME, cached=False).calibration
-    assert (made.precision, made.guard) == ("fp32", False)
+    assert (made.precision, made.guard, made.cached) == ("fp32", False, False)
     with pytest.raises(ConfigurationError, match="a verifier, and no cache"):
         calibrate_model(str(exported), SAME, cached=False, verifier="folder")
 

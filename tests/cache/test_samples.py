@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.feedback import read_feedback
-from embedsmith.cache.judge import Judge, ask, read_verdict
+from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import LONGEST, Sample, SampleRule, Samples
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError, LanguageModelError, SamplingRefused
@@ -194,38 +194,6 @@ def test_a_share_is_a_share(share: float) -> None:
         SampleRule(share)
 
 
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ('{"verdict": ["yes"]}', 1),
-        ('{"verdict": "no"}', 0),
-        ('<think>they differ, no...</think>\n{"verdict": ["yes"]}', 1),
-        ('Sure!\n```json\n{"verdict": ["no",]}\n```', 0),
-        ("Yes.", 1),
-        ("no", 0),
-        (None, None),
-        ("", None),
-        ("yes and no", None),
-        ('{"verdict": ["yes", "no"]}', None),
-        ('{"verdict": ["yes if they mean the same card"]}', None),
-        ('{"verdict": ["yes"', None),
-        ('{"verdict": [true]}', None),
-        ("- yes", None),
-        ("[" * 100_000, None),
-    ],
-)
-def test_a_verdict_is_read_strictly(text: str | None, verdict: int | None) -> None:
-    assert read_verdict(text) == verdict
-
-
-def test_the_prompt_quotes_both_questions() -> None:
-    prompt = ask(Sample(1, 'say "yes"\n{stored}', ASKED, "id", 0.9, 0.8, 0.75, "t", 0.0))
-    assert 'Question 1: "say \\"yes\\"\\n{stored}"\n' in prompt.user
-    assert f'Question 2: "{ASKED}"' in prompt.user
-    assert '{"verdict": ["yes"]}' in prompt.user
-    assert "tenant" not in prompt.system + prompt.user
-
-
 class Awkward:
     """A judge that behaves as told, call by call; then it says yes."""
 
@@ -255,7 +223,7 @@ def judged_by(tmp_path: Path, llm: Any, lookups: int = 1) -> tuple[Samples, Judg
 
 
 def test_a_model_judges_in_the_background(tmp_path: Path) -> None:
-    llm = FakeLLM(answer=lambda prompt: '{"verdict": ["no"]}')
+    llm = FakeLLM(answer=lambda prompt: '{"same_answer": "no", "difference": "the card"}')
     cache = make(tmp_path, judge=llm)
     cache.lookup(CLOSE)
     wait_until(lambda: samples_of(cache).estimate.judged == 1)
@@ -278,7 +246,7 @@ def test_a_judge_that_fails_is_asked_again(tmp_path: Path, act: Any) -> None:
     assert (samples.estimate.judged, samples.waiting, judge.trouble) == (3, 0, "")
 
 
-@pytest.mark.parametrize("act", ["maybe", "", '{"verdict": ["yes", "no"]}'])
+@pytest.mark.parametrize("act", ["maybe", "", "unsure", '{"same_answer": ["yes", "no"]}'])
 def test_what_a_judge_says_unreadably_is_left_for_people(tmp_path: Path, act: str) -> None:
     samples, judge = judged_by(tmp_path, Awkward(act), lookups=2)
     wait_until(lambda: judge.counts["unreadable"] == 2)

@@ -34,14 +34,15 @@ from embedsmith.conversation import parse_messages, read_turns, render
 from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
 from embedsmith.errors import ConfigurationError, InputError
 from embedsmith.examples import LabelledPair, has_conversations, read_examples, texts_of
+from embedsmith.hosted import HostedEncoder
 from embedsmith.model import load_encoder
-from embedsmith.testing import FakeEncoder
+from embedsmith.testing import FakeEncoder, FaultyServer
 
 ASKED = "How do I freeze my card?"
 
 
-def make(**options: Any) -> SemanticCache:
-    return SemanticCache(FakeEncoder(64), **{"threshold": 0.8, "fingerprint": "fake"} | options)
+def make(encoder: Any = None, **options: Any) -> SemanticCache:
+    return SemanticCache(encoder or FakeEncoder(64), **{"threshold": 0.8, "fingerprint": "fake"} | options)
 
 
 def test_a_hit_says_what_it_is_based_on() -> None:
@@ -69,6 +70,25 @@ def test_a_hit_says_what_it_is_based_on() -> None:
 def test_a_policy_beside_what_one_is_made_of_is_refused(part: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"a policy together with {next(iter(part))}"):
         make(policy=Policy(0.9), **{"threshold": None} | part)
+
+
+def test_opening_a_cache_asks_a_hosted_encoder_for_nothing_that_is_known() -> None:
+    with FaultyServer() as server:
+        hosted = HostedEncoder("m", base_url=server.base_url, api_key="x")
+        cache = make(encoder=hosted, store=open_store("memory://", dimension=256, model="fake"))
+        assert server.calls == []
+        cache.add(ASKED, "in the app")
+        again = make(encoder=hosted)  # it has seen its vectors
+        assert (again.lookup(ASKED).hit, len(server.calls)) == (False, 2)
+        strange = make(encoder=HostedEncoder("m", base_url=server.base_url, api_key="x"))
+        assert (strange.encoder.dimension, len(server.calls)) == (256, 3)  # one word, for a store of its own
+
+
+def test_an_encoder_of_a_folder_knows_its_dimension(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(tiny_model)
+    length = encoder.encode(["a"]).shape[1]
+    monkeypatch.setattr(encoder, "encode", None)
+    assert make(encoder=encoder).store.dimension == length
 
 
 def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
@@ -343,9 +363,18 @@ def test_not_every_addition_looks_for_what_has_expired(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "limits", [{"ttl": 0}, {"ttl": -5}, {"ttl": float("nan")}, {"max_entries": 0}, {"max_bytes": -1}]
+    "limits",
+    [
+        {"ttl": 0},
+        {"ttl": -5},
+        {"ttl": float("nan")},
+        {"ttl": "60"},
+        {"ttl": True},
+        {"max_entries": 0},
+        {"max_bytes": -1},
+    ],
 )
-def test_a_limit_must_be_above_0(limits: dict[str, float]) -> None:
+def test_a_limit_must_be_above_0(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(limits))} is ") as caught:
         make(**limits)
     assert caught.value.expected
@@ -450,6 +479,33 @@ def test_text_that_no_store_can_hold_is_refused(text: str) -> None:
         make().add(text, "answer")
 
 
+def test_tags_are_a_list_of_texts_so_that_a_purge_finds_them() -> None:
+    cache = make()
+    cache.add(ASKED, "answer", tags=["faq", "faq", "cards"])
+    assert cache.purge(tag="faq") == 1
+    for wrong in ("faq", ["faq", ""], [3]):
+        for use in (
+            lambda tags: cache.add(ASKED, "answer", tags=tags),
+            lambda tags: cache.serve(ASKED, lambda _: pytest.fail("paid"), tags=tags),
+            lambda tags: cache.cached(tags=tags),
+        ):
+            with pytest.raises(InputError, match="tags are"):
+                use(wrong)
+    assert cache.store.count().entries == 0
+
+
+@pytest.mark.parametrize("question", [None, 123, {"role": "user", "content": "x"}])
+def test_a_question_or_an_answer_that_is_no_text_is_refused(question: Any) -> None:
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().lookup(question)
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().add(ASKED, question)
+    with pytest.raises(InputError, match="Expected: a text"):
+        make().lookup(ASKED, namespace=question)
+    with pytest.raises(InputError, match="scope is a str"):
+        make().lookup(ASKED, scope="system")  # type: ignore[arg-type]
+
+
 NAMES = st.sampled_from(["a", "b"])
 SCOPES = st.fixed_dictionaries({"model": NAMES, "system": NAMES, "tools": st.sampled_from(["", "x"])})
 
@@ -503,7 +559,7 @@ WRITERS = 16
 CHILD = f"""
 import sys, threading
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.testing import FakeEncoder
+from embedsmith.testing import FakeEncoder, FaultyServer
 cache = SemanticCache(FakeEncoder(64), store=sys.argv[1], threshold=0.9, fingerprint="fake")
 lock = threading.Lock()
 def write(thread):

@@ -11,6 +11,9 @@ import pytest
 
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.cache.decision import Policy
+from embedsmith.cache.feedback import Judged
+from embedsmith.cache.guard import fingerprint_rules
+from embedsmith.cache.recalibration import FILE, recalibrate, write_recalibration
 from embedsmith.cache.rules import choose_rules
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.settings import TAUGHT, settle_turns
@@ -21,6 +24,7 @@ from embedsmith.export import export_model
 from embedsmith.testing import FakeEncoder
 
 MADE = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", precision="fp32", guard=True)
+MADE = replace(MADE, guard_rules=fingerprint_rules(), cached=True)
 TOPICS = ["card", "tea", "dog", "train", "garden", "piano", "winter", "tax"]
 
 
@@ -53,6 +57,45 @@ def test_a_calibration_without_the_guard_is_not_served_behind_it(tmp_path: Path)
     assert open_cache(path, guard=False).policy.guard is None
 
 
+def test_a_calibration_of_a_model_without_a_cache_is_served_by_none(tmp_path: Path) -> None:
+    path = write(tmp_path, guard=False, cached=False, guard_rules="", precision="int8")
+    for guard in (True, False):
+        with pytest.raises(ConfigurationError, match=r"of the model by itself, without a cache \(--model-only\)"):
+            open_cache(path, guard=guard)
+    assert open_cache(path, threshold=0.9).policy.threshold == 0.9  # at one's own risk
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ""),
+        ({"guard_rules": "0-words"}, "behind a guard of another version (0-words, here "),
+        ({"guard_rules": ""}, "behind a guard of another version (not recorded, here "),
+        ({"guard_rules": "", "guard": False}, ""),
+    ],
+)
+def test_another_guard_than_the_calibrations_is_said_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], told: str
+) -> None:
+    path = write(tmp_path, precision="int8", **changes)
+    assert open_cache(path, guard=changes.get("guard", True)).policy.threshold == 0.9
+    assert len(caplog.messages) == bool(told)
+    assert told in " ".join(caplog.messages)
+    assert all("To do: embedsmith calibrate MODEL PAIRS --for-cache" in line for line in caplog.messages)
+
+
+def test_thresholds_of_tenants_say_behind_which_guard_they_were_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [Judged("lost card", "card lost", 1, namespace="shop", source="sample", model="fake")] * 90
+    found = recalibrate(rows, [0.99] * 90, model="fake", delta=0.2, alpha=0.2, min_pairs=50, guard_rules="0-words")
+    write_recalibration(tmp_path / FILE, found)
+    assert open_cache(write(tmp_path, precision="int8")).policy.thresholds == {"shop": 0.99}
+    (line,) = caplog.messages
+    assert "another version (0-words" in line
+    assert "To do: embedsmith recalibrate FEEDBACK" in line
+
+
 @pytest.mark.parametrize(("precision", "warned"), [("fp32", True), ("int8", False), ("", False)])
 def test_another_precision_is_served_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: str, warned: bool
@@ -67,7 +110,8 @@ def test_another_precision_is_served_with_a_warning(
 def test_an_older_calibration_is_read_and_said_to_be_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path)
     content = read_json(path)
-    del content["precision"], content["guard"]
+    for name in ("precision", "guard", "guard_rules", "cached"):
+        del content[name]
     write_json(path, content)
     assert read_calibration(path).guard is None
     assert open_cache(path).policy.threshold == 0.9
@@ -78,7 +122,9 @@ def test_rules_say_what_made_their_similarities() -> None:
     texts = [f"how do i pay for the {one} of the {other}" for one in TOPICS for other in TOPICS]
     pairs = [LabelledPair(text, f"{text} please", 1) for text in texts]
     found = choose_rules(Rounded(64), pairs, delta=0.2, alpha=0.2).calibration
-    assert (found.precision, found.guard) == ("int8", True)
+    assert (found.precision, found.guard, found.guard_rules) == ("int8", True, fingerprint_rules())
+    found = choose_rules(Rounded(64), pairs, delta=0.2, alpha=0.2, guard=False).calibration
+    assert (found.guard, found.guard_rules, found.cached) == (False, "", True)
 
 
 def test_an_export_is_served_at_once_and_its_warning_names_the_distance(

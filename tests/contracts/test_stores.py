@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
+from typer.testing import CliRunner
 
 from embedsmith.cache.stores import (
     SCHEMA,
@@ -33,6 +34,7 @@ from embedsmith.cache.stores import (
     open_store,
 )
 from embedsmith.cache.stores.moving import open_move
+from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, MissingPartError
 
@@ -800,6 +802,17 @@ def test_a_store_does_not_show_its_password(kind: str, request: pytest.FixtureRe
     with pytest.raises(ModelMismatch) as refused:
         open_store(url, dimension=4, model="other")
     assert "geheim" not in str(refused.value)
+
+
+def test_the_start_of_a_server_does_not_print_the_password(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis")
+    monkeypatch.setattr("embedsmith.server.run.listen", lambda cache, service, say: cache.close())
+    command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
+    for url in serve(start_redis(password="geheim")):
+        done = CliRunner().invoke(app, [*command, "--store", url.replace("//", "//:geheim@")])
+        assert done.exit_code == 0, done.output
+        assert url.removeprefix("redis://") in " ".join(done.output.split())
+        assert "geheim" not in done.output
 
 
 def test_a_wrong_password_for_redis_is_said() -> None:

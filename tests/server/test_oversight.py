@@ -84,7 +84,7 @@ def test_the_share_drawn_is_right_and_tenants_stay_apart(serve: Serve) -> None:
 
 
 def test_a_model_over_http_judges_what_was_served(serve: Serve) -> None:
-    with FaultyServer(answer=lambda _: '{"verdict": ["no"]}', faults={"thinking": 0.5}) as judge:
+    with FaultyServer(answer=lambda _: '{"same_answer": "no"}', faults={"thinking": 0.5}) as judge:
         served = serve(cache=sampling(judge=judge_at(judge)))
         ask(served)
         for _ in range(12):
@@ -112,7 +112,7 @@ def test_requests_are_answered_while_the_judge_thinks(serve: Serve) -> None:
     def think(_: str) -> str:
         thinking.set()
         goes_on.wait(60)
-        return '{"verdict": ["yes"]}'
+        return '{"same_answer": "yes"}'
 
     with FaultyServer(answer=think) as judge:
         served = serve(cache=sampling(judge=judge_at(judge, timeout=60)))
@@ -129,7 +129,7 @@ def test_requests_are_answered_while_the_judge_thinks(serve: Serve) -> None:
 
 @pytest.mark.parametrize("fault", ["server_error", "drop", "empty", "null", "truncated"])
 def test_a_judge_that_fails_poisons_nothing(serve: Serve, fault: str) -> None:
-    with FaultyServer(answer=lambda _: '{"verdict": ["yes"]}', faults={fault: 1.0}) as judge:
+    with FaultyServer(answer=lambda _: '{"same_answer": "yes"}', faults={fault: 1.0}) as judge:
         served = serve(cache=sampling(judge=judge_at(judge)))
         ask(served)
         assert repeat(served, CLOSE, "sk-a", 20) == {"hit"}
@@ -204,7 +204,7 @@ def test_verdicts_need_the_token(serve: Serve, path: str) -> None:
 
 
 def test_shadow_mode_estimates_what_it_would_have_served(serve: Serve) -> None:
-    with FaultyServer(answer=lambda text: '{"verdict": ["yes"]}') as judge:
+    with FaultyServer(answer=lambda text: '{"same_answer": "yes"}') as judge:
         served = serve(cache=sampling(judge=judge_at(judge)), app={"shadow": True})
         ask(served)
         for _ in range(10):
@@ -235,7 +235,7 @@ def test_a_tenant_is_recalibrated_on_its_own_verdicts(serve: Serve, tmp_path: Pa
     """One tenant's answers are right, the other's are wrong: the first gets a lower threshold, the other none."""
 
     def says(prompt: str) -> str:
-        return json.dumps({"verdict": ["yes" if "card" in prompt.partition("Question 1")[2] else "no"]})
+        return json.dumps({"same_answer": "yes" if "card" in prompt.partition("First text")[2] else "no"})
 
     with FaultyServer(answer=says) as judge:
         rule = SampleRule(1.0, margin=0.4, seed=0)

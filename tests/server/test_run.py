@@ -38,10 +38,28 @@ def test_wrong_addresses_are_errors_without_a_traceback(lean_model: Path) -> Non
     model = ["--model", str(lean_model)]
     done = serve("--upstream", "nonsense", *model)
     assert (done.returncode, "is no address" in done.stderr + done.stdout) == (2, True)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = serve("--upstream", "simulator:", *model, "--port", str(taken.getsockname()[1]))
-    assert (done.returncode, "cannot be listened on" in done.stderr + done.stdout) == (2, True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("127.0.0.1", None, ["an `embedsmith serve` that still runs", "lsof -i :{port}", "choose another --port"]),
+        ("203.0.113.7", 8080, ["cannot be listened on", "choose another --host or --port"]),
+        ("127.0.0.1", 70000, ["less than or equal to 65535"]),
+    ],
+    ids=["taken", "of another machine", "no port"],
+)
+def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
+    host: str, port: int | None, words: Sequence[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = port if port is not None else taken.getsockname()[1]
+        done = serve("--upstream", "simulator:", "--model", "no such folder", "--host", host, "--port", str(port))
+    told = " ".join((done.stderr + done.stdout).replace("│", " ").split())
+    words = [word.format(port=port) for word in words]
+    assert (done.returncode, [word for word in words if word not in told]) == (2, []), told
+    assert "no such folder" not in told
 
 
 @pytest.mark.parametrize(

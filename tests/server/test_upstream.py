@@ -180,3 +180,20 @@ def test_the_operators_key_is_for_clients_that_bring_none(serve: Serve, name: st
     (call,) = served.upstream.calls
     told = {key: call.header(key) for key in KEYS if call.header(key)}
     assert told == ({name: "clients"} if name else {"authorization": "Bearer operators"})
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        ("key=AIza-clients", None),
+        ("alt=sse&KEY=clients", None),
+        ("api%2Dversion=1&subscription%2Dkey=clients", None),
+        ("access_token=", None),
+        ("api-version=2024-06-01&keys=no", "Bearer operators"),
+    ],
+)
+def test_the_operators_key_is_not_sent_beside_one_in_the_query(serve: Serve, query: str, key: str | None) -> None:
+    served = serve(app={"upstream_key": "operators"})
+    httpx.post(f"{served.url}/v1/completions?{query}", json={})
+    (call,) = served.upstream.calls
+    assert (call.header("authorization"), call.path) == (key, f"/v1/completions?{query}")

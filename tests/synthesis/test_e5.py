@@ -296,7 +296,7 @@ def test_a_prompts_file_of_the_users_own(tmp_path: Path) -> None:
     assert "See it with the eyes of" in open_asker(E5Plan(prompts=own)).brainstorm(Row("short-long", 0)).user
     for old, new, said in [
         ("{num_words}", "{words}", "wrong placeholder"),
-        ("A matching task: {task}", "A matching task", "never names the task"),
+        ("A matching task: {task}", "A matching task", "never names {task}"),
         ("[sts.values]", "[sts.choices]", "lacks|has"),
         ('unit = { "sentence" = 0.9', 'unit = { "sentence" = -1', "weights"),
         ("Reply with {{", "Reply with {", "wrong placeholder"),

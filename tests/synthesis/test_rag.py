@@ -216,7 +216,7 @@ def test_a_prompt_has_the_passage_its_place_and_the_styles_and_a_schema() -> Non
     [
         ("[judge]", "[referee]", "exactly"),
         ("{styles}", "{stiles}", "placeholder"),
-        ("{passage}\n", "\n", "never has"),
+        ("{passage}\n", "\n", "never names {passage}"),
         ("keyword =", "kezword =", "kezword"),
         ("[questions]", "[questions", "not TOML"),
     ],

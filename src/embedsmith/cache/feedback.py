@@ -22,7 +22,7 @@ from embedsmith.artifacts import require_file
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.tables import read_rows
-from embedsmith.verdicts import NOTED, PERSON, Verdict, pair_of, settle
+from embedsmith.settlement import NOTED, PERSON, Verdict, pair_of, settle
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
@@ -147,7 +147,7 @@ def read_all_feedback(paths: Sequence[Path]) -> tuple[list[Judged], list[Rejecte
 
 
 def settle_rows(rows: Sequence[Judged]) -> list[Judged]:
-    """Return the rows with the label that counts for their pair in their namespace (`verdicts`); tenants judge apart.
+    """Return the rows with the label that counts for their pair in their namespace (`settlement`); tenants judge apart.
 
     Training, which knows no tenants, takes the verdict that counts among all of them (`examples.read_examples`).
     """

@@ -14,6 +14,7 @@ from embedsmith.errors import ConfigurationError, InputError
 
 Answering = Callable[Concatenate[str, ...], str] | Callable[Concatenate[str, ...], Coroutine[Any, Any, str]]
 Function = TypeVar("Function", bound=Answering)
+BOUND = 'self.answer = cache.cached(scope={"object": self.name})(self.answer)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,15 @@ class Reader:
         return Call(text, {**whole, "narrowed": dict(scope)} if scope else whole, bound.args, bound.kwargs)
 
 
-def read_function(function: Callable[..., object]) -> Reader:
+def read_function(function: Callable[..., object], *, told: bool = False) -> Reader:
     """Return the reader of a function's calls.
 
+    Args:
+        told: its caller says which object's answers are meant, so it may be a method of one.
+
     Raises:
-        ConfigurationError: it is no `def` or `async def`, a generator, a lambda (all of a module have one name), or
-            takes no question first.
+        ConfigurationError: it is no `def` or `async def`, a generator, a lambda (all of a module have one name), takes
+            no question first, or is one object's method without a word on which.
     """
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     plain = inspect.isroutine(function) and getattr(function, "__name__", "") != "<lambda>"
@@ -89,7 +93,13 @@ def read_function(function: Callable[..., object]) -> Reader:
         raise ConfigurationError(
             f"{name} takes no question as its first argument",
             expected="def answer(question: str, ...) -> str",
-            action="for a method, cache the bound one: self.answer = cache.cached(self.answer)",
+            action="for a method, cache the bound one: " + BOUND,
+        )
+    if inspect.ismethod(function) and not inspect.isclass(function.__self__) and not told:
+        raise ConfigurationError(
+            f"{name} is a method, and two objects would serve each other's answers",
+            expected="a scope or a namespace that tells them apart; scope={} where all objects answer alike",
+            action=BOUND,
         )
     return Reader(name, _script_of(function), signature)
 

@@ -16,14 +16,16 @@ Words that only frame a request, before its matter begins ("I want to", "what is
 they stand against words that do the same.
 
 In Chinese and Japanese every sign is a word, but for runs of katakana and the words that are listed; the order counts
-only around a direction there, since what is asked about may stand first or last.
+only around a direction there, since what is asked about may stand first or last. Korean words are read without their
+endings and particles; those that say from where, to where, who and whom stay as directions.
 
 Of conversations it compares all that the users said, as one text: the same exchange is asked for in any turn. Turn by
 turn it vetoed a third of the paraphrases of benchmarks/traps/turns.jsonl (dev), so none. What the assistants said is
 left to the model: two answers to one question seldom agree in words and numbers.
 
-It only ever turns a hit into a miss. What it knows of English, Chinese and Japanese is in data/words.toml (`lexicon`),
-and so is what `facts` knows, which judges more mildly: training data needs the paraphrases that a veto here would cost.
+It only ever turns a hit into a miss. What it knows of English, Chinese, Japanese and Korean is in data/words.toml
+(`lexicon`), and so is what `facts` knows, which judges more mildly: training data needs the paraphrases that a veto
+here would cost.
 Its figures are those of `benchmarks/cache_traps.py`.
 """
 
@@ -36,6 +38,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 from embedsmith.conversation import read_asked
 from embedsmith.lexicon import (
@@ -46,8 +49,10 @@ from embedsmith.lexicon import (
     are_equal,
     expand_contractions,
     find_members,
+    holds_hangul,
     holds_signs,
     load_lexicon,
+    part_hangul,
     part_signs,
     read_amount,
     share_words,
@@ -55,6 +60,7 @@ from embedsmith.lexicon import (
 )
 from embedsmith.text import is_spelled, normalize
 
+RULES = 2  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -96,7 +102,8 @@ class GuardView:
         implied: those that "a week", "one day" may mean.
         negations: how many.
         content: stems that carry meaning, synonyms under one name, and the kinds of units: "20 kg" is not "20 bags".
-        signed: words of a writing without spaces are among them, each sign by itself where no list knows its word.
+        signed: words of a writing without spaces are among them, each sign by itself where no list knows its word; or
+            Korean ones, whose order is as free.
     """
 
     words: tuple[str, ...]
@@ -126,6 +133,16 @@ class Marks:
     signs: Counter[str]
     letters: frozenset[str]
     layout: tuple[str, ...]
+
+
+def record_guard(on: bool) -> dict[str, Any]:
+    """Return what a calibration records of the guard behind which it was made: `guard` and `guard_rules`."""
+    return {"guard": on, "guard_rules": fingerprint_rules() if on else ""}
+
+
+def fingerprint_rules() -> str:
+    """Return which rules and which words decide here; another version of either is another string."""
+    return f"{RULES}-{load_lexicon().fingerprint}"
 
 
 def find_veto(query: str, candidate: str) -> Veto | None:
@@ -308,7 +325,10 @@ def view_question(text: str) -> GuardView:
         return GuardView((), {}, Counter(), {}, Counter(), 0, frozenset())
     read = OR_NOT.sub("", normalize(plain))
     signed = not text.isascii() and holds_signs(read)
-    tokens = expand_contractions(TOKEN.findall(part_signs(read, lexicon) if signed else read))
+    read = part_signs(read, lexicon) if signed else read
+    if not text.isascii() and holds_hangul(read):
+        read, signed = part_hangul(read, lexicon.korean), True
+    tokens = expand_contractions(TOKEN.findall(read))
     quantities: Counter[Quantity] = Counter()
     implied: Counter[Quantity] = Counter()
     written: dict[Quantity, float] = {}

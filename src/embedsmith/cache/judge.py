@@ -6,61 +6,22 @@ estimate, never an answer). People can judge the same samples.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
-from importlib import resources
 
 from embedsmith.cache.samples import Sample, Samples
 from embedsmith.errors import LanguageModelError, SamplingRefused
-from embedsmith.llm import Completion, LanguageModel, Prompt, Sampling
-from embedsmith.llm.structured import THINKING, parse_list
+from embedsmith.llm import Completion, LanguageModel, Sampling, verdicts
 
 LOG = logging.getLogger("embedsmith.cache")
-TASK = "verdict"
-WORDS = {"yes": 1, "no": 0}
+LABELS = {"yes": 1, "no": 0}
 BATCH = 8  # samples in the judge's hands at once
 ATTEMPTS = 3  # calls that may fail before a sample is left for people
 PAUSES = (1.0, 60.0)  # seconds after a failure: the first, doubled each time, and the longest
 TIMEOUT, RETRIES = 20.0, 1  # of a call: the end of the process may wait for those in flight
-
-
-def ask(sample: Sample) -> Prompt:
-    """Return the prompt about a sample; the questions are quoted as JSON."""
-    template = _template()
-    asked, stored = (json.dumps(text, ensure_ascii=False) for text in (sample.asked, sample.stored))
-    user = template["user"].strip().format(asked=asked, stored=stored)
-    return Prompt(template["system"].strip(), user, str(sample.number), TASK)
-
-
-@cache
-def _template() -> dict[str, str]:
-    return tomllib.loads((resources.files("embedsmith.cache") / "judge.toml").read_text(encoding="utf-8"))
-
-
-def read_verdict(text: str | None) -> int | None:
-    """Return 1 for yes, 0 for no, and None for all that is not exactly one of them.
-
-    >>> read_verdict('<think>same</think>{"verdict": ["yes"]}'), read_verdict("No."), read_verdict("yes and no")
-    (1, 0, None)
-    """
-    body = THINKING.sub("", text or "").strip()
-    word = WORDS.get(_word(body))
-    if word is not None:
-        return word
-    parsed = parse_list(body, TASK)
-    if set(parsed.notes) - {"repaired"} or len(parsed.items) != 1:
-        return None
-    return WORDS.get(_word(parsed.items[0]))
-
-
-def _word(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
 
 
 class Judge:
@@ -102,9 +63,10 @@ class Judge:
     def _judge(self, batch: list[Sample]) -> bool:
         """Judge a batch; say whether the judge could be asked at all. Whatever happens, no sample is lost."""
         left = dict(enumerate(batch))
+        prompts = [verdicts.ask("cache", (sample.asked, sample.stored), str(sample.number)) for sample in batch]
         failed = self.counts["failed"]
         try:
-            for place, completion in self._llm.complete([ask(sample) for sample in batch], self._terms):
+            for place, completion in self._llm.complete(prompts, self._terms):
                 if self._end.is_set():
                     return True
                 self._settle(left[place], completion)
@@ -123,7 +85,8 @@ class Judge:
             self._say("a call failed")
             return
         self._attempts.pop(sample.number, None)
-        label = read_verdict(completion.text)
+        verdict, _ = verdicts.read_verdict(completion.text)
+        label = LABELS.get(verdict or "")
         if label is None:
             self.counts["unreadable"] += 1
             self._samples.give_back(sample.number, for_people=True)

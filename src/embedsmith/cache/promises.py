@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.cache.feedback import Judged
+from embedsmith.cache.guard import record_guard
 from embedsmith.cache.recalibration import FILE, MIN_PAIRS, Recalibration, recalibrate
 from embedsmith.cache.rules import Rules, choose_rules, choose_uncached, served_similarities
 from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier, require_guard
@@ -103,7 +104,7 @@ def recalibrate_model(
         verifier=name,
         weight=weight,
         precision=precision_of(encoder),
-        guard=guard,
+        **record_guard(guard),
     )
 
 

@@ -70,8 +70,8 @@ class Recalibration:
     """The outcomes of all namespaces, for one model and one scale of similarities.
 
     Attributes:
-        verifier, weight, precision, guard: what made the similarities, as in `Calibration`; `verifier` is None in a
-            file of an older version, which does not tell.
+        verifier, weight, precision, guard, guard_rules: what made the similarities, as in `Calibration`; `verifier` is
+            None in a file of an older version, which does not tell.
     """
 
     model: str
@@ -84,6 +84,7 @@ class Recalibration:
     weight: float = 0.0
     precision: str = ""
     guard: bool | None = None
+    guard_rules: str = ""
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -109,12 +110,14 @@ def recalibrate(
     weight: float = 0.0,
     precision: str = "",
     guard: bool = True,
+    guard_rules: str = "",
 ) -> Recalibration:
     """Return a threshold for each namespace with enough samples, and the reason for each of the others.
 
     Args:
         rows: judged pairs. similarities: (n,) their cosines by the model at hand, −1 where its guard vetoes.
-        verifier, weight, precision, guard: what else made them, see `Calibration`; thresholds are for this scale only.
+        verifier, weight, precision, guard, guard_rules: what else made them, see `Calibration`; thresholds are for
+            this scale only.
         model: fingerprint of that model. common: the threshold of all namespaces without one of their own.
         delta, alpha: the promise to each namespace, see `calibrate`. min_pairs: fewest samples of a namespace.
 
@@ -127,11 +130,12 @@ def recalibrate(
     places: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         places[row.namespace].append(place)
-    scale = {"verifier": verifier, "weight": weight, "precision": precision, "guard": guard}
+    scale = {"verifier": verifier, "weight": weight, "precision": precision, "cached": True}
+    scale |= {"guard": guard, "guard_rules": guard_rules}
     terms = _Terms(model, common, delta, alpha, min_pairs, scale)
     found = (_decide(name, [rows[at] for at in ats], scores[ats], terms) for name, ats in sorted(places.items()))
     return Recalibration(
-        model, common, delta, alpha, min_pairs, tuple(found), verifier, weight, precision=precision, guard=guard
+        model, common, delta, alpha, min_pairs, tuple(found), verifier, weight, precision, guard, guard_rules
     )
 
 

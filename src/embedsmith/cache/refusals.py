@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from embedsmith.cache.feedback import Judged, settle_rows
 from embedsmith.cache.stores import Match
-from embedsmith.verdicts import PERSON, pair_of
+from embedsmith.settlement import PERSON, pair_of
 
 ROOM = 50_000  # pairs: 16 bytes and a dictionary's place for each, some 8 MB
 

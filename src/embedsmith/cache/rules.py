@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsmith.cache.guard import find_veto
+from embedsmith.cache.guard import find_veto, record_guard
 from embedsmith.calibration import Calibration, Conversations, calibrate
 from embedsmith.conversation import roles_of
 from embedsmith.encoder import Encoder, find_unread, precision_of
@@ -87,14 +88,15 @@ def choose_rules(
         "traffic": traffic,
         "model": model,
         "precision": precision_of(encoder),
-        "guard": guard,
+        "cached": True,
+        **record_guard(guard),
     }
     try:
         rules = choose_from_scores(
             labels_of(pairs)[singles],
             similarities[singles],
             logits[singles] if logits is not None else None,
-            [name for name, single in zip(units_of(pairs), singles, strict=True) if single],
+            list(compress(units_of(pairs), singles)),
             promise=promise,
             verifier=verifier.fingerprint if verifier is not None else "",
             seed=seed,
@@ -115,10 +117,17 @@ def calibrate_pairs(pairs: Sequence[LabelledPair], similarities: Logits, **promi
     """
     singles = find_singles(pairs)
     try:
-        found = calibrate(labels_of(pairs)[singles], similarities[singles], **promise)
+        found = _calibrate_some(pairs, similarities, singles, promise)
     except CalibrationRefused as refusal:
         raise refusal.noting(_tell_conversations(pairs)) from None
     return _judge_conversations(found, pairs, similarities, promise)
+
+
+def _calibrate_some(
+    pairs: Sequence[LabelledPair], similarities: Logits, some: NDArray[np.bool_], promise: Mapping[str, Any]
+) -> Calibration:
+    units = list(compress(units_of(pairs), some))
+    return calibrate(labels_of(pairs)[some], similarities[some], units=units, **promise)
 
 
 def find_singles(pairs: Sequence[LabelledPair]) -> NDArray[np.bool_]:
@@ -140,7 +149,7 @@ def _judge_conversations(
     if not spoken.any():
         return found
     try:
-        made = found if spoken.all() else calibrate(labels_of(pairs)[spoken], similarities[spoken], **promise)
+        made = found if spoken.all() else _calibrate_some(pairs, similarities, spoken, promise)
         own = Conversations(made.pairs, made.threshold, made.hits, made.false_hits)
     except CalibrationRefused as refusal:
         own = Conversations(int(spoken.sum()), refused=refusal.found)
@@ -186,7 +195,8 @@ def choose_uncached(
             duplicate_rate=duplicate_rate,
             traffic=traffic,
             precision=precision_of(encoder),
-            guard=False,
+            cached=False,
+            **record_guard(False),
         )
     except CalibrationRefused as refusal:
         raise refusal.noting(told) from None
@@ -289,7 +299,7 @@ def choose_from_scores(
         promise: what `calibrate` is asked for.
     """
     if logits is None:
-        return Rules(calibrate(labels, similarities, **promise))
+        return Rules(calibrate(labels, similarities, units=units, **promise))
     weighed, measured, rest = part_units(units, (WEIGHED, MEASURED), seed=seed)
     names = [units[place] for place in measured]
     adjustment, gain = weigh(labels, similarities, logits, weighed, measured, names, promise["delta"])
@@ -300,7 +310,8 @@ def choose_from_scores(
         scores = adjust(scores, logits[rest], adjustment)
         named = {"verifier": verifier, "weight": adjustment.weight}
     try:
-        return Rules(calibrate(labels[rest], scores, **named, **promise), explained, gain)
+        own = [units[place] for place in rest]
+        return Rules(calibrate(labels[rest], scores, units=own, **named, **promise), explained, gain)
     except CalibrationRefused as refusal:
         raise refusal.noting(explained) from None
 

@@ -20,7 +20,7 @@ from embedsmith.cache.drift import PromiseWatch
 from embedsmith.cache.feedback import Feedback, Judged, settle_rows
 from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError
-from embedsmith.verdicts import PERSON, pair_of
+from embedsmith.settlement import PERSON, pair_of
 
 LOG = logging.getLogger("embedsmith.cache")
 ROOM = 1000  # samples that wait

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
@@ -26,7 +26,7 @@ from embedsmith.cache.settings import Promised, count_taught, open_encoder, read
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
-from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, find_unread
+from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
 from embedsmith.errors import ConfigurationError, InputError, describe_failure
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
@@ -86,7 +86,7 @@ class SemanticCache:
 
     Args:
         model: a folder that `embedsmith run` wrote, or anything with `encode` (then `fingerprint` names it).
-        store: see `open_store`.
+        store: see `open_store`. For one that a URL names, an encoder that does not tell its `dimension` encodes a word.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
@@ -181,8 +181,9 @@ class SemanticCache:
             self._refusals.recall(self._feedback.read(), self.fingerprint)
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
-        dimension = int(self.encoder.encode(["dimension"]).shape[1])
-        self.store = open_store(store, dimension=dimension, model=self.fingerprint) if isinstance(store, str) else store
+        if isinstance(store, str):
+            store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
+        self.store = store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
         self._clock = clock
         self._lock = threading.Lock()
@@ -209,7 +210,11 @@ class SemanticCache:
         return found
 
     def _ask(self, question: Asked, namespace: str, scope: Mapping[str, Any] | None) -> Lookup:
-        text, scope = (question, scope) if isinstance(question, str) else self._read(question, scope)
+        if scope is not None and not isinstance(scope, Mapping):
+            raise InputError(f"scope is a {type(scope).__name__}", expected="a dict of what must be equal, or None")
+        text: Any = question
+        if isinstance(question, Iterable) and not isinstance(question, (str, Mapping)):
+            text, scope = self._read(question, scope)
         _require_text(text, namespace)
         partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
         return Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
@@ -329,7 +334,8 @@ class SemanticCache:
             InputError: a text that not every store can hold (NUL, half a character).
         """
         require_limits(ttl=ttl)
-        _require_text(answer, *tags)
+        _require_text(answer)
+        tags = read_tags(tags)
         now = self._clock()
         if not isinstance(question, Lookup):
             question = self._ask(question, namespace, scope)
@@ -337,7 +343,7 @@ class SemanticCache:
         life = ttl if ttl is not None else self.ttl
         expires = now + life if life is not None else None
         about = question.id, question.namespace, question.partition, question.text
-        entry = Entry(*about, answer, vector, now, expires, tuple(dict.fromkeys(tags)))
+        entry = Entry(*about, answer, vector, now, expires, tags)
         self.store.put([entry])
         self._keep_limits(now)
         return entry
@@ -374,6 +380,7 @@ class SemanticCache:
         A cache that fails takes nothing away: what `compute` returns is returned, and the log says what failed.
         """
         require_limits(ttl=ttl)
+        tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
         found = self._find(asked)
         if found is not None and found.answer is not None:
@@ -405,6 +412,7 @@ class SemanticCache:
     ) -> str:
         """Return what `serve` returns, without blocking the event loop; both share their flights."""
         require_limits(ttl=ttl)
+        tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
         found = await asyncio.to_thread(self._find, asked)
         if found is not None and found.answer is not None:
@@ -481,19 +489,23 @@ class SemanticCache:
 
         The function's first argument is the question; its name and all other arguments are part of the scope (in a
         script its file too).
-        What it takes from elsewhere (its object, a closure, a global) is not seen: name it in `scope` when it decides
-        the answer.
+        What it takes from elsewhere (a closure, a global) is not seen: name it in `scope` when it decides the answer.
+        A bound method wants `scope` or `namespace`, which tells its object from others; `scope={}` says that all of
+        them answer alike.
 
         >>> @cache.cached(ttl=60)                                                     # doctest: +SKIP
         ... async def answer(question: str, language: str = "en") -> str: ...
         """
         require_limits(ttl=ttl)
-        options = {"namespace": namespace, "ttl": ttl, "tags": tags}
-        wrap = partial(self._wrap, scope=scope or {}, options=options)
+        options = {"namespace": namespace, "ttl": ttl, "tags": read_tags(tags)}
+        told = scope is not None or namespace != "default"
+        wrap = partial(self._wrap, scope=scope or {}, options=options, told=told)
         return wrap if function is None else wrap(function)
 
-    def _wrap(self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-        reader = read_function(function)
+    def _wrap(
+        self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any], told: bool
+    ) -> Any:
+        reader = read_function(function, told=told)
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
@@ -592,18 +604,33 @@ def _whole_of(namespace: str) -> str:
 
 
 def require_limits(**limits: float | None) -> None:
-    """Raise `ConfigurationError` unless each limit is None (there is none) or above 0."""
+    """Raise `ConfigurationError` unless each limit is None (there is none) or a number above 0."""
     for name, limit in limits.items():
-        if limit is not None and not limit > 0:
+        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (number and limit > 0):
             raise ConfigurationError(
-                f"{name} is {limit}",
+                f"{name} is {limit!r}",
                 expected="a number above 0",
                 action=f"leave {name} out for no limit; to keep nothing, do without the cache",
             )
 
 
+def read_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags of an entry, each once.
+
+    Raises:
+        InputError: they are one text, whose letters would be the tags, or one of them is none or empty.
+    """
+    if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in tags):
+        raise InputError(f"tags are {tags!r}", expected='a list of texts that are not empty, such as ["faq"]')
+    _require_text(*tags)
+    return tuple(dict.fromkeys(tags))
+
+
 def _require_text(*texts: str) -> None:
     for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{text!r:.80} is a {type(text).__name__}", expected="a text (str)")
         if not is_storable(text):
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from embedsmith.cache.decision import Policy
+from embedsmith.cache.guard import fingerprint_rules
 from embedsmith.cache.recalibration import FILE, Recalibration, read_recalibration
 from embedsmith.calibration import Calibration, read_calibration
 from embedsmith.choices import Turns
@@ -53,8 +54,9 @@ def read_promises(
 ) -> Promised:
     """Return the rules for a model: a bare threshold, or what its calibrations say.
 
-    What a calibration was made for and is not served is refused, but for another precision of the same weights: that
-    is a warning, since an export would else have to wait for labelled pairs.
+    What a calibration was made for and is not served is refused, but for another precision of the same weights and
+    another version of the guard: these are warnings, since an export, or an update, would else have to wait for
+    labelled pairs.
 
     Args:
         encoder: the one that serves, of which the precision counts. guard: whether the rules have one.
@@ -78,6 +80,7 @@ def read_promises(
         if file is not None and made is not None:
             require_guard(file, made, guard, model)
             warn_of_precision(file, made, encoder, model)
+            warn_of_rules(file, made, model)
     if own is not None and single is not None:
         _require_scale(own, single, found)
     thresholds = single.thresholds if single is not None else {}
@@ -152,14 +155,20 @@ def count_taught(model: Encoder | Path | str) -> int:
 def require_guard(
     path: Path, made: Calibration | Recalibration, guard: bool, model: Encoder | Path | str = "MODEL"
 ) -> None:
-    """Refuse thresholds that were chosen with the guard where it is off, and the other way round.
+    """Refuse thresholds that were chosen with the guard where it is off, the other way round, or for no cache at all.
 
     Raises:
         ConfigurationError: the similarities of `made` are not those that this cache decides on.
     """
+    again = _tell_again(path, made, model, guard=guard)
+    if isinstance(made, Calibration) and made.cached is False:
+        raise ConfigurationError(
+            f"{path} was made of the model by itself, without a cache (--model-only)",
+            expected="thresholds that were chosen as a cache serves: of its export, and no text that is not read whole",
+            action=f"{again}, or pass a threshold at your own risk",
+        )
     if made.guard is None or made.guard == guard:
         return
-    again = _tell_again(path, made, model, guard=guard)
     if guard:
         raise ConfigurationError(
             f"{path} was made without the guard, and the guard is on",
@@ -190,6 +199,17 @@ def warn_of_precision(
             "%s was made on %s vectors, and %s ones are served%s. The threshold is used as it is; that at most %g%% of "
             "the answers are wrong was shown for the former only. To do: %s",
             *(path, made.precision, served, _tell_distance(encoder), 100 * made.delta, again),
+        )
+
+
+def warn_of_rules(path: Path, made: Calibration | Recalibration, model: Encoder | Path | str = "MODEL") -> None:
+    """Warn in the log if a calibration was made behind a guard of other rules or words than is served."""
+    if made.guard and made.guard_rules != (here := fingerprint_rules()):
+        LOG.warning(
+            "%s was made behind a guard of another version (%s, here %s). The threshold is used as it is; that at most "
+            "%g%% of the answers are wrong was shown for that guard only. To do: %s",
+            *(path, made.guard_rules or "not recorded", here, 100 * made.delta),
+            _tell_again(path, made, model, guard=True),
         )
 
 

@@ -13,6 +13,7 @@ from embedsmith.cli.console import (
     Alpha,
     AsJson,
     Delta,
+    Separator,
     app,
     check_file,
     check_folder,
@@ -117,12 +118,13 @@ def export(
         ServedPrecision, typer.Option(help="int8 is faster, and refused when it is not close.")
     ] = "fp32",
     pairs: Annotated[Path | None, typer.Option(help="Labelled pairs to measure the loss on.")] = None,
+    separator: Separator = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the model as ONNX into its folder, so that serving it needs no torch."""
     from embedsmith.export import export_model
 
-    labelled = read_pairs(pairs) if pairs is not None else None
+    labelled = read_pairs(pairs, separator) if pairs is not None else None
     report = export_model(model, out, precision=precision, pairs=labelled)
     if as_json:
         print_json(report)
@@ -223,7 +225,7 @@ def serve(
     prompt_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,  # older names of the parts of --price
     completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
@@ -233,7 +235,7 @@ def serve(
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
-    from embedsmith.server.run import Service, listen
+    from embedsmith.server.run import Service, listen, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
@@ -253,6 +255,7 @@ def serve(
             ignored_headers=tuple(ignore_header or ()),
             grace=grace,
         )
+    require_port(service)
     cache = SemanticCache(
         model,
         store=store,
@@ -278,7 +281,7 @@ def serve(
     second = "on" if cache.policy.reach else "off: the calibration does not use it" if verifier is not None else "none"
     say(
         f"threshold {cache.policy.threshold:.4f} ({source}), guard {'on' if guard else 'off'}, verifier {second}, "
-        f"store {store}"
+        f"store {cache.store.url}"
     )
     say(cache.turns)
     listen(cache, service, say=say)

@@ -77,9 +77,20 @@ Conversations = Annotated[
     bool,
     typer.Option("--conversations", help="Ask about whole chats of a log, not about the last message of each alone."),
 ]
+
+
+def check_separator(value: str | None) -> str | None:
+    from embedsmith.tables import parse_separator
+
+    return parse_separator(value) if value is not None else None
+
+
 Separator = Annotated[
     str | None,
-    typer.Option(help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given."),
+    typer.Option(
+        help="What separates the columns of csv and tsv files, such as ';' or tab; found when not given.",
+        callback=check_separator,
+    ),
 ]
 Mask = Annotated[
     bool,
@@ -342,11 +353,9 @@ def sure(p_value: float) -> str:
 def read_table(path: Path, separator: str | None, *, kind: type[Example] | None = None) -> ExampleSet:
     """Return the examples of a file; a separator that was guessed is told."""
     from embedsmith.examples import read_examples
-    from embedsmith.tables import parse_separator
 
-    named = parse_separator(separator) if separator is not None else None
-    say_separator(path, named)
-    return read_examples(path, kind=kind, separator=named)
+    say_separator(path, separator)
+    return read_examples(path, kind=kind, separator=separator)
 
 
 def say_separator(path: Path, separator: str | None) -> None:

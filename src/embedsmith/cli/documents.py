@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain, write_jsonl
-from embedsmith.cli.console import AsJson, Column, app, check_file, draw_bar, print_json, print_table, say
+from embedsmith.cli.console import AsJson, Column, Separator, app, check_file, draw_bar, print_json, print_table, say
 from embedsmith.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def chunk(
     ] = None,
     base: Counting = None,
     column: Column = None,
+    separator: Separator = None,
     as_json: AsJson = False,
 ) -> None:
     """Cut documents into passages that know their place; near-duplicates are merged, what cannot be used is named."""
@@ -49,6 +50,7 @@ def chunk(
             overlap=overlap,
             count=count,
             column=column,
+            separator=separator,
             advance=advance,
             without=(out, lost),
         )

@@ -45,15 +45,13 @@ def inspect(
     """Say what a set is worth: repeats, shortcuts, doubtful labels, leaks into evaluation files, rows to read."""
     from embedsmith.inspection import inspect as inspect_set
     from embedsmith.model import load_encoder
-    from embedsmith.tables import parse_separator
 
-    named = parse_separator(separator) if separator is not None else None
-    say_separator(file, named)
+    say_separator(file, separator)
     encoder = load_encoder(base, base_url=base_url) if base is not None else None
     found = plain(
         inspect_set(
             file,
-            separator=named,
+            separator=separator,
             against=against or [],
             base=encoder,
             rejected=rejected,

@@ -137,7 +137,6 @@ def run(
     from embedsmith.pipeline import ASKING, Job, RagJob
     from embedsmith.pipeline import run as run_job
     from embedsmith.synthesis.rag import RagPlan
-    from embedsmith.tables import parse_separator
 
     sampling = make_sampling(temperature, max_tokens, seed)
     limits = Limits(max_calls, max_cost, read_price(price))
@@ -151,6 +150,7 @@ def run(
             out=out,
             evaluation=evaluation,
             column=column,
+            separator=separator,
             mask=mask,
             tokens=tokens,
             guards=tuple(guard or ()),
@@ -180,7 +180,7 @@ def run(
         column=column,
         conversations=conversations,
         mask=mask,
-        separator=parse_separator(separator) if separator is not None else None,
+        separator=separator,
         guards=tuple(guard or ()),
         peers=tuple(compare or ()),
         paraphrases=paraphrases,

@@ -17,12 +17,15 @@ from embedsmith.cli.console import (
     BaseUrl,
     Concurrency,
     Seed,
+    Separator,
     app,
     check_file,
     open_bars,
     print_json,
     print_table,
+    read_table,
     say,
+    say_separator,
     tell_rejected,
 )
 from embedsmith.cli.options import naming
@@ -75,6 +78,7 @@ def mine(
     workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; default: one for each CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; auto finds it.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of embeddings; default: OUT.work. Kept for reuse.")] = None,
+    separator: Separator = None,
     base_url: BaseUrl = None,
     concurrency: Concurrency = 8,
     seed: Seed = 0,
@@ -101,7 +105,9 @@ def mine(
         search=search,
         storage=storage,
     )
-    rows = _read_rows(examples)
+    rows = _read_rows(examples, separator)
+    if corpus is not None:
+        say_separator(corpus, separator)
     folder = work or out.with_name(out.name + ".work")
     with ExitStack() as stack:
         progress = stack.enter_context(_draw_bars())
@@ -117,7 +123,7 @@ def mine(
             )
             with naming("--relabel"):
                 relabeller = stack.enter_context(opened)
-        passages = Passages(corpus) if corpus is not None else None
+        passages = Passages(corpus, separator=separator) if corpus is not None else None
         miner = Miner(
             rows,
             passages,
@@ -144,10 +150,8 @@ def mine(
     say(f"written  {out}\nkept     {folder} (other rules reuse it; delete it when you are done)")
 
 
-def _read_rows(path: Path) -> Sequence[Example]:
-    from embedsmith.examples import read_examples
-
-    found = read_examples(path)
+def _read_rows(path: Path, separator: str | None) -> Sequence[Example]:
+    found = read_table(path, separator)
     tell_rejected(path, found.rejected, len(found.examples) + len(found.rejected))
     return found.examples
 

@@ -61,15 +61,15 @@ BY_HAND = _excludes("--threshold", action="leave one of them out: a threshold gi
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "run": {
-        **_each("compare paraphrases distinct edits delta alpha separator conversations", LANGCACHE),
+        **_each("compare paraphrases distinct edits delta alpha conversations", LANGCACHE),
         **_each("tokens quota across set training instruction", _needs("--recipe rag", action=ELSEWHERE)),
         "--base-url": _needs("--llm openai:MODEL", "--compare openai:MODEL"),
         "--concurrency": TO_A_SERVER,
         "--max-cost": PRICED,
     },
     "synthesize": {
-        **_each("paraphrases distinct edits separator conversations", LANGCACHE),
-        **_each("column mask judge", _needs("--recipe langcache", "--recipe rag")),
+        **_each("paraphrases distinct edits conversations", LANGCACHE),
+        **_each("column separator mask judge", _needs("--recipe langcache", "--recipe rag")),
         **_each("quota base across", RAG),
         **_each("tasks groups languages topics used language-check sts-as", E5),
         **_each("base-url batch-out", TO_A_SERVER),
@@ -111,6 +111,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "--base-url": _needs("MODEL openai:MODEL"),
         **_each("guard verifier", _excludes("--model-only", action="leave --model-only out: they are for a cache")),
     },
+    "export": {"--separator": _needs("--pairs")},
     "recalibrate": {"--calibration": BY_HAND, "--verifier": BY_HAND},
     "serve": {
         "--calibration": BY_HAND,

@@ -153,7 +153,8 @@ def synthesize(
     elif recipe == "rag" and sources:
         plan = RagPlan(quota=quota, across=across, judge=judge, prompts=prompts, seed=seed)
         encoder = load_encoder(base) if base else None
-        order = order_rag(plan, _read_passages(sources, column, screen, out), encoder=encoder, evaluation=leaks)
+        passages = _read_passages(sources, column, separator, screen, out)
+        order = order_rag(plan, passages, encoder=encoder, evaluation=leaks)
     elif recipe == "e5" and not sources:
         with naming("--groups"):
             shares = parse_groups(groups)
@@ -226,12 +227,15 @@ def _read_queries(
     return found.kept
 
 
-def _read_passages(sources: Sequence[str], column: str | None, screen: Screen, out: Path) -> list[Passage]:
+def _read_passages(
+    sources: Sequence[str], column: str | None, separator: str | None, screen: Screen, out: Path
+) -> list[Passage]:
     """Return the passages; they and what of the documents is not used are written beside the results."""
     from embedsmith.documents import read_passages, screen_passages, write_passages
     from embedsmith.examples import Rejected
 
-    rows = list(screen_passages(read_passages(sources, column=column, without=(out,)), screen))
+    read = read_passages(sources, column=column, separator=separator, without=(out,))
+    rows = list(screen_passages(read, screen))
     write_jsonl(out / "passages_rejected.jsonl", [row for row in rows if isinstance(row, Rejected)])
     passages = [row for row in rows if not isinstance(row, Rejected)]
     write_passages(out / "passages.jsonl", passages)
@@ -431,11 +435,9 @@ def read_log(
     log: Path, column: str | None, separator: str | None, screen: Screen, *, conversations: bool = False
 ) -> Deduplicated:
     from embedsmith.corpus import deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
-    from embedsmith.tables import parse_separator
 
-    named = parse_separator(separator) if separator is not None else None
-    say_separator(log, named)
-    rows = read_queries(log, column=column, separator=named, conversations=conversations)
+    say_separator(log, separator)
+    rows = read_queries(log, column=column, separator=separator, conversations=conversations)
     found = deduplicate(screen_queries(rows, screen))
     require_queries(found, log)
     if told := describe_twice_encoded(found.kept):

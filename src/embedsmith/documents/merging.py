@@ -6,13 +6,12 @@ exactly (`embedsmith.signatures`). The passages themselves lie on disk.
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import IO
 
-from embedsmith.documents.passages import NEAR_DUPLICATE, Passage, decode_row, encode_row
+from embedsmith.artifacts import Spool
+from embedsmith.documents.passages import NEAR_DUPLICATE, Passage
 from embedsmith.examples import Rejected
 from embedsmith.signatures import NearTexts
 from embedsmith.text import NEAR
@@ -27,8 +26,7 @@ def merge_near(rows: Iterable[Passage | Rejected], *, threshold: float = NEAR) -
     known what was merged into them. Until then they lie in a temporary file.
     """
     also: dict[int, list[str]] = defaultdict(list)
-    with tempfile.TemporaryFile("w+b") as handle:
-        kept = _Kept(handle)
+    with Spool[Passage]() as kept:
         index = NearTexts(lambda place: kept[place].text, threshold=threshold)
         for row in rows:
             if isinstance(row, Rejected):
@@ -36,7 +34,7 @@ def merge_near(rows: Iterable[Passage | Rejected], *, threshold: float = NEAR) -
                 continue
             found = index.find_or_add(row.text)
             if found is None:
-                kept.append(row)
+                kept.add(row)
                 continue
             place, closeness = found
             also[place].append(row.id)
@@ -49,27 +47,3 @@ def _describe_merger(passage: Passage, first: Passage, closeness: float) -> Reje
     about = {"merged_into": first.id, "document": first.document, "text": first.text[:EVIDENCE]}
     detail = f"Jaccard {closeness:.2f} with {first.id}"
     return Rejected(NEAR_DUPLICATE, detail, passage.text, file=passage.document, source=passage.id, context=about)
-
-
-class _Kept:
-    """Passages on disk, by place."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle = handle
-        self._starts: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def append(self, passage: Passage) -> None:
-        self._starts.append(self._handle.seek(0, 2))
-        self._handle.write(encode_row(passage).encode("utf-8") + b"\n")
-
-    def __getitem__(self, place: int) -> Passage:
-        self._handle.seek(self._starts[place])
-        return decode_row(self._handle.readline().decode("utf-8"))
-
-    def __iter__(self) -> Iterator[Passage]:
-        self._handle.seek(0)
-        for line in self._handle:
-            yield decode_row(line.decode("utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,13 +163,3 @@ def summarize(rows: Iterable[Passage | Rejected], *, count: Callable[[str], int]
 def _quantile(ordered: Sequence[int], percent: int) -> int:
     """The smallest value that at least `percent` of the values do not exceed; 0 of none."""
     return ordered[max(-(-percent * len(ordered) // 100) - 1, 0)] if ordered else 0
-
-
-def encode_row(passage: Passage) -> str:
-    """Return the passage as one line of JSON, as `write_passages` writes it."""
-    return json.dumps(_to_row(passage), ensure_ascii=False)
-
-
-def decode_row(line: str) -> Passage:
-    """Return the passage of a line of `encode_row`."""
-    return _from_row(json.loads(line), "the temporary file of passages")

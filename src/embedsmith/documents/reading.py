@@ -28,6 +28,7 @@ def read_passages(
     overlap: int | None = None,
     count: Callable[[str], int] = estimate_tokens,
     column: str | None = None,
+    separator: str | None = None,
     advance: Advance | None = None,
     without: Iterable[Path] = (),
 ) -> Iterator[Passage | Rejected]:
@@ -43,6 +44,7 @@ def read_passages(
             `tokens`, 32 of 256.
         count: tokens of a text, without special tokens; by default 1.3 a word.
         column: text column of tables; by default one of the usual names.
+        separator: of the columns of csv and tsv files; by default found by the first line.
         advance: told of every file that is done.
         without: results that are no documents, see `find_files`.
 
@@ -51,7 +53,7 @@ def read_passages(
         MissingPartError: a parser that a file needs is not installed.
     """
     size = Size(tokens, tokens // 8 if overlap is None else overlap, count)
-    documents = read_documents(sources, column=column, advance=advance, without=without)
+    documents = read_documents(sources, column=column, separator=separator, advance=advance, without=without)
     return merge_near(_number(_chunk(documents, size)))
 
 
@@ -59,6 +61,7 @@ def read_documents(
     sources: Iterable[Path | str],
     *,
     column: str | None = None,
+    separator: str | None = None,
     advance: Advance | None = None,
     without: Iterable[Path] = (),
 ) -> Iterator[Document | Rejected]:
@@ -68,15 +71,15 @@ def read_documents(
         if isinstance(file, Rejected):
             yield file
         else:
-            yield from read_file(file, column=column)
+            yield from read_file(file, column=column, separator=separator)
         if advance is not None:
             advance(done, len(found))
 
 
-def read_file(file: File, *, column: str | None = None) -> Iterator[Document | Rejected]:
+def read_file(file: File, *, column: str | None = None, separator: str | None = None) -> Iterator[Document | Rejected]:
     """Yield the documents of one file; whatever is wrong with its bytes ends as a `Rejected`."""
     try:
-        yield from _parse(file, column)
+        yield from _parse(file, column, separator)
     except UnusableFile as problem:
         yield Rejected(problem.reason, problem.detail, file=str(file.path))
     except InputError as error:
@@ -89,9 +92,9 @@ def read_file(file: File, *, column: str | None = None) -> Iterator[Document | R
         yield Rejected("broken", f"{type(error).__name__}: {error}"[:500], file=str(file.path))
 
 
-def _parse(file: File, column: str | None) -> Iterator[Document | Rejected]:
+def _parse(file: File, column: str | None, separator: str | None) -> Iterator[Document | Rejected]:
     if file.format in ("table", "json"):
-        yield from read_table(file, column=column)
+        yield from read_table(file, column=column, separator=separator)
         return
     raw = read_bytes(file.path)
     if file.format == "pdf":

@@ -22,11 +22,12 @@ IDS = ("id", "_id", "passage_id", "doc_id", "docid", "document_id", "pid", "uid"
 TITLES = ("title", "headline", "heading", "subject")
 
 
-def read_table(file: File, *, column: str | None = None) -> Iterator[Document | Rejected]:
+def read_table(file: File, *, column: str | None = None, separator: str | None = None) -> Iterator[Document | Rejected]:
     """Yield the rows of a table as documents; a row without text is yielded as `Rejected` with its line.
 
     Args:
         column: name of the text column; by default the first of the usual names (`TEXTS`) that the row has.
+        separator: see `tables.read_rows`.
     """
     lines = missing = first = 0  # first of the rows without the column
     columns: dict[str, None] = {}
@@ -34,7 +35,7 @@ def read_table(file: File, *, column: str | None = None) -> Iterator[Document | 
         if remark:
             yield Rejected(OTHER_ENCODING, remark, file=str(file.path))
         try:
-            for line, row in read_rows(path):
+            for line, row in read_rows(path, separator=separator):
                 lines = line
                 columns.update(dict.fromkeys(row))
                 found = _read_row(file, line, row, column)

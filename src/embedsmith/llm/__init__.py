@@ -124,9 +124,12 @@ class LanguageModel(Protocol):
         ...
 
 
-def find_host(llm: LanguageModel) -> str | None:
-    """Return the host that prompts are sent to, None where they stay on this machine."""
-    host = urlsplit(getattr(llm, "base_url", "")).hostname
+def find_host(model: object) -> str | None:
+    """Return the host that a model, of language or of embeddings, sends texts to; None where they stay on this machine.
+
+    A model that sends them has its address as `base_url`.
+    """
+    host = urlsplit(getattr(model, "base_url", "")).hostname
     if host is None or host == "localhost" or host.endswith(".localhost"):
         return None
     with contextlib.suppress(ValueError):

@@ -15,13 +15,12 @@ are out in a batch are written to no other file, and a budget counts them at the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedsmith.artifacts import read_jsonl, sync_folder
+from embedsmith.artifacts import read_jsonl, replacing
 from embedsmith.errors import InputError
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Reservation, Usage
@@ -100,14 +99,8 @@ class BatchWriter:
         if not shard.calls:
             return shard
         path = self._folder / f"batch-{self._journal.last_batch() + 1:05d}.jsonl"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as handle:
+        with replacing(path) as new, new.open("wb") as handle:
             handle.writelines(shard.lines)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-        sync_folder(self._folder)
         self._journal.add_batch(shard.calls)
         if budget is not None:
             for call in shard.calls:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from embedsmith.artifacts import read_json, write_bytes, write_json
+from embedsmith.artifacts import read_json, replacing, write_json
 from embedsmith.errors import EmbedsmithError
 from embedsmith.mining.search import CORPUS, QUERIES, Neighbours, search
 from embedsmith.mining.store import VectorFile
@@ -40,9 +39,8 @@ class NeighbourFiles:
 
     def write(self, number: int, found: Neighbours) -> None:
         """Write a block's neighbours, whole or not at all."""
-        content = io.BytesIO()
-        np.savez(content, places=found.places, scores=found.scores)
-        write_bytes(self._path(number), content.getvalue())
+        with replacing(self._path(number)) as new:
+            np.savez(new, places=found.places, scores=found.scores)
 
     def read(self, number: int) -> Neighbours:
         """Return a block's neighbours."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from embedsmith.artifacts import fingerprint, sync_folder
+from embedsmith.artifacts import fingerprint, replacing
 from embedsmith.mining.blocks import NeighbourFiles
 from embedsmith.mining.search import Neighbours, score_pairs
 from embedsmith.mining.store import VectorFile, describe_vectors
@@ -34,10 +34,8 @@ def build_index(folder: Path, corpus: VectorFile, *, on_progress: Callable[[int,
         stop = min(start + ADDED, len(corpus))
         index.add(np.arange(start, stop), corpus.read(start, stop), threads=1)
         on_progress(stop, len(corpus))
-    temporary = path.with_suffix(".tmp")
-    index.save(str(temporary))
-    temporary.replace(path)
-    sync_folder(folder)
+    with replacing(path) as new:
+        index.save(str(new))
     return path
 
 

@@ -5,20 +5,19 @@ Retrieved neighbours are full of unlabelled positives: of duplicate-style negati
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from embedsmith.artifacts import fingerprint
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Prompt, Sampling, object_schema, open_llm
 from embedsmith.llm.calls import Calls, Progress
 from embedsmith.llm.journal import Journal
+from embedsmith.llm.prompts import Slots, Template, load_template, quote
 from embedsmith.llm.structured import parse_object
 from embedsmith.model import load_pair_network
 from embedsmith.text import normalize
@@ -108,7 +107,7 @@ class JudgeRelabeller:
     def __init__(self, calls: Calls, *, prompt: Path | None = None) -> None:
         self.calls = calls
         self.name = calls.llm.name
-        self.template = read_template(prompt)
+        self.template = load_relabel_prompt(prompt)
         self.prompt = fingerprint(self.template)
 
     def judge(self, pairs: Sequence[tuple[str, str]], /) -> list[Verdict]:
@@ -118,8 +117,7 @@ class JudgeRelabeller:
         return [read_verdict(done.text, text) for (_, text), (_, done) in zip(pairs, answers, strict=True)]
 
     def _ask(self, place: int, anchor: str, text: str) -> Prompt:
-        quoted = {"question": json.dumps(anchor, ensure_ascii=False), "passage": json.dumps(text, ensure_ascii=False)}
-        return Prompt(self.template["system"], self.template["user"].format(**quoted), str(place), "verdict", SCHEMA)
+        return self.template.fill(str(place), "verdict", SCHEMA, question=quote(anchor), passage=quote(text))
 
 
 def read_verdict(answer: str | None, text: str) -> Verdict:
@@ -140,24 +138,14 @@ def read_verdict(answer: str | None, text: str) -> Verdict:
     return Verdict("yes" if says == "yes" else "no" if says == "no" else "unclear", evidence=evidence)
 
 
-def read_template(path: Path | None = None) -> dict[str, str]:
+def load_relabel_prompt(path: Path | None = None) -> Template:
     """Return the two messages, from the user's file or ours.
 
     Raises:
         InputError: no such file. ConfigurationError: not TOML, other keys, or a wrong placeholder.
     """
-    if path is not None and not path.is_file():
-        raise InputError(f"{path} does not exist", expected="a prompt file (TOML)")
-    source = path or resources.files("embedsmith.mining") / "relabel.toml"
-    try:
-        table: dict[str, Any] = tomllib.loads(source.read_text(encoding="utf-8"))
-        filled = table["user"].format(question="\0q", passage="\0p")
-        right = set(table) == {"system", "user"} and "\0q" in filled and "\0p" in filled
-    except (tomllib.TOMLDecodeError, KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigurationError(f"{source}: {error}", expected="system and user with {question}, {passage}") from None
-    if not right:
-        raise ConfigurationError(f"{source} is not a relabelling prompt", expected="{question} and {passage} in user")
-    return {key: str(value).strip() for key, value in table.items()}
+    slots = Slots(("question", "passage"), needed=("question", "passage"))
+    return load_template(resources.files("embedsmith.mining") / "relabel.toml", slots, path)
 
 
 @contextmanager

@@ -146,16 +146,18 @@ class Passages:
 
     Attributes:
         unread: rows without a text so far. first: line of the first of them.
+        separator: of the columns, where they are csv or tsv; by default found by the first line.
     """
 
     path: Path
     unread: int = 0
     first: int = 0
+    separator: str | None = None
 
     def __iter__(self) -> Iterator[str]:
         """Yield the texts, a title before its text; raise `InputError` after the last row if none had any."""
         self.unread = read = 0
-        for line, row in read_rows(self.path):
+        for line, row in read_rows(self.path, separator=self.separator):
             text = find_text(row)
             if text is not None:
                 read += 1

@@ -25,11 +25,12 @@ from embedsmith.artifacts import (
     write_jsonl,
 )
 from embedsmith.cache.feedback import refuse_feedback
+from embedsmith.cache.guard import record_guard
 from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
 from embedsmith.calibration import write_calibration
 from embedsmith.cards import CardFacts
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries
-from embedsmith.encoder import Remembering, precision_of
+from embedsmith.encoder import Encoder, Remembering, precision_of
 from embedsmith.errors import CalibrationRefused, InputError
 from embedsmith.evaluation import (
     compare,
@@ -48,11 +49,11 @@ from embedsmith.examples import (
 )
 from embedsmith.guards import read_guards
 from embedsmith.hardness import measure_hardness
-from embedsmith.llm import LanguageModel, Sampling
+from embedsmith.llm import LanguageModel, Sampling, find_host
 from embedsmith.llm.budget import Limits
 from embedsmith.metrics import percent
 from embedsmith.model import check_model, fingerprint_model, load_encoder
-from embedsmith.personal import Screen
+from embedsmith.personal import Screen, mask
 from embedsmith.pipeline.common import (
     PERSONAL,
     RunResult,
@@ -79,6 +80,7 @@ CHOOSING = 0.1  # share of the others that choose how much of the tuning the wei
 FEWEST_QUERIES = 10  # of a log without labelled pairs
 FEWEST = 10  # such sources; fewer choose nothing
 TOLERANCE = 0.01  # how far a guard may fall below the base, in its metric
+PERSONAL_PAIRS = "personal_pairs.jsonl"  # as PERSONAL, of the labelled pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Job:
         log: the unlabelled queries. base: the model to tune.
         evaluation: labelled pairs of the user; half of them (whole groups) choose thresholds, half report.
         column: of the log. separator: of the columns of log and labelled pairs where they are csv or tsv.
-        mask: personal data in the log becomes placeholders (`personal`).
+        mask: personal data in the log becomes placeholders (`personal`), and in labelled pairs that hosted peers read.
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
         paraphrases, distinct, edits, judge, prompts: see `synthesis.synthesize`.
@@ -139,15 +141,43 @@ def run(job: Job, llm: LanguageModel, watch: Watcher | None = None) -> RunResult
         check_model(job.base)  # before the first call that costs money
         guards = read_guards(job.guards)
         labelled = _read_pairs(job, job.evaluation, watch) if job.evaluation else None
+        peers = _open_hosted(job)
+        if labelled is not None and peers:
+            _say_pairs(job, labelled, peers, folder, watch)
         queries = _corpus(job, folder, watch)
-        say_personal(folder, watch, llm, "queries", masked=job.mask)
+        readers = [llm, *peers] if labelled is None else [llm]  # without pairs of the user's, those of the queries go
+        say_personal(folder, watch, readers, "queries", masked=job.mask)
         _require_judges(job, queries, labelled)
         examples, judged = _synthesis(job, llm, queries, labelled, folder, watch)
         _hardness(job, examples, folder, watch)
         _training(job, examples, guards, folder, watch)
-        _evaluation(job, judged, guards, folder, watch)
+        _evaluation(job, _mask_pairs(judged) if job.mask and peers else judged, guards, folder, watch)
         _calibration(job, judged, folder, watch)
         return _report(job, llm, labelled, folder)
+
+
+def _open_hosted(job: Job) -> list[Encoder]:
+    """Return the models of the comparison that texts leave this machine for."""
+    opened = [load_encoder(peer, base_url=job.base_url) for peer in job.peers if peer.startswith("openai:")]
+    return [model for model in opened if find_host(model) is not None]
+
+
+def _say_pairs(job: Job, labelled: ExampleSet, peers: Sequence[Encoder], folder: RunDirectory, watch: Watcher) -> None:
+    """Tell of the personal data in the user's labelled pairs, hours before they are sent."""
+    screen = Screen(job.mask)
+    for number, pair in enumerate(_pairs_of(labelled), start=1):
+        for text in (pair.sentence1, pair.sentence2):
+            screen.read(f"pair {number}", text)
+    write_jsonl(folder / PERSONAL_PAIRS, screen.rows)
+    say_personal(folder, watch, peers, "labelled pairs", masked=job.mask, file=PERSONAL_PAIRS)
+
+
+def _mask_pairs(pairs: Sequence[LabelledPair]) -> list[LabelledPair]:
+    """Return the pairs as all models of a comparison read them, if some of these are hosted.
+
+    The threshold is chosen on the pairs as they are: nobody else sees them there, and the traffic has no placeholders.
+    """
+    return [replace(pair, sentence1=mask(pair.sentence1), sentence2=mask(pair.sentence2)) for pair in pairs]
 
 
 def _require_judges(job: Job, queries: Sequence[Query], labelled: ExampleSet | None) -> None:
@@ -363,8 +393,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
             "delta": job.delta,
             "alpha": job.alpha,
             "seed": job.seed,
-            "guard": True,
             "precision": "fp32",  # that of load_encoder
+            **record_guard(True),  # another version of the guard makes another calibration
         },
     )
     if folder.is_fresh("calibration", inputs, settings):
@@ -388,7 +418,8 @@ def _calibration(job: Job, judged: Sequence[LabelledPair], folder: RunDirectory,
                 alpha=job.alpha,
                 model=model,
                 precision=precision_of(encoder),
-                guard=True,
+                cached=True,
+                **record_guard(True),
                 written=job.evaluation is None,
             )
             hit = serve_pairs(found, reported, served_similarities(encoder, reported))

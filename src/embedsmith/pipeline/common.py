@@ -73,11 +73,14 @@ def say_counts(folder: RunDirectory, watch: Watcher, *, kept: str) -> None:
         watch.say(f"warning: {warning}")
 
 
-def say_personal(folder: RunDirectory, watch: Watcher, llm: LanguageModel, what: str, *, masked: bool) -> None:
-    """Tell of the personal data that was found, before any of it is sent: what the first stage wrote of it."""
-    place = folder / PERSONAL
+def say_personal(
+    folder: RunDirectory, watch: Watcher, models: Sequence[object], what: str, *, masked: bool, file: str = PERSONAL
+) -> None:
+    """Tell of the personal data that was found, before any of it is sent to `models`: what was written of it."""
+    place = folder / file
     rows = [row for _, row in read_rows(place)]
-    if told := describe_personal(rows, what, masked=masked, host=find_host(llm), place=place):
+    host = " and ".join(dict.fromkeys(filter(None, map(find_host, models)))) or None
+    if told := describe_personal(rows, what, masked=masked, host=host, place=place):
         watch.say(told)
 
 

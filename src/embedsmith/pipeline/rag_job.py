@@ -103,6 +103,7 @@ class RagJob:
             questions about a fifth of the passages judge (optimistic: the same language model wrote them).
         guards: the user's own files for general ability, besides the set that ships.
         limits: of calls and money, over all runs into the folder.
+        column, separator: of sources that are tables; see `documents.read_passages`.
         mask: personal data in the passages becomes placeholders (`personal`).
         tokens: longest passage, in tokens of the base.
         preparation: how the base is made ready, as in `train`: pooling, adapters, prompts. The base itself is searched,
@@ -130,6 +131,7 @@ class RagJob:
     tolerance: float = 0.02
     force: bool = False
     seed: int = 0
+    separator: str | None = None
 
     @property
     def prepared(self) -> Preparation:
@@ -179,7 +181,7 @@ def run_rag(job: RagJob, llm: LanguageModel, watch: Watcher | None = None) -> Ru
             watch.say(f"base: {note}")
         task = read_beir(job.evaluation) if job.evaluation is not None else None
         passages = _documents(job, folder, watch)
-        say_personal(folder, watch, llm, "passages", masked=job.mask)
+        say_personal(folder, watch, [llm], "passages", masked=job.mask)
         require_passages(job, len(passages))  # before the first call as well
         base = cache(lambda: open_base(job.base, job.reading))  # loaded by the first stage that needs it, if any does
         pairs = _synthesis(job, llm, passages, base, task, folder, watch)
@@ -221,12 +223,14 @@ def _documents(job: RagJob, folder: RunDirectory, watch: Watcher) -> list[Passag
     inputs = {f"file {file.name}": _fingerprint(file.path) for file in files}
     inputs |= {"base": fingerprint_model(job.base)}
     settings = {"column": job.column, "tokens": job.tokens, "mask": job.mask}
+    settings |= {"separator": job.separator} if job.separator is not None else {}
     outputs = ["passages.jsonl", "passages_rejected.jsonl", PERSONAL]
     if not folder.is_fresh("documents", inputs, settings):
         watch.say(f"documents: reading {len(files)} files")
         with folder.stage("documents", inputs, settings, outputs), JsonLines(folder / outputs[1]) as rejected:
             count = load_token_counter(job.base)
-            found = read_passages(job.sources, tokens=job.tokens, count=count, column=job.column, without=(job.out,))
+            table: dict[str, Any] = {"column": job.column, "separator": job.separator}
+            found = read_passages(job.sources, tokens=job.tokens, count=count, **table, without=(job.out,))
             screen = Screen(job.mask)
             write_passages(folder / outputs[0], _without_rejected(screen_passages(found, screen), rejected))
             write_jsonl(folder / PERSONAL, screen.rows)

@@ -19,6 +19,7 @@ import hmac
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 from embedsmith.errors import ConfigurationError
 
@@ -32,6 +33,9 @@ ASKED = (
     "x-embedsmith-cache"  # e.g. "no-store", "no-cache", "only-if-cached", "ttl=60", "namespace=team-a"; commas between
 )
 KEYS = ("authorization", "api-key", "x-api-key", "x-goog-api-key")  # a provider's key: OpenAI, Azure, Anthropic, Google
+QUERY_KEYS = frozenset(  # where a provider or a gateway takes it in the query instead: Google, Azure's gateway, OAuth
+    ("key", "api-key", "api_key", "apikey", "x-api-key", "x-goog-api-key", "subscription-key", "access_token")
+)
 FIRST_IDENTITY = (  # in this order the beginning of what is hashed, so that tenants of older stores stay the same
     *KEYS,
     *("openai-organization", "openai-project", "anthropic-version", "cookie"),
@@ -144,6 +148,19 @@ def read_asker(
         _digest(secret, json.dumps(others)) if others else "",
         tuple(dict.fromkeys(name for name, _ in others)),
     )
+
+
+def brings_key(names: Collection[str], query: str) -> bool:
+    """Say whether a request has a key of its own, so that the operator's must not stand beside it.
+
+    Args:
+        names: of its headers, in lower case, or anything that knows them. query: as it came.
+
+    >>> brings_key(["accept"], "alt=sse&key=AIza")
+    True
+    """
+    asked = (name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
+    return any(name in names for name in KEYS) or not QUERY_KEYS.isdisjoint(asked)
 
 
 def is_harmless(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -166,16 +167,43 @@ def _handle_records(handler: logging.Handler) -> Iterator[None]:
         root.handlers = before
 
 
+def require_port(service: Service) -> None:
+    """Find out whether `listen` will get its port, and give it back: a model takes seconds to load, and this none.
+
+    Raises:
+        ConfigurationError: the port is taken, may not be used, or the host is none of this machine.
+    """
+    _bind(service).close()
+
+
 def _bind(service: Service) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
         return socket.create_server((service.host, service.port), family=family)
     except OSError as error:
-        raise ConfigurationError(
-            f"{service.host}:{service.port} cannot be listened on: {error.strerror or error}",
-            expected="a free port of this machine",
+        raise _refuse_port(service, error) from None
+
+
+def _refuse_port(service: Service, error: OSError) -> ConfigurationError:
+    where = f"{service.host}:{service.port}"
+    told = f"{where} cannot be listened on"
+    if error.errno == errno.EADDRINUSE:
+        return ConfigurationError(
+            f"{told}: another program has the port, maybe an `embedsmith serve` that still runs",
+            expected="a free port",
+            action=f"stop that one (`lsof -i :{service.port}` says which), or choose another --port",
+        )
+    if error.errno == errno.EACCES:
+        return ConfigurationError(
+            f"{told}: this user may not use it",
+            expected="a port from 1024 on, as a rule",
             action="choose another --port",
-        ) from None
+        )
+    return ConfigurationError(
+        f"{told}: {error.strerror or error}",
+        expected="an address of this machine, and a free port of it",
+        action="choose another --host or --port",
+    )
 
 
 def address_of(host: str, listener: socket.socket) -> str:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from embedsmith.server.answers import Answer, StreamReader
 from embedsmith.server.connections import Connections
 from embedsmith.server.edge import refuse
-from embedsmith.server.headers import ASKED, HOPS, KEYS
+from embedsmith.server.headers import ASKED, HOPS, brings_key
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
 from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
 from embedsmith.server.watch import Watch
@@ -82,7 +82,7 @@ class Upstream:
         given = request.headers.raw
         fresh = {REQUEST_ID: trail.id, **span.headers(), "accept-encoding": "identity"}  # what is stored must be read
         headers = [(name, value) for name, value in end_to_end(given) if name.decode("latin-1") not in {ASKED, *fresh}]
-        if self._key and not any(name in request.headers for name in KEYS):
+        if self._key and not brings_key(request.headers, request.scope.get("query_string", b"").decode("latin-1")):
             headers.append((b"authorization", b"Bearer " + self._key.encode()))
         return headers + [(name.encode(), value.encode()) for name, value in fresh.items()]
 

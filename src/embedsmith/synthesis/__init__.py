@@ -88,7 +88,6 @@ class Explanation:
 def explain(
     queries: Sequence[Query],
     *,
-    recipe: str = "langcache",
     paraphrases: int = 3,
     distinct: int = 3,
     prompts: Path | str | None = None,
@@ -104,7 +103,7 @@ def explain(
         examples, rejected: of a finished synthesis; examples of other recipes belong to no query, and are passed over.
         completions: text of the completion by prompt fingerprint (`Journal.texts`).
     """
-    asked = load_recipe(recipe, paraphrases=paraphrases, distinct=distinct, prompts=prompts)
+    asked = load_recipe(paraphrases=paraphrases, distinct=distinct, prompts=prompts)
     shown = []
     for query in queries:
         rendered = tuple(render(asked, query))

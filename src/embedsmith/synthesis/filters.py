@@ -17,7 +17,7 @@ from embedsmith.corpus import Query
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
-from embedsmith.synthesis.recipes import quote
+from embedsmith.llm.prompts import quote
 from embedsmith.synthesis.refusals import find_refusal
 from embedsmith.text import UNSPACED, is_unspaced, nearness, normalize, runs_of, same_facts, trigrams, words
 

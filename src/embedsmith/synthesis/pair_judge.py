@@ -6,27 +6,17 @@ asked about some, for `labels.check_labels`.
 
 from __future__ import annotations
 
-import json
-import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
-from importlib import resources
-from pathlib import Path
 
-from embedsmith.artifacts import JsonLines, fingerprint, read_jsonl
-from embedsmith.errors import ConfigurationError
-from embedsmith.examples import LabelledPair, Rejected, provenance_from
-from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, object_schema
+from embedsmith.artifacts import Spool, fingerprint
+from embedsmith.examples import LabelledPair, Rejected
+from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, verdicts
 from embedsmith.llm.calls import Calls
-from embedsmith.llm.structured import parse_object
+from embedsmith.llm.verdicts import read_verdict
 
-TASK = "same_answer"
-VERDICTS = ("yes", "no", "unsure")
 CONTRADICTIONS: dict[tuple[str | None, int], str] = {("no", 1): "judged-different", ("yes", 0): "judged-same"}
-SCHEMA = object_schema({"same_answer": {"type": "string", "enum": list(VERDICTS)}, "difference": {"type": "string"}})
 
 
 class PairJudge:
@@ -62,23 +52,16 @@ def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Itera
     without a verdict contradict nothing: the pair is kept, and `provenance.checks` has what was said (`judge=…`). A
     pair without an answer is rejected for the reason that the answer is missing, so that another run judges it.
     """
-    with tempfile.TemporaryDirectory(prefix="embedsmith-") as folder:
-        path = Path(folder) / "pairs.jsonl"
-        with JsonLines(path) as waiting:
-            for pair in pairs:
-                if isinstance(pair, Rejected):
-                    yield pair
-                else:
-                    waiting.write(pair)
-        if waiting.rows:
-            answers = calls.complete(lambda: map(_ask_about, _read(path)), total=waiting.rows)
-            for pair, (_, completion) in zip(_read(path), answers, strict=True):
+    with Spool[LabelledPair]() as waiting:
+        for pair in pairs:
+            if isinstance(pair, Rejected):
+                yield pair
+            else:
+                waiting.add(pair)
+        if waiting:
+            answers = calls.complete(lambda: map(_ask_about, waiting), total=len(waiting))
+            for pair, (_, completion) in zip(waiting, answers, strict=True):
                 yield _hear(pair, completion)
-
-
-def _read(path: Path) -> Iterator[LabelledPair]:
-    for _, row in read_jsonl(path):
-        yield LabelledPair(**{**row, "provenance": provenance_from(row["provenance"])})
 
 
 def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Iterator[Prompt]:
@@ -93,7 +76,7 @@ def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Ite
 def _ask_about(pair: LabelledPair) -> Prompt:
     """Return the call about a pair; its row is the pair's source and a hash, so that recorded verdicts are found."""
     texts = pair.sentence1, pair.sentence2
-    return render(texts, f"{_source(pair)}#{fingerprint(texts)}")
+    return verdicts.ask("training", texts, f"{_source(pair)}#{fingerprint(texts)}")
 
 
 def _source(pair: LabelledPair) -> str:
@@ -118,35 +101,4 @@ def _hear(pair: LabelledPair, completion: Completion) -> LabelledPair | Rejected
 
 def ask(pairs: Sequence[tuple[str, str]]) -> Iterator[Prompt]:
     """Yield the prompt about each pair."""
-    return (render(pair, str(row)) for row, pair in enumerate(pairs))
-
-
-def render(pair: tuple[str, str], row: str) -> Prompt:
-    """Return the prompt about a pair; the texts are quoted as JSON, so that they cannot end their quotes."""
-    template = _template()
-    one, other = (json.dumps(text, ensure_ascii=False) for text in pair)
-    user = template["user"].strip().format(one=one, other=other)
-    return Prompt(template["system"].strip(), user, row, TASK, schema=SCHEMA)
-
-
-def read_verdict(text: str | None) -> tuple[str | None, str]:
-    """Return the verdict of an answer, None where it holds none, and the difference it names.
-
-    >>> read_verdict('{"same_answer": "No", "difference": "5 mg or 5 g"}')
-    ('no', '5 mg or 5 g')
-    """
-    found, _ = parse_object(text, ["same_answer"])
-    told = (found or {}).get("same_answer")
-    told = told[0] if isinstance(told, list) and len(told) == 1 else told  # as recorded answers are written
-    verdict = {True: "yes", False: "no"}.get(told) if isinstance(told, bool) else str(told).strip(" .").casefold()
-    difference = (found or {}).get("difference")
-    return (verdict if verdict in VERDICTS else None), difference if isinstance(difference, str) else ""
-
-
-@cache
-def _template() -> dict[str, str]:
-    file = resources.files("embedsmith.synthesis") / "pair_judge.toml"
-    tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    if set(tables) != {"system", "user"}:
-        raise ConfigurationError(f"{file} has {', '.join(tables)}", expected="system and user")
-    return {name: str(value) for name, value in tables.items()}
+    return (verdicts.ask("training", pair, str(row)) for row, pair in enumerate(pairs))

@@ -12,7 +12,8 @@ from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
 
-SPARE = 64  # expiries of entries that are gone, at least, until these are dropped
+SPARE = 64  # expiries and worths of entries that are gone, at least, until these are dropped
+Worth = tuple[float, float, str, int]  # by the order of eviction, last use, id, key
 
 
 class MemoryStore:
@@ -29,6 +30,10 @@ class MemoryStore:
         self._ids: dict[int, str] = {}
         self._uses: dict[str, tuple[float, int]] = {}  # id -> last use, number of uses
         self._ends: list[tuple[float, int]] = []  # a heap of expiries and keys, of replaced entries too
+        # A heap of worths for one order, from the first eviction on. A worth only grows while its entry lives, so each
+        # stands here as it was at some time: the least is looked at again before it goes.
+        self._order: Order = "lru"
+        self._least: list[Worth] | None = None
         self._next = 0
         self._bytes = 0  # of all entries
 
@@ -57,10 +62,19 @@ class MemoryStore:
                 self._index.add(entry.partition, [self._next], vector[None])
                 if entry.expires is not None:
                     heapq.heappush(self._ends, (entry.expires, self._next))
+                if self._least is not None:
+                    heapq.heappush(self._least, self._worth(entry))
                 self._next += 1
-            if len(self._ends) > 2 * len(self._entries) + SPARE:
-                self._ends = [end for end in self._ends if end[1] in self._ids]
-                heapq.heapify(self._ends)
+            self._drop_gone()
+
+    def _drop_gone(self) -> None:
+        most = 2 * len(self._entries) + SPARE
+        if len(self._ends) > most:
+            self._ends = [end for end in self._ends if end[-1] in self._ids]
+            heapq.heapify(self._ends)
+        if self._least is not None and len(self._least) > most:
+            self._least = [worth for worth in self._least if worth[-1] in self._ids]
+            heapq.heapify(self._least)
 
     def touch(self, id: str, now: float) -> None:
         with self._lock:
@@ -95,18 +109,32 @@ class MemoryStore:
             if not self._exceeds(entries, bytes):
                 return 0
             before = len(self._entries)
-            least = [self._worth(entry, order) for entry in self._entries.values()]
-            heapq.heapify(least)  # one of many goes, mostly: no need to sort them all
+            least = self._order_by(order)
             while self._exceeds(entries, bytes):
-                self._remove([heapq.heappop(least)[2]])
+                id = self._ids.get(least[0][-1])
+                worth = self._worth(self._entries[id]) if id is not None else None
+                if worth is None or worth == least[0]:
+                    heapq.heappop(least)
+                    self._remove([id] if id is not None else [])
+                else:
+                    heapq.heapreplace(least, worth)  # it was used meanwhile
             return before - len(self._entries)
+
+    def _order_by(self, order: Order) -> list[Worth]:
+        """Return the heap of worths for an order; another one than before looks at all entries."""
+        if self._least is None or order != self._order:
+            self._order = order
+            self._least = [self._worth(entry) for entry in self._entries.values()]
+            heapq.heapify(self._least)
+        return self._least
 
     def _exceeds(self, entries: int | None, bytes: int | None) -> bool:
         return (entries is not None and len(self._entries) > entries) or (bytes is not None and self._bytes > bytes)
 
-    def _worth(self, entry: Entry, order: Order) -> tuple[float, float, str]:
+    def _worth(self, entry: Entry) -> Worth:
         used, uses = self._uses[entry.id]
-        return ({"lru": used, "lfu": uses, "size": -entry.size}[order], used, entry.id)
+        by = used if self._order == "lru" else uses if self._order == "lfu" else -entry.size
+        return by, used, entry.id, self._keys[entry.id]
 
     def count(self, namespace: str | None = None) -> Counts:
         with self._lock:

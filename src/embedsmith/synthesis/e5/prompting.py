@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import string
-import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.errors import ConfigurationError
 from embedsmith.llm import Prompt, object_schema
+from embedsmith.llm.prompts import Slots, load_tables, read_text, require_keys, require_slots
 from embedsmith.synthesis.e5.plan import GROUPS, TWO_STEPS, E5Plan, Row
 from embedsmith.synthesis.e5.topics import Topics
 from embedsmith.synthesis.languages import Language, known_languages
@@ -29,6 +28,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "bitext": ("S1", "S2", "S3"),
 }
 IDEAS_SHOWN = 3
+LISTS = ("guidelines", "sometimes", "ideas")
 ALWAYS = frozenset({"topic", "reader", "angle", "guidelines", "language"})
 OFFERED: Mapping[str, frozenset[str]] = {
     "brainstorm": ALWAYS - {"language"} | {"count", "ideas"},
@@ -184,18 +184,11 @@ def load_templates(path: Path | str | None = None) -> Templates:
     Raises:
         InputError: the file does not exist. ConfigurationError: a missing or unknown table, key or placeholder.
     """
-    if path is not None and not Path(path).is_file():
-        raise InputError(f"{path} does not exist", expected="a prompts file (TOML)")
-    ours = resources.files("embedsmith.synthesis") / "prompts" / "e5.toml"
-    source = Path(path) if path is not None else ours
-    try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{source} is not TOML: {error}", expected="a prompts file") from None
-    _require_names(table, {"system", *GROUPS}, str(source))
+    table, source = load_tables(resources.files("embedsmith.synthesis") / "prompts" / "e5.toml", path)
+    require_keys(table, {"system", *GROUPS}, source)
     parts = {group: _parse_group(table[group], group, f"{source} [{group}]") for group in GROUPS}
     return Templates(
-        _text_of(table["system"], f"{source}: system"),
+        read_text(table["system"], f"{source}: system"),
         {group: parts[group][0] for group in TWO_STEPS},
         {group: example for group, (_, example) in parts.items()},
     )
@@ -203,9 +196,8 @@ def load_templates(path: Path | str | None = None) -> Templates:
 
 def _parse_group(table: Any, group: str, source: str) -> tuple[Template, Template]:
     two = group in TWO_STEPS
-    table = {"values": {}, **table} if isinstance(table, dict) else {}
-    _require_names(table, {"example", "values", *(["brainstorm"] if two else [])}, source)
-    values = {name: _parse_weights(value, f"{source} {name}") for name, value in table["values"].items()}
+    table = require_keys(table, {"example", *(["brainstorm"] if two else [])}, source, also={"values"})
+    values = {name: _parse_weights(value, f"{source} {name}") for name, value in table.get("values", {}).items()}
     taken = OFFERED["task" if two else "single"] | set(values)
     example = _parse_template(table["example"], values, taken, {"task"} if two else {"topic"}, f"{source} example")
     if not two:
@@ -219,39 +211,13 @@ def _parse_group(table: Any, group: str, source: str) -> tuple[Template, Templat
 def _parse_template(
     table: Any, values: Mapping[str, Mapping[str, float]], offered: frozenset[str], wanted: set[str], source: str
 ) -> Template:
-    lists = {"guidelines": [], "sometimes": [], "ideas": [], "instruction": ""}
-    table = {**lists, **table} if isinstance(table, dict) else {}
-    _require_names(table, {"user", *lists}, source)
-    lines = {
-        name: tuple(_text_of(line, f"{source}: {name}") for line in table[name])
-        for name in lists
-        if name != "instruction"
-    }
-    user, instruction = _text_of(table["user"], f"{source}: user"), str(table["instruction"])
-    for text in (user, instruction, *lines["guidelines"], *lines["sometimes"]):
-        _require_placeholders(text, offered, source)
-    missing = wanted - placeholders_of(user)
-    if missing or (lines["guidelines"] and "guidelines" not in placeholders_of(user)):
-        name = missing.pop() if missing else "guidelines"
-        raise ConfigurationError(f"{source}: the user prompt never names the {name}", expected=f"{{{name}}} in it")
+    table = require_keys(table, {"user"}, source, also={"instruction", *LISTS})
+    lines = {name: tuple(read_text(line, f"{source}: {name}") for line in table.get(name, ())) for name in LISTS}
+    user, instruction = read_text(table["user"], f"{source}: user"), str(table.get("instruction", ""))
+    require_slots(user, Slots(offered, needed=wanted | {"guidelines"} if lines["guidelines"] else wanted), source)
+    for text in (instruction, *lines["guidelines"], *lines["sometimes"]):
+        require_slots(text, Slots(offered), source)
     return Template(user, **lines, instruction=instruction, values=values)
-
-
-def placeholders_of(text: str) -> set[str]:
-    """Return the names of the placeholders in a template."""
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-
-
-def _require_placeholders(text: str, offered: frozenset[str], source: str) -> None:
-    try:
-        unknown = placeholders_of(text) - offered
-    except ValueError as error:
-        unknown = {str(error)}
-    if unknown:
-        raise ConfigurationError(
-            f"{source} has a wrong placeholder ({', '.join(sorted(unknown))})",
-            expected="some of " + ", ".join(f"{{{name}}}" for name in sorted(offered)) + "; {{ }} for literal braces",
-        )
 
 
 def _parse_weights(value: Any, source: str) -> dict[str, float]:
@@ -262,16 +228,3 @@ def _parse_weights(value: Any, source: str) -> dict[str, float]:
     if not good or not sum(weights.values()):
         raise ConfigurationError(f"{source} is {value!r}", expected="a list of values, or a table of weights")
     return {name: float(share) for name, share in weights.items()}
-
-
-def _text_of(value: Any, source: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(f"{source} is {value!r}", expected="a text")
-    return value.strip()
-
-
-def _require_names(table: Mapping[str, Any], wanted: set[str], source: str) -> None:
-    missing, unknown = sorted(wanted - set(table)), sorted(set(table) - wanted)
-    if missing or unknown:
-        what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}"
-        raise ConfigurationError(f"{source} {what}", expected="exactly " + ", ".join(sorted(wanted)))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
+from embedsmith.artifacts import Spool
 from embedsmith.examples import Example, Provenance, Rejected
 from embedsmith.llm import Completion
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.e5.answers import make_examples, read_answer
 from embedsmith.synthesis.e5.filters import Case, Check, build_checks, name_checks
-from embedsmith.synthesis.e5.plan import E5Plan, count_calls
+from embedsmith.synthesis.e5.plan import TWO_STEPS, E5Plan, count_calls
 from embedsmith.synthesis.e5.prompting import Asker, Request, load_templates
-from embedsmith.synthesis.e5.tasks import TaskChooser, TaskFiles
+from embedsmith.synthesis.e5.tasks import TaskChooser, Tasks, pair_tasks
 from embedsmith.synthesis.e5.topics import load_topics
 from embedsmith.synthesis.languages import open_identifier
 
@@ -55,33 +55,32 @@ def synthesize_e5(plan: E5Plan, calls: Calls, *, evaluation: Iterable[str] = ())
     identifier = open_identifier() if plan.check_languages else None
     checks = build_checks(asker.templates, identifier, evaluation, plan.tasks)
     yield from asker.topics.rejected
-    with tempfile.TemporaryDirectory(prefix="embedsmith-e5-") as folder, TaskFiles(Path(folder)) as files:
-        yield from _find_tasks(asker, calls, files)
-        yield from _write_rows(asker, calls, files, checks)
+    with ExitStack() as stack:
+        tasks: Tasks = {group: stack.enter_context(Spool()) for group in TWO_STEPS}
+        yield from _find_tasks(asker, calls, tasks)
+        yield from _write_rows(asker, calls, tasks, checks)
 
 
-def _find_tasks(asker: Asker, calls: Calls, files: TaskFiles) -> Iterator[Rejected]:
-    """Make the calls of the first step and file a task for each row of the two-step groups."""
+def _find_tasks(asker: Asker, calls: Calls, tasks: Tasks) -> Iterator[Rejected]:
+    """Make the calls of the first step and keep a task for each row of the two-step groups."""
     plan, chooser = asker.plan, TaskChooser(asker.plan, asker.templates)
     answered = calls.complete(lambda: map(asker.brainstorm, plan.brainstorms()), total=count_calls(plan).first)
     for call, (_, completion) in zip(plan.brainstorms(), answered, strict=True):
         chosen, rejected = chooser.choose(call, completion)
         yield from rejected
         for task in chosen:
-            files.add(call.group, task)
+            tasks[call.group].add(task)
 
 
-def _write_rows(
-    asker: Asker, calls: Calls, files: TaskFiles, checks: tuple[Check, ...]
-) -> Iterator[Example | Rejected]:
+def _write_rows(asker: Asker, calls: Calls, tasks: Tasks, checks: tuple[Check, ...]) -> Iterator[Example | Rejected]:
     def requests() -> Iterator[Request]:
-        for row, task in files.pair(asker.plan.rows()):
+        for row, task in pair_tasks(asker.plan.rows(), tasks):
             if task is not None:
                 yield asker.example(row, task)
 
     answered = calls.complete(lambda: (request.prompt for request in requests()))
     judge = Judge(asker.plan, calls, checks)
-    for row, task in files.pair(asker.plan.rows()):
+    for row, task in pair_tasks(asker.plan.rows(), tasks):
         if task is None:
             about = {"step": "brainstorm", "group": row.group}
             yield Rejected("no-task", "its brainstorm has no task left", source=row.id, context=about)

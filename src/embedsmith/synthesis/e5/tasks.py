@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
-from pathlib import Path
-from types import TracebackType
-from typing import IO
 
-from embedsmith.errors import EmbedsmithError
+from embedsmith.artifacts import Spool
 from embedsmith.examples import Rejected
 from embedsmith.llm import Completion
 from embedsmith.llm.structured import parse_list
@@ -123,45 +118,11 @@ def _reject(call: Row, reason: str, detail: str, text: str = "") -> Rejected:
     return Rejected(reason, detail, text, source=f"{call.id}/tasks", context=about)
 
 
-class TaskFiles:
-    """The chosen tasks of each group in a file of its own, in the order of its rows; use as a context manager."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, IO[str]] = {}
-
-    def __enter__(self) -> TaskFiles:
-        for group in TWO_STEPS:
-            self._open[group] = (self._folder / f"{group}.jsonl").open("w", encoding="utf-8")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._open.values():
-            handle.close()
-
-    def add(self, group: str, task: str | None) -> None:
-        """Write the task of the group's next row, None where it has none."""
-        self._open[group].write(json.dumps(task, ensure_ascii=False) + "\n")
-
-    def pair(self, rows: Iterator[Row]) -> Iterator[tuple[Row, str | None]]:
-        """Yield each row with its task; "" in groups without tasks."""
-        with ExitStack() as stack:
-            for handle in self._open.values():
-                handle.flush()
-            read = {
-                group: stack.enter_context((self._folder / f"{group}.jsonl").open(encoding="utf-8"))
-                for group in TWO_STEPS
-            }
-            for row in rows:
-                yield row, json.loads(_next_line(read[row.group])) if row.group in TWO_STEPS else ""
+Tasks = Mapping[str, Spool[str | None]]  # by group, in the order of its rows; None where a row has none
 
 
-def _next_line(handle: IO[str]) -> str:
-    line = handle.readline()
-    if not line:
-        raise EmbedsmithError(
-            "a row has no line in the file of tasks", expected="a line for each", action="report this"
-        )
-    return line
+def pair_tasks(rows: Iterable[Row], tasks: Tasks) -> Iterator[tuple[Row, str | None]]:
+    """Yield each row with its task; "" in groups without tasks."""
+    read = {group: iter(spool) for group, spool in tasks.items()}
+    for row in rows:
+        yield row, next(read[row.group]) if row.group in read else ""

@@ -11,13 +11,14 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from embedsmith.artifacts import Spool
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.rag.asking import ask, render_prompts, render_targets
-from embedsmith.synthesis.rag.candidates import Spool, read_evidence, to_examples
+from embedsmith.synthesis.rag.candidates import Candidate, read_evidence, to_examples
 from embedsmith.synthesis.rag.checks import sum_up
 from embedsmith.synthesis.rag.judging import judge_candidates
 from embedsmith.synthesis.rag.placing import gather_repeats, place_candidates
@@ -69,7 +70,7 @@ def synthesize_rag(
     known = _require_passages(passages)
     prompts = load_prompts(plan.prompts)
     judge = judge_calls or (calls if plan.judge else None)
-    with Spool() as waiting, Spool() as judged:
+    with Spool[Candidate]() as waiting, Spool[Candidate]() as judged:
         sums = array("Q")
         for item in ask(plan, known, prompts, calls, evaluation):
             if isinstance(item, Rejected):

@@ -53,10 +53,8 @@ def ask(
     """Yield the questions that an LLM writes, those that pass what can be checked of each alone; and all others."""
     targets = _targets(plan, passages)
     leaks = LeakIndex(evaluation, same_kind=True)
-    words = {
-        QUESTIONS: index_prompt(" ".join(prompts.messages["questions"]), "\0"),
-        MULTI_QUESTIONS: index_prompt(" ".join(prompts.messages["multi"]), "\0"),
-    }
+    asked = ((QUESTIONS, prompts.templates["questions"]), (MULTI_QUESTIONS, prompts.templates["multi"]))
+    words = {task: index_prompt(f"{template.system} {template.user}", "\0") for task, template in asked}
 
     def render() -> Iterator[Prompt]:
         return (_render(prompts, plan, [passages[place] for place in places]) for places in targets)

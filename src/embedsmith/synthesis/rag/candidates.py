@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass
 
 from embedsmith.documents import Passage
 from embedsmith.examples import PositivePair, Provenance, Rejected
@@ -31,37 +26,6 @@ class Candidate:
     positives: tuple[tuple[int, str], ...] = ()  # further ones: (place, why)
     asked: tuple[int, ...] = ()  # places that only a judge can tell of
     evidence: tuple[str, ...] = ()
-
-
-class Spool:
-    """Candidates in a temporary file, read as often as needed, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="embedsmith-")
-        self._path = Path(self._folder.name) / "candidates.jsonl"
-        self._file = self._path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._folder.cleanup()
-
-    def add(self, candidate: Candidate) -> None:
-        """Append a candidate."""
-        self._file.write(json.dumps(asdict(candidate), ensure_ascii=False) + "\n")
-
-    def __iter__(self) -> Iterator[Candidate]:
-        self._file.flush()
-        with self._path.open(encoding="utf-8") as lines:  # a handle of its own: two may read at once
-            for line in lines:
-                row = json.loads(line)
-                positives = tuple((place, why) for place, why in row.pop("positives"))
-                tuples: Any = {key: tuple(row.pop(key)) for key in ("sources", "answers", "asked", "evidence")}
-                yield Candidate(**row, **tuples, positives=positives)
 
 
 def to_examples(candidate: Candidate, passages: Sequence[Passage], seed: int | None) -> Iterator[PositivePair]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from embedsmith.artifacts import Spool
 from embedsmith.documents import Passage
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm import Completion, Prompt, describe_finish, name_failure
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.rag.answers import Verdict, read_verdicts
-from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, Spool, reject, to_examples
+from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, reject, to_examples
 from embedsmith.synthesis.rag.checks import find_span
 from embedsmith.synthesis.rag.plan import RagPlan
 from embedsmith.synthesis.rag.prompts import VERDICTS, RagPrompts, in_judged_order, render_judge
@@ -19,7 +20,12 @@ JUDGED = 4  # passages beside the sources that a judge is shown
 
 
 def judge_candidates(
-    plan: RagPlan, passages: Sequence[Passage], prompts: RagPrompts, waiting: Spool, judge: Calls, seed: int | None
+    plan: RagPlan,
+    passages: Sequence[Passage],
+    prompts: RagPrompts,
+    waiting: Spool[Candidate],
+    judge: Calls,
+    seed: int | None,
 ) -> Iterator[Example | Rejected]:
     """Yield the examples of each candidate whose passages the judge finds to answer, or a rejection; in order."""
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from embedsmith.artifacts import Spool
 from embedsmith.documents import Passage
 from embedsmith.encoder import Encoder
 from embedsmith.examples import Rejected
 from embedsmith.facts import find_changes
-from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, Spool, reject
+from embedsmith.synthesis.rag.candidates import SHOWN, Candidate, reject
 from embedsmith.synthesis.rag.checks import answers_alike, answers_too
 from embedsmith.synthesis.rag.plan import RagPlan
 from embedsmith.synthesis.rag.search import Found, PassageSearch
@@ -37,7 +38,7 @@ class Repeat:
 Repeats = Mapping[int, Sequence[Repeat]]
 
 
-def gather_repeats(waiting: Spool, sums: array[int]) -> Repeats:
+def gather_repeats(waiting: Spool[Candidate], sums: array[int]) -> Repeats:
     """Return the questions by their sum where a sum comes more than once."""
     values, counts = np.unique(np.asarray(sums, dtype=np.uint64), return_counts=True)
     often = set(values[counts > 1].tolist())
@@ -51,7 +52,7 @@ def gather_repeats(waiting: Spool, sums: array[int]) -> Repeats:
 def place_candidates(
     plan: RagPlan,
     passages: Sequence[Passage],
-    waiting: Spool,
+    waiting: Spool[Candidate],
     sums: array[int],
     repeats: Repeats,
     encoder: Encoder | None,

@@ -141,8 +141,6 @@ def _read_cache(path: Path, wanted: dict[int, str], encoder: Encoder) -> dict[in
 
 def _write_cache(path: Path | str | None, keys: Sequence[int], vectors: Embeddings) -> Embeddings:
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as handle:
+        with replacing(Path(path)) as new, new.open("wb") as handle:  # by its name, numpy would add ".npz"
             np.savez(handle, keys=np.asarray(keys, dtype=np.uint64), vectors=vectors)
     return vectors
