@@ -19,9 +19,9 @@ from typing import Any, TypeAlias, TypeGuard
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.conversation import is_conversation, parse_messages, render
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.settlement import NOTED, Verdict, pair_of, settle, verdict_in
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import normalize
-from embedsmith.settlement import NOTED, Verdict, pair_of, settle, verdict_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from typing import BinaryIO, Literal, get_args
 from embedsmith.artifacts import require_file
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
-from embedsmith.tables import read_rows
 from embedsmith.settlement import NOTED, PERSON, Verdict, pair_of, settle
+from embedsmith.tables import read_rows
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
