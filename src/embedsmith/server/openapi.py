@@ -408,11 +408,11 @@ SCHEMAS: Json = {
     },
     "Sender": {
         "oneOf": [
-            {**_object(key={"type": "string", "pattern": "^[!-~]+$"}), "additionalProperties": False},
+            {**_object(key={"type": "string", "minLength": 1}), "additionalProperties": False},
             {
                 "type": "object",
                 "properties": {
-                    "headers": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[ -~]*$"}},
+                    "headers": {"type": "object", "additionalProperties": TEXT},
                     "query": TEXT,
                 },
                 "required": ["headers"],
