@@ -19,7 +19,7 @@ LAYERS = (
     ("errors", "choices"),
     ("artifacts", "charsets", "machine", "noise"),
     ("conversation", "text", "tables", "lexicon", "wishes", "facts", "signatures", "personal"),
-    ("examples", "metrics", "encoder", "logistic", "leakage"),
+    ("settlement", "examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation"),
     ("synthesis", "losses", "hosted", "model", "testing", "answers", "cards", "batches", "checkpoints", "quantization"),

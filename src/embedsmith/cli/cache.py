@@ -215,6 +215,12 @@ def serve(
         float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
     ] = None,
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools or search the web, too.")] = False,
+    allow_images: Annotated[
+        bool, typer.Option(help="Answer questions about images, too, where the images are the same.")
+    ] = False,
+    allow_several: Annotated[
+        bool, typer.Option(help="Answer requests for several answers (n), too, all as stored.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     ignore_header: Annotated[
@@ -258,7 +264,7 @@ def serve(
             store,
             host=host,
             port=port,
-            allowed=Allowances(allow_tools, temperature),
+            allowed=Allowances(allow_tools, temperature, allow_images, allow_several),
             shadow=shadow,
             log=log,
             prompt_price=paid.input_per_million if paid is not None else prompt_price,

@@ -45,10 +45,7 @@ class Oversight:
 
     def judge(self, number: int, label: int) -> bool:
         """Record a person's verdict on a sample; False when there is no such sample. A wrong answer served goes."""
-        sample = self._cache.samples.settle(number, label) if self._cache.samples is not None else None
-        if sample is not None and label == 0 and sample.served:
-            self._cache.store.delete([sample.stored_id])
-        return sample is not None
+        return self._cache.judge_sample(number, label)
 
     def state(self) -> dict[str, Any]:
         """Return the part of /admin/state that speaks of quality."""

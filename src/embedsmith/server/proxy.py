@@ -45,6 +45,7 @@ GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
+NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 
@@ -301,13 +302,13 @@ class Proxy:
 
     async def _keep(self, ask: Ask, call: Call, found: Lookup, content: bytes) -> Landing:
         """Store a plain answer, if it may be stored."""
-        answer = read_body(parse(content)) if call.status_code == 200 else None
+        answer = read_body(parse(content), ask.question.several) if call.status_code == 200 else None
         call.answered(answer)
         return await self._store(ask, found, answer)
 
     def _relay(self, ask: Ask, call: Call, found: Lookup, flight: Flight | None) -> Response:
         """Return a stream as it comes, read by a task of its own."""
-        reader = StreamReader(ask.question.usage)
+        reader = StreamReader(ask.question.usage, ask.question.several)
 
         def give_up() -> None:
             self.watch.failed("a stream is too long to be stored")
@@ -353,9 +354,9 @@ class Proxy:
 
     async def _add(self, ask: Ask, found: Lookup, answer: Answer) -> Landing:
         span = ask.trail.span.child("embedsmith.store")
-        life = ask.control.life(self.cache.ttl)
+        life, tags = ask.control.life(self.cache.ttl), ask.control.tags
         try:
-            await self._in_thread(lambda: self.cache.add(found, answer.dump(), ttl=life))
+            await self._in_thread(lambda: self.cache.add(found, answer.dump(), ttl=life, tags=tags))
         except StoreSilent:
             self.watch.failed(STORING)
             span.fail(StoreSilent.__name__)
@@ -404,7 +405,9 @@ def is_quick(cache: SemanticCache) -> bool:
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:
-    """Return the refusal of a request that must not reach the upstream, as its client said, None for all others."""
+    """Return the refusal of a request that must not reach the upstream, or cannot be passed on; None for all others."""
+    if any(value.strip().lower() == "websocket" for value in request.headers.get("upgrade", "").split(",")):
+        return refuse(501, NO_WEBSOCKETS, kind="not_implemented")
     try:
         control = read_control(request.headers.getlist(ASKED))
     except ValueError as error:

@@ -343,9 +343,14 @@ class PostgresStore:
         return self._remove("id = any(%s)", list(ids))
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        rules = [("namespace = %s", namespace), ("tags @> %s", None if tag is None else [tag])]
-        given = [(rule, value) for rule, value in rules if value is not None]
-        return self._remove(" and ".join(rule for rule, _ in given) or "true", *(value for _, value in given))
+        rules, values = ["true"], list[object]()
+        if namespace is not None:
+            rules.append("(namespace = %s or starts_with(namespace, %s))")
+            values += [namespace, f"{namespace}/"]
+        if tag is not None:
+            rules.append("tags @> %s")
+            values.append([tag])
+        return self._remove(" and ".join(rules), *values)
 
     def expire(self, now: float) -> int:
         return self._remove("expires <= %s", now)

@@ -153,12 +153,12 @@ return redis.call('ZADD', base .. ':used', now, id)
 """
 # Ids that were listed a moment ago are removed only if they still are what was looked for ('' asks nothing).
 REMOVE = """
-local space, label, now = unpack(ARGV, 1, 3)
+local space, under, label, now = unpack(ARGV, 1, 4)
 local removed = 0
-for place = 4, #ARGV do
+for place = 5, #ARGV do
     local id = ARGV[place]
-    local found = redis.call('HMGET', at(current, id), 'space', 'expires')
-    if found[1] and (space == '' or space == found[1])
+    local found = redis.call('HMGET', at(current, id), 'space', 'expires', 'namespace')
+    if found[1] and (space == '' or space == found[1] or string.sub(found[3], 1, #under) == under)
         and (label == '' or redis.call('SISMEMBER', base .. ':tag:' .. label, id) == 1)
         and (now == '' or tonumber(found[2]) <= tonumber(now)) then
         removed = removed + remove(id)
@@ -335,24 +335,28 @@ class RedisStore:
             return self._remove_all([id.encode() for id in ids])
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        space = "" if namespace is None else _fingerprint(namespace)
+        space, under = ("", "") if namespace is None else (_fingerprint(namespace), f"{namespace}/")
         label = "" if tag is None else _fingerprint(tag)
         with self._calls():
             if label:
                 ids = list(self._client.smembers(f"{self._base}:tag:{label}"))
             else:
-                ids = self._client.zrange(f"{self._base}:created" + (f":{space}" if space else ""), 0, -1)
-            return self._remove_all(ids, space=space, label=label)
+                ids = self._client.zrange(f"{self._base}:created", 0, -1)  # which namespaces lie below, only they know
+            return self._remove_all(ids, space=space, under=under, label=label)
 
     def expire(self, now: float) -> int:
         with self._calls():
             ids = self._client.zrangebyscore(f"{self._base}:expires", "-inf", repr(float(now)))
             return self._remove_all(ids, now=repr(float(now)))
 
-    def _remove_all(self, ids: Sequence[bytes], *, space: str = "", label: str = "", now: str = "") -> int:
+    def _remove_all(
+        self, ids: Sequence[bytes], *, space: str = "", under: str = "", label: str = "", now: str = ""
+    ) -> int:
         removed = 0
         for start in range(0, len(ids), BLOCK):
-            removed += int(self._remove(keys=[self._base], args=[space, label, now, *ids[start : start + BLOCK]]))
+            removed += int(
+                self._remove(keys=[self._base], args=[space, under, label, now, *ids[start : start + BLOCK]])
+            )
         return removed
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
