@@ -1,4 +1,4 @@
-r"""Does the promise hold? Thresholds calibrated on one half of labelled pairs, judged on the other, in 600 splits.
+r"""Does the promise hold? Thresholds calibrated on one half of labelled pairs, judged on the other, 200 times.
 
     .venv/bin/python benchmarks/calibration_promise.py \
         --duplicate-questions MODEL VERIFIER --medical-pairs MODEL VERIFIER
@@ -103,7 +103,7 @@ def main() -> None:
     for data in SETS:
         told = f"MODEL, or MODEL VERIFIER, for {data}"
         parser.add_argument(f"--{data.replace('_', '-')}", nargs="+", metavar="FOLDER", help=told)
-    parser.add_argument("--splits", type=int, default=600)
+    parser.add_argument("--splits", type=int, default=200)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": describe_machine(), "splits": options.splits, "alpha": ALPHA, "systems": {}}
     for data in SETS:
