@@ -3,7 +3,8 @@ r"""Does the promise hold? Thresholds calibrated on one half of labelled pairs, 
     .venv/bin/python benchmarks/calibration_promise.py \
         --duplicate-questions MODEL VERIFIER --medical-pairs MODEL VERIFIER
 
-MODEL and VERIFIER are what `benchmarks/cache_models.py` trains. Halves never separate pairs that share a question.
+MODEL and VERIFIER (if any) are what `benchmarks/cache_models.py` trains. Halves never separate pairs that share a
+question.
 For each δ: in how many splits a threshold is granted, in how many of these the realised share of wrong answers
 among those served is at most δ, and the hit rate as a share of the oracle's (the lowest threshold that keeps δ on
 the judging half itself). Two promises: for the next answers (`traffic`: as many pairs as the judging half has),
@@ -100,7 +101,8 @@ def judge(
 def main() -> None:
     parser = argparse.ArgumentParser(description="The promise of the calibration")
     for data in SETS:
-        parser.add_argument(f"--{data.replace('_', '-')}", nargs=2, metavar=("MODEL", "VERIFIER"), help=f"for {data}")
+        told = f"MODEL, or MODEL VERIFIER, for {data}"
+        parser.add_argument(f"--{data.replace('_', '-')}", nargs="+", metavar="FOLDER", help=told)
     parser.add_argument("--splits", type=int, default=200)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": describe_machine(), "splits": options.splits, "alpha": ALPHA, "systems": {}}
@@ -124,10 +126,11 @@ def systems(pairs: list[LabelledPair], tuned: list[str] | None) -> Iterator[tupl
     yield "base", similarities_of(load_encoder(DEMO_MODEL), pairs), None
     if tuned is None:
         return
-    model, verifier = tuned
+    model, *verifiers = tuned
     scores = similarities_of(load_encoder(model), pairs)
     yield "tuned", scores, None
-    yield "tuned with verifier", scores, OnnxVerifier(verifier).score(pairs_of(pairs))
+    for verifier in verifiers:
+        yield "tuned with verifier", scores, OnnxVerifier(verifier).score(pairs_of(pairs))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ ACTS = {
     "recalibrate": "--model --delta --alpha --min-pairs --threshold --guard",
     "export": "--precision --pairs",
     "serve": """--upstream --model --store --threshold --guard --turns --ttl --max-entries --max-bytes
-        --feedback --namespaces --allow-tools --temperature --shadow --ignore-header --price --host --port --grace
-        --log""",
+        --feedback --namespaces --allow-tools --allow-images --allow-several --temperature --shadow --ignore-header
+        --price --host --port --max-body --grace --log""",
     "reencode": "--model --batch --restart --drop-failed",
     "version": "",
 }

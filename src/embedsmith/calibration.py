@@ -17,7 +17,8 @@ end all: each stops at its first test that fails, and one that comes to where th
 The rate promised is the one that would show in the long run. What shows among the next answers scatters about
 it; with `traffic`, the promise is made for that: at most a share δ of the answers served to the next so many
 pairs is wrong. Under exchangeability the wrong ones among all hits, labelled and to come, fall to either side
-like balls drawn from an urn, so the tail is hypergeometric and exact for any number of hits to come.
+like balls drawn from an urn, so the tail is hypergeometric and exact for any number of hits to come. That holds for
+each threshold; the walk stops where the draw at hand is at its luckiest, and half of α is kept for that.
 
 Base rate: labelled pairs often hold more duplicates than the traffic does. Where the share of duplicates
 among the pairs that a cache looks at is known, the promise is made for that share: with the odds of "not the
@@ -47,7 +48,7 @@ WALKS = 5
 ROOM = 4  # times the hits of the first walk's start that a set has, to start where half of delta may be wrong
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
-SECOND_DRAW = 0.5  # share
+SECOND_DRAW = 0.5  # of alpha, for a promise of the next answers: which thresholds are too low depends on them, too
 ENOUGH = 30  # wrong answers that a design effect is measured on; fewer borrow from lower similarities
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
@@ -181,7 +182,7 @@ def calibrate(
     reported = np.sort(np.asarray(against, dtype=np.float64))
     counts = replace(counts, known=len(reported) - np.searchsorted(reported, counts.thresholds))
     to_come = None if traffic is None else traffic / len(truth)
-    certified = _walk(counts, tested, alpha * (SECOND_DRAW if to_come else 1), to_come)
+    certified = _walk(counts, tested, alpha * (SECOND_DRAW if to_come is not None else 1), to_come)
     if certified is None:
         promise = _Promise(delta, alpha, duplicate_rate, tested)
         carried = _find_carried(truth, counts, promise, to_come)
@@ -297,7 +298,7 @@ class _Counts:
     known: NDArray[np.int64]
 
     def test(self, places: slice, delta: float, to_come: float | None) -> NDArray[np.float64]:
-        """Return `tail` at these thresholds: of the counts over their design effect, rounded against the cache."""
+        """Return `tail` at these thresholds: the counts over their design effect, rounded against the cache."""
         effects, known = self.effects[places], self.known[places]
         wrong = np.ceil(self.false_hits[places] / effects).astype(np.int64)
         served = np.floor(self.hits[places] / effects).astype(np.int64)
@@ -460,7 +461,8 @@ def _find_carried(truth: NDArray[np.int64], counts: _Counts, promise: _Promise, 
     labelled = float(truth.mean())
     for delta in (offer for offer in OFFERS if offer > promise.delta):
         tested = shift_delta(delta, labelled, promise.duplicate_rate)
-        if _walk(counts, tested, promise.alpha / len(OFFERS), to_come) is not None:
+        level = promise.alpha * (SECOND_DRAW if to_come is not None else 1) / len(OFFERS)
+        if _walk(counts, tested, level, to_come) is not None:
             return delta
     return None
 

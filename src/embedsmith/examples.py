@@ -12,13 +12,14 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar, overload
 
 from embedsmith.artifacts import plain, write_jsonl
 from embedsmith.conversation import is_conversation, parse_messages, render
 from embedsmith.errors import ConfigurationError, InputError
+from embedsmith.settlement import NOTED, Verdict, pair_of, settle, verdict_in
 from embedsmith.tables import read_id, read_rows
 from embedsmith.text import normalize
 
@@ -239,7 +240,8 @@ def read_examples(path: Path | str, *, kind: type[Any] | None = None, separator:
     """Return the examples of a file; a row that is none is in `rejected` with its line and reason.
 
     Each row is read by its own columns, so a column that the first row lacks is not lost. Pairs among triplets are
-    triplets without negatives.
+    triplets without negatives. In a file of verdicts (what `serve --feedback` writes) every row has the label that
+    counts for its pair (`settlement`).
 
     Args:
         kind: what the caller can use; another kind is an error that names both.
@@ -252,13 +254,17 @@ def read_examples(path: Path | str, *, kind: type[Any] | None = None, separator:
     lines: list[int] = []
     rejected: list[Rejected] = []
     layouts: dict[tuple[str, ...], Format] = {}
+    verdicts: list[Verdict] = []
     for line, row in read_rows(path, separator=separator):
         columns = tuple(row)
         if columns not in layouts:
             layouts[columns] = _choose_layout(row, next(iter(layouts.values()), None), path)
         try:
-            examples.append(_parse(row, layouts[columns]))
+            example = _parse(row, layouts[columns])
+            examples.append(example)
             lines.append(line)
+            if isinstance(example, LabelledPair) and "marked" in row:
+                verdicts.append(verdict_in(row, example.sentence1, example.sentence2, example.label))
         except (KeyError, ValueError, TypeError) as error:
             detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
             texts = _find_texts(row, layouts[columns])
@@ -268,10 +274,23 @@ def read_examples(path: Path | str, *, kind: type[Any] | None = None, separator:
         raise InputError(f"{path} has no usable row ({len(rejected)} rejected{first})", expected=LAYOUTS)
     if any(isinstance(example, Triplet) for example in examples):
         examples = [as_triplet(example) for example in examples]
+    if any(set(columns) >= NOTED for columns in layouts):
+        examples = _with_labels(examples, settle(verdicts))
     found = type(examples[0])
     if kind is not None and found is not kind:
         raise InputError(f"{path} has {found.__name__} rows", expected=f"{kind.__name__} rows")
     return ExampleSet(found, tuple(examples), tuple(rejected), tuple(lines), _unread(layouts, examples))
+
+
+def _with_labels(examples: Iterable[Example], labels: Mapping[tuple[str, ...], int]) -> list[Example]:
+    """Return the examples with the labels that count; pairs without a verdict as they are."""
+
+    def label(example: Example) -> Example:
+        if not isinstance(example, LabelledPair):
+            return example
+        return replace(example, label=labels.get(pair_of(example.sentence1, example.sentence2), example.label))
+
+    return [label(example) for example in examples]
 
 
 def _unread(layouts: Mapping[tuple[str, ...], Format], examples: Sequence[Example]) -> tuple[str, ...]:

@@ -47,6 +47,8 @@ DIGITS = "일이삼사오육칠팔구"
 NEGATED = re.compile("지(?:는|도|를)?(?=[않못])[가-힣]*|지(?:마|말)[가-힣]*")
 ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
+CASED = re.compile(r"\d ?([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)")  # a unit behind its number, and not per second
+SYMBOL = 3  # letters up to which a unit is a symbol, and its case counts
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
 Phrases = dict[str, tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]]
@@ -141,8 +143,14 @@ class Lexicon:
 
 
 @lru_cache(maxsize=1)
+def load_tables() -> dict[str, Any]:
+    """Return words.toml as it is."""
+    return tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
-    tables = tomllib.loads((resources.files("embedsmith") / "data" / "words.toml").read_text(encoding="utf-8"))
+    tables = load_tables()
     signs, korean = tables["signs"], tables["korean"]
     own = _index_korean(korean)
     signed = _name_signs(signs)
@@ -290,7 +298,7 @@ def part_hangul(text: str, korean: Korean) -> str:
     """Return `text` with its Korean words without endings, particles of direction and negations as words of their own.
 
     >>> part_hangul("서울에서 부산까지 안 가나요", load_lexicon().korean).split()
-    ['서울', '에서', '부산', '까지', '안', '가나요']
+    ['서울', '에서', '부산', '까지', '안', '가나']
     """
     text = SCALED.sub(lambda match: f"{float(match[1].replace(',', '')) * SCALES[match[2]]:.15g} ", text)
     text = korean.counted.sub(lambda match: f"{korean.numbers.get(match[0]) or _read_chinese(match[0])} ", text)
@@ -490,6 +498,35 @@ def _read_unit(value: float, tokens: Sequence[str], place: int, used: int, lexic
     if YEAR.fullmatch(token):
         return "year", value, 0
     return "share" if token in PARTS else "plain", value, 0
+
+
+@lru_cache(maxsize=1)
+def _index_cased() -> dict[str, tuple[str, str]]:
+    return {
+        name: (pair[0].split()[0].casefold(), side.split()[0])
+        for pair in load_tables()["cased"]
+        for side in pair
+        for name in side.split()
+    }
+
+
+@lru_cache(maxsize=1 << 14)
+def find_cased(text: str) -> dict[str, frozenset[str]]:
+    """Return for each symbol that is two units by its case (mw) which of them stand behind a number in `text`.
+
+    Where the case says nothing ("25 mb", or a text all in capitals) there is none.
+
+    >>> find_cased("3 megawatts"), find_cased("100 Mb/s"), find_cased("25 mb")
+    ({'mw': frozenset({'MW'})}, {'mb': frozenset({'Mb'})}, {})
+    """
+    units, raised = _index_cased(), text.isupper()
+    found: dict[str, set[str]] = {}
+    for name in CASED.findall(text):
+        written = len(name) <= SYMBOL
+        unit = units.get(name if written else name.casefold())
+        if unit is not None and not (written and raised):
+            found.setdefault(unit[0], set()).add(unit[1])
+    return {symbol: frozenset(names) for symbol, names in found.items()}
 
 
 def are_equal(one: Quantity, written: float, other: Quantity, also: float, tolerance: float = 1e-6) -> bool:

@@ -77,6 +77,79 @@ def test_answers_that_depend_on_the_day_pass_unless_they_are_allowed(fields: dic
     assert isinstance(read_chat(ask(**fields, modalities=["audio"]), Allowances(tools=True)), Passed)
 
 
+IMAGES = Allowances(images=True)
+
+
+def look(text: str, *urls: str, detail: str = "auto") -> dict[str, Any]:
+    images = [{"type": "image_url", "image_url": {"url": url, "detail": detail}} for url in urls]
+    return ask(messages=[{"role": "user", "content": [*images, part(text)]}])
+
+
+def see(body: dict[str, Any], **options: Any) -> Question:
+    question = read_chat(body, IMAGES, **options)
+    assert isinstance(question, Question)
+    return question
+
+
+def test_images_pass_unless_they_are_allowed() -> None:
+    assert isinstance(read_chat(look("what is this", "data:image/png;base64,AAAA")), Passed)
+    assert see(look("what is this", "data:image/png;base64,AAAA")).text == "what is this"
+
+
+@pytest.mark.parametrize("by_meaning", [False, True])
+def test_a_text_is_compared_by_meaning_where_the_images_are_the_same_only(by_meaning: bool) -> None:
+    one, two = "data:image/png;base64,AAAA", "data:image/png;base64,AAAB"
+    scope = see(look("what is this", one), by_meaning=by_meaning).scope
+    assert see(look("what do you see", one), by_meaning=by_meaning).scope == scope
+    others = [
+        look("what is this", two),
+        look("what is this"),
+        look("what is this", one, one),
+        look("what is this", one, detail="high"),
+        look("what is this", "https://example.org/one.png"),
+        ask(messages=[{"role": "user", "content": [part("what is this"), look("", one)["messages"][0]["content"][0]]}]),
+        ask(messages=[*look("before", one)["messages"], *look("what is this", one)["messages"]]),
+    ]
+    scopes = [see(body, by_meaning=by_meaning).scope for body in others]
+    assert all(partition_of("t", other) != partition_of("t", scope) for other in scopes)
+    assert len({partition_of("t", other) for other in scopes}) == len(others)
+    assert "AAAA" not in str(scope)  # a digest, not the image
+
+
+def test_images_of_earlier_turns_must_be_equal_too() -> None:
+    later = {"role": "assistant", "content": "a cat"}, {"role": "user", "content": "which breed"}
+    scopes = [
+        see(ask(messages=[*look("what is this", url)["messages"], *later]), by_meaning=True).scope
+        for url in ("data:,a", "data:,b")
+    ]
+    assert partition_of("t", scopes[0]) != partition_of("t", scopes[1])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"type": "image_url", "image_url": "data:,a"},
+        {"type": "image_url"},
+        {"type": "image_url", "image_url": {"url": 3}},
+        {"type": "input_audio", "input_audio": {}},
+        "text",
+    ],
+)
+def test_parts_that_are_no_image_we_know_pass(odd: Any) -> None:
+    assert isinstance(read_chat(ask(messages=[{"role": "user", "content": [odd, part("x")]}]), IMAGES), Passed)
+    assert isinstance(read_chat(look("", "data:,a"), IMAGES), Passed)  # nothing to compare by meaning
+
+
+def test_several_answers_are_a_question_of_their_own_where_they_are_allowed() -> None:
+    found = [read_chat(ask(n=n), Allowances(several=True)) for n in (None, 1, 2, 3)]
+    questions = [question for question in found if isinstance(question, Question)]
+    assert [question.several for question in questions] == [1, 1, 2, 3]
+    assert questions[0].scope == questions[1].scope == read("what is new").scope
+    assert len({partition_of("t", question.scope) for question in questions}) == 3
+    for n in (0, -1, True, 2.0, "2", [2]):
+        assert isinstance(read_chat(ask(n=n), Allowances(several=True)), Passed)
+
+
 def test_a_model_with_another_name_is_asked_from_the_cache() -> None:
     assert isinstance(read_chat(ask(model="research-1", web_search_options=None)), Question)
 

@@ -131,12 +131,54 @@ def test_files_of_replicas_are_one_stream(tmp_path: Path) -> None:
 def test_a_mark_that_is_repeated_counts_once_and_a_sample_as_often_as_it_was_drawn(tmp_path: Path) -> None:
     mark = Judged("a", "b", 0, namespace="x", marked=1.0)
     sample = replace(mark, source="sample")
-    other = [replace(mark, label=1), replace(mark, namespace="y"), replace(mark, sentence2="c")]
+    other = [replace(mark, namespace="y"), replace(mark, sentence2="c")]
     for name in ("one", "two"):
         for row in (mark, sample, *other):
             Feedback(tmp_path / name).append(row)
     rows, _ = read_all_feedback([tmp_path / "one", tmp_path / "two"])
     assert sorted(rows, key=repr) == sorted([mark, *other, sample, sample], key=repr)
+
+
+MODEL = replace(ROW, sentence1="a", sentence2="b", label=1, source="sample", judge="openai:x", marked=9.0)
+PERSON = replace(MODEL, label=0, source="person", judge="person", marked=2.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        ([PERSON, MODEL], 0),  # a person's goes before a model's, however late
+        ([MODEL, PERSON], 0),
+        ([MODEL, PERSON, replace(PERSON, label=1, marked=3.0)], 1),  # the latest of people's
+        ([PERSON, replace(MODEL, label=1, judge="person")], 1),  # on a sample as on a mark
+        ([replace(MODEL, label=0), replace(MODEL, marked=10.0)], 1),  # the latest of models'
+        ([MODEL, replace(PERSON, sentence1="b", sentence2="a ")], 0),  # a pair has no direction
+    ],
+)
+def test_a_pair_has_one_verdict_for_recalibration_and_training_alike(
+    tmp_path: Path, rows: list[Judged], label: int
+) -> None:
+    for row in rows:
+        Feedback(tmp_path / "feedback.jsonl").append(row)
+    assert {row.label for row in read_all_feedback([tmp_path / "feedback.jsonl"])[0]} == {label}
+    examples = read_examples(tmp_path / "feedback.jsonl", kind=LabelledPair).examples
+    assert {example.label for example in examples if isinstance(example, LabelledPair)} == {label}
+    assert len(examples) == len(rows)
+
+
+def test_tenants_judge_apart_and_training_takes_the_latest(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "feedback.jsonl")
+    feedback.append(PERSON)
+    feedback.append(replace(PERSON, namespace="other", label=1, marked=3.0))
+    assert [row.label for row in read_all_feedback([feedback.path])[0]] == [0, 1]
+    assert [
+        example.label for example in read_examples(feedback.path).examples if isinstance(example, LabelledPair)
+    ] == [1, 1]
+
+
+def test_labelled_pairs_that_contradict_each_other_stay_as_they_are_where_nobody_judged(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(OLD | {"label": label}) + "\n" for label in (0, 1)))
+    assert [example.label for example in read_examples(path).examples if isinstance(example, LabelledPair)] == [0, 1]
 
 
 def test_what_people_marked_is_no_sample_to_make_a_promise_on(tmp_path: Path) -> None:

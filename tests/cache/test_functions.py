@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,34 @@ def test_a_function_is_called_once_for_what_means_the_same() -> None:
     assert answer(TRAP) == TRAP.upper()  # the guard
     assert calls == [ASKED, TRAP]
     assert (answer.__name__, answer.__doc__) == ("answer", "Say it.")
+
+
+def test_a_function_that_asks_itself_the_same_again_is_computed_and_does_not_wait_for_itself() -> None:
+    cache, left = make(), [2]
+
+    @cache.cached
+    def answer(question: str) -> str:
+        if not left[0]:
+            return "the third try"
+        left[0] -= 1
+        return answer(question)
+
+    async def go() -> str:
+        left[0] = 2
+        return await asyncio.wait_for(answer_async(TRAP), 5)
+
+    @cache.cached
+    async def answer_async(question: str) -> str:
+        if not left[0]:
+            return "the third try"
+        left[0] -= 1
+        return await asyncio.create_task(answer_async(question))
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(answer, ASKED).result(5) == "the third try"
+    assert asyncio.run(go()) == "the third try"
+    assert [entry.answer for entry in cache.store.scan()] == ["the third try"] * 2
+    assert answer(ASKED) == "the third try"
 
 
 def test_a_coroutine_function_stays_one() -> None:

@@ -17,8 +17,9 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import find_veto, fingerprint_rules, read_framing, view_question
 from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
+from embedsmith.wishes import read_wishes
 
-DECIDED = ("2-c0555ac48ce47d27", "5db341c6e132e377")
+DECIDED = ("3-93483c46b7f1d227", "90da6a382fcaf183")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -92,6 +93,23 @@ TRAPS = [
     ("why is it charging at 3.6kw not 7kw", "why is it charging at 3.6kw not 7mw", "number"),
     ("may I send 5 kg", "may I send 5 bags", "word"),
     ("Is a bonus of $1,000 taxed?", "taxes on 1,000,000 as a gift", "number"),
+    ("How do I move house?", "How do I move house? Answer in Spanish.", "wish"),
+    ("Wie ziehe ich um? Auf Englisch bitte.", "Wie ziehe ich um?", "wish"),
+    ("Explain the lease in Italian", "Explain the lease in Dutch", "wish"),
+    ("What is a lease? JSON only", "What is a lease? As a table.", "wish"),
+    ("What is a lease, in short?", "What is a lease, in detail?", "wish"),
+    ("What is a lease? In 50 words.", "What is a lease? In two sentences.", "wish"),
+    ("Explain a lease to a child", "Explain a lease", "wish"),
+    ("Explain a lease briefly", "Explain a lease", "wish"),
+    ("什么是押金？请用英文回答", "什么是押金？", "wish"),
+    ("敷金とは？", "敷金とは？英語で答えてください", "wish"),
+    ("Is a 3 mA leak normal?", "Is a 3 MA leak normal?", "number"),
+    ("Is 3 mw normal?", "Are 3 MW normal?", "number"),
+    ("Is 20 Mb/s enough?", "Is 20 MB/s enough?", "number"),
+    ("solve 3x-4=8", "solve 3x+4=8", "sign"),
+    ("what is 9 - y", "what is 9 + y", "sign"),
+    ("simplify a-b+c", "simplify a+b-c", "sign"),
+    ("what does i++ return", "what does ++i return", "sign"),
 ]
 SAME = [
     ("is the pool open at 9 pm", "Is the pool open at 21:00?"),
@@ -138,6 +156,16 @@ SAME = [
     ("is 10% of 50 dollars much", "is 10 percent of $50 much"),
     ("the ban of 500 rupee notes", "the ban of 500 notes"),
     ("is 20 km/h slow", "is 20 kilometres per hour slow"),
+    ("How do I move house? Answer in Spanish.", "Please reply in Spanish: how do I move house?"),
+    ("How do I say hello in German?", "What is the German word for hello?"),
+    ("Could you briefly explain what a lease is?", "Could you explain what a lease is?"),
+    ("Explain what a lease is in short", "Briefly explain what a lease is"),
+    ("What is a lease? In one sentence.", "What is a lease? Answer in a single sentence please."),
+    ("What are the best skis for beginners?", "What are the best skis for a beginner?"),
+    ("may I send 25 MB by mail", "may I send 25 mb by mail"),
+    ("MAY I SEND 25 MB BY MAIL", "may I send 25 Mb by mail"),
+    ("does it use 10 KWH a day", "does it use 10 kWh a day"),
+    ("I need an X-ray", "I need an X ray"),
     ("the fee if I pay twelve months ahead", "the fee if I pay one year ahead"),
 ]
 FRAMES = (
@@ -192,7 +220,7 @@ def count_vetoes(name: str) -> tuple[int, int]:
 def test_other_decisions_are_another_version_of_the_rules() -> None:
     """Calibrations record the version, and servers say when theirs is another."""
     folder = Path(__file__).parents[2] / "benchmarks" / "traps"
-    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean"))
+    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes"))
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
     assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
@@ -236,6 +264,42 @@ def test_units_bounds_and_times_seen_from_now_are_told_apart_and_other_words_for
     traps, paraphrases = count_vetoes("facts.jsonl")
     assert traps >= 36  # of 38
     assert paraphrases <= 13  # of 38
+
+
+def test_wishes_for_the_answer_are_told_apart_and_the_same_words_as_the_topic_are_not_taken_for_them() -> None:
+    traps, paraphrases = count_vetoes("wishes.jsonl")
+    assert traps >= 38  # of 40; 9 before wishes were read
+    assert paraphrases <= 6  # of 40; 14 before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "JSON parser in python",
+        "how long is it in short tracks",
+        "book a table for two",
+        "How do I write a date in JSON?",
+        "Do you speak German?",
+        "the best (English) love songs",
+        "list all languages: English, German, French",
+        "auf Deutsch bitte",
+        "德语用英文怎么说",
+    ],
+)
+def test_a_topic_is_no_wish(text: str) -> None:
+    assert read_wishes(text).keys == ()
+
+
+def test_a_wish_that_may_be_the_topic_is_shared_by_whoever_names_it() -> None:
+    asked = read_wishes("Explain the German tariff in German")
+    assert [(wish.value, wish.firm) for wish in asked.found] == [("german", False)]
+    assert find_veto("Explain the German tariff in German", "Explain the German tariff") is not None
+
+
+@given(st.text("answer in spanish german json, as a table. short? (5 words) 用英文回答", max_size=60))
+def test_any_order_of_wishes_is_read(text: str) -> None:
+    one, other = (find_veto(*pair) for pair in ((text, f"lease {text}"), (f"lease {text}", text)))
+    assert (one is None) == (other is None)
 
 
 def test_framing_stands_before_the_matter_only() -> None:

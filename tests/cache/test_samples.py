@@ -126,6 +126,46 @@ def test_verdicts_are_counted_by_tenant_and_survive_the_process(tmp_path: Path) 
     ]
 
 
+def test_a_persons_mark_is_the_verdict_on_waiting_samples_of_its_pair(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for text in (CLOSE, CLOSE, "how do I freeze my card!"):
+        cache.lookup(text)
+    cache.mark_wrong(CLOSE, "id", ASKED)
+    samples = samples_of(cache)
+    (left,) = samples.to_judge(9, judged_by_model=False)
+    assert left.asked == "how do I freeze my card!"
+    assert (samples.waiting, samples.estimate.judged, samples.estimate.wrong) == (1, 2, 2)
+    rows = read_feedback(tmp_path / "feedback.jsonl")[0]
+    assert [(row.source, row.judge, row.label) for row in rows] == [
+        ("person", "person", 0),
+        ("sample", "person", 0),
+        ("sample", "person", 0),
+    ]
+
+
+def test_a_marked_sample_is_counted_in_its_turn_and_not_before_what_nobody_noticed(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.lookup("how do I freeze my card!")
+    cache.lookup(CLOSE)
+    cache.mark_wrong(CLOSE, "id", ASKED)
+    samples = samples_of(cache)
+    assert [sample.number for sample in samples.to_judge(9, judged_by_model=False)] == [1]
+    assert (samples.waiting, samples.estimate.judged) == (2, 0)
+    samples.settle(1, 1)
+    assert (samples.waiting, samples.estimate.judged, samples.estimate.wrong) == (0, 2, 1)
+
+
+def test_a_mark_counts_more_than_the_model_that_has_the_sample_in_its_hands(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    cache.lookup(CLOSE)
+    samples = samples_of(cache)
+    (sample,) = samples.take(9)
+    cache.mark_wrong(CLOSE, "id", ASKED)
+    assert samples.estimate.judged == 0
+    samples.settle(sample.number, 1, "openai:x")
+    assert (samples.estimate.judged, samples.estimate.wrong) == (1, 1)
+
+
 def test_a_disk_that_is_full_keeps_the_sample(tmp_path: Path) -> None:
     cache = make(tmp_path)
     cache.lookup(CLOSE)

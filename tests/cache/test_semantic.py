@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.guard import find_veto
+from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
+from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, open_store
 from embedsmith.calibration import Calibration, write_calibration
@@ -692,3 +694,71 @@ def test_the_guard_reads_what_the_user_says_in_any_turn() -> None:
     veto = find_veto(one, other)
     assert veto is not None
     assert veto.kind == "word"
+
+
+CLOSE = "How do I freeze my cards?"
+
+
+def mark_wrong(cache: SemanticCache, asked: str = CLOSE, namespace: str = "default") -> None:
+    found = cache.lookup(asked, namespace=namespace)
+    assert found.decision.entry is not None
+    cache.mark_wrong(asked, found.decision.entry.id, found.decision.entry.text, namespace=namespace)
+
+
+def test_a_hit_that_was_marked_wrong_comes_back_in_neither_direction() -> None:
+    cache = make()
+    cache.add(ASKED, "one card")
+    mark_wrong(cache)
+    cache.add(CLOSE, "many cards")
+    found = cache.lookup(ASKED)
+    assert (found.hit, found.decision.reason) == (False, "marked wrong")
+    cache.add(ASKED, "one card")
+    assert [cache.lookup(text).answer for text in (ASKED, CLOSE)] == ["one card", "many cards"]
+    cache.store.purge()
+    cache.add(ASKED, "one card")
+    assert cache.lookup(CLOSE).decision.told == "marked wrong (by a person)"
+    assert cache.lookup("how do I freeze my card!").hit  # of the rest it says nothing
+
+
+def test_a_marked_pair_is_that_of_one_tenant_and_one_model_and_outlives_the_process(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    first = make(feedback=file)
+    first.add(ASKED, "one card")
+    mark_wrong(first)
+    for name, fingerprint, hit in (("default", "fake", False), ("other", "fake", True), ("default", "new", True)):
+        later = make(feedback=file, fingerprint=fingerprint)
+        later.add(CLOSE, "many cards", namespace=name)
+        assert later.lookup(ASKED, namespace=name).hit == hit
+
+
+def test_a_later_mark_of_the_same_joins_a_pair_again(tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    cache = make(feedback=file)
+    cache.add(ASKED, "one card")
+    mark_wrong(cache)
+    cache.add(CLOSE, "many cards")
+    assert not cache.lookup(ASKED).hit
+    cache.mark_same(ASKED, CLOSE)
+    again = make(feedback=file)
+    again.add(CLOSE, "many cards")
+    assert [cache.lookup(ASKED).hit, again.lookup(ASKED).hit] == [True, True]
+
+
+def test_a_persons_verdict_on_a_sample_is_remembered_and_a_models_is_not(tmp_path: Path) -> None:
+    cache = make(feedback=tmp_path / "feedback.jsonl", sample=SampleRule(1.0))
+    assert cache.samples is not None
+    cache.add(ASKED, "one card")
+    cache.lookup(CLOSE)
+    cache.samples.settle(1, 0, "openai:x")
+    assert cache.lookup(CLOSE).hit
+    assert cache.judge_sample(2, 0)
+    assert not cache.judge_sample(2, 0)
+    cache.add(CLOSE, "many cards")
+    assert not cache.lookup(ASKED).hit
+
+
+def test_marked_pairs_have_a_bound() -> None:
+    refusals = Refusals(room=100)
+    for number in range(1000):
+        refusals.note(f"question {number}", "another", 0, "default")
+    assert len(refusals) == 100

@@ -330,6 +330,17 @@ def test_purge_removes_what_has_both(store: Store, which: dict[str, str], left: 
     assert store.count().entries == len(left)
 
 
+@pytest.mark.parametrize("tag", [None, "t"])
+def test_purging_a_namespace_takes_those_below_it_and_none_beside_it(store: Store, tag: str | None) -> None:
+    below, beside = ["n", "n/a", "n/a/b", "n/"], ["n0", "n.", "na", "m/n", "N/a", "n%2Fa", "", "/n"]
+    store.put([entry(name, namespace=name, tags=("t",)) for name in (*below, *beside) if name])
+    store.put([entry("empty", namespace="", tags=("t",))])
+    assert store.purge(namespace="n", tag="u") == 0
+    assert store.purge(namespace="n", tag=tag) == len(below)
+    assert sorted(one.namespace for one in store.scan()) == sorted(beside)
+    assert store.count().entries == len(beside)
+
+
 def used(store: Store) -> None:
     """Four entries: sizes d > b > a = c; by last use c, b, d, a; by number of uses b, c, d, a."""
     about = (("a", 1, 4.0), ("b", 3, 3.0), ("c", 1, 2.0), ("d", 9, 1.0))

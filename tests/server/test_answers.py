@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.responses import Response
 
-from embedsmith.cache.chat import Question
+from embedsmith.cache.chat import Allowances, Question
 from embedsmith.server.answers import (
     BLOCK,
     Answer,
@@ -52,9 +53,118 @@ def scripted(serve: Serve) -> Iterator[Any]:
         yield serve(app={"upstream": url}), says, calls
 
 
+def choices_of(*texts: str) -> list[Any]:
+    return [completion(text)["choices"][0] | {"index": place} for place, text in enumerate(texts)]
+
+
+@pytest.fixture
+def allowing(serve: Serve) -> Iterator[Any]:
+    """As `scripted`, of a proxy that may answer questions about images and requests for several answers."""
+    calls: list[Any] = []
+    says = {
+        "plain": json.dumps(completion(choices=choices_of("one", "two", "three"))).encode(),
+        "stream": events(
+            *(chunk({"role": "assistant", "content": ""}, choice={"index": place}) for place in (1, 0, 2)),
+            *(chunk({"content": text}, choice={"index": place}) for place, text in ((0, "on"), (1, "two"), (2, "th"))),
+            chunk({"content": "ree"}, choice={"index": 2}),
+            chunk({"content": "e"}, choice={"index": 0}),
+            *(chunk({}, "stop", choice={"index": place}) for place in (2, 0, 1)),
+            {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": USAGE},
+        ),
+    }
+
+    async def handle(request: Request) -> Response:
+        calls.append(await request.json())
+        form = "stream" if calls[-1].get("stream") else "plain"
+        return Response(says[form], media_type="text/event-stream" if form == "stream" else "application/json")
+
+    with upstream(handle) as url:
+        yield serve(app={"upstream": url, "allowed": Allowances(images=True, several=True)}), says, calls
+
+
+def texts_in(answer: httpx.Response) -> list[str]:
+    """Return the texts of all choices, of a stream or a plain answer, by their index."""
+    texts: dict[int, str] = {}
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] or [answer.text]
+    for line in lines:
+        for choice in json.loads(line)["choices"]:
+            said = choice.get("delta", choice.get("message", {})).get("content") or ""
+            texts[choice["index"]] = texts.get(choice["index"], "") + said
+    return [texts[place] for place in sorted(texts)]
+
+
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("second", [{}, STREAMED], ids=["plain", "streamed"])
+@pytest.mark.parametrize("first", [{}, STREAMED], ids=["plain", "streamed"])
+def test_all_of_several_answers_are_given_again_in_either_form(
+    allowing: Any, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    served, _, calls = allowing
+    assert texts_in(send(served, n=3, **first)) == ["one", "two", "three"]
+    wait_for(lambda: served.cache.store.count().entries == 1)
+    again = send(served, n=3, **second)
+    assert (again.headers["x-embedsmith-cache"], texts_in(again)) == ("hit", ["one", "two", "three"])
+    assert len(calls) == 1
+    if not second:
+        assert {choice["finish_reason"] for choice in again.json()["choices"]} == {"stop"}
+        assert again.json()["usage"] == USAGE
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_another_number_of_answers_is_another_question_and_an_answer_of_another_number_is_not_stored(
+    allowing: Any, n: int
+) -> None:
+    served, _, calls = allowing
+    for options in ({}, STREAMED):
+        assert send(served, n=3, **options).headers["x-embedsmith-cache"] in ("miss", "hit")
+        for _ in range(2):
+            assert send(served, n=n, **options).headers["x-embedsmith-cache"] == "miss"
+    wait_for(lambda: len(calls) == 5)
+    assert served.cache.store.count().entries == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        choices_of("one", "two", ""),
+        [*choices_of("one", "two"), completion("three")["choices"][0] | {"index": 1}],
+        [*choices_of("one", "two"), completion("three")["choices"][0] | {"index": 2, "finish_reason": "length"}],
+    ],
+    ids=["empty", "index", "cut"],
+)
+def test_several_answers_of_which_one_is_none_are_not_stored(allowing: Any, wrong: list[Any]) -> None:
+    served, says, _ = allowing
+    says["plain"] = json.dumps(completion(choices=wrong)).encode()
+    assert [send(served, n=3).headers["x-embedsmith-cache"] for _ in range(2)] == ["miss", "miss"]
+
+
+def test_a_question_about_the_same_image_is_answered_and_about_another_is_not(allowing: Any) -> None:
+    served, says, calls = allowing
+    says["plain"] = FINE
+
+    def look(text: str, image: str) -> str:
+        content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": f"data:,{image}"}}]
+        told: str = send(served, messages=[{"role": "user", "content": content}]).headers["x-embedsmith-cache"]
+        return told
+
+    told = [look(ASKED, "a"), look("How do I freeze my cards?", "a"), look(ASKED, "b"), look(ASKED, "a")]
+    assert told == ["miss", "hit", "miss", "hit"]
+    assert send(served).headers["x-embedsmith-cache"] == "miss"
+    assert calls[0]["messages"][0]["content"][1]["image_url"]["url"] == "data:,a"  # passed on as it came
+
+
 def send(served: Served, **options: Any) -> httpx.Response:
     body = {"model": "m", "messages": [{"role": "user", "content": ASKED}]} | options
     return httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=10)
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 POISON = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, StoreError
 from embedsmith.cache.stores.memory import MemoryStore
-from embedsmith.encoder import Embeddings
+from embedsmith.encoder import TOO_LONG, Embeddings
 from embedsmith.server.answers import Answer
 from embedsmith.server.app import create_app
 from embedsmith.server.dashboard import find_entries
@@ -84,6 +85,32 @@ def test_wrong_embedding_requests_are_refused(serve: Serve, wrong: dict[str, Any
     assert httpx.post(f"{serve().url}/v1/embeddings", json=body).status_code == 400
 
 
+class Short(FakeEncoder):
+    """Reads the first 20 characters."""
+
+    max_length = 20
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return super().encode([text[:20] for text in texts])
+
+    def find_unread(self, text: str) -> str:
+        return TOO_LONG if len(text) > 20 else ""
+
+
+@pytest.mark.parametrize("copies", [1, 500])
+def test_a_text_that_the_model_does_not_read_whole_is_refused_unless_its_beginning_is_wanted(
+    serve: Serve, copies: int
+) -> None:
+    client = connect(serve(encoder=Short()))
+    texts = ["how do I freeze my c", "how do I freeze my card when I am abroad"] * copies
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 20 tokens; input 1 is") as caught:
+        client.embeddings.create(model="embedsmith", input=texts)
+    assert caught.value.type == "invalid_request_error"
+    read = client.embeddings.create(model="embedsmith", input=texts, extra_body={"truncate": True})
+    assert read.data[0].embedding == read.data[1].embedding
+    assert client.embeddings.create(model="embedsmith", input=texts[0]).data[0].embedding == read.data[0].embedding
+
+
 def test_another_model_is_asked_of_the_upstream(serve: Serve) -> None:
     served = serve()
     connect(served).embeddings.create(model="other", input="x")
@@ -107,6 +134,24 @@ def test_nothing_is_shown_without_the_token(serve: Serve, path: str) -> None:
     assert httpx.get(url + path).status_code == 401
     assert httpx.get(url + path, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert httpx.get(url + path, headers=ADMIN).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer {TOKEN}", 200),
+        (f"BEARER   {TOKEN}", 200),
+        (TOKEN, 401),
+        (f"Basic {TOKEN}", 401),
+        (f"Bearer{TOKEN}", 401),
+        (f"Bearer {TOKEN} x", 401),
+        ("Bearer", 401),
+        ("", 401),
+    ],
+)
+def test_the_token_comes_with_its_scheme_in_any_case(serve: Serve, given: str, status: int) -> None:
+    assert httpx.get(f"{serve().url}/admin/state", headers={"authorization": given}).status_code == status
 
 
 def test_the_dashboard_page_holds_no_data(serve: Serve) -> None:
@@ -461,8 +506,39 @@ def test_entries_are_searched_and_purged(serve: Serve) -> None:
     assert ask(served)[0] == "miss"
 
 
+def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
+    served = serve()
+    for key, part in (("sk-a", ""), ("sk-a", "namespace=team-a"), ("sk-a", "namespace=team-b"), ("sk-b", "")):
+        ask(served, key=key, cache=part)
+    entry = next(served.cache.store.scan())
+    body = {"headers": {"Authorization": "Bearer sk-a "}}
+    told = [post(served, "/admin/tenant", one).json() for one in ({"key": "sk-a"}, body)]
+    assert told == [{"namespace": entry.namespace}] * 2
+    assert post(served, "/admin/purge", told[0]).json() == {"removed": 3}
+    other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
+    assert [entry.namespace for entry in served.cache.store.scan()] == [other]
+
+
+def test_a_key_whose_tenant_is_asked_for_is_in_no_log_and_in_no_answer(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve()
+    with caplog.at_level(logging.DEBUG):
+        answers = [
+            post(served, "/admin/tenant", {"key": "sk-very-secret"}),
+            post(
+                served, "/admin/tenant", {"headers": {"authorization": "sk-very-secret"}, "query": "a=sk-very-secret"}
+            ),
+            post(served, "/admin/tenant", {"key": "sk-very-secret", "query": 3}),
+            post(served, "/admin/tenant", {"key": "sk-very-secret \u20ac"}),
+            httpx.post(f"{served.url}/admin/tenant", json={"key": "sk-very-secret"}),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 400, 401]
+    assert "very-secret" not in caplog.text + "".join(answer.text + str(answer.headers) for answer in answers)
+
+
 @pytest.mark.parametrize("body", [{}, {"number": 1}, {"number": "x", "verdict": "wrong"}, {"all": "yes"}])
-@pytest.mark.parametrize("path", ["/admin/mark", "/admin/purge"])
+@pytest.mark.parametrize("path", ["/admin/mark", "/admin/purge", "/admin/tenant"])
 def test_wrong_admin_requests_are_refused(serve: Serve, path: str, body: dict[str, Any]) -> None:
     assert post(serve(), path, body).status_code == 400
 

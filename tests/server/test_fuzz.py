@@ -41,6 +41,7 @@ PATHS = (
     "/v1/embeddings",
     "/admin/mark",
     "/admin/purge",
+    "/admin/tenant",
     "/admin/state",
     "/admin/entries?text=x",
 )

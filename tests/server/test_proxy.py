@@ -121,6 +121,7 @@ def test_what_must_be_equal_is_never_crossed(serve: Serve, other: dict[str, Any]
     ("options", "reason"),
     [
         ({"n": 2}, "more than one answer is asked for"),
+        ({"n": True}, "n is no whole number"),
         ({"temperature": 1.2}, "temperature 1.2 asks for variety"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools are offered"),
         (
@@ -148,6 +149,40 @@ def test_a_client_can_ask_for_no_reading_no_storing_or_nothing_else(serve: Serve
     assert served.calls == 3
     with pytest.raises(openai.BadRequestError, match="none of"):
         ask(served, cache="no-cash")
+
+
+def purge(served: Served, **which: str) -> int:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    removed: int = httpx.post(f"{served.url}/admin/purge", json=which, headers=headers).json()["removed"]
+    return removed
+
+
+def test_what_was_stored_with_a_tag_is_purged_by_it(serve: Serve) -> None:
+    served = serve()
+    ask(served, cache="tag=faq, tag=release 2.1, tag=faq")
+    ask(served, "How do I close my account?")
+    assert sorted(entry.tags for entry in served.cache.store.scan()) == [(), ("faq", "release 2.1")]
+    assert ask(served, cache="tag=other")[0] == "hit"  # a tag decides nothing
+    assert [purge(served, tag="other"), purge(served, tag="release 2.1"), purge(served, tag="faq")] == [0, 1, 0]
+    assert ask(served)[0] == "miss"
+
+
+def test_a_tag_stays_within_its_tenant(serve: Serve) -> None:
+    served = serve()
+    ask(served, key="sk-a", cache="tag=faq")
+    assert ask(served, key="sk-b", cache="tag=faq")[0] == "miss"
+    tenant = next(served.cache.store.scan()).namespace
+    assert purge(served, namespace=tenant, tag="faq") == 1
+    assert [entry.tags for entry in served.cache.store.scan()] == [("faq",)]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["tag=", f"tag={'x' * 65}", "tag=Stra\xdfe", ",".join(f"tag={number}" for number in range(9))]
+)
+def test_tags_have_limits(wrong: str) -> None:
+    with pytest.raises(ValueError, match="x-embedsmith-cache"):
+        read_control([wrong])
+    assert len(read_control([",".join(f"tag={number}{'x' * 63}" for number in range(8))]).tags) == 8
 
 
 def chat(served: Served, headers: list[tuple[str, str]], **fields: Any) -> httpx.Response:
@@ -179,6 +214,17 @@ def test_only_if_cached_holds_for_every_path(serve: Serve, method: str, path: st
         method, f"{served.url}/v1/{path}", headers={"x-embedsmith-cache": "no-cash"}, json={"model": "m"}
     )
     assert (wrong.status_code, served.upstream.calls) == (400, [])
+
+
+@pytest.mark.parametrize("path", ["realtime?model=m", "models"])
+def test_a_websocket_is_refused_in_words_and_never_asked_for_as_a_plain_page(serve: Serve, path: str) -> None:
+    served = serve()
+    upgrade = {"connection": "Upgrade", "upgrade": "WebSocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    answer = httpx.get(f"{served.url}/v1/{path}", headers=upgrade)
+    assert (answer.status_code, "websockets are not passed on" in answer.text) == (501, True)
+    assert served.upstream.calls == []
+    other = httpx.get(f"{served.url}/v1/files", headers={"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"})
+    assert other.status_code != 501  # what may go on without
 
 
 def test_only_if_cached_holds_when_the_cache_fails(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

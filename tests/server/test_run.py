@@ -20,11 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 from embedsmith.cache.semantic import SemanticCache
+from embedsmith.cache.stores.memory import MemoryStore
 from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import address_of, read_secret, read_token, warm_up
+from embedsmith.server.run import Service, address_of, describe_lost_secret, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -162,7 +163,11 @@ def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1
-    assert (tmp_path / "cache.db.secret").stat().st_mode & 0o777 == 0o600
+    secret = tmp_path / "cache.db.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.unlink()
+    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (_, lines):
+        assert any(f"{secret} is missing" in line for line in lines)
 
 
 def test_what_is_held_in_memory_is_written_when_it_is_told_to_stop(lean_model: Path, tmp_path: Path) -> None:
@@ -202,6 +207,23 @@ def test_a_token_from_a_file_with_a_line_break_is_the_token(
 ) -> None:
     monkeypatch.setenv("EMBEDSMITH_UPSTREAM_KEY", given)
     assert read_token("EMBEDSMITH_UPSTREAM_KEY") == read
+
+
+def test_a_lost_secret_beside_a_filled_store_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EMBEDSMITH_SECRET", raising=False)
+    url = f"sqlite:///{tmp_path}/c.db"
+    with closing(SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake", store=url)) as cache:
+        assert describe_lost_secret(url, cache.store) == ""  # a new store has lost nothing
+        read_secret(url)
+        cache.add("a question", "an answer", namespace="tenant")
+        assert describe_lost_secret(url, cache.store) == ""
+        (tmp_path / "c.db.secret").unlink()
+        told = describe_lost_secret(url, cache.store)
+        assert f"{tmp_path}/c.db.secret is missing" in told
+        assert "holds answers (1)" in told
+        assert "put the file back" in told
+        monkeypatch.setenv("EMBEDSMITH_SECRET", "00" * 32)
+        assert describe_lost_secret(url, cache.store) == ""
 
 
 def test_servers_that_share_a_store_must_share_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -269,3 +291,14 @@ def test_the_start_says_what_becomes_of_earlier_turns(
     assert "conversations by meaning from 0.8000: trained on 5000 rows" in start("--turns", "meaning")[1]
     assert "earlier turns must be equal: a threshold given by hand promises nothing" in start()[1]
     assert "earlier turns must be equal, as asked" in start("--turns", "fingerprint")[1]
+
+
+def test_limits_of_the_command_line_reach_the_service(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Service] = []
+    monkeypatch.setattr("embedsmith.server.run.listen", lambda _, service, say: found.append(service))
+    monkeypatch.setattr("embedsmith.cache.semantic.open_store", lambda _, **about: MemoryStore(**about))
+    command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
+    command += ["--store", "redis://host/0", "--port", "0"]
+    for options in ([], ["--store-timeout", "0.3", "--max-body", "20"]):
+        assert CliRunner().invoke(app, [*command, *options]).exit_code == 0
+    assert [(service.store_timeout, service.max_body) for service in found] == [(1.0, 8), (0.3, 20)]

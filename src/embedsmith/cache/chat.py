@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from embedsmith.artifacts import fingerprint
 from embedsmith.conversation import CALLS, ROLES, Turn, render, text_of
 from embedsmith.text import is_storable
 
@@ -28,7 +29,7 @@ class Question:
         text: what is compared by meaning: the last message of the user, or the whole conversation.
         scope: everything else that decides the answer, which must be equal.
         stream: whether the answer is wanted as a stream. usage: with its usage in a chunk of its own.
-        logprobs: with those of its tokens.
+        logprobs: with those of its tokens. several: how many answers are asked for (`n`).
     """
 
     text: str
@@ -36,6 +37,7 @@ class Question:
     stream: bool = False
     usage: bool = False
     logprobs: bool = False
+    several: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,15 @@ class Allowances:
         tools: requests that offer tools, or have the web searched, whose answers depend on the day; an answer that
             calls a tool is never stored.
         temperature: highest one at which an answer may be repeated; above, the user asks for variety.
+        images: questions about images; the text is compared by meaning only where the images are the same, one by one
+            and in the same places (a remote one by its address: what lies there may change).
+        several: requests for more than one answer (`n`); the same ones are given again, all of them.
     """
 
     tools: bool = False
     temperature: float = 1.0
+    images: bool = False
+    several: bool = False
 
 
 def read_chat(
@@ -81,14 +88,39 @@ def read_chat(
     reason = _reason_to_pass(body, messages, allowed)
     if reason:
         return Passed(reason)
+    images: list[tuple[int, str]] = []
+    if allowed.images:
+        messages, images = _take_images(messages)
     text, about = read_messages(messages, by_meaning=by_meaning)
     if not text:
         return Passed("the last message is not text")
     rest = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
+    several = body.get("n") or 1
     scope: dict[str, Any] = {"rest": rest, "turns": [], **about}
+    scope |= {"images": images} if images else {}
+    scope |= {"n": several} if several > 1 else {}
     stream, options = bool(body.get("stream")), body.get("stream_options")
     usage = stream and isinstance(options, dict) and bool(options.get("include_usage"))
-    return Question(text, scope, stream, usage, bool(body.get("logprobs")))
+    return Question(text, scope, stream, usage, bool(body.get("logprobs")), several)
+
+
+def _take_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[tuple[int, str]]]:
+    """Return the messages without the images of the last one, and of each its place and digest.
+
+    The digest is of the whole part: a data URL holds the image itself, and beside it stands how closely to look.
+    """
+    *earlier, last = messages
+    parts = last.get("content")
+    if not isinstance(parts, list):
+        return [*earlier, last], []
+    places = [place for place, part in enumerate(parts) if _is_image(part)]
+    rest = [part for place, part in enumerate(parts) if place not in places]
+    return [*earlier, {**last, "content": rest}], [(place, fingerprint(parts[place], length=32)) for place in places]
+
+
+def _is_image(part: object) -> bool:
+    address = part.get("image_url") if isinstance(part, Mapping) and part.get("type") == "image_url" else None
+    return isinstance(address, Mapping) and isinstance(address.get("url"), str)
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]], *, by_meaning: bool = False) -> tuple[str, dict[str, Any]]:
@@ -151,7 +183,10 @@ def _is_storable(body: Mapping[str, Any]) -> bool:
 def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], allowed: Allowances) -> str:
     if not messages or messages[-1].get("role") != "user":
         return "the last message is not the user's"
-    if body.get("n") not in (None, 1):
+    several = body.get("n")
+    if several is not None and (not isinstance(several, int) or isinstance(several, bool)):
+        return "n is no whole number"  # what the upstream makes of it is its own affair
+    if several not in (None, 1) and not (allowed.several and several > 1):
         return "more than one answer is asked for"
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:

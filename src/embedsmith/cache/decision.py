@@ -10,7 +10,7 @@ the threshold before it is compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from embedsmith.verifier import Adjustment, Verifier
 
 Tier = Literal["exact", "semantic"]
 Guard = Callable[[str, str], Veto | None]
+MARKED = "marked wrong"
 FORM = "exact-1"  # another name whenever `exact_form` joins other texts than before
 
 
@@ -88,7 +89,7 @@ class Policy:
 class Vetoed:
     """A stored question that was near enough, and why it was not served.
 
-    The verifier speaks as the guard does: its veto has the kind "verifier".
+    The verifier speaks as the guard does: its veto has the kind "verifier"; so do people, with the kind `MARKED`.
     """
 
     entry: Entry
@@ -106,7 +107,7 @@ class Decision:
         similarity: of the entry served, or of the nearest one that was not; 1 in the exact tier, None
             where there was nothing.
         reason: "same text", "similar", "verified" (the verifier was asked), "nothing stored", "below threshold",
-            "verifier", "guard: KIND", or one of `encoder`: `TOO_LONG`, `UNKNOWN`.
+            "verifier", `MARKED`, "guard: KIND", or one of `encoder`: `TOO_LONG`, `UNKNOWN`.
         moved: the cosine that decided, where a verifier moved it.
         nearest: the closest entry that was looked at, served or not.
     """
@@ -149,8 +150,12 @@ def decide_exact(entry: Entry | None) -> Decision | None:
     return Decision(entry, "exact", 1.0, "same text", entry) if entry is not None else None
 
 
-def decide(text: str, matches: Sequence[Match], policy: Policy) -> Decision:
-    """Return the decision of the semantic tier on `matches`, closest first."""
+def decide(text: str, matches: Sequence[Match], policy: Policy, refused: Collection[str] = ()) -> Decision:
+    """Return the decision of the semantic tier on `matches`, closest first.
+
+    Args:
+        refused: ids of entries of which a person has said that they do not answer `text`.
+    """
     if not matches:
         return Decision(None, None, None, "nothing stored")
     nearest = matches[0]
@@ -162,6 +167,8 @@ def decide(text: str, matches: Sequence[Match], policy: Policy) -> Decision:
         if similarity < policy.floor or (doubtful and asked == policy.verified):
             break
         veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
+        if match.entry.id in refused:
+            veto = Veto(MARKED, "by a person")
         if veto is None:
             if doubtful:
                 moved, asked = policy.move(text, match.entry.text, similarity), asked + 1
@@ -178,4 +185,4 @@ def _reason(vetoed: Sequence[Vetoed]) -> str:
     if not vetoed:
         return "below threshold"
     kind = vetoed[0].veto.kind
-    return kind if kind == "verifier" else f"guard: {kind}"
+    return kind if kind in ("verifier", MARKED) else f"guard: {kind}"

@@ -14,18 +14,18 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from embedsmith.artifacts import require_file
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
+from embedsmith.settlement import NOTED, PERSON, Verdict, pair_of, settle
 from embedsmith.tables import read_rows
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
-PERSON = "person"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,6 @@ class Judged:
 
 
 NAMES = tuple(part.name for part in fields(Judged))
-NOTED = {"label", "source", "judge", "marked"}  # columns by which a feedback file is recognised
 
 
 class Feedback:
@@ -132,7 +131,8 @@ def refuse_feedback(path: Path | str) -> None:
 def read_all_feedback(paths: Sequence[Path]) -> tuple[list[Judged], list[Rejected]]:
     """Return the rows of several files (those of replicas), oldest verdict first.
 
-    What a person has marked again, in whatever file, counts once. Samples are draws, and count as often as drawn.
+    A pair has one verdict (`settle_rows`). What a person has marked again, in whatever file, counts once. Samples are
+    draws, and count as often as drawn.
 
     Raises:
         InputError: a file is missing, or there is not one row in all.
@@ -143,18 +143,30 @@ def read_all_feedback(paths: Sequence[Path]) -> tuple[list[Judged], list[Rejecte
         raise InputError(
             f"{', '.join(map(str, paths))}: not one judged pair", expected="what the cache wrote as --feedback"
         )
-    return _drop_repeated_marks(rows), [bad for _, lost in read for bad in lost]
+    return _drop_repeated_marks(settle_rows(rows)), [bad for _, lost in read for bad in lost]
+
+
+def settle_rows(rows: Sequence[Judged]) -> list[Judged]:
+    """Return the rows with the label that counts for their pair in their namespace (`settlement`); tenants judge apart.
+
+    Training, which knows no tenants, takes the verdict that counts among all of them (`examples.read_examples`).
+    """
+    labels = settle(Verdict(_pair_of(row), row.label, row.judge == PERSON, row.marked) for row in rows)
+    return [replace(row, label=labels[_pair_of(row)]) for row in rows]
+
+
+def _pair_of(row: Judged) -> tuple[str, ...]:
+    return row.namespace, *pair_of(row.sentence1, row.sentence2)
 
 
 def _drop_repeated_marks(rows: Sequence[Judged]) -> list[Judged]:
-    marked: set[tuple[str, str, str, int]] = set()
+    marked: set[tuple[str, ...]] = set()
     kept = []
     for row in rows:
-        mark = (row.namespace, row.sentence1, row.sentence2, row.label)
-        if row.source == "sample" or mark not in marked:
+        if row.source == "sample" or _pair_of(row) not in marked:
             kept.append(row)
         if row.source == "person":
-            marked.add(mark)
+            marked.add(_pair_of(row))
     return kept
 
 

@@ -5,12 +5,14 @@ matters. The guard looks at the words. The more of them two questions share, the
 not share decide: near misses are mostly one sentence with one word exchanged, true paraphrases are mostly
 other sentences. So it vetoes a candidate when
 
-- the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or their units do (20 lbs, 20 kg), or
+- one of them wishes for another answer than the other (`wishes`: "Answer in Spanish.", "as a table", "in short"), or
+- the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or their units do (20 lbs, 20 kg; 10 mW,
+  10 MW), or
 - there is no word in it to compare, as in Thai, Lao, Burmese and Khmer, whose words nothing here can part, or
 - among mostly the same words: an odd number of negations differs, a word meets its opposite, two words change
   places (from A to B, from B to A), a name or other word is exchanged, or a member of a family for another (this week,
-  next week), or what is written beside the words differs where it counts (5 + 3, 5 - 3, 5!; hepatitis A, hepatitis B;
-  among the same words, the letters A and a, and the indentation of code).
+  next week), or what is written beside the words differs where it counts (5 + 3, 5 - 3, 5!; i++, ++i; hepatitis A,
+  hepatitis B; among the same words, the letters A and a, and the indentation of code).
 
 Words that only frame a request, before its matter begins ("I want to", "what is the way to"), are no exchange where
 they stand against words that do the same.
@@ -48,6 +50,7 @@ from embedsmith.lexicon import (
     Quantity,
     are_equal,
     expand_contractions,
+    find_cased,
     find_members,
     holds_hangul,
     holds_signs,
@@ -59,8 +62,9 @@ from embedsmith.lexicon import (
     stem,
 )
 from embedsmith.text import is_spelled, normalize
+from embedsmith.wishes import find_unmet, may_wish, read_wishes
 
-RULES = 2  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
+RULES = 3  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -69,9 +73,14 @@ NEAR = 2  # words of content on each side of a direction that it can be about
 OR_NOT = re.compile(r" or not\b")
 RAISED = re.compile(r"[⁰¹²³⁴-⁹⁺⁻]+")
 PART = re.compile(r"[¼-¾⅐-⅞↉]")
-NO_SIGNS: Counter[str] = Counter()  # one for all texts without any: equal to itself at a glance
 SIGNED = re.compile(r"[!*+^×÷<>=≤≥≠±√/-]")  # most texts hold none of these, and need not be searched for `SIGN`
-SIGN = re.compile(r"(?<=[\d)])!|[*+^×÷<>=≤≥≠±√]+|(?<=[\d)]) ?[-/](?= ?[\d(])|(?P<negative>(?<![\w)])-(?=\d))")
+LONE = r"[^\W\d_](?!\w|['’.]\w)"  # a letter behind a sign: x, but not that of e-mail
+SIGN = re.compile(
+    r"(?<=[\d)])!|(?P<before>(?<!\w)(?:\+\+(?=\w)|--(?=\w\b)))|(?<=\b\w)--(?!\w)|[*+^×÷<>=≤≥≠±√]+"
+    rf"|(?<=[\d)]) ?[-/](?= ?[\d(])|(?<=[\d)])(?:-| - )(?={LONE})"
+    rf"|(?:(?<=[\W\d_][^\W\d_])|(?<=^[^\W\d_]))(?:-| - )(?=[\d(]|{LONE})"
+    r"|(?P<negative>(?<![\w)])-(?=\d))"
+)
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
 FRAMED = 24  # words of a question among which its framing is looked for
@@ -84,7 +93,7 @@ class Veto:
     """Why a candidate must not be served.
 
     Attributes:
-        kind: "number", "sign", "letter", "layout", "negation", "opposite", "order" or "word".
+        kind: "wish", "number", "sign", "letter", "layout", "negation", "opposite", "order" or "word".
         detail: what stands against what.
     """
 
@@ -104,6 +113,7 @@ class GuardView:
         content: stems that carry meaning, synonyms under one name, and the kinds of units: "20 kg" is not "20 bags".
         signed: words of a writing without spaces are among them, each sign by itself where no list knows its word; or
             Korean ones, whose order is as free.
+        wishful: some of them may wish for something of the answer.
     """
 
     words: tuple[str, ...]
@@ -114,6 +124,7 @@ class GuardView:
     negations: int
     content: frozenset[str]
     signed: bool = False
+    wishful: bool = False
 
     @property
     def silent(self) -> bool:
@@ -126,11 +137,11 @@ class Marks:
     """What is written beside the words.
 
     Attributes:
-        signs: those of sums and the like, with their counts. letters: the single ones, as written.
+        signs: those of sums and the like, in their order. letters: the single ones, as written.
         layout: the indentation of each line, () where none has any.
     """
 
-    signs: Counter[str]
+    signs: tuple[str, ...]
     letters: frozenset[str]
     layout: tuple[str, ...]
 
@@ -157,8 +168,16 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     left, right = view_question(query), view_question(candidate)
     if left.silent or right.silent:
         return Veto("word", "none to compare")
+    if left.wishful or right.wishful:
+        one, other = read_wishes(query), read_wishes(candidate)
+        ours, theirs = find_unmet(one, other, right.bag, candidate), find_unmet(other, one, left.bag, query)
+        if ours is not None or theirs is not None:
+            return Veto("wish", f"{ours.value if ours else 'none'} / {theirs.value if theirs else 'none'}")
+        if one.found and one.keys == other.keys:  # whatever the words are in which they wish for it
+            query, candidate = one.rest, other.rest
+            left, right = view_question(query), view_question(candidate)
     alike = share_words(left.bag, right.bag, max(len(left.words), len(right.words)))
-    veto = _find_number(left, right, alike)
+    veto = _find_number(left, right, alike) or _find_unit(query, candidate, left, right)
     if veto is not None or alike < ALIKE:
         return veto
     opposite = _find_opposite(left, right)
@@ -181,6 +200,17 @@ def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None
     same_number = {left.written[one] for one in here} & {right.written[other] for other in there}  # 20 lbs, 20 kg
     if same_kind or same_number or ((here or there) and alike >= SAME):
         return Veto("number", f"{_name(here)} / {_name(there)}")
+    return None
+
+
+def _find_unit(query: str, candidate: str, left: GuardView, right: GuardView) -> Veto | None:
+    """Return the veto on units whose case alone tells them apart: mW, MW."""
+    if not left.quantities or not right.quantities:
+        return None
+    one, other = find_cased(query), find_cased(candidate)
+    for symbol in sorted(one.keys() & other.keys()):
+        if one[symbol].isdisjoint(other[symbol]):
+            return Veto("number", f"{min(one[symbol])} / {min(other[symbol])}")
     return None
 
 
@@ -260,8 +290,11 @@ def _find_mark(query: str, candidate: str, left: GuardView, right: GuardView, al
     one, other = read_marks(query), read_marks(candidate)
     if one == other:
         return None
-    if one.signs or other.signs:
-        ours, theirs = one.signs - other.signs, other.signs - one.signs
+    if one.signs != other.signs:
+        mine, yours = Counter(one.signs), Counter(other.signs)
+        ours, theirs = mine - yours, yours - mine
+        if mine == yours and left.words == right.words:  # a - b + c, a + b - c
+            return Veto("sign", f"{' '.join(one.signs)} / {' '.join(other.signs)}")
         if (ours and theirs) or any(sign in found for found in (ours, theirs) for sign in ("!", "negative")):
             return Veto("sign", f"{' '.join(sorted(ours)) or 'none'} / {' '.join(sorted(theirs)) or 'none'}")
     letter = _find_letter(one.letters - other.letters, other.letters - one.letters, left, right, alike)
@@ -366,7 +399,8 @@ def view_question(text: str) -> GuardView:
     bag: dict[str, int] = {}
     for word in words:  # half the time of a Counter
         bag[word] = bag.get(word, 0) + 1
-    return GuardView(tuple(words), bag, quantities, written, implied, negations, content, signed)
+    wishful = may_wish(bag, signed)
+    return GuardView(tuple(words), bag, quantities, written, implied, negations, content, signed, wishful)
 
 
 def _name_kinds(quantities: Counter[Quantity]) -> frozenset[str]:
@@ -404,12 +438,16 @@ def read_marks(text: str) -> Marks:
     plain = spell_digits(text)
     layout = tuple(INDENTED.findall(text)) if "\n" in text else ()
     return Marks(
-        signs=Counter(match.lastgroup or match[0].strip() for match in SIGN.finditer(plain))
-        if SIGNED.search(plain)
-        else NO_SIGNS,
+        signs=tuple(map(_name_sign, SIGN.finditer(plain))) if SIGNED.search(plain) else (),
         letters=frozenset(LETTER.findall(plain, 1)) - {"I", "i"},  # a capital at the beginning says nothing
         layout=layout if any(layout) else (),
     )
+
+
+def _name_sign(match: re.Match[str]) -> str:
+    if match["before"]:
+        return f"{match[0]} before"  # ++i is not i++
+    return "negative" if match["negative"] else match[0].strip()
 
 
 def spell_digits(text: str) -> str:

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from embedsmith.cache.drift import PromiseWatch
-from embedsmith.cache.feedback import PERSON, Feedback, Judged
+from embedsmith.cache.feedback import Feedback, Judged, settle_rows
 from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError
+from embedsmith.settlement import PERSON, pair_of
 
 LOG = logging.getLogger("embedsmith.cache")
 ROOM = 1000  # samples that wait
@@ -138,7 +139,8 @@ class Samples:
         self._judging: set[int] = set()
         self._for_people: set[int] = set()
         self._tally: dict[str, tuple[int, int]] = {}
-        self._recall(feedback.read())
+        self._known: dict[int, int] = {}  # samples that wait for their turn, with the verdict of a person's mark
+        self._recall(settle_rows(feedback.read()))
 
     def _recall(self, rows: Iterable[Judged]) -> None:
         for row in rows:
@@ -185,11 +187,16 @@ class Samples:
         """Return the oldest samples that wait for a judge who is no person; they are in its hands."""
         with self._lock:
             self.arrived.clear()
-            taken = self._judging | self._for_people
-            free = (number for number in self._waiting if number not in taken)
+            free = (number for number in self._free() if number not in self._known)
             numbers = list(itertools.islice(free, most))
             self._judging.update(numbers)
-            return [self._waiting[number] for number in numbers]
+            taken = [self._waiting[number] for number in numbers]
+        self._settle_known()
+        return taken
+
+    def _free(self) -> list[int]:
+        taken = self._judging | self._for_people
+        return [number for number in self._waiting if number not in taken]
 
     def give_back(self, number: int, *, for_people: bool = False) -> None:
         """Take back a sample that the judge could not judge; it waits on, or is left for people."""
@@ -198,19 +205,55 @@ class Samples:
             if for_people and number in self._waiting:
                 self._for_people.add(number)
 
+    def decide(self, asked: str, stored: str, label: int, namespace: str) -> None:
+        """Take note that a person has marked a pair: samples of it wait for no other verdict.
+
+        Each is recorded in its turn, when none drawn before it waits: people mark what strikes them, so whatever is
+        marked would come before the rest and make the cache look worse, or better, than it is.
+        """
+        pair = pair_of(asked, stored)
+        with self._lock:
+            alike = (own for own in self._waiting.values() if own.namespace == namespace)
+            self._known |= {own.number: label for own in alike if pair_of(own.asked, own.stored) == pair}
+        self._settle_known()
+
+    def _settle_known(self) -> None:
+        while (number := self._next_known()) is not None:
+            try:
+                self._settle(number, self._known[number], PERSON)
+            except OSError as error:
+                LOG.warning("a verdict could not be written, its sample waits on: %s", error.strerror or "")
+                return
+
+    def _next_known(self) -> int | None:
+        """Return a sample whose verdict is known and whose turn it is: among the free, or those left for people."""
+        with self._lock:
+            if not self._known:
+                return None
+            heads = (self._free()[:1], [number for number in self._waiting if number in self._for_people][:1])
+            return next((number for head in heads for number in head if number in self._known), None)
+
     def settle(self, number: int, label: int, judge: str = PERSON) -> Sample | None:
         """Record a verdict, durable on return; None where the sample has one already (the first counts).
 
         Raises:
             OSError: the feedback file cannot be written; the sample waits on.
         """
+        sample = self._settle(number, label, judge)
+        self._settle_known()
+        return sample
+
+    def _settle(self, number: int, label: int, judge: str) -> Sample | None:
         with self._lock:
             sample = self._waiting.pop(number, None)
+            known = self._known.pop(number, None)
             self._judging.discard(number)
             left = number in self._for_people
             self._for_people.discard(number)
         if sample is None:
             return None
+        if known is not None and judge != PERSON:  # marked while the judge thought
+            label, judge = known, PERSON
         row = Judged(
             sentence1=sample.asked,
             sentence2=sample.stored,
@@ -230,6 +273,7 @@ class Samples:
             with self._lock:  # at its place in the order
                 self._waiting = dict(sorted([*self._waiting.items(), (number, sample)]))
                 self._for_people |= {number} if left else set()
+                self._known |= {number: known} if known is not None else {}
             raise
         with self._lock:
             self.counts.judged += 1
@@ -240,7 +284,7 @@ class Samples:
     def to_judge(self, most: int, *, judged_by_model: bool) -> list[Sample]:
         """Return the oldest samples that a person should judge: those a model could not, or all without a model."""
         with self._lock:
-            wanted = self._for_people if judged_by_model else self._waiting.keys()
+            wanted = (self._for_people if judged_by_model else self._waiting.keys()) - self._known.keys()
             return [
                 self._waiting[number] for number in itertools.islice((n for n in self._waiting if n in wanted), most)
             ]

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
@@ -20,6 +20,7 @@ from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
+from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, settle_turns
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
@@ -86,6 +87,8 @@ class SemanticCache:
     Args:
         model: a folder that `embedsmith run` wrote, or anything with `encode` (then `fingerprint` names it).
         store: see `open_store`. For one that a URL names, an encoder that does not tell its `dimension` encodes a word.
+            A server that says nothing is a `StoreError` of `lookup` and `add` within seconds
+            (Redis 5; PostgreSQL 5, or 20 for `add`, and 5 for a connection); `serve` then computes the answer.
         threshold: cosine from which on answers are served; default is that of the model's calibration.json.
         calibration: another calibration file; it must be of this very model.
         namespaces: thresholds of single namespaces, as `recalibrate` writes them; default is the file beside the
@@ -175,6 +178,9 @@ class SemanticCache:
         self.calibration = promise.calibration
         self.policy = policy
         self._feedback = Feedback(feedback) if feedback is not None else None
+        self._refusals = Refusals()
+        if self._feedback is not None:
+            self._refusals.recall(self._feedback.read(), self.fingerprint)
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
         if isinstance(store, str):
@@ -250,11 +256,12 @@ class SemanticCache:
                 encoding += time.perf_counter() - started
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
-            decision = decide(asked.text, matches, policy)
+            refused = self._refusals.among(asked.text, matches, asked.namespace)
+            decision = decide(asked.text, matches, policy, refused)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
-                self._sample(self.samples, asked, matches, decision)
+                self._sample(self.samples, asked, matches, decision, refused)
         age = now - decision.entry.created if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
@@ -284,12 +291,15 @@ class SemanticCache:
             return None  # what was learnt is for pairs that the guard lets pass
         return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
 
-    def _sample(self, samples: Samples, asked: Lookup, matches: Sequence[Match], decision: Decision) -> None:
+    def _sample(
+        self, samples: Samples, asked: Lookup, matches: Sequence[Match], decision: Decision, refused: Collection[str]
+    ) -> None:
         """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
         policy = self.policy.within(asked.namespace, asked.text)
         floor = policy.threshold - samples.rule.margin
         if not decision.hit:  # the nearest that the guard lets pass, as the verifier moves it
-            decision = decide(asked.text, matches, replace(policy, threshold=floor - policy.reach, verifier=None))
+            lower = replace(policy, threshold=floor - policy.reach, verifier=None)
+            decision = decide(asked.text, matches, lower, refused)
         entry, cosine = decision.entry, decision.moved if decision.moved is not None else decision.similarity
         if entry is None or cosine is None:
             return
@@ -367,7 +377,8 @@ class SemanticCache:
         """Return the stored answer, or that of `compute(text)`, which is stored.
 
         Single flight: while one caller computes, others with the same question wait for it. When it fails,
-        all of them get its error, and nothing is stored; when it is interrupted, one of them computes.
+        all of them get its error, and nothing is stored; when it is interrupted, one of them computes. Where `compute`
+        itself asks the same question again, that is computed: it would wait for itself.
         A cache that fails takes nothing away: what `compute` returns is returned, and the log says what failed.
         """
         require_limits(ttl=ttl)
@@ -377,6 +388,8 @@ class SemanticCache:
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
+            if self._flights.is_own(flight):
+                return compute(text)
             with suppress(Abandoned):
                 return flight.result()
         with self._flights.lead(asked.id) as land:
@@ -407,6 +420,8 @@ class SemanticCache:
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
+            if self._flights.is_own(flight):
+                return await compute(text)
             with suppress(Abandoned):
                 return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
         with self._flights.lead(asked.id) as land:
@@ -519,11 +534,28 @@ class SemanticCache:
     def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> bool:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: the entry goes.
 
+        Neither question is served the other's answer again, in this namespace and with this model (`cache.refusals`).
         Returns whether the pair is kept, which is so with a feedback file; it is kept before the entry goes.
         """
         kept = self._remember(asked, stored, 0, namespace)
         self.store.delete([id])
         return kept
+
+    def judge_sample(self, number: int, label: int) -> bool:
+        """Record a person's verdict on a sample, 1 where one answer serves both questions, else 0.
+
+        A wrong answer that was served goes, as in `mark_wrong`. Returns False where there is no such sample.
+
+        Raises:
+            OSError: the verdict cannot be written; the sample waits on.
+        """
+        sample = self.samples.settle(number, label) if self.samples is not None else None
+        if sample is None:
+            return False
+        self._refusals.note(sample.asked, sample.stored, label, sample.namespace)
+        if label == 0 and sample.served:
+            self.store.delete([sample.stored_id])
+        return True
 
     def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> bool:
         """Say that one answer serves both texts although the cache did not see it; return whether that is kept."""
@@ -531,6 +563,7 @@ class SemanticCache:
 
     def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
         if self._feedback is None:
+            self._refusals.note(asked, stored, label, namespace)
             return False
         _require_text(asked, stored, namespace)
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
@@ -547,10 +580,16 @@ class SemanticCache:
                 model=self.fingerprint,
             )
         )
+        self._refusals.note(asked, stored, label, namespace)
+        if self.samples is not None:
+            self.samples.decide(asked, stored, label, namespace)
         return True
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        """Remove what has this namespace and this tag (none given: all); return how many."""
+        """Remove what has this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
+
+        Returns how many.
+        """
         return self.store.purge(namespace=namespace, tag=tag)
 
     def close(self) -> None:

@@ -165,6 +165,14 @@ def serve(
     ],
     model: Annotated[str, typer.Option(help="The model folder; its calibration.json gives the threshold.")],
     store: Annotated[str, typer.Option(help="memory://, sqlite:///FILE, redis://… or postgresql://…")] = "memory://",
+    store_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="Seconds that Redis or PostgreSQL may hold a request up; then it goes around the cache, and so do all "
+            "until the store answers again.",
+        ),
+    ] = 1.0,
     threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
     guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
@@ -207,6 +215,12 @@ def serve(
         float | None, typer.Option(help="Most wrong answers served before the alarm; default: the calibration's.")
     ] = None,
     allow_tools: Annotated[bool, typer.Option(help="Answer requests that offer tools or search the web, too.")] = False,
+    allow_images: Annotated[
+        bool, typer.Option(help="Answer questions about images, too, where the images are the same.")
+    ] = False,
+    allow_several: Annotated[
+        bool, typer.Option(help="Answer requests for several answers (n), too, all as stored.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     ignore_header: Annotated[
@@ -220,6 +234,15 @@ def serve(
     completion_price: Annotated[float, typer.Option(min=0, hidden=True)] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="MiB of a request that is read here (chat, embeddings), since it is held in memory whole; all else is "
+            "passed on as it comes, whatever its size.",
+        ),
+    ] = 8,
     grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
@@ -241,12 +264,14 @@ def serve(
             store,
             host=host,
             port=port,
-            allowed=Allowances(allow_tools, temperature),
+            allowed=Allowances(allow_tools, temperature, allow_images, allow_several),
             shadow=shadow,
             log=log,
             prompt_price=paid.input_per_million if paid is not None else prompt_price,
             completion_price=paid.output_per_million if paid is not None else completion_price,
             ignored_headers=tuple(ignore_header or ()),
+            store_timeout=store_timeout,
+            max_body=max_body,
             grace=grace,
         )
     require_port(service)

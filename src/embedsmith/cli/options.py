@@ -22,7 +22,7 @@ class Rule:
     """What an option asks of the others of its command.
 
     Others are written as they are typed: "--judge", "--no-guard", "PAIRS"; "--recipe rag" for a value;
-    "--llm openai:MODEL" for all values of this kind.
+    "--llm openai:MODEL" and "--store redis://…" for all values of this kind.
 
     Attributes:
         needs: one of these has to be there; () for nothing.
@@ -116,6 +116,10 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "serve": {
         "--calibration": BY_HAND,
         "--verifier": BY_HAND,
+        "--store-timeout": _needs(
+            *(f"--store {kind}://…" for kind in ("redis", "rediss", "unix", "postgresql", "postgres")),
+            action="leave it out: a store in this process is not waited for",
+        ),
         "--eviction": _needs("--max-entries", "--max-bytes"),
         "--sample": _needs("--feedback", action="--feedback FILE with it, for the verdicts"),
         **_each("sample-margin judge delta", _needs("--sample")),
@@ -192,7 +196,7 @@ def _is_there(context: typer.Context, other: str) -> bool:
     if name in parameter.secondary_opts:
         return value is False
     values = value if isinstance(value, list) else [value] if value else []
-    if wanted.endswith((":MODEL", ":FILE")):
+    if wanted.endswith((":MODEL", ":FILE", "://…")):
         return any(str(one).startswith(wanted.partition(":")[0] + ":") for one in values)
     return any(not wanted or str(one) == wanted for one in values)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
@@ -60,7 +60,9 @@ class Shelf:
     def read(self, request: Callable[[], Mapping[str, Any]]) -> Question | None:
         """Return the question in the chat request that `request` builds; None when it is none for the cache."""
         try:
-            question = read_chat(request(), self.allowed, by_meaning=self.cache.by_meaning)
+            # One text is what comes back from here, so a request for several, or with images, is none for the shelf.
+            allowed = replace(self.allowed, images=False, several=False)
+            question = read_chat(request(), allowed, by_meaning=self.cache.by_meaning)
         except Unreadable as error:
             question = Passed(str(error))
         except Exception as error:  # noqa: BLE001  its text may hold the user's; a cache takes nothing away

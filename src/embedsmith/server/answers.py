@@ -59,7 +59,8 @@ class Answer:
             return STREAMED
         if not self.body.get("usage"):
             return NO_USAGE
-        return NO_LOGPROBS if question.logprobs and not self.body["choices"][0].get("logprobs") else ""
+        told = all(choice.get("logprobs") for choice in self.body["choices"])
+        return NO_LOGPROBS if question.logprobs and not told else ""
 
 
 def load_answer(text: str) -> Answer:
@@ -73,7 +74,9 @@ def load_answer(text: str) -> Answer:
         answer = Answer(stored["body"], tuple(stored["chunks"]), *map(bool, map(stored.get, ("asked", "partial"))))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError("no answer of an upstream") from error
-    if read_body(answer.body) is None or not all(isinstance(chunk, str) for chunk in answer.chunks):
+    if read_body(answer.body, count_choices(answer.body)) is None or not all(
+        isinstance(chunk, str) for chunk in answer.chunks
+    ):
         raise ValueError("an answer that cannot be given again")
     return answer
 
@@ -90,19 +93,31 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def read_body(body: object) -> Answer | None:
-    """Return a plain answer, or None when it must not be stored."""
-    if not isinstance(body, dict) or body.get("error") or not _is_one_text(body.get("choices")):
+def count_choices(body: object) -> int:
+    """Return how many answers a body holds, at least 1."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    return max(len(choices), 1) if isinstance(choices, list) else 1
+
+
+def read_body(body: object, several: int = 1) -> Answer | None:
+    """Return a plain answer with as many choices as were asked for, or None when it must not be stored."""
+    if not isinstance(body, dict) or body.get("error") or not _are_texts(body.get("choices"), several):
         return None
     return Answer(body) if _is_usage(body.get("usage")) and _is_writable(body) else None
 
 
-def _is_one_text(choices: object) -> bool:
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+def _are_texts(choices: object, several: int) -> bool:
+    if not isinstance(choices, list) or len(choices) != several or not all(map(_is_text, choices)):
         return False
-    message = choices[0].get("message")
+    return several == 1 or sorted(str(choice.get("index")) for choice in choices) == sorted(map(str, range(several)))
+
+
+def _is_text(choice: object) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    message = choice.get("message")
     return (
-        choices[0].get("finish_reason") == "stop"
+        choice.get("finish_reason") == "stop"
         and isinstance(message, dict)
         and isinstance(message.get("content"), str)
         and bool(message["content"])
@@ -134,10 +149,12 @@ class StreamReader:
 
     Attributes:
         asked: whether the stream was asked to tell its usage.
+        several: how many answers were asked for.
         largest: bytes of a stream that is kept; of a longer one nothing is.
     """
 
     asked: bool = False
+    several: int = 1
     largest: int = LARGEST
     chunks: list[str] = field(default_factory=list)
     finished: bool = False
@@ -174,10 +191,10 @@ class StreamReader:
         """Return the whole answer; None when the stream was cut, is of no known form or must not be stored."""
         if not self.finished or self.full:
             return None
-        joined = _Joined()
+        joined = _Joined(self.several)
         if not all(joined.add(parse(chunk)) for chunk in self.chunks):
             return None
-        whole = read_body(joined.body())
+        whole = read_body(joined.body(), self.several)
         return Answer(whole.body, tuple(self.chunks), self.asked, joined.partial) if whole is not None else None
 
 
@@ -185,16 +202,18 @@ class StreamReader:
 class _Joined:
     """The completion that the chunks of a stream spell out, as the same upstream would have given it whole.
 
-    Texts that come in pieces (the answer, its reasoning) are joined and so are lists of logprobs; of what
-    stands beside them the last word counts.
+    Of what stands beside the choices the last word counts.
     """
 
+    several: int = 1
     about: dict[str, Any] = field(default_factory=dict)
-    role: str = "assistant"
-    texts: dict[str, list[str]] = field(default_factory=lambda: {"content": []})
-    choice: dict[str, Any] = field(default_factory=dict)
+    choices: dict[int, _JoinedChoice] = field(default_factory=dict)
     usage: Any = None
-    partial: bool = False
+
+    @property
+    def partial(self) -> bool:
+        """Say whether the chunks hold more than the whole could take over."""
+        return any(choice.partial for choice in self.choices.values())
 
     def add(self, chunk: object) -> bool:
         """Take the next chunk; False when it is not a part of one plain text."""
@@ -206,8 +225,32 @@ class _Joined:
         return isinstance(choices, list) and all(map(self._add_choice, choices))
 
     def _add_choice(self, choice: object) -> bool:
-        if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+        if not isinstance(choice, dict) or choice.get("index", 0) not in range(self.several):
             return False
+        return self.choices.setdefault(int(choice.get("index", 0)), _JoinedChoice()).add(choice)
+
+    def body(self) -> dict[str, Any]:
+        """Return the `chat.completion` object."""
+        choices = [{"index": place} | self.choices[place].whole() for place in sorted(self.choices)]
+        told = {**self.about, "object": "chat.completion", "choices": choices}
+        return told | ({"usage": self.usage} if self.usage else {})
+
+
+@dataclass(slots=True)
+class _JoinedChoice:
+    """One answer among those of a stream.
+
+    Texts that come in pieces (the answer, its reasoning) are joined and so are lists of logprobs; of what
+    stands beside them the last word counts.
+    """
+
+    role: str = "assistant"
+    texts: dict[str, list[str]] = field(default_factory=lambda: {"content": []})
+    beside: dict[str, Any] = field(default_factory=dict)
+    partial: bool = False
+
+    def add(self, choice: Mapping[str, Any]) -> bool:
+        """Take what the next chunk says of it; False when that is not a part of one plain text."""
         delta = choice.get("delta") or {}
         if not isinstance(delta, dict) or not isinstance(delta.get("content") or "", str):
             return False
@@ -219,7 +262,7 @@ class _Joined:
             if name == "logprobs" and value is not None:
                 self._add_logprobs(value)
             elif name not in ("index", "delta", "message") and value is not None:
-                self.choice[name] = value
+                self.beside[name] = value
         return True
 
     def _add_field(self, name: str, value: object) -> None:
@@ -232,7 +275,7 @@ class _Joined:
             self.partial = True
 
     def _add_logprobs(self, value: object) -> None:
-        known = self.choice.setdefault("logprobs", {})
+        known = self.beside.setdefault("logprobs", {})
         if not isinstance(value, dict) or not all(isinstance(part, list | None) for part in value.values()):
             self.partial = True
             return
@@ -242,12 +285,10 @@ class _Joined:
             else:
                 known[name] += part or ()
 
-    def body(self) -> dict[str, Any]:
-        """Return the `chat.completion` object."""
+    def whole(self) -> dict[str, Any]:
+        """Return the choice, but for its index."""
         message = {"role": self.role} | {name: "".join(parts) for name, parts in self.texts.items()}
-        choice = {"index": 0, "message": message, "finish_reason": None} | self.choice
-        told = {**self.about, "object": "chat.completion", "choices": [choice]}
-        return told | ({"usage": self.usage} if self.usage else {})
+        return {"message": message, "finish_reason": None} | self.beside
 
 
 def stream_events(answer: Answer, *, usage: bool) -> Iterator[bytes]:
@@ -286,13 +327,16 @@ def _is_usage_alone(chunk: str) -> bool:
 def _split(body: Mapping[str, Any], *, usage: bool) -> Sequence[str]:
     about = {name: value for name, value in body.items() if name not in OWN} | {"object": "chat.completion.chunk"}
     beside = {"usage": None} if usage else {}
-    choice = dict(body["choices"][0])
-    delta = {name: value for name, value in choice.pop("message").items() if value is not None}
-    logprobs = choice.pop("logprobs", None)
-    parts: list[dict[str, Any]] = [
-        {"index": 0, "delta": {"role": "assistant"} | delta, "logprobs": logprobs, "finish_reason": None},
-        {**choice, "index": 0, "delta": {}},
-    ]
+    parts: list[dict[str, Any]] = []
+    for place, given in enumerate(body["choices"]):
+        choice = dict(given)
+        index = place if len(body["choices"]) == 1 else choice["index"]
+        delta = {name: value for name, value in choice.pop("message").items() if value is not None}
+        logprobs = choice.pop("logprobs", None)
+        parts += [
+            {"index": index, "delta": {"role": "assistant"} | delta, "logprobs": logprobs, "finish_reason": None},
+            {**choice, "index": index, "delta": {}},
+        ]
     chunks = [{**about, "choices": [part], **beside} for part in parts]
     if usage and body.get("usage"):
         chunks.append({**about, "choices": [], "usage": body["usage"]})

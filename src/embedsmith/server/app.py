@@ -22,7 +22,8 @@ from embedsmith.server.batching import ROOM
 from embedsmith.server.dashboard import find_entries, page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
-from embedsmith.server.headers import read_ignored
+from embedsmith.server.gate import SECONDS, gated
+from embedsmith.server.headers import read_asker, read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import LARGEST, Proxy
@@ -53,6 +54,7 @@ def create_app(
     prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
+    store_seconds: float = SECONDS,
     ignored_headers: Iterable[str] = (),
     log: RequestLog | None = None,
     spans: Spans | None = None,
@@ -65,17 +67,20 @@ def create_app(
         shadow: serve nothing from the cache, only say in headers, metrics and dashboard what would have been.
         prices: of the upstream, for the money saved.
         served_model: the model name under which /v1/embeddings answers with the cache's own encoder.
-        largest: bytes of a request. body_seconds: within which it must have come.
+        largest: bytes of a request that is read here (chat, embeddings); all else is passed on whatever its size.
+        body_seconds: within which a body must have come, of what is passed on each `edge.SHARE` bytes.
         timeout: seconds that the upstream may take.
+        store_seconds: that a lookup, or storing an answer, may hold a request up in a store on another machine.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         ignored_headers: of requests, beyond those known (`headers`), that change no answer.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
+    cache = gated(cache, store_seconds)
     watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
     ignored = read_ignored(ignored_headers)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow, ignored)
-    admin = Admin(cache, watch, admin_token)
+    admin = Admin(cache, watch, admin_token, secret)
     embeddings = Embedder(cache.encoder, proxy, served_model, room=room)
     description = describe_api(served_model=served_model, largest=largest)
 
@@ -83,6 +88,8 @@ def create_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await way.close()
+        if watch.gate is not None:
+            watch.gate.close()
 
     async def health(_: Request) -> Response:
         failing = list(watch.troubles)  # the server answers all the same, so it is not to be restarted for this
@@ -106,6 +113,7 @@ def create_app(
             Route("/admin/mark", admin.guarded(admin.mark), methods=["POST"]),
             Route("/admin/judge", admin.guarded(admin.judge), methods=["POST"]),
             Route("/admin/usual", admin.guarded(admin.usual), methods=["POST"]),
+            Route("/admin/tenant", admin.guarded(admin.tenant), methods=["POST"]),
             Route("/admin/purge", admin.guarded(admin.purge), methods=["POST"]),
             Route("/v1/chat/completions", proxy.chat, methods=["POST"]),
             Route("/v1/embeddings", embeddings.answer, methods=["POST"]),
@@ -126,15 +134,16 @@ def create_app(
 class Admin:
     """What only the holder of the token may see and do."""
 
-    def __init__(self, cache: SemanticCache, watch: Watch, token: str) -> None:
-        self._cache, self._watch, self._token = cache, watch, token
+    def __init__(self, cache: SemanticCache, watch: Watch, token: str, secret: bytes) -> None:
+        self._cache, self._watch, self._token, self._secret = cache, watch, token, secret
 
     def guarded(self, handler: Handler) -> Handler:
         """Return the handler behind the token: in the header `Authorization: Bearer TOKEN`."""
 
         async def checked(request: Request) -> Response:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
+            scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
+            right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token.encode())
+            if not right or scheme.lower() != "bearer":  # the scheme in any case: RFC 9110
                 return refuse(401, "the admin token is missing or wrong", {"www-authenticate": "Bearer"})
             return await handler(request)
 
@@ -210,8 +219,21 @@ class Admin:
         self._watch.oversight.stream.accept()
         return JSONResponse({"usual": "the questions from now on"})
 
+    async def tenant(self, request: Request) -> Response:
+        """Return the namespace of who sends this API `key` as a bearer token, or these `headers` and `query`.
+
+        It is what /admin/purge takes. The key comes in a body, since addresses are logged on their way; it is kept
+        nowhere and is in no answer.
+        """
+        body = await _small_object(request)
+        sender = _read_sender(body) if body is not None else None
+        if sender is None:
+            return refuse(400, 'expected {"key": text}, or {"headers": {name: value}, "query": text} as a client sends')
+        headers, query = sender
+        return JSONResponse({"namespace": read_asker(headers, query, self._secret).tenant})
+
     async def purge(self, request: Request) -> Response:
-        """Remove entries by `id`, or by `namespace` and `tag`; {"all": true} removes all."""
+        """Remove entries by `id`, or by `namespace` (and all below it) and `tag`; {"all": true} removes all."""
         body = await _small_object(request)
         rules = _read_purge(body) if body is not None else None
         if rules is None:
@@ -224,6 +246,21 @@ class Admin:
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
         return JSONResponse({"removed": gone})
+
+
+def _read_sender(body: dict[str, Any]) -> tuple[list[tuple[bytes, bytes]], str] | None:
+    """Return headers and query of a client, None when they are not said beyond doubt."""
+    key, headers, query = body.get("key"), body.get("headers"), body.get("query", "")
+    if body.keys() - {"key", "headers", "query"} or (key is None) == (headers is None) or not isinstance(query, str):
+        return None
+    if headers is None:
+        headers = {"authorization": f"Bearer {key.strip()}"} if isinstance(key, str) and key.strip() else None
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        return None
+    try:
+        return [(name.encode("latin-1"), value.strip().encode("latin-1")) for name, value in headers.items()], query
+    except UnicodeEncodeError:
+        return None
 
 
 def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from embedsmith.cache.semantic import Lookup
 from embedsmith.server.headers import ASKED, MOST_TOLD
 
+MOST_TAGS = 8  # of one request
+LONGEST_TAG = 64  # characters
+WISHES = "no-store, no-cache, only-if-cached, ttl=, namespace=, tag="
+
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -17,6 +21,7 @@ class Control:
     Attributes:
         read: answer from the cache. write: store the answer. only_cached: never ask the upstream.
         ttl: seconds to live. namespace: a part of the tenant's own space (it never leads out of it).
+        tags: of the entry that is stored, to purge it by; they decide nothing about which answer serves.
     """
 
     read: bool = True
@@ -24,6 +29,7 @@ class Control:
     only_cached: bool = False
     ttl: float | None = None
     namespace: str = ""
+    tags: tuple[str, ...] = ()
 
     def life(self, most: float | None) -> float | None:
         """Return the seconds that an answer may live, where the server lets it live `most`; None for ever."""
@@ -34,9 +40,11 @@ def read_control(headers: Iterable[str]) -> Control:
     """Return the wishes in the values of the request's X-Embedsmith-Cache headers; of two lives the shorter.
 
     Raises:
-        ValueError: a word that is none of them, or a ttl that is no positive number.
+        ValueError: a word that is none of them, a ttl that is no positive number, or a tag that is too long, not
+            printable ASCII (all that a header carries as it is), or one too many.
     """
     read, write, only, ttl, namespace = True, True, False, None, ""
+    tags: dict[str, None] = {}
     for wish in filter(None, (part.strip() for value in headers for part in value.split(","))):
         name, _, value = wish.partition("=")
         match name.strip().lower(), value.strip():
@@ -51,9 +59,19 @@ def read_control(headers: Iterable[str]) -> Control:
                 ttl = life if ttl is None else min(ttl, life)
             case "namespace", text if text:
                 namespace = text
+            case "tag", text if text:
+                tags[_read_tag(text)] = None
             case _:
-                raise ValueError(f"{ASKED}: {wish!r} is none of no-store, no-cache, only-if-cached, ttl=, namespace=")
-    return Control(read, write, only, ttl, namespace)
+                raise ValueError(f"{ASKED}: {wish!r} is none of {WISHES}")
+    if len(tags) > MOST_TAGS:
+        raise ValueError(f"{ASKED}: {len(tags)} tags; at most {MOST_TAGS}")
+    return Control(read, write, only, ttl, namespace, tuple(tags))
+
+
+def _read_tag(text: str) -> str:
+    if len(text) > LONGEST_TAG or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"{ASKED}: a tag has at most {LONGEST_TAG} characters, all of them printable ASCII")
+    return text
 
 
 def _read_seconds(text: str) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,7 +17,8 @@ from embedsmith.server.logs import RequestLog
 from embedsmith.server.spans import NO_SPAN, Spans
 from embedsmith.server.trail import REQUEST_ID, Trail, open_trail
 
-BODY_SECONDS = 60.0  # for a whole request body
+BODY_SECONDS = 60.0  # for a whole request body that is read
+SHARE = 8 << 20  # bytes of a body that is passed on for which a client has that time, again and again
 LARGEST_HEAD = 1 << 16  # bytes of a request line with its headers
 
 
@@ -142,6 +144,28 @@ async def read_limited(request: Request, largest: int, seconds: float = BODY_SEC
     except TimeoutError:
         raise TooSlow(f"the request did not end within {seconds:g} seconds") from None
     return bytes(body)
+
+
+async def read_pieces(request: Request, seconds: float = BODY_SECONDS) -> AsyncIterator[bytes]:
+    """Yield the body of a request as it comes, whatever its size.
+
+    Raises:
+        TooSlow: waiting for the client took `seconds` for each `SHARE` of bytes, begun ones counted as whole.
+        ClientDisconnect: it left before the end.
+    """
+    source, received, waited = request.stream(), 0, 0.0
+    while True:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(seconds * (1 + received // SHARE) - waited):
+                part = await anext(source, None)
+        except TimeoutError:
+            raise TooSlow(f"the request came slower than {SHARE} bytes in {seconds:g} seconds") from None
+        if part is None:
+            return
+        waited, received = waited + time.monotonic() - began, received + len(part)
+        if part:
+            yield part
 
 
 def require_json(request: Request) -> None:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from embedsmith.encoder import Embeddings, Encoder, normalize
+from embedsmith.encoder import TOO_LONG, Embeddings, Encoder, find_unread, normalize
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
@@ -23,6 +23,7 @@ from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
 INLINE = 32 * 1024  # numbers that are written without a thread
+QUICK = 4096  # characters that are looked through without a thread
 Form = Literal["float", "base64"]
 
 
@@ -32,18 +33,20 @@ class Wanted:
 
     Attributes:
         dimensions: the first so many, of length 1 again; None for all.
+        truncate: embed the beginning of a text that is longer than the model reads; else it is refused, as OpenAI does.
     """
 
     texts: Sequence[str]
     dimensions: int | None
     form: Form
+    truncate: bool = False
 
 
 class Embedder:
     """The endpoint: the cache's own encoder under its name, any other model from the upstream."""
 
     def __init__(self, encoder: Encoder, proxy: Proxy, served_model: str, *, room: int) -> None:
-        self._proxy, self._served = proxy, served_model
+        self._proxy, self._served, self._encoder = proxy, served_model, encoder
         self._batcher = Batcher(encoder, room=room, on_batch=proxy.watch.encoded)
         self._began = int(time.time())
 
@@ -75,6 +78,10 @@ class Embedder:
             }
         )
         try:
+            cut = [] if wanted.truncate else await self._find_long(wanted.texts)
+            if cut:
+                span.fail("400")
+                return refuse(400, self._describe_long(cut, len(wanted.texts)))
             done = await self._batcher.encode(wanted.texts)
         except Busy as busy:
             self._proxy.watch.failed("the embeddings queue is full")
@@ -93,6 +100,22 @@ class Embedder:
         if done.vectors.size <= INLINE:
             return Response(self._write(wanted, done), media_type="application/json")
         return Response(await run_in_threadpool(self._write, wanted, done), media_type="application/json")
+
+    async def _find_long(self, texts: Sequence[str]) -> list[int]:
+        """Return the places of the texts that the model would read the beginning of only."""
+
+        def find() -> list[int]:
+            return [place for place, text in enumerate(texts) if find_unread(self._encoder, text) == TOO_LONG]
+
+        return find() if sum(map(len, texts)) <= QUICK else await run_in_threadpool(find)
+
+    def _describe_long(self, cut: Sequence[int], texts: int) -> str:
+        limit = getattr(self._encoder, "max_length", None)
+        told = f"is {limit} tokens" if isinstance(limit, int) else "is exceeded"
+        return (
+            f"This model's maximum context length {told}; input {cut[0]} is longer ({len(cut)} of {texts} are). Send "
+            'it in parts, or send "truncate": true to embed its beginning'
+        )
 
     def _write(self, wanted: Wanted, done: Encoded) -> bytes:
         vectors = done.vectors if wanted.dimensions is None else normalize(done.vectors[:, : wanted.dimensions])
@@ -145,7 +168,11 @@ def read_request(body: Mapping[str, Any]) -> Wanted:
     form = body.get("encoding_format")
     if form is not None and form not in ("float", "base64"):
         raise ValueError("encoding_format must be float or base64")
-    return Wanted(_read_texts(body.get("input")), _read_dimensions(body.get("dimensions")), form or "float")
+    truncate = body.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        raise ValueError("truncate must be true or false")
+    texts, dimensions = _read_texts(body.get("input")), _read_dimensions(body.get("dimensions"))
+    return Wanted(texts, dimensions, form or "float", bool(truncate))
 
 
 def _read_texts(given: object) -> Sequence[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedsmith import __version__
+from embedsmith.server.control import LONGEST_TAG, MOST_TAGS
 from embedsmith.server.dashboard import FOUND
 from embedsmith.server.embeddings import MOST_TEXTS
 from embedsmith.server.proxy import LARGEST
@@ -34,6 +35,7 @@ REFUSED = {
     415: "The body says that it is something else than JSON.",
     429: "Too many texts wait for the encoder.",
     500: "The server failed; its log says why under the request's id.",
+    501: "A websocket was asked for; none is passed on.",
     502: "The upstream cannot be reached, or broke off its answer.",
     504: "The upstream did not answer in time, or only-if-cached was asked for and the answer is not in the cache.",
 }
@@ -63,15 +65,14 @@ CACHE_HEADERS: Json = {
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
 }
+WISH = r"(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40}|tag=[A-Za-z0-9_-]{1,40})"
 ASKED_PARAMETER: Json = {
     "name": "X-Embedsmith-Cache",
     "in": "header",
-    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME.",
-    "schema": {
-        "type": "string",
-        "pattern": r"^(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})"
-        r"(,(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z0-9_-]{1,40})){0,3}$",
-    },
+    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME, and up to "
+    f"{MOST_TAGS} times tag=NAME (at most {LONGEST_TAG} characters of printable ASCII): /admin/purge removes by tag "
+    "what such a request has stored.",
+    "schema": {"type": "string", "pattern": rf"^{WISH}(,{WISH}){{0,3}}$"},
 }
 ID_PARAMETER: Json = {
     "name": "X-Request-Id",
@@ -86,7 +87,7 @@ def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) ->
     """Return the description of the API as plain JSON.
 
     Args:
-        served_model: the name under which /v1/embeddings answers. largest: bytes of a request.
+        served_model: the name under which /v1/embeddings answers. largest: bytes of a request that is read.
     """
     return {
         "openapi": "3.1.0",
@@ -95,7 +96,8 @@ def describe_api(*, served_model: str = "embedsmith", largest: int = LARGEST) ->
             "version": __version__,
             "description": (
                 "A caching proxy in front of an OpenAI-compatible upstream, an embeddings endpoint and a dashboard. "
-                f"A request has at most {largest} bytes. What is not described below /v1 goes to the upstream as it is."
+                f"A request that the server reads (chat, embeddings) has at most {largest} bytes. All else below /v1 "
+                "goes to the upstream as it is, whatever its size."
             ),
         },
         "paths": _own_paths() | _admin_paths() | _openai_paths(served_model),
@@ -173,9 +175,16 @@ def _admin_paths() -> Json:
                 {"200": _json("It is the usual one now.", _object(usual=TEXT))} | _refusals(408, 413, 415),
             )
         },
+        "/admin/tenant": {
+            "post": _operation(
+                "Tell the namespace of an API key, for /admin/purge; the key is kept nowhere.",
+                {"200": _json("It is this.", _object(namespace=TEXT))} | _refusals(400, 408, 413, 415),
+                body=_ref("Sender"),
+            )
+        },
         "/admin/purge": {
             "post": _operation(
-                "Remove one entry, those of a namespace, those with a tag, or all.",
+                "Remove one entry, those of a namespace and all below it, those with a tag, or all.",
                 {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415, 503),
                 body=_ref("Purge"),
             )
@@ -189,7 +198,7 @@ def _admin_paths() -> Json:
 
 
 def _openai_paths(served: str) -> Json:
-    above = _refusals_of_either(400, 408, 413, 502, 504)
+    above = _refusals_of_either(400, 408, 413, 501, 502, 504)
     passed: Json = {"default": {"description": "Whatever the upstream answers.", "headers": _identified()}} | above
     model = {
         "name": "model",
@@ -268,6 +277,10 @@ def _embeddings_request(served: str) -> Json:
             "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_TEXTS}]},
             "dimensions": {"type": ["integer", "null"], "minimum": 1},
             "encoding_format": {"enum": ["float", "base64", None]},
+            "truncate": {
+                "type": ["boolean", "null"],
+                "description": "Embed the beginning of a text that is longer than the model reads; else that is a 400.",
+            },
             "user": TEXT,
         },
         "required": ["model", "input"],
@@ -393,6 +406,20 @@ SCHEMAS: Json = {
     "Judge": {
         **_object(number={"type": "integer", "minimum": 1}, verdict={"enum": ["same", "different"]}),
         "description": "The number of a sample that waits, and whether one answer serves both of its questions.",
+    },
+    "Sender": {
+        "oneOf": [
+            {**_object(key={"type": "string", "minLength": 1}), "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {
+                    "headers": {"type": "object", "additionalProperties": TEXT},
+                    "query": TEXT,
+                },
+                "required": ["headers"],
+                "additionalProperties": False,
+            },
+        ]
     },
     "Purge": {
         "oneOf": [

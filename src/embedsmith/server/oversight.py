@@ -18,6 +18,7 @@ from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import load_answer
+from embedsmith.server.gate import StoreSilent
 
 LOG = logging.getLogger("embedsmith.server")
 SHOWN = 5  # samples at once: the oldest, so that nobody picks the easy ones
@@ -44,10 +45,7 @@ class Oversight:
 
     def judge(self, number: int, label: int) -> bool:
         """Record a person's verdict on a sample; False when there is no such sample. A wrong answer served goes."""
-        sample = self._cache.samples.settle(number, label) if self._cache.samples is not None else None
-        if sample is not None and label == 0 and sample.served:
-            self._cache.store.delete([sample.stored_id])
-        return sample is not None
+        return self._cache.judge_sample(number, label)
 
     def state(self) -> dict[str, Any]:
         """Return the part of /admin/state that speaks of quality."""
@@ -197,6 +195,8 @@ def measure(registry: CollectorRegistry, name: str, text: str, read: Callable[[]
     def careful() -> float:
         try:
             return float(read())
+        except StoreSilent:  # which has been said when it began
+            return float("nan")
         except Exception as error:  # noqa: BLE001  whatever a store or its driver raises
             LOG.warning("the metric embedsmith_%s cannot be read: %s", name, describe_failure(error))
             return float("nan")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -28,8 +29,9 @@ from embedsmith.server.answers import (
     stream_events,
 )
 from embedsmith.server.control import Control, describe, read_control
-from embedsmith.server.edge import BODY_SECONDS, read_limited, refuse, require_json
+from embedsmith.server.edge import BODY_SECONDS, read_limited, read_pieces, refuse, require_json
 from embedsmith.server.flights import Failure, Flight, Flights, Landing
+from embedsmith.server.gate import SILENT, StoreSilent
 from embedsmith.server.headers import ASKED, Asker, read_asker
 from embedsmith.server.relay import Relay
 from embedsmith.server.trail import Trail, trail_of
@@ -37,11 +39,14 @@ from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import LOOKING, STORING, Watch
 
 LOG = logging.getLogger("embedsmith.server")
-LARGEST = 8 << 20  # bytes of a request
+LARGEST = 8 << 20  # bytes of a request that is read here
+HELD = 1 << 20  # bytes of a request that is only passed on, up to which it goes on whole
 GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
+NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
+Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
 
 
@@ -86,7 +91,7 @@ class Proxy:
     ignored: Collection[str] = ()
     flights: Flights = field(init=False)
     _quick: bool = field(init=False)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.flights = Flights(self.cache.policy)
@@ -204,7 +209,12 @@ class Proxy:
         return self._serve(ask, found, answer)
 
     async def _look_again(self, ask: Ask, found: Lookup) -> tuple[Lookup, Answer | None]:
-        return self._open(ask, await asyncio.to_thread(self.cache.look_again, found))
+        return self._open(ask, await self._in_thread(partial(self.cache.look_again, found)))
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` in the cache returns; for so long only where it waits for another machine."""
+        gate = self.watch.gate
+        return await (asyncio.to_thread(work) if gate is None else gate.run(work))
 
     def _fail_too(self, ask: Ask, found: Lookup, failure: Failure) -> Response:
         """Return the error of the one who asked for all: whoever asks now would wait as long, for the same."""
@@ -215,9 +225,13 @@ class Proxy:
         return Response(error.body, error.status_code, kept | ask.told(found))
 
     async def _go_around(self, ask: Ask, error: Exception) -> Response:
-        LOG.warning("%s", self.watch.cache_failed(LOOKING, error))
-        ask.trail.passed(LOOKING)
-        return await self.forward(ask.request, ask.raw, describe(None, LOOKING))
+        reason = SILENT if isinstance(error, StoreSilent) else LOOKING
+        if reason is SILENT:  # the gate has said so, once
+            self.watch.failed(reason)
+        else:
+            LOG.warning("%s", self.watch.cache_failed(reason, error))
+        ask.trail.passed(reason)
+        return await self.forward(ask.request, ask.raw, describe(None, reason))
 
     async def _look_up(self, ask: Ask) -> Lookup:
         span = ask.trail.span.child("embedsmith.lookup")
@@ -225,7 +239,7 @@ class Proxy:
         try:
             look_up = partial(self.cache.lookup, text, namespace=ask.asker.tenant, scope=ask.question.scope)
             inline = self._quick and len(text) <= SHORT and self._is_alone(ask.request)
-            found = look_up() if inline else await asyncio.to_thread(look_up)
+            found = look_up() if inline else await self._in_thread(look_up)
             span.note(
                 {
                     "embedsmith.cache.outcome": "hit" if found.hit else "miss",
@@ -288,13 +302,13 @@ class Proxy:
 
     async def _keep(self, ask: Ask, call: Call, found: Lookup, content: bytes) -> Landing:
         """Store a plain answer, if it may be stored."""
-        answer = read_body(parse(content)) if call.status_code == 200 else None
+        answer = read_body(parse(content), ask.question.several) if call.status_code == 200 else None
         call.answered(answer)
         return await self._store(ask, found, answer)
 
     def _relay(self, ask: Ask, call: Call, found: Lookup, flight: Flight | None) -> Response:
         """Return a stream as it comes, read by a task of its own."""
-        reader = StreamReader(ask.question.usage)
+        reader = StreamReader(ask.question.usage, ask.question.several)
 
         def give_up() -> None:
             self.watch.failed("a stream is too long to be stored")
@@ -303,10 +317,14 @@ class Proxy:
 
         patience, kept = self.upstream.timeout, ask.control.write
         relay = Relay(call.stream(reader), reader, patience=patience, kept=kept, given_up=give_up)
-        task = asyncio.create_task(self._read_stream(ask, found, relay, reader, flight))
+        self._keep_task(asyncio.create_task(self._read_stream(ask, found, relay, reader, flight)))
+        return call.response(relay.parts(), ask.told(found), over=relay.leave)
+
+    def _keep_task(self, task: asyncio.Task[Result]) -> asyncio.Task[Result]:
+        """Hold a task while it runs: the event loop holds it weakly."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return call.response(relay.parts(), ask.told(found), over=relay.leave)
+        return task
 
     async def _read_stream(
         self, ask: Ask, found: Lookup, relay: Relay, reader: StreamReader, flight: Flight | None
@@ -325,12 +343,24 @@ class Proxy:
                 flight.land(landing)
 
     async def _store(self, ask: Ask, found: Lookup, answer: Answer | None) -> Landing:
+        """Store an answer, if it may be stored; what takes long goes on without those who wait for the answer."""
         if answer is None or not ask.control.write:
             return Landing.EMPTY
+        if self.watch.gate is None:
+            return await self._add(ask, found, answer)
+        adding = self._keep_task(asyncio.create_task(self._add(ask, found, answer)))
+        await asyncio.wait({adding}, timeout=self.watch.gate.seconds)
+        return adding.result() if adding.done() else Landing.EMPTY
+
+    async def _add(self, ask: Ask, found: Lookup, answer: Answer) -> Landing:
         span = ask.trail.span.child("embedsmith.store")
-        life = ask.control.life(self.cache.ttl)
+        life, tags = ask.control.life(self.cache.ttl), ask.control.tags
         try:
-            await asyncio.to_thread(lambda: self.cache.add(found, answer.dump(), ttl=life))
+            await self._in_thread(lambda: self.cache.add(found, answer.dump(), ttl=life, tags=tags))
+        except StoreSilent:
+            self.watch.failed(STORING)
+            span.fail(StoreSilent.__name__)
+            return Landing.EMPTY
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
             LOG.warning("%s", self.watch.cache_failed(STORING, error))
             span.fail(type(error).__name__)
@@ -351,9 +381,16 @@ class Proxy:
         barred = bar(request, told)
         if barred is not None:
             return barred
-        content = raw if raw is not None else await self.read(request)
+        content = raw if raw is not None else await self._take(request)
         call = await self.upstream.send(request, content)
         return call if isinstance(call, Response) else call.response(call.stream(), told)
+
+    async def _take(self, request: Request) -> bytes | AsyncIterator[bytes]:
+        """Return a body that is only passed on: whole where it is small, so that a slow client holds up no upstream."""
+        length = request.headers.get("content-length", "0")
+        if "transfer-encoding" in request.headers or int(length) > HELD:
+            return read_pieces(request, self.body_seconds)
+        return await read_limited(request, HELD, self.body_seconds)
 
 
 def is_encoded(request: Request) -> bool:
@@ -368,7 +405,9 @@ def is_quick(cache: SemanticCache) -> bool:
 
 
 def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | None:
-    """Return the refusal of a request that must not reach the upstream, as its client said, None for all others."""
+    """Return the refusal of a request that must not reach the upstream, or cannot be passed on; None for all others."""
+    if any(value.strip().lower() == "websocket" for value in request.headers.get("upgrade", "").split(",")):
+        return refuse(501, NO_WEBSOCKETS, kind="not_implemented")
     try:
         control = read_control(request.headers.getlist(ASKED))
     except ValueError as error:

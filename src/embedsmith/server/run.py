@@ -17,7 +17,7 @@ from pathlib import Path
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.cache.stores import kind_of
+from embedsmith.cache.stores import Store, kind_of
 from embedsmith.cache.stores.sqlite import path_of
 from embedsmith.calibration import bound_rate
 from embedsmith.choices import LogMode
@@ -42,6 +42,8 @@ class Service:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
+        store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
+        max_body: MiB of a request that is read here (chat, embeddings).
         grace: seconds that a stop (SIGTERM, Ctrl-C) waits for answers on their way before it cuts them off.
     """
 
@@ -55,6 +57,8 @@ class Service:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
+    store_timeout: float = 1.0
+    max_body: int = 8
     grace: int = GRACE
 
     def __post_init__(self) -> None:
@@ -92,6 +96,8 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             from embedsmith.testing import FaultyServer
 
             upstream = stack.enter_context(FaultyServer(answer=_echo, delay=0.4, pause=0.03)).base_url
+        if lost := describe_lost_secret(service.store, cache.store):
+            say(lost)
         app = create_app(
             cache,
             upstream=upstream,
@@ -101,6 +107,8 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
+            store_seconds=service.store_timeout,
+            largest=service.max_body << 20,
             prices=Prices(service.prompt_price, service.completion_price),
             log=log,
             spans=spans,
@@ -237,8 +245,7 @@ def read_secret(store: str) -> bytes:
             expected="the same 64 hex digits on every server that shares the store, so that tenants stay the same",
             action="export EMBEDSMITH_SECRET=$(openssl rand -hex 32)",
         )
-    file = path_of(store)
-    path = file.with_name(f"{file.name}.secret")
+    path = _secret_of(store)
     try:
         if not path.exists():
             _make_secret(path)
@@ -251,6 +258,28 @@ def read_secret(store: str) -> bytes:
         ) from None
     remedy = f"put the file back; or remove it for a new key: what is stored is then found no more. File: {path}"
     return _parse_secret(text, str(path), remedy)
+
+
+def describe_lost_secret(url: str, store: Store) -> str:
+    """Return what to say before `read_secret` makes a new key beside a SQLite store that has entries, "" else.
+
+    With another key every client is another tenant: nothing that any of them has stored is found again.
+    """
+    if os.environ.get("EMBEDSMITH_SECRET") or kind_of(url) != "sqlite" or _secret_of(url).exists():
+        return ""
+    held = store.count().entries
+    if not held:
+        return ""
+    return (
+        f"warning  {_secret_of(url)} is missing, and {store.url} holds answers ({held:,}): with the new key that is "
+        "made now, no tenant finds what it has stored. To do: stop, put the file back (or set EMBEDSMITH_SECRET to the "
+        'key that was used) and start again; if the key is lost, remove the entries: /admin/purge with {"all": true}'
+    )
+
+
+def _secret_of(store: str) -> Path:
+    file = path_of(store)
+    return file.with_name(f"{file.name}.secret")
 
 
 def _parse_secret(text: str, where: str, action: str) -> bytes:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 import httpx
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from embedsmith.server.answers import Answer, StreamReader
 from embedsmith.server.connections import Connections
-from embedsmith.server.edge import refuse
+from embedsmith.server.edge import TooSlow, refuse
 from embedsmith.server.headers import ASKED, HOPS, brings_key
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
 from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
@@ -49,8 +49,15 @@ class Upstream:
         """Close its connections."""
         await self._connections.close()
 
-    async def send(self, request: Request, raw: bytes) -> Call | Response:
-        """Return the upstream's answer, its body unread, or the response that says why there is none."""
+    async def send(self, request: Request, raw: bytes | AsyncIterable[bytes]) -> Call | Response:
+        """Return the upstream's answer, its body unread, or the response that says why there is none.
+
+        Args:
+            raw: the request's body, whole or as it comes; then its time is the client's, and not the upstream's.
+
+        Raises:
+            ClientDisconnect, TooSlow: by whoever makes the pieces of `raw`; the upstream sees a broken connection.
+        """
         trail = trail_of(request)
         below = path_below(request)
         try:
@@ -59,19 +66,23 @@ class Upstream:
             url = None
         if below is None or url is None:
             return refuse(400, "this path cannot be passed on")
-        span = self._open_span(trail, request.method, below, raw)
+        span = self._open_span(trail, request.method, below, raw if isinstance(raw, bytes) else b"")
         call = Call(trail, span, self._watch, time.perf_counter(), self.timeout)
-        headers = self._headers(request, trail, call.span)
-        sent = httpx.Request(
-            request.method, url, headers=headers, content=raw or None, extensions={"timeout": self._waits}
-        )
+        headers, waits = self._headers(request, trail, call.span), {"timeout": self._waits}
+        if not isinstance(raw, bytes) and "content-length" in request.headers:  # else it goes on in chunks
+            headers.append((b"content-length", request.headers["content-length"].encode()))
         try:
-            async with asyncio.timeout(self.timeout):  # httpx counts from one piece of the head to the next
+            async with asyncio.timeout(self.timeout) as clock:  # httpx counts from one piece of the head to the next
+                content = raw or None if isinstance(raw, bytes) else hand_on(raw, clock, self.timeout)
+                sent = httpx.Request(request.method, url, headers=headers, content=content, extensions=waits)
                 call.take(await self._connections.send(sent))
         except (httpx.TimeoutException, TimeoutError):
             return call.missing(504, "the upstream did not answer in time")
         except httpx.HTTPError as error:
             return call.missing(502, "the upstream cannot be reached", type(error).__name__)
+        except (ClientDisconnect, TooSlow) as error:
+            call.cut(error)
+            raise
         return call
 
     def _address(self, below: str, query: bytes) -> httpx.URL:
@@ -162,6 +173,11 @@ class Call:
         self._end()
         return refuse(status, reason if kind == "timeout" else f"{reason} ({kind})", told)
 
+    def cut(self, error: Exception) -> None:
+        """End a call whose request the client has not sent to its end."""
+        self.span.fail(type(error).__name__)
+        self._end()
+
     def answered(self, answer: Answer | None) -> None:
         """Note who answered and what it cost."""
         if self.span.recording and answer is not None:
@@ -224,6 +240,17 @@ class Call:
     def _end(self) -> None:
         self.trail.upstream = time.perf_counter() - self.began
         self.span.end()
+
+
+async def hand_on(pieces: AsyncIterable[bytes], clock: asyncio.Timeout, patience: float) -> AsyncIterator[bytes]:
+    """Yield the pieces of a request; the clock of the upstream stands still while the client is waited for."""
+    now = asyncio.get_running_loop().time
+    clock.reschedule(None)
+    async for piece in pieces:
+        clock.reschedule(now() + patience)
+        yield piece
+        clock.reschedule(None)
+    clock.reschedule(now() + patience)
 
 
 def path_below(request: Request) -> str | None:

@@ -14,6 +14,7 @@ from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry, ModelMismatch
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer
+from embedsmith.server.gate import SILENT, Gate
 from embedsmith.server.oversight import Oversight, measure
 from embedsmith.server.usage import read_count
 
@@ -110,9 +111,10 @@ class Watch:
     def __init__(self, cache: SemanticCache, *, shadow: bool = False, prices: Prices | None = None) -> None:
         self.registry = CollectorRegistry()
         self.oversight = Oversight(cache, self.registry, shadow=shadow)
+        self.gate = cache.store if isinstance(cache.store, Gate) else None
         self.latest: deque[Seen] = deque(maxlen=LATEST)  # of the event loop alone; a thread gets a tuple of it
         self.marked: set[int] = set()
-        self.troubles: dict[str, Trouble] = {}
+        self._troubles: dict[str, Trouble] = {}
         self.lookups = self.hits = 0
         self.savings = Savings(prices or Prices())
         self._numbers = itertools.count(1)
@@ -140,6 +142,7 @@ class Watch:
             ("saved_money", "What hits did not cost, in the currency of the prices", lambda: self.savings.money),
             ("saved_seconds", "What users did not wait for the upstream", lambda: self.savings.seconds),
             ("entries", "Entries in the store", lambda: cache.store.count().entries),
+            ("store_silent", "1 while the store does not answer and is left alone", self._is_silent),
         ):
             measure(self.registry, name, text, read)
 
@@ -153,7 +156,7 @@ class Watch:
             served: where a hit has become a miss (shadow mode, no-cache), the entry that would have been served.
         """
         decision = found.decision
-        self.troubles.pop(LOOKING, None)
+        self._troubles.pop(LOOKING, None)
         self.lookups += 1
         self.hits += found.hit
         self._lookups.labels(_outcome(found), decision.reason).inc()
@@ -181,14 +184,25 @@ class Watch:
         """
         self.failed(what)
         told = f"{what}: {explain(error)}"
-        known = self.troubles.get(what)
-        self.troubles[what] = Trouble(known.since if known is not None else time.time(), told)
+        known = self._troubles.get(what)
+        self._troubles[what] = Trouble(known.since if known is not None else time.time(), told)
         return told
+
+    def _is_silent(self) -> bool:
+        return self.gate is not None and self.gate.since is not None
+
+    @property
+    def troubles(self) -> dict[str, Trouble]:
+        """What fails in the cache now. For the event loop, on which it changes."""
+        since = self.gate.since if self.gate is not None else None
+        if self.gate is None or since is None:
+            return dict(self._troubles)
+        return {SILENT: Trouble(since, self.gate.told), **self._troubles}
 
     def stored(self, seconds: float | None = None) -> None:
         """Count an answer that was stored, for which the upstream took `seconds`."""
         self._stored.inc()
-        self.troubles.pop(STORING, None)
+        self._troubles.pop(STORING, None)
         if seconds is not None:
             self.savings.answered(seconds)
 

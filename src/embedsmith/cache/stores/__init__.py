@@ -74,6 +74,11 @@ class Entry:
         return self.expires is None or now < self.expires
 
 
+def is_within(namespace: str, outer: str) -> bool:
+    """Say whether a namespace is `outer` or below it ("OUTER/…")."""
+    return namespace == outer or namespace.startswith(f"{outer}/")
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """An entry and its cosine with the query, in [-1, 1]."""
@@ -174,7 +179,10 @@ class Store(Protocol):
         ...
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        """Remove what has this namespace and this tag (of those given; none given: all); return how many."""
+        """Remove what has this namespace and this tag (of those given; none given: all); return how many.
+
+        A namespace means itself and all below it ("NAMESPACE/…"): what a tenant has put apart goes with the tenant.
+        """
         ...
 
     def expire(self, now: float) -> int:

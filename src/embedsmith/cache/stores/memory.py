@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector
+from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector, is_within
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
@@ -92,7 +92,8 @@ class MemoryStore:
                 [
                     entry.id
                     for entry in self._entries.values()
-                    if namespace in (None, entry.namespace) and (tag is None or tag in entry.tags)
+                    if (namespace is None or is_within(entry.namespace, namespace))
+                    and (tag is None or tag in entry.tags)
                 ]
             )
 

@@ -12,8 +12,10 @@ another model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -51,7 +53,16 @@ Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 Result = TypeVar("Result")
 
 CONNECT = 5  # seconds for a connection
-WAIT = 5.0  # seconds for a free connection
+WAIT = 5.0  # seconds for a free connection, and for the answer to a statement
+CHANGE = 20.0  # seconds for one that changes entries: a re-encoding makes it wait
+BULK = 600.0  # seconds for one that goes through many entries
+REACH = {  # limits of libpq: the network may swallow what is sent, or never bring an answer
+    "connect_timeout": CONNECT,
+    "tcp_user_timeout": 10_000,  # milliseconds
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 CONNECTIONS = 16  # at most, per store object
 TRIES = 5  # of a transaction that lost against another, or whose connection broke
 BLOCK = 256  # rows read or removed at once
@@ -174,7 +185,9 @@ NEAR = """
 select {columns} from {entries} where partition = %s and (expires is null or expires > %s)
 order by {distance} limit %s
 """
+IN_BULK = "set local statement_timeout = 0"
 SESSION = f"""
+set statement_timeout = {int(1000 * CHANGE)};
 set jit = off;
 set enable_sort = off;
 set hnsw.iterative_scan = strict_order;
@@ -186,7 +199,8 @@ set hnsw.max_scan_tuples = 200000;
 class PostgresStore:
     """Entries in the database of `url` (`postgresql://user@host:port/database?table=name`; `?host=/path`: a socket).
 
-    Text must not hold the character NUL, which PostgreSQL cannot store.
+    Text must not hold the character NUL, which PostgreSQL cannot store. A server that says nothing is an error after
+    `WAIT` seconds for a lookup, `CHANGE` for an addition and `BULK` for what goes through many entries.
 
     Raises:
         StoreError: the server cannot be reached, or has no pgvector. ModelMismatch: vectors of another model.
@@ -203,12 +217,13 @@ class PostgresStore:
         self._changes = 0  # statements that changed counts since the last folding
         with self._calls():
             check_target(self._address.target)
-            with psycopg.connect(self._address.target, connect_timeout=CONNECT) as connection:
+            with psycopg.connect(self._address.target, **limits_of(self._address.target)) as connection:
                 self._about = self._open(connection)
         self._names = name_parts(self._address.name, dimension, self._about.generation)
         self._pool = ConnectionPool(
             self._address.target,
-            kwargs={"connect_timeout": CONNECT, "autocommit": True},  # a lookup is one round trip, not three
+            connection_class=_Patient,
+            kwargs={"autocommit": True, **limits_of(self._address.target)},  # a lookup is one round trip, not three
             configure=self._configure,
             min_size=1,
             max_size=CONNECTIONS,
@@ -310,7 +325,8 @@ class PostgresStore:
         latest = {entry.id: entry for entry in entries}
         rows = [self._row(latest[id]) for id in sorted(latest)]  # one order of locks for everybody
         if rows:
-            self._change(lambda cursor: cursor.executemany(self._sql(PUT), rows), len(rows))
+            patience = CHANGE if len(rows) == 1 else BULK  # they are sent in one go, and answered so
+            self._change(lambda cursor: cursor.executemany(self._sql(PUT), rows), len(rows), patience=patience)
 
     def _row(self, entry: Entry) -> dict[str, object]:
         row = {name: getattr(entry, name) for name in (*COLUMNS.split(", "), "size")}
@@ -327,9 +343,14 @@ class PostgresStore:
         return self._remove("id = any(%s)", list(ids))
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        rules = [("namespace = %s", namespace), ("tags @> %s", None if tag is None else [tag])]
-        given = [(rule, value) for rule, value in rules if value is not None]
-        return self._remove(" and ".join(rule for rule, _ in given) or "true", *(value for _, value in given))
+        rules, values = ["true"], list[object]()
+        if namespace is not None:
+            rules.append("(namespace = %s or starts_with(namespace, %s))")
+            values += [namespace, f"{namespace}/"]
+        if tag is not None:
+            rules.append("tags @> %s")
+            values.append([tag])
+        return self._remove(" and ".join(rules), *values)
 
     def expire(self, now: float) -> int:
         return self._remove("expires <= %s", now)
@@ -338,10 +359,11 @@ class PostgresStore:
         query = self._sql(REMOVE, rule=sql.SQL(rule))
 
         def remove(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
+            cursor.execute(IN_BULK)
             cursor.execute("set local enable_sort = on")  # else all rows are read by their ids, which are in order
             return cursor.execute(query, values).rowcount
 
-        return self._change(remove)
+        return self._change(remove, patience=BULK)
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         def excess(connection: Connection) -> Counts:
@@ -351,12 +373,13 @@ class PostgresStore:
 
         def evict(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
             # One process at a time: two that saw the same excess would both remove it.
+            cursor.execute(IN_BULK)
             lock_store(cursor.connection, EVICTING, self._address.name)
             return self._evict(cursor, excess(cursor.connection), ORDERS[order])
 
         if self._run(excess) == Counts(0, 0):
             return 0
-        return self._change(evict)
+        return self._change(evict, patience=BULK)
 
     def _evict(self, cursor: psycopg.Cursor[tuple[Any, ...]], excess: Counts, order: str) -> int:
         more, weight, removed = excess.entries, excess.bytes, 0
@@ -392,11 +415,18 @@ class PostgresStore:
         last: tuple[float, str] = (float("inf") if newest else float("-inf"), "")
         while True:
             values = (*given, *last)
-            rows = self._run(lambda connection, values=values: self._fetch(connection, query, values))  # type: ignore[misc]
+            rows = self._run(partial(self._fetch_block, query, values), BULK)
             yield from map(_entry, rows)
             if len(rows) < BLOCK:
                 return
             last = (rows[-1][6], rows[-1][0])
+
+    def _fetch_block(
+        self, query: sql.Composed, values: Sequence[object], connection: Connection
+    ) -> list[tuple[Any, ...]]:
+        with connection.transaction():
+            connection.execute(IN_BULK)
+            return self._fetch(connection, query, values)
 
     def close(self) -> None:
         self._pool.close()
@@ -404,30 +434,40 @@ class PostgresStore:
     def _fetch(self, connection: Connection, query: sql.Composed, values: Sequence[object]) -> list[tuple[Any, ...]]:
         return connection.execute(query, values, binary=True).fetchall()
 
-    def _change(self, work: Callable[[psycopg.Cursor[tuple[Any, ...]]], Result], statements: int = 1) -> Result:
+    def _change(
+        self,
+        work: Callable[[psycopg.Cursor[tuple[Any, ...]]], Result],
+        statements: int = 1,
+        *,
+        patience: float = CHANGE,
+    ) -> Result:
         """Return what `work` does to the entries in one transaction; now and then, add up the counts."""
 
         def change(connection: Connection) -> Result:
             with connection.transaction(), connection.cursor() as cursor:
                 return work(cursor)
 
-        result = self._run(change)
+        result = self._run(change, patience)
         with self._lock:
             self._changes += statements
             due = self._changes >= FOLD
             self._changes = 0 if due else self._changes
         if due:
-            self._run(lambda connection: connection.execute(self._sql(FOLDING)))
+            self._run(lambda connection: connection.execute(self._sql(FOLDING)), CHANGE)
         return result
 
-    def _run(self, work: Callable[[Connection], Result]) -> Result:
-        """Return what `work` does, which is tried again when it lost against another transaction."""
+    def _run(self, work: Callable[[Connection], Result], patience: float = WAIT) -> Result:
+        """Return what `work` does, which is tried again when it lost against another transaction.
+
+        Args:
+            patience: seconds for each of its statements.
+        """
         with self._calls():
             try:
                 for _ in range(TRIES - 1):
                     with suppress(errors.DeadlockDetected, errors.SerializationFailure, _Broken):
-                        return self._try(work)
-                return self._try(work)
+                        return self._try(work, patience)
+                return self._try(work, patience)
             except errors.UndefinedTable:
                 self._follow()
                 raise
@@ -440,8 +480,9 @@ class PostgresStore:
             self._about = about
             self._names = name_parts(self._address.name, self.dimension, about.generation)
 
-    def _try(self, work: Callable[[Connection], Result]) -> Result:
+    def _try(self, work: Callable[[Connection], Result], patience: float = WAIT) -> Result:
         with self._pool.connection() as connection:
+            connection.patience = patience
             try:
                 return work(connection)
             except psycopg.OperationalError as error:
@@ -480,6 +521,44 @@ def read_url(url: str) -> Address:
 
 class _Broken(psycopg.OperationalError):
     """The connection broke; another may do."""
+
+
+class _Late(psycopg.OperationalError):
+    """The server has said nothing for too long."""
+
+
+class _Patient(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that is closed when an answer does not come.
+
+    A server that stands still sends no timeout, and its kernel acknowledges what is sent: only the clock here tells.
+    """
+
+    patience = WAIT
+
+    def wait(self, gen: Generator[Any, Any, Result], *args: Any, **options: Any) -> Result:
+        """Return what comes of `gen`, which is resumed ten times a second while nothing comes."""
+        try:
+            return super().wait(_limit(gen, self.patience), *args, **options)
+        except _Late:
+            self.close()
+            raise
+
+
+def _limit(gen: Generator[Any, Any, Result], seconds: float) -> Generator[Any, Any, Result]:
+    """Yield and return what `gen` does; once it has got nothing for so many seconds, raise `_Late`."""
+    until = time.monotonic() + seconds
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if ready:
+                until = time.monotonic() + seconds
+            elif time.monotonic() > until:
+                raise _Late(f"no answer within {seconds:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        found: Result = end.value
+        return found
 
 
 class _VectorDumper(Dumper):
@@ -573,3 +652,9 @@ def check_target(target: str) -> None:
             "the postgresql:// URL of the store cannot be read (not shown: it may hold a password)",
             expected="postgresql://USER:PASSWORD@HOST:PORT/DATABASE?table=NAME",
         ) from None
+
+
+def limits_of(target: str) -> dict[str, Any]:
+    """Return the limits that the driver is given for an address, but those that it names itself."""
+    given = psycopg.conninfo.conninfo_to_dict(target)
+    return {name: seconds for name, seconds in REACH.items() if name not in given}

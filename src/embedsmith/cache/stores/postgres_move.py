@@ -15,7 +15,6 @@ from psycopg import errors, sql
 from embedsmith.cache.stores import NoStore
 from embedsmith.cache.stores.moving import Pending, Target, choose_target, overtaken
 from embedsmith.cache.stores.postgres import (
-    CONNECT,
     OPENING,
     TRIES,
     TRIGGERS,
@@ -23,6 +22,7 @@ from embedsmith.cache.stores.postgres import (
     check_target,
     create_entries,
     index_entries,
+    limits_of,
     lock_store,
     name_parts,
     open_about,
@@ -81,7 +81,7 @@ class PostgresMove:
         with translated(self._address):
             check_target(self._address.target)
             self._connection: Connection = psycopg.connect(
-                self._address.target, connect_timeout=CONNECT, autocommit=True
+                self._address.target, autocommit=True, **limits_of(self._address.target)
             )
         try:
             with translated(self._address):

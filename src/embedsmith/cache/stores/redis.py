@@ -48,7 +48,7 @@ try:
 except ModuleNotFoundError:
     raise MissingPartError("a store in Redis needs redis-py", action="pip install 'embedsmith[redis]'") from None
 
-WAIT = 10.0  # seconds for one answer of the server
+WAIT = 5.0  # seconds for one answer of the server
 HOLD = 10.0  # seconds, at most, that a re-encoding makes additions wait
 CONNECT = 5.0  # seconds for a connection
 BLOCK = 256  # entries per script or pipeline: the server serves others in between
@@ -153,12 +153,12 @@ return redis.call('ZADD', base .. ':used', now, id)
 """
 # Ids that were listed a moment ago are removed only if they still are what was looked for ('' asks nothing).
 REMOVE = """
-local space, label, now = unpack(ARGV, 1, 3)
+local space, under, label, now = unpack(ARGV, 1, 4)
 local removed = 0
-for place = 4, #ARGV do
+for place = 5, #ARGV do
     local id = ARGV[place]
-    local found = redis.call('HMGET', at(current, id), 'space', 'expires')
-    if found[1] and (space == '' or space == found[1])
+    local found = redis.call('HMGET', at(current, id), 'space', 'expires', 'namespace')
+    if found[1] and (space == '' or space == found[1] or string.sub(found[3], 1, #under) == under)
         and (label == '' or redis.call('SISMEMBER', base .. ':tag:' .. label, id) == 1)
         and (now == '' or tonumber(found[2]) <= tonumber(now)) then
         removed = removed + remove(id)
@@ -189,6 +189,8 @@ ORDERS: dict[Order, str] = {"lru": "used", "lfu": "uses", "size": "size"}
 
 class RedisStore:
     """Entries in the Redis of `url` (`redis://host:port/0?prefix=name`, also `rediss://` and `unix://`).
+
+    A server that says nothing is an error after `WAIT` seconds; it is not asked again.
 
     Raises:
         StoreError: the server cannot be reached, or has no search module. ModelMismatch: vectors of another model.
@@ -333,24 +335,28 @@ class RedisStore:
             return self._remove_all([id.encode() for id in ids])
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        space = "" if namespace is None else _fingerprint(namespace)
+        space, under = ("", "") if namespace is None else (_fingerprint(namespace), f"{namespace}/")
         label = "" if tag is None else _fingerprint(tag)
         with self._calls():
             if label:
                 ids = list(self._client.smembers(f"{self._base}:tag:{label}"))
             else:
-                ids = self._client.zrange(f"{self._base}:created" + (f":{space}" if space else ""), 0, -1)
-            return self._remove_all(ids, space=space, label=label)
+                ids = self._client.zrange(f"{self._base}:created", 0, -1)  # which namespaces lie below, only they know
+            return self._remove_all(ids, space=space, under=under, label=label)
 
     def expire(self, now: float) -> int:
         with self._calls():
             ids = self._client.zrangebyscore(f"{self._base}:expires", "-inf", repr(float(now)))
             return self._remove_all(ids, now=repr(float(now)))
 
-    def _remove_all(self, ids: Sequence[bytes], *, space: str = "", label: str = "", now: str = "") -> int:
+    def _remove_all(
+        self, ids: Sequence[bytes], *, space: str = "", under: str = "", label: str = "", now: str = ""
+    ) -> int:
         removed = 0
         for start in range(0, len(ids), BLOCK):
-            removed += int(self._remove(keys=[self._base], args=[space, label, now, *ids[start : start + BLOCK]]))
+            removed += int(
+                self._remove(keys=[self._base], args=[space, under, label, now, *ids[start : start + BLOCK]])
+            )
         return removed
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
@@ -513,7 +519,8 @@ def connect(address: Address) -> redis.Redis:
             socket_timeout=WAIT,
             socket_connect_timeout=CONNECT,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3),
+            # A lost connection is replaced; a server that says nothing would say nothing again, for as long.
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3, supported_errors=(redis.ConnectionError,)),
         )
         client.connection_pool.make_connection()  # where an unknown option shows
     except (TypeError, ValueError) as error:

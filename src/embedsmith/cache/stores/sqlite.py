@@ -275,11 +275,15 @@ class SQLiteStore:
         return len(gone)
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        rules = [("namespace = ?", namespace), ("number in (select number from tags where tag = ?)", tag)]
-        given = [(rule, value) for rule, value in rules if value is not None]
+        rules, values = ["true"], list[str]()
+        if namespace is not None:  # "0" comes right behind "/": a range, so that an index can find it
+            rules.append("(namespace = ? or (namespace >= ? and namespace < ?))")
+            values += [namespace, f"{namespace}/", f"{namespace}0"]
+        if tag is not None:
+            rules.append("number in (select number from tags where tag = ?)")
+            values.append(tag)
         with self._write() as writer:
-            where = " and ".join(rule for rule, _ in given) or "true"
-            gone = self._delete(writer, where, tuple(value for _, value in given))
+            gone = self._delete(writer, " and ".join(rules), tuple(values))
         self._forget(gone)
         return len(gone)
 
