@@ -31,6 +31,7 @@ from embedsmith.artifacts import (
     write_text,
 )
 from embedsmith.documents import Passage
+from embedsmith.documents.passages import passage_from
 from embedsmith.errors import InputError
 
 
@@ -198,8 +199,9 @@ def test_a_gzip_end_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkey
 
 
 def test_a_spool_gives_its_rows_back_as_they_were_by_place_and_in_turns() -> None:
-    rows = [Passage("1", "half \ud800 of a character", headings=("a", "b")), Passage("2", "\n"), Passage("3", "Öl")]
-    with Spool[Passage]() as spool:
+    halves = Passage("1", "half \ud800 of a character, and two: \ud83d\ude00", headings=("a", "b"), also=("4",))
+    rows = [halves, Passage("2", "\n\r\u2028\0\ufeff"), Passage("3", "Öl", page=1)]
+    with Spool(passage_from) as spool:
         assert not spool
         for row in rows[:2]:
             spool.add(row)

@@ -14,14 +14,13 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shlex
 import shutil
 import tempfile
 import time
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -392,32 +391,37 @@ def write_jsonl(path: Path | str, rows: Iterable[object]) -> int:
 class Spool(Generic[Row]):
     """Rows that wait on disk between two steps: added one by one, read by place or in order, as often as needed.
 
-    In memory are eight bytes a row. The file has no name, so a kill leaves nothing of it and nobody else can write to
-    it, which is why rows may be pickled. For one thread at a time; several iterations may take turns.
+    In memory are eight bytes a row. The file has no name, so a kill leaves nothing of it. For one thread at a time;
+    several iterations may take turns.
 
-    >>> with Spool[str]() as rows:
+    Args:
+        read: the row of what `plain` makes of it.
+
+    >>> with Spool(str) as rows:
     ...     rows.add("one")
     ...     rows.add("two")
     ...     list(rows), rows[1], len(rows)
     (['one', 'two'], 'two', 2)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Any], Row]) -> None:
+        self._read = read
         self._file = tempfile.TemporaryFile(prefix="embedsmith-")
         self._starts = array("Q")
 
     def add(self, row: Row) -> None:
         """Append a row."""
         self._starts.append(self._file.seek(0, os.SEEK_END))
-        pickle.dump(row, self._file, pickle.HIGHEST_PROTOCOL)
+        line = json.dumps(plain(row), ensure_ascii=False) + "\n"
+        # Not as JSON's escapes: two half characters behind each other would come back as one whole one.
+        self._file.write(line.encode("utf-8", "surrogatepass"))
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, place: int) -> Row:
         self._file.seek(self._starts[place])
-        row: Row = pickle.load(self._file)  # noqa: S301  ours: nobody else can reach the file
-        return row
+        return self._read(json.loads(self._file.readline().decode("utf-8", "surrogatepass")))
 
     def __iter__(self) -> Iterator[Row]:
         return (self[place] for place in range(len(self)))

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.answers import write_rag_answer
+from embedsmith.artifacts import Spool
 from embedsmith.batches import collect_rows
 from embedsmith.documents import Passage
 from embedsmith.encoder import Embeddings
@@ -36,6 +37,7 @@ from embedsmith.synthesis.rag import (
     synthesize_rag,
 )
 from embedsmith.synthesis.rag.answers import Asked, read_questions, read_verdicts
+from embedsmith.synthesis.rag.candidates import Candidate, candidate_from
 from embedsmith.synthesis.rag.checks import (
     answers_too,
     find_reference,
@@ -572,6 +574,15 @@ def test_multi_passage_questions_have_every_passage_as_positive() -> None:
     assert all(len(row.positives) == 2 for row in rows)
     for pair in multi:
         assert evidence_of(pair)["span"] in pair.positive
+
+
+def test_candidates_come_back_from_disk_as_they_were() -> None:
+    bare = Candidate("what is \ud83d\ude00?", "keyword", (0,), ("half \udc00",), "prompt", "llm")
+    told = replace(bare, sources=(1, 2), positives=((3, "twin"),), asked=(4, 5), evidence=("rank.bm25=2",))
+    with Spool(candidate_from) as waiting:
+        for candidate in (bare, told):
+            waiting.add(candidate)
+        assert list(waiting) == [bare, told]
 
 
 def test_a_judge_keeps_what_is_answered_and_finds_further_positives() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from embedsmith.artifacts import Spool
-from embedsmith.documents.passages import NEAR_DUPLICATE, Passage
+from embedsmith.documents.passages import NEAR_DUPLICATE, Passage, passage_from
 from embedsmith.examples import Rejected
 from embedsmith.signatures import NearTexts
 
@@ -25,7 +25,7 @@ def merge_near(rows: Iterable[Passage | Rejected]) -> Iterator[Passage | Rejecte
     known what was merged into them. Until then they lie in a temporary file.
     """
     also: dict[int, list[str]] = defaultdict(list)
-    with Spool[Passage]() as kept:
+    with Spool(passage_from) as kept:
         index = NearTexts(lambda place: kept[place].text)
         for row in rows:
             if isinstance(row, Rejected):

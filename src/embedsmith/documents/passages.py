@@ -71,6 +71,11 @@ def read_passages_file(path: Path | str) -> Iterator[Passage]:
         yield passage
 
 
+def passage_from(row: Mapping[str, Any]) -> Passage:
+    """Return the passage that `artifacts.plain` made the row of."""
+    return Passage(**{**row, "headings": tuple(row["headings"]), "also": tuple(row["also"])})
+
+
 def _to_row(passage: Passage) -> dict[str, Any]:
     """The fields that say something; start stays with end, so that a range is never half there."""
     row: dict[str, Any] = {key: value for key, value in plain(passage).items() if value not in ("", [], None, 0)}

@@ -7,11 +7,12 @@ asked about some, for `labels.check_labels`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from embedsmith.artifacts import Spool, fingerprint
-from embedsmith.examples import LabelledPair, Rejected
+from embedsmith.examples import LabelledPair, Rejected, provenance_from
 from embedsmith.llm import Completion, Prompt, describe_finish, name_failure, verdicts
 from embedsmith.llm.calls import Calls
 from embedsmith.llm.verdicts import read_verdict
@@ -52,7 +53,7 @@ def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Itera
     without a verdict contradict nothing: the pair is kept, and `provenance.checks` has what was said (`judge=…`). A
     pair without an answer is rejected for the reason that the answer is missing, so that another run judges it.
     """
-    with Spool[LabelledPair]() as waiting:
+    with Spool(_read_pair) as waiting:
         for pair in pairs:
             if isinstance(pair, Rejected):
                 yield pair
@@ -62,6 +63,10 @@ def judge_pairs(pairs: Iterable[LabelledPair | Rejected], calls: Calls) -> Itera
             answers = calls.complete(lambda: map(_ask_about, waiting), total=len(waiting))
             for pair, (_, completion) in zip(waiting, answers, strict=True):
                 yield _hear(pair, completion)
+
+
+def _read_pair(row: Mapping[str, Any]) -> LabelledPair:
+    return LabelledPair(**{**row, "provenance": provenance_from(row["provenance"])})
 
 
 def ask_about(kept: Iterable[LabelledPair], rejected: Iterable[Rejected]) -> Iterator[Prompt]:

@@ -56,9 +56,13 @@ def synthesize_e5(plan: E5Plan, calls: Calls, *, evaluation: Iterable[str] = ())
     checks = build_checks(asker.templates, identifier, evaluation, plan.tasks)
     yield from asker.topics.rejected
     with ExitStack() as stack:
-        tasks: Tasks = {group: stack.enter_context(Spool()) for group in TWO_STEPS}
+        tasks: Tasks = {group: stack.enter_context(Spool(_read_task)) for group in TWO_STEPS}
         yield from _find_tasks(asker, calls, tasks)
         yield from _write_rows(asker, calls, tasks, checks)
+
+
+def _read_task(task: str | None) -> str | None:
+    return task
 
 
 def _find_tasks(asker: Asker, calls: Calls, tasks: Tasks) -> Iterator[Rejected]:

@@ -18,7 +18,7 @@ from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm.calls import Calls
 from embedsmith.synthesis.rag.asking import ask, render_prompts, render_targets
-from embedsmith.synthesis.rag.candidates import Candidate, read_evidence, to_examples
+from embedsmith.synthesis.rag.candidates import candidate_from, read_evidence, to_examples
 from embedsmith.synthesis.rag.checks import sum_up
 from embedsmith.synthesis.rag.judging import judge_candidates
 from embedsmith.synthesis.rag.placing import gather_repeats, place_candidates
@@ -70,7 +70,7 @@ def synthesize_rag(
     known = _require_passages(passages)
     prompts = load_prompts(plan.prompts)
     judge = judge_calls or (calls if plan.judge else None)
-    with Spool[Candidate]() as waiting, Spool[Candidate]() as judged:
+    with Spool(candidate_from) as waiting, Spool(candidate_from) as judged:
         sums = array("Q")
         for item in ask(plan, known, prompts, calls, evaluation):
             if isinstance(item, Rejected):

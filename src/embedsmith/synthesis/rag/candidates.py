@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from embedsmith.documents import Passage
 from embedsmith.examples import PositivePair, Provenance, Rejected
@@ -26,6 +27,12 @@ class Candidate:
     positives: tuple[tuple[int, str], ...] = ()  # further ones: (place, why)
     asked: tuple[int, ...] = ()  # places that only a judge can tell of
     evidence: tuple[str, ...] = ()
+
+
+def candidate_from(row: Mapping[str, Any]) -> Candidate:
+    """Return the candidate that `artifacts.plain` made the row of."""
+    tuples: dict[str, Any] = {name: tuple(row[name]) for name in ("sources", "answers", "asked", "evidence")}
+    return Candidate(**{**row, **tuples, "positives": tuple((place, why) for place, why in row["positives"])})
 
 
 def to_examples(candidate: Candidate, passages: Sequence[Passage], seed: int | None) -> Iterator[PositivePair]:
