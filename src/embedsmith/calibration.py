@@ -30,7 +30,7 @@ the labelled pairs). δ .1, half duplicates in the pairs, a quarter in the traff
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -427,10 +427,9 @@ def _starts(
     4, ... 1), since those that they meet inherit it. The first of them stops at once where it can only pass without
     any mistake and one is made; so sets that can afford it start where half of delta may be wrong.
     """
-    half = np.floor(delta / 2 * effective).astype(np.int64)
-    easy = np.flatnonzero(tail(half, effective.astype(np.int64), delta, to_come) <= _share(WALKS, WALKS, alpha))
-    if len(easy) and ROOM * hits[easy[0]] <= hits[-1]:
-        return _deal(hits, int(easy[0]), WALKS, alpha)
+    easy = _find_easy(effective, delta, _share(WALKS, WALKS, alpha), to_come)
+    if easy < len(hits) and ROOM * hits[easy] <= hits[-1]:
+        return _deal(hits, easy, WALKS, alpha)
     best = _tail_of_none(effective, delta, to_come)  # were no hit false
     walks = WALKS
     while walks > 1 and not (best[2 * hits <= hits[-1]] <= _share(walks, walks, alpha)).any():
@@ -439,6 +438,16 @@ def _starts(
     if not len(passing):
         return []
     return _deal(hits, int(passing[0]), walks, alpha)
+
+
+def _find_easy(hits: NDArray[np.float64], delta: float, level: float, to_come: float | None) -> int:
+    """Return the first place that passes with half of delta wrong, by bisection (the urn's tail is slow); `len(hits)` for none."""
+
+    def passes(place: int) -> bool:
+        served = np.array([hits[place]], dtype=np.int64)
+        return bool(tail(np.floor(delta / 2 * served).astype(np.int64), served, delta, to_come)[0] <= level)
+
+    return bisect_left(range(len(hits)), True, key=passes)
 
 
 def _deal(hits: NDArray[np.int64], first: int, walks: int, alpha: float) -> list[_Start]:
