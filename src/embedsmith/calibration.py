@@ -442,7 +442,7 @@ def _starts(
 
 
 def _find_easy(hits: NDArray[np.float64], delta: float, level: float, to_come: float | None) -> int:
-    """Return the first place that passes with half of delta wrong, `len(hits)` for none; by bisection, the tail is slow."""
+    """Return the first place that passes with half of delta wrong, `len(hits)` for none (bisected: tails are slow)."""
 
     def passes(place: int) -> bool:
         served = np.array([hits[place]], dtype=np.int64)
