@@ -441,7 +441,7 @@ def _starts(
 
 
 def _find_easy(hits: NDArray[np.float64], delta: float, level: float, to_come: float | None) -> int:
-    """Return the first place that passes with half of delta wrong, by bisection (the urn's tail is slow); `len(hits)` for none."""
+    """Return the first place that passes with half of delta wrong, `len(hits)` for none (bisected: tails are slow)."""
 
     def passes(place: int) -> bool:
         served = np.array([hits[place]], dtype=np.int64)
