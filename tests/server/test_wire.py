@@ -57,6 +57,20 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
+def read_answer(client: socket.socket) -> bytes:
+    """Return one whole answer of a connection that stays open."""
+    found = client.recv(1 << 16)
+    while (missing := found.partition(b"\r\n\r\n"))[1] == b"" or len(missing[2]) < _length_of(missing[0]):
+        part = client.recv(1 << 16)
+        assert part, "the connection has ended"
+        found += part
+    return found
+
+
+def _length_of(head: bytes) -> int:
+    return int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+
+
 def is_alive(served: Served) -> bool:
     return httpx.get(f"{served.url}/health").json() == {"status": "ok"}
 
@@ -139,6 +153,20 @@ def test_the_second_head_on_a_connection_has_its_time_too(serve: Serve) -> None:
         assert status_of(client.recv(1 << 16)) == 200
         client.sendall(b"GET /hea")
         assert status_of(read_all(client)) == 408
+
+
+def test_the_time_for_a_body_that_nobody_reads_ends_with_that_body(serve: Serve) -> None:
+    patience = Patience(head=5, read=5, linger=0.6, spare=1 << 20)
+    with connect(serve(patience=patience)) as client:
+        for _ in range(
+            3
+        ):  # answered before their bodies come, which they do in time; the second's when the first's ends
+            client.sendall(b"PUT /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            assert status_of(read_answer(client)) == 405
+            time.sleep(0.4)
+            client.sendall(b"{}")
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status_of(read_answer(client)) == 200
 
 
 def test_a_body_that_trickles_is_cut_after_its_time_and_holds_nobody_up(serve: Serve) -> None:

@@ -75,6 +75,7 @@ class Protocol(H11Protocol):
     _timer: asyncio.TimerHandle | None = None  # of the head
     _stalled: asyncio.TimerHandle | None = None  # of the answer
     _spare: int | None = None  # bytes that may still be thrown away
+    _dropping: asyncio.TimerHandle | None = None  # how long that may go on
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -86,10 +87,10 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget all clocks."""
-        for clock in (self._timer, self._stalled):
+        for clock in (self._timer, self._stalled, self._dropping):
             if clock is not None:
                 clock.cancel()
-        self._timer = self._stalled = None
+        self._timer = self._stalled = self._dropping = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -108,6 +109,9 @@ class Protocol(H11Protocol):
             self._timer = None
         if self._spare is not None and self.conn.their_state is not h11.SEND_BODY:
             self._spare = None  # the rest has come: the connection is good again
+            if self._dropping is not None:  # or it would end the next body that nobody reads, before its time
+                self._dropping.cancel()
+                self._dropping = None
 
     def _give_up(self) -> None:
         self._timer = None
@@ -123,12 +127,8 @@ class Protocol(H11Protocol):
         """Go on to the next request; a body that nobody read is thrown away for a moment, then the connection ends."""
         if self.conn.their_state is h11.SEND_BODY and self._spare is None:
             self._spare = self.patience.spare
-            self.loop.call_later(self.patience.linger, self._drop)
+            self._dropping = self.loop.call_later(self.patience.linger, self.transport.abort)
         super().on_response_complete()
-
-    def _drop(self) -> None:
-        if self._spare is not None:
-            self.transport.abort()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has nothing more to say, and drop it if its client will not read the end."""
