@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 # scipy is imported where it is needed: a server that reads a calibration computes none, and should start at once.
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
-from embedsmith.metrics import find_runs, number_groups
+from embedsmith.metrics import Ranking, find_runs, number_groups
 
 WALKS = 5
 ROOM = 4  # times the hits of the first walk's start that a set has, to start where half of delta may be wrong
@@ -182,7 +182,7 @@ def calibrate(
     reported = np.sort(np.asarray(against, dtype=np.float64))
     counts = replace(counts, known=len(reported) - np.searchsorted(reported, counts.thresholds))
     to_come = None if traffic is None else traffic / len(truth)
-    certified = _walk(counts, tested, alpha * (SECOND_DRAW if to_come is not None else 1), to_come)
+    certified = _walk(counts, tested, alpha, to_come)
     if certified is None:
         promise = _Promise(delta, alpha, duplicate_rate, tested)
         carried = _find_carried(truth, counts, promise, to_come)
@@ -307,13 +307,14 @@ class _Counts:
 
 
 def _cumulate(truth: NDArray[np.int64], scores: NDArray[np.float64], units: NDArray[np.int64] | None) -> _Counts:
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    if len(ends) > 1 and scores[order[-1]] <= -1:
+    ranking = Ranking(truth, scores)
+    ends = ranking.ends
+    if len(ends) > 1 and ranking.thresholds[-1] <= -1:
         ends = ends[:-1]  # what is vetoed is served at no threshold
-    wrong = (1 - truth[order])[: ends[-1] + 1]
-    effects = measure_effects(wrong, units[order][: len(wrong)])[ends] if units is not None else np.ones(len(ends))
-    return _Counts(scores[order][ends], ends + 1, np.cumsum(wrong)[ends], effects, np.zeros_like(ends))
+    served = ends[-1] + 1
+    wrong = 1 - ranking.labels[:served]
+    effects = measure_effects(wrong, units[ranking.order[:served]])[ends] if units is not None else np.ones(len(ends))
+    return _Counts(ranking.thresholds[: len(ends)], ends + 1, np.cumsum(wrong)[ends], effects, np.zeros_like(ends))
 
 
 def measure_effects(wrong: NDArray[np.int64], units: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -356,6 +357,7 @@ def _count_earlier(wrong: NDArray[np.int64], units: NDArray[np.int64]) -> tuple[
 
 def _walk(counts: _Counts, delta: float, alpha: float, to_come: float | None = None) -> int | None:
     """Return the place of the lowest certified threshold, or None."""
+    alpha *= SECOND_DRAW if to_come is not None else 1
     starts = _starts(counts.hits, np.floor(counts.hits / counts.effects), delta, alpha, to_come)
     ends = [*(start.place for start in starts), len(counts.hits)][1:]
     best: int | None = None
@@ -470,8 +472,7 @@ def _find_carried(truth: NDArray[np.int64], counts: _Counts, promise: _Promise, 
     labelled = float(truth.mean())
     for delta in (offer for offer in OFFERS if offer > promise.delta):
         tested = shift_delta(delta, labelled, promise.duplicate_rate)
-        level = promise.alpha * (SECOND_DRAW if to_come is not None else 1) / len(OFFERS)
-        if _walk(counts, tested, level, to_come) is not None:
+        if _walk(counts, tested, promise.alpha / len(OFFERS), to_come) is not None:
             return delta
     return None
 

@@ -77,9 +77,9 @@ class Ranking:
             raise ValueError("labels must be 0 or 1")
         if not np.isfinite(scores).all():
             raise ValueError("scores must be finite")
-        labels = labels.astype(np.int64)
         self.order, starts, _ = find_runs(-scores)
-        self.labels, self.scores = labels[self.order], scores[self.order]
+        self.labels: NDArray[np.int64] = labels.astype(np.int64)[self.order]
+        self.scores = scores[self.order]
         # Last row of each run of equal scores: a threshold can only lie there.
         self.ends = np.append(starts, len(scores))[1:] - 1
         self.thresholds: Scores = self.scores[self.ends]

@@ -151,8 +151,11 @@ def settle_rows(rows: Sequence[Judged]) -> list[Judged]:
 
     Training, which knows no tenants, takes the verdict that counts among all of them (`examples.read_examples`).
     """
-    labels = settle(Verdict(_pair_of(row), row.label, row.judge == PERSON, row.marked) for row in rows)
-    return [replace(row, label=labels[_pair_of(row)]) for row in rows]
+    pairs = [_pair_of(row) for row in rows]
+    judged = zip(pairs, rows, strict=True)
+    labels = settle(Verdict(pair, row.label, row.judge == PERSON, row.marked) for pair, row in judged)
+    settled = (labels[pair] for pair in pairs)
+    return [row if row.label == label else replace(row, label=label) for row, label in zip(rows, settled, strict=True)]
 
 
 def _pair_of(row: Judged) -> tuple[str, ...]:
@@ -163,10 +166,11 @@ def _drop_repeated_marks(rows: Sequence[Judged]) -> list[Judged]:
     marked: set[tuple[str, ...]] = set()
     kept = []
     for row in rows:
-        if row.source == "sample" or _pair_of(row) not in marked:
+        pair = _pair_of(row) if row.source == "person" else ()
+        if pair not in marked:
             kept.append(row)
-        if row.source == "person":
-            marked.add(_pair_of(row))
+        if pair:
+            marked.add(pair)
     return kept
 
 

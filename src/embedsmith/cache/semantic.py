@@ -215,7 +215,7 @@ class SemanticCache:
         if scope is not None and not isinstance(scope, Mapping):
             raise InputError(f"scope is a {type(scope).__name__}", expected="a dict of what must be equal, or None")
         text: Any = question
-        if isinstance(question, Iterable) and not isinstance(question, (str, Mapping)):
+        if not isinstance(question, (str, Mapping)) and isinstance(question, Iterable):
             text, scope = self._read(question, scope)
         _require_text(text, namespace)
         partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
