@@ -5,9 +5,11 @@ The command line prints `str(error)` and exits with `error.exit_code`; a traceba
 
 from __future__ import annotations
 
+import re
 import traceback
 from dataclasses import fields
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class EmbedsmithError(Exception):
@@ -116,6 +118,35 @@ def require(right: bool, found: str, expected: str, action: str = "") -> None:
     """Raise `ConfigurationError` unless a setting is `right`."""
     if not right:
         raise ConfigurationError(found, expected=expected, action=action)
+
+
+def require_address(url: str, expected: str = "http:// or https://, a host, and its path, /v1 as a rule") -> None:
+    """Raise unless `url` is the base address of a server: http or https, a host, no spaces, nothing behind the path.
+
+    Raises:
+        ConfigurationError: says what is wrong with the address, and shows no password.
+    """
+    if fault := _find_fault(url):
+        shown = re.sub(r"//[^/]*@", "//***@", url)
+        action = "write the whole base address, as in http://localhost:8000/v1"
+        raise ConfigurationError(f"{shown!r} is no address: {fault}", expected=expected, action=action)
+
+
+def _find_fault(url: str) -> str:
+    """Return why a URL is no base address, "" where it is one."""
+    if not url.startswith(("http://", "https://")):
+        return "it does not begin with http:// or https://"
+    if any(letter.isspace() or not letter.isprintable() for letter in url):
+        return "it has a space, or a character that cannot be seen"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # fails where a part of the name is empty or too long
+    except ValueError:
+        return "its host or port cannot be read"
+    if not host or port == 0:
+        return "it names no host" if not host else "no server listens on port 0"
+    return "something follows its path (? or #)" if parts.query or parts.fragment else ""
 
 
 def require_kinds(settings: Any, *, prefix: str = "") -> None:

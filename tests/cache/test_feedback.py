@@ -24,6 +24,23 @@ ROW = Judged("put my card on ice", "how do I freeze my card?", 1, 0.83, "tenant"
 OLD = {"sentence1": "a", "sentence2": "b", "label": 0, "marked": 1.0}
 
 
+def test_a_file_that_is_there_may_lie_where_nothing_new_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "feedback.jsonl"
+    file.write_text("")
+    Feedback(tmp_path / "later" / "feedback.jsonl").require_place()
+    assert [path.name for path in tmp_path.iterdir()] == ["feedback.jsonl"]
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # as in a folder of another user
+    Feedback(file).require_place()
+    with pytest.raises(InputError, match=r"nothing can be written at .*other.jsonl \(Permission denied\)"):
+        Feedback(tmp_path / "other.jsonl").require_place()
+
+
 def test_rows_come_back_as_they_were_and_are_examples_too(tmp_path: Path) -> None:
     feedback = Feedback(tmp_path / "new" / "feedback.jsonl")
     assert feedback.read() == []

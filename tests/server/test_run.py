@@ -23,7 +23,7 @@ from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores.memory import MemoryStore
 from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.hosted import HostedEncoder
 from embedsmith.server.run import Service, address_of, describe_lost_secret, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
@@ -61,6 +61,70 @@ def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
     words = [word.format(port=port) for word in words]
     assert (done.returncode, [word for word in words if word not in told]) == (2, []), told
     assert "no such folder" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--upstream", "http://"], "it names no host"),
+        (["--upstream", "http://:80/v1"], "it names no host"),
+        (["--upstream", "https://api example.com/v1"], "it has a space"),
+        (["--upstream", "http://host/v1 "], "it has a space"),
+        (["--upstream", "ftp://host/v1"], "does not begin with http://"),
+        (["--upstream", "http://host:port/v1"], "host or port cannot be read"),
+        (["--upstream", "http://a..b/v1"], "host or port cannot be read"),
+        (["--upstream", "http://[::1/v1"], "host or port cannot be read"),
+        (["--upstream", "http://host:0/v1"], "port 0"),
+        (["--upstream", "http://host/v1?api-version=1"], "something follows its path"),
+        (["--upstream", "http://me:secret@host/v1"], "EMBEDSMITH_UPSTREAM_KEY"),
+        (["--host", ""], "the host to listen on is empty"),
+        (["--temperature", "nan"], "--temperature: the highest temperature is nan"),
+        (["--temperature", "inf"], "--temperature: the highest temperature is inf"),
+        (["--temperature", "-1"], "--temperature: the highest temperature is -1"),
+        (["--threshold", "nan"], "threshold nan"),
+        (["--threshold", "2"], "threshold 2.0"),
+        (["--ttl", "inf"], "ttl is inf"),
+        (["--ttl", "nan"], "ttl is nan"),
+        (["--prompt-price", "inf"], "'inf,0.0' is no price"),
+        (["--store", "redis://host/0", "--store-timeout", "inf"], "--store-timeout"),
+        (["--store", ""], "--store: '' names no store"),
+        (["--store", "sqlite:///folder"], "--store: folder is a folder"),
+        (["--store", "sqlite:///file/cache.db"], "nothing can be written at file/cache.db"),
+        (["--store", "redis://host:port/0"], "--store: redis://host:port/0 cannot be used"),
+        (["--store", "postgresql://a b/c"], "--store: the postgresql:// URL"),
+        (["--ignore-header", ""], "'' is no name of a header"),
+        (["--ignore-header", "x: y"], "'x: y' is no name of a header"),
+        (["--ignore-header", "Cookie"], "--ignore-header: the header cookie says who asks"),
+        (["--feedback", "folder"], "folder is a folder"),
+        (["--feedback", "file/feedback.jsonl"], "nothing can be written at file/feedback.jsonl"),
+        (["--namespaces", "missing.json"], "missing.json does not exist"),
+        (["--sample", "nan", "--feedback", "f.jsonl"], "--sample, --sample-margin: the share nan"),
+        (["--sample", ".1", "--feedback", "f.jsonl", "--delta", "nan"], "delta nan"),
+        (["--sample", ".1", "--feedback", "f.jsonl", "--judge", ""], "--judge: '' names no language model"),
+        (["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", ""], "'' is no address"),
+        (["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", "http://"], "no host"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_are_refused_before_the_model_is_loaded(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("some text\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("embedsmith.cache.semantic.open_encoder", lambda *_: pytest.fail("the model was loaded"))
+    given = ["--upstream", "simulator:", "--model", "model", "--threshold", "0.8", "--port", "0", *options]
+    done = CliRunner().invoke(app, ["serve", *given], env={"COLUMNS": "300"})
+    told = " ".join(f"{done.output} {done.exception}".split())
+    assert words in told
+    assert "secret" not in told
+    assert done.exit_code == 2 or getattr(done.exception, "exit_code", None) == 2  # as `main` ends
+
+
+def test_files_of_a_calibration_that_are_not_there_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for option, value in (("calibration", "."), ("calibration", "missing.json"), ("verifier", tmp_path)):
+        with pytest.raises(EmbedsmithError, match=r"is a folder|does not exist|holds no verifier"):
+            SemanticCache("no such model", **{option: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Any
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.conversation import CALLS, ROLES, Turn, render, text_of
+from embedsmith.errors import require
 from embedsmith.text import is_storable
 
 DEEPEST = 100  # levels of a request; real ones have ten
@@ -64,6 +66,13 @@ class Allowances:
     temperature: float = 1.0
     images: bool = False
     several: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.temperature < math.inf,
+            f"the highest temperature is {self.temperature:g}",
+            "a number from 0 on; 2 is the highest that OpenAI takes, so it allows all",
+        )
 
 
 def read_chat(

@@ -64,8 +64,8 @@ class PromiseWatch:
     """
 
     def __init__(self, delta: float, *, alpha: float = ALPHA, clock: Callable[[], float] = time.time) -> None:
-        _require_share("delta", delta)
-        _require_share("alpha", alpha)
+        require_share("delta", delta)
+        require_share("alpha", alpha)
         self.delta, self.alpha = delta, alpha
         self.judged = self.wrong = 0
         self.evidence = 1.0
@@ -135,7 +135,7 @@ class StreamWatch:
         alpha: float = ALPHA,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        _require_share("alpha", alpha)
+        require_share("alpha", alpha)
         self.reference, self.size, self.alpha = reference, size, alpha
         self.windows = 0
         self._clock = clock
@@ -221,6 +221,7 @@ class StreamWatch:
         )
 
 
-def _require_share(name: str, value: float) -> None:
+def require_share(name: str, value: float) -> None:
+    """Raise `ConfigurationError` unless a setting lies between 0 and 1."""
     if not 0 < value < 1:
         raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")

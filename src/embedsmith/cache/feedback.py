@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from embedsmith.artifacts import require_file
+from embedsmith.artifacts import require_file, require_place
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.settlement import NOTED, PERSON, Verdict, pair_of, settle
@@ -66,6 +66,23 @@ class Feedback:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+
+    def require_place(self) -> None:
+        """Raise `InputError` unless rows can be added; leaves nothing behind.
+
+        A file that is there may lie in a folder that nothing new can be written into, as containers mount it.
+        """
+        try:
+            if self.path.is_file():
+                self.path.open("ab").close()
+                return
+        except OSError as error:
+            raise InputError(
+                f"nothing can be added to {self.path} ({error.strerror})",
+                expected="a file that can be written to",
+                action="check its rights, or name another one",
+            ) from None
+        require_place(self.path, folder=False)
 
     def append(self, row: Judged) -> None:
         """Add a row; it is on disk on return. What a kill left of an earlier row is cut off first."""

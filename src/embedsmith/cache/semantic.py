@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -14,15 +15,17 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, get_args, overload
 
+from embedsmith.artifacts import require_file
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
+from embedsmith.cache.drift import require_share
 from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
-from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, settle_turns
+from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
 from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
@@ -32,7 +35,7 @@ from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import LanguageModel
 from embedsmith.text import is_storable
-from embedsmith.verifier import Verifier
+from embedsmith.verifier import Verifier, read_report
 
 LOG = logging.getLogger("embedsmith.cache")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
@@ -144,7 +147,6 @@ class SemanticCache:
         require_limits(ttl=ttl, max_entries=max_entries, max_bytes=max_bytes)
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
-        _require_room_for_verdicts(sample, feedback, judge)
         parts = {"threshold": threshold, "calibration": calibration, "namespaces": namespaces, "verifier": verifier}
         given = [name for name, part in parts.items() if part is not None]
         given += [name for name, changed in {"guard": not guard, "turns": turns != "auto"}.items() if changed]
@@ -154,6 +156,18 @@ class SemanticCache:
                 expected="a policy, or what one is made of",
                 action="put it into the policy, or leave the policy out",
             )
+        require_cosine(threshold)
+        if delta is not None:
+            require_share("delta", delta)
+        for file in (calibration, namespaces):
+            if file is not None:
+                require_file(file)
+        if isinstance(verifier, (str, Path)):
+            read_report(Path(verifier))
+        _require_room_for_verdicts(sample, feedback, judge)
+        self._feedback = Feedback(feedback) if feedback is not None else None
+        if self._feedback is not None:
+            self._feedback.require_place()
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:
@@ -177,7 +191,6 @@ class SemanticCache:
             self.turns = f"earlier turns {by}, as the rules given say"
         self.calibration = promise.calibration
         self.policy = policy
-        self._feedback = Feedback(feedback) if feedback is not None else None
         self._refusals = Refusals()
         if self._feedback is not None:
             self._refusals.recall(self._feedback.read(), self.fingerprint)
@@ -606,10 +619,10 @@ def _whole_of(namespace: str) -> str:
 
 
 def require_limits(**limits: float | None) -> None:
-    """Raise `ConfigurationError` unless each limit is None (there is none) or a number above 0."""
+    """Raise `ConfigurationError` unless each limit is None (there is none) or a finite number above 0."""
     for name, limit in limits.items():
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and limit > 0):
+        if limit is not None and not (number and 0 < limit < math.inf):
             raise ConfigurationError(
                 f"{name} is {limit!r}",
                 expected="a number above 0",

@@ -286,8 +286,7 @@ def _bare_policy(
             action=f"{tell_calibrate(model, out, guard=guard)} (PAIRS: labelled pairs){then}; or pass a threshold "
             "(--threshold) at your own risk",
         )
-    if not -1 <= threshold <= 1:
-        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
+    require_cosine(threshold)
     if verifier is not None:
         raise ConfigurationError(
             "a verifier together with a bare threshold",
@@ -295,6 +294,12 @@ def _bare_policy(
             action="embedsmith calibrate MODEL PAIRS --for-cache --verifier FOLDER",
         )
     return Policy(threshold)
+
+
+def require_cosine(threshold: float | None) -> None:
+    """Raise `ConfigurationError` unless a threshold given by hand is a cosine; None is none given."""
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ConfigurationError(f"threshold {threshold}", expected="a cosine between -1 and 1, higher is closer")
 
 
 def _policy_of(calibration: Calibration, verifier: Verifier | Path | str | None) -> Policy:

@@ -21,7 +21,6 @@ from embedsmith.cli.console import (
     print_json,
     print_table,
     read_pairs,
-    read_price,
     say,
     tell_rejected,
 )
@@ -169,6 +168,7 @@ def serve(
         float,
         typer.Option(
             min=0.01,
+            max=3600,
             help="Seconds that Redis or PostgreSQL may hold a request up; then it goes around the cache, and so do all "
             "until the store answers again.",
         ),
@@ -252,24 +252,34 @@ def serve(
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
+    from embedsmith.cache.stores import require_store
+    from embedsmith.llm.budget import Price
+    from embedsmith.server.headers import read_ignored
     from embedsmith.server.run import Service, listen, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
         rule = SampleRule(sample, sample_margin) if sample else None
-    paid = read_price(price)
+    with naming("--price"):
+        paid = Price.parse(price if price is not None else f"{prompt_price},{completion_price}")
+    with naming("--temperature"):
+        allowed = Allowances(allow_tools, temperature, allow_images, allow_several)
+    with naming("--ignore-header"):
+        ignored = read_ignored(ignore_header or ())
+    with naming("--store"):
+        require_store(store)
     with naming("--upstream"):
         service = Service(
             upstream,
             store,
             host=host,
             port=port,
-            allowed=Allowances(allow_tools, temperature, allow_images, allow_several),
+            allowed=allowed,
             shadow=shadow,
             log=log,
-            prompt_price=paid.input_per_million if paid is not None else prompt_price,
-            completion_price=paid.output_per_million if paid is not None else completion_price,
-            ignored_headers=tuple(ignore_header or ()),
+            prompt_price=paid.input_per_million,
+            completion_price=paid.output_per_million,
+            ignored_headers=tuple(ignored),
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,
@@ -290,7 +300,7 @@ def serve(
         feedback=feedback,
         namespaces=namespaces,
         sample=rule,
-        judge=_open_judge(judge, judge_url) if judge else None,
+        judge=_open_judge(judge, judge_url) if judge is not None else None,
         delta=delta,
     )
     _say_sampling(cache)
@@ -310,7 +320,7 @@ def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
     from embedsmith.cache.judge import RETRIES, TIMEOUT
     from embedsmith.llm import open_llm
 
-    with naming("--judge"):
+    with naming("--judge, --judge-url" if base_url is not None else "--judge"):
         return open_llm(spec, base_url=base_url, timeout=TIMEOUT, retries=RETRIES)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from embedsmith.errors import ConfigurationError, LanguageModelError
+from embedsmith.errors import ConfigurationError, LanguageModelError, require_address
 from embedsmith.llm import Completion, Prompt, Sampling
 from embedsmith.llm.budget import Budget, Usage
 from embedsmith.llm.dialect import Dialect, Terms
@@ -70,6 +70,8 @@ class OpenAIChat:
         retries: int = RETRIES,
         outage: float | None = None,
     ) -> None:
+        if base_url is not None:
+            require_address(base_url)  # an empty one would be OpenAI's, and get the texts
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._server = Server(self.base_url, model, key, _find_proxy(self.base_url))

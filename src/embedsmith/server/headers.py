@@ -17,12 +17,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from embedsmith.errors import ConfigurationError
 
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # RFC 9110, in small letters
 HOPS = frozenset(  # headers that belong to one connection only
     {
         *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
@@ -172,9 +174,15 @@ def read_ignored(names: Iterable[str]) -> frozenset[str]:
     """Return the names of headers that the operator declares harmless.
 
     Raises:
-        ConfigurationError: one of them says who asks.
+        ConfigurationError: one of them says who asks, or is no name of a header.
     """
     ignored = frozenset(name.strip().lower() for name in names)
+    if strange := sorted(name for name in ignored if not TOKEN.fullmatch(name)):
+        raise ConfigurationError(
+            f"{strange[0]!r} is no name of a header",
+            expected="letters, digits and hyphens, such as x-request-source",
+            action="name one header; the option can be given several times",
+        )
     if found := sorted(ignored & IDENTITY):
         raise ConfigurationError(
             f"the header {found[0]} says who asks",

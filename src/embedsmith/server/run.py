@@ -21,7 +21,7 @@ from embedsmith.cache.stores import Store, kind_of
 from embedsmith.cache.stores.sqlite import path_of
 from embedsmith.calibration import bound_rate
 from embedsmith.choices import LogMode
-from embedsmith.errors import ConfigurationError, MissingPartError
+from embedsmith.errors import ConfigurationError, MissingPartError, require_address
 from embedsmith.hosted import HostedEncoder
 
 SIMULATOR = "simulator:"
@@ -62,9 +62,14 @@ class Service:
     grace: int = GRACE
 
     def __post_init__(self) -> None:
-        if self.upstream != SIMULATOR and not self.upstream.startswith(("http://", "https://")):
+        if self.upstream == SIMULATOR:
+            return
+        require_address(self.upstream, "https://api.openai.com/v1, or simulator:")
+        if "@" in self.upstream.split("/")[2]:
             raise ConfigurationError(
-                f"{self.upstream!r} is no address", expected="https://api.openai.com/v1, or simulator:"
+                "the address of the upstream holds a user or a password (not shown)",
+                expected="an address without: they would not be sent",
+                action="give the key in EMBEDSMITH_UPSTREAM_KEY, for clients that bring none",
             )
 
 
@@ -183,6 +188,12 @@ def require_port(service: Service) -> None:
 
 
 def _bind(service: Service) -> socket.socket:
+    if not service.host:  # which the system takes for all networks of this machine
+        raise ConfigurationError(
+            "the host to listen on is empty",
+            expected="an address of this machine; 127.0.0.1 is for this machine only, 0.0.0.0 for all its networks",
+            action="leave --host out, or say which",
+        )
     try:
         family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
         return socket.create_server((service.host, service.port), family=family)

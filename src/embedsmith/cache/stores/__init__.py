@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from embedsmith.artifacts import require_place
 from embedsmith.choices import Eviction
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError
@@ -235,6 +236,29 @@ def open_store(url: str, *, dimension: int, model: str) -> Store:
     from embedsmith.cache.stores.postgres import PostgresStore
 
     return PostgresStore(url, dimension=dimension, model=model)
+
+
+def require_store(url: str) -> None:
+    """Raise what `open_store` would, as far as the URL and the place of a file tell; nothing is opened or made.
+
+    Raises:
+        ConfigurationError: a URL that names no store, or cannot be read. InputError: no file can be written there.
+        MissingPartError: the store's driver is not installed.
+    """
+    kind = kind_of(url)
+    if kind == "sqlite":
+        from embedsmith.cache.stores.sqlite import path_of
+
+        require_place(path_of(url), folder=False)
+    elif kind == "redis":
+        from embedsmith.cache.stores.redis import connect, read_url
+
+        connect(read_url(url)).close()  # it sends nothing
+    elif kind == "postgres":
+        from embedsmith.cache.stores.postgres import check_target
+        from embedsmith.cache.stores.postgres import read_url as read_target
+
+        check_target(read_target(url).target)
 
 
 def kind_of(url: str) -> Kind:
