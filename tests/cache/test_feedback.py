@@ -94,6 +94,25 @@ def test_a_line_cut_by_a_kill_is_skipped_and_removed_by_the_next_row(
     assert feedback.path.read_bytes() == whole * 2
 
 
+def test_what_others_add_is_read_when_it_is_whole_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    feedback = Feedback(path)
+    assert (feedback.read(), feedback.read_new()) == ([], [])
+    Feedback(path).append(ROW)
+    assert (feedback.read_new(), feedback.read_new()) == ([ROW], [])
+    with path.open("a") as other:
+        line = json.dumps(OLD) + "\n"
+        other.write(line[:30])
+        other.flush()
+        assert feedback.read_new() == []
+        other.write(line[30:])
+    assert len(feedback.read_new()) == 1
+    path.rename(tmp_path / "old.jsonl")
+    Feedback(path).append(ROW)
+    assert feedback.read_new() == [ROW]
+    assert feedback.read() == [ROW]
+
+
 def test_a_whole_last_line_without_its_break_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "feedback.jsonl"
     path.write_text(json.dumps(OLD))

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.guard import find_veto
+from embedsmith.cache.feedback import Feedback
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule
@@ -729,6 +730,59 @@ def test_a_marked_pair_is_that_of_one_tenant_and_one_model_and_outlives_the_proc
         later = make(feedback=file, fingerprint=fingerprint)
         later.add(CLOSE, "many cards", namespace=name)
         assert later.lookup(ASKED, namespace=name).hit == hit
+
+
+def test_servers_that_share_a_file_hear_of_each_others_marks_without_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "feedback.jsonl"
+    here, there = make(feedback=file), make(feedback=file)
+    for cache in (here, there):
+        cache.add(ASKED, "one card")
+    mark_wrong(here)
+    assert there.lookup(CLOSE).hit  # it has looked at the file a moment ago
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    assert there.lookup(CLOSE).decision.reason == "marked wrong"
+    here.mark_same(CLOSE, ASKED)
+    assert there.lookup(CLOSE).hit
+
+
+def test_a_feedback_file_is_read_once_at_the_start_and_then_only_what_was_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read = tmp_path / "feedback.jsonl", list[int]()
+    first = make(feedback=file)
+    first.add(ASKED, "one card")
+    mark_wrong(first)
+    read_behind = Feedback._read_behind
+
+    def note(self: Feedback, seen: int) -> bytes:
+        read.append(seen)
+        return read_behind(self, seen)
+
+    monkeypatch.setattr(Feedback, "_read_behind", note)
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    later = make(feedback=file, sample=SampleRule(0.1))
+    size = file.stat().st_size
+    for _ in range(3):
+        later.lookup(CLOSE)
+    assert read == [0]
+    first.mark_same("another", "pair")
+    for _ in range(3):
+        later.lookup(CLOSE)
+    assert read == [0, size]
+
+
+def test_a_feedback_file_that_cannot_be_read_any_more_costs_no_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "feedback.jsonl"
+    cache = make(feedback=file)
+    cache.add(ASKED, "one card")
+    file.mkdir()
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    assert cache.lookup(CLOSE).hit
+    assert "pairs that other servers mark are not heard of: Is a directory" in caplog.text
 
 
 def test_a_later_mark_of_the_same_joins_a_pair_again(tmp_path: Path) -> None:

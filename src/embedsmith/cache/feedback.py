@@ -66,6 +66,8 @@ class Feedback:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._seen = 0, 0  # which file was read, and how many bytes of it
 
     def require_place(self) -> None:
         """Raise `InputError` unless rows can be added; leaves nothing behind.
@@ -100,12 +102,37 @@ class Feedback:
 
     def read(self) -> list[Judged]:
         """Return all rows that can be read; none where there is no file yet."""
-        if not self.path.exists() or not self.path.stat().st_size:
-            return []
-        rows, rejected = read_feedback(self.path)
+        with self._reading:
+            self._seen = 0, 0
+        return self.read_new()
+
+    def read_new(self) -> list[Judged]:
+        """Return the rows that were added since the last reading, by whatever process; all of a file put in its place.
+
+        Where nothing was added, the file is not opened. A row that is there only in part waits for the next reading.
+        """
+        with self._reading:
+            try:
+                about = self.path.stat()
+            except FileNotFoundError:
+                return []
+            file, seen = self._seen
+            if file != about.st_ino or about.st_size < seen:
+                seen = 0
+            added = self._read_behind(seen) if about.st_size > seen else b""
+            self._seen = about.st_ino, seen + len(added)
+        rows, rejected = _read_lines(added, self.path)
         for bad in rejected:
-            LOG.warning("%s, line %s is not used: %s", self.path, bad.line, bad.detail)
+            where = f"line {bad.line}" if not seen else "a new line"
+            LOG.warning("%s, %s is not used: %s", self.path, where, bad.detail)
         return rows
+
+    def _read_behind(self, seen: int) -> bytes:
+        with self.path.open("rb") as handle:
+            handle.seek(seen)
+            added = handle.read()
+        last = added.rpartition(b"\n")[2]
+        return added if _is_row(last) else added.removesuffix(last)
 
 
 def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
@@ -115,8 +142,12 @@ def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
         InputError: the file is missing or empty.
     """
     require_file(path)
+    return _read_lines(Path(path).read_bytes(), path)
+
+
+def _read_lines(content: bytes, path: Path | str) -> tuple[list[Judged], list[Rejected]]:
     rows, rejected = [], []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -236,10 +267,16 @@ def _mend(handle: BinaryIO) -> int:
         return 0
     handle.seek(0)
     tail = handle.read().rpartition(b"\n")[2]
-    try:
-        _parse(json.loads(tail))
-    except (ValueError, TypeError, RecursionError):
+    if not _is_row(tail):
         handle.truncate(end - len(tail))
         return len(tail)
     handle.write(b"\n")
     return 0
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        _parse(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True

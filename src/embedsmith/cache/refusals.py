@@ -2,8 +2,8 @@
 
 Removing the entry is not enough: the question that was answered wrongly is asked of the upstream and stored, and then
 the other one finds it. The pairs come from the feedback file (which is what makes them last), those marked since then
-are in memory; a server without such a file forgets them when it ends, and replicas hear of those in files that they
-share when they start.
+are in memory; a server without such a file forgets them when it ends, and those that share one hear of each other's
+with their next lookup, a second later at most.
 """
 
 from __future__ import annotations

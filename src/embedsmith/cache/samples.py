@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedsmith.cache.drift import PromiseWatch
@@ -111,7 +111,8 @@ class Samples:
     """The draw, the queue and the verdicts. Safe for threads; nothing here waits for a judge.
 
     Args:
-        feedback: the file for verdicts. What it holds of this model at the thresholds of today counts from the start.
+        feedback: the file for verdicts. judged: the rows that it holds; what is of this model at the thresholds of
+            today counts from the start.
         model: fingerprint. threshold_for: the threshold of a namespace, for a text.
         delta: most wrong answers among those served that is promised; the alarm watches it.
         since: Unix seconds by namespace; earlier verdicts chose the threshold of the namespace, and do not judge it.
@@ -121,6 +122,7 @@ class Samples:
         self,
         rule: SampleRule,
         feedback: Feedback,
+        judged: Sequence[Judged],
         *,
         model: str,
         threshold_for: Callable[[str, str], float],
@@ -140,7 +142,7 @@ class Samples:
         self._for_people: set[int] = set()
         self._tally: dict[str, tuple[int, int]] = {}
         self._known: dict[int, int] = {}  # samples that wait for their turn, with the verdict of a person's mark
-        self._recall(settle_rows(feedback.read()))
+        self._recall(settle_rows(judged))
 
     def _recall(self, rows: Iterable[Judged]) -> None:
         for row in rows:

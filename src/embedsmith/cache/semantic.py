@@ -39,6 +39,7 @@ from embedsmith.verifier import Verifier, read_report
 
 LOG = logging.getLogger("embedsmith.cache")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
+HEARING = 1.0  # seconds between two looks at the feedback file, which other processes may add to
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
@@ -191,11 +192,11 @@ class SemanticCache:
             self.turns = f"earlier turns {by}, as the rules given say"
         self.calibration = promise.calibration
         self.policy = policy
-        self._refusals = Refusals()
-        if self._feedback is not None:
-            self._refusals.recall(self._feedback.read(), self.fingerprint)
+        self._refusals, self._heard = Refusals(), time.monotonic()
+        judged = self._feedback.read() if self._feedback is not None else []
+        self._refusals.recall(judged, self.fingerprint)
         promised = promise.delta if delta is None else delta
-        self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
+        self.samples = _open_samples(self, sample, self._feedback, judged, promised, promise.since, clock)
         if isinstance(store, str):
             store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
         self.store = store
@@ -269,6 +270,7 @@ class SemanticCache:
                 encoding += time.perf_counter() - started
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
+            self._hear()
             refused = self._refusals.among(asked.text, matches, asked.namespace)
             decision = decide(asked.text, matches, policy, refused)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
@@ -279,6 +281,17 @@ class SemanticCache:
         seconds = asked.seconds + time.perf_counter() - began
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
         return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
+
+    def _hear(self) -> None:
+        """Take the verdicts that other processes have added to the feedback file, looking at its size now and then."""
+        now = time.monotonic()
+        if self._feedback is None or now - self._heard < HEARING:
+            return
+        self._heard = now
+        try:
+            self._refusals.recall(self._feedback.read_new(), self.fingerprint)
+        except OSError as error:
+            LOG.warning("pairs that other servers mark are not heard of: %s", error.strerror or "")
 
     def _find_unread(self, asked: Lookup) -> str:
         """Return why the question's vector says nothing, "" where it does; a question is read once for that."""
@@ -666,6 +679,7 @@ def _open_samples(
     cache: SemanticCache,
     rule: SampleRule | None,
     feedback: Feedback | None,
+    judged: Sequence[Judged],
     delta: float,
     since: Mapping[str, float],
     clock: Callable[[], float],
@@ -675,6 +689,7 @@ def _open_samples(
     return Samples(
         rule,
         feedback,
+        judged,
         model=cache.fingerprint,
         threshold_for=cache.policy.threshold_for,
         delta=delta,
