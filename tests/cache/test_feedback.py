@@ -94,6 +94,50 @@ def test_a_line_cut_by_a_kill_is_skipped_and_removed_by_the_next_row(
     assert feedback.path.read_bytes() == whole * 2
 
 
+def test_the_rows_of_a_tenant_go_and_no_other_moves(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    feedback, other = Feedback(path), Feedback(path)
+    for name in ("default", "acme", "acme/part", "acmes"):
+        feedback.append(replace(ROW, sentence1=f"asked by {name}", namespace=name))
+    assert len(other.read()) == 4
+    size = path.stat().st_size
+    with path.open("ab") as handle:
+        handle.write(b'"sentence2": "x", "namespace": "acme"}\n{"sentence1": "of anoth')
+    assert (feedback.remove("acme"), feedback.remove("acme"), feedback.remove("none")) == (3, 0, 0)
+    assert [row.namespace for row in Feedback(path).read()] == ["default", "acmes"]
+    assert b'"acme"' not in path.read_bytes()
+    assert path.read_bytes()[:size].splitlines()[1].strip() == b""
+    other.append(ROW)  # cuts off what is left of the last line
+    assert other.read_new() == [ROW]
+    assert len(read_examples(path).examples) == 3
+    assert Feedback(tmp_path / "none.jsonl").remove("acme") == 0
+
+
+REMOVER = """
+import sys
+from embedsmith.cache.feedback import Feedback
+feedback = Feedback(sys.argv[1])
+while True:
+    feedback.remove("acme")
+"""
+
+
+def test_rows_that_are_added_while_a_tenant_is_removed_are_all_kept_whatever_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    feedback, killed = Feedback(path), random.Random(0)
+    feedback.append(ROW)
+    for turn in range(3):
+        process = subprocess.Popen([sys.executable, "-c", REMOVER, str(path)])
+        for at in range(50):
+            feedback.append(replace(ROW, sentence1=f"row {turn} {at}", namespace="acme" if at % 2 else "default"))
+        time.sleep(killed.random())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    feedback.remove("acme")
+    kept = {row.sentence1 for row in feedback.read()} - {ROW.sentence1}
+    assert kept == {f"row {turn} {at}" for turn in range(3) for at in range(0, 50, 2)}
+
+
 def test_what_others_add_is_read_when_it_is_whole_and_once(tmp_path: Path) -> None:
     path = tmp_path / "feedback.jsonl"
     feedback = Feedback(path)

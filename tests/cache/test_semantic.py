@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.guard import find_veto
 from embedsmith.cache.feedback import Feedback
+from embedsmith.cache.guard import find_veto
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule

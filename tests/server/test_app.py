@@ -21,6 +21,7 @@ import pytest
 from starlette.applications import Starlette
 
 from embedsmith.cache.decision import entry_id
+from embedsmith.cache.feedback import Feedback, read_feedback
 from embedsmith.cache.reencoding import reencode
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
@@ -501,9 +502,25 @@ def test_entries_are_searched_and_purged(serve: Serve) -> None:
     ask(served, "what is a standing charge?")
     found = httpx.get(f"{served.url}/admin/entries?text=FREEZE", headers=ADMIN).json()["entries"]
     assert [entry["text"] for entry in found] == [ASKED]
-    assert post(served, "/admin/purge", {"id": found[0]["id"]}).json() == {"removed": 1}
-    assert post(served, "/admin/purge", {"all": True}).json() == {"removed": 1}
+    assert post(served, "/admin/purge", {"id": found[0]["id"]}).json() == {"removed": 1, "judged_removed": 0}
+    assert post(served, "/admin/purge", {"all": True}).json() == {"removed": 1, "judged_removed": 0}
     assert ask(served)[0] == "miss"
+
+
+def test_a_feedback_file_that_cannot_be_written_is_told_before_anything_is_removed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve()
+    ask(served)
+
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Feedback, "remove", fail)
+    answer = post(served, "/admin/purge", {"namespace": next(served.cache.store.scan()).namespace})
+    assert answer.status_code == 503
+    assert "nothing was removed: the feedback file cannot be written (No space left on device)" in answer.text
+    assert served.cache.store.count().entries == 1
 
 
 def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
@@ -514,8 +531,11 @@ def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
     body = {"headers": {"Authorization": "Bearer sk-a "}}
     told = [post(served, "/admin/tenant", one).json() for one in ({"key": "sk-a"}, body)]
     assert told == [{"namespace": entry.namespace}] * 2
-    assert post(served, "/admin/purge", told[0]).json() == {"removed": 3}
     other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
+    for name in (other, entry.namespace, f"{entry.namespace}/team-a"):
+        served.cache.mark_same(ASKED, f"what {name} asks", namespace=name)
+    assert post(served, "/admin/purge", told[0]).json() == {"removed": 3, "judged_removed": 2}
+    assert [row.namespace for row in read_feedback(served.feedback)[0]] == [other]
     assert [entry.namespace for entry in served.cache.store.scan()] == [other]
 
 

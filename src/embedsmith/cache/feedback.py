@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from embedsmith.artifacts import require_file, require_place
+from embedsmith.cache.stores import is_within
 from embedsmith.errors import InputError
 from embedsmith.examples import Rejected
 from embedsmith.settlement import NOTED, PERSON, Verdict, pair_of, settle
@@ -99,6 +100,28 @@ class Feedback:
                 os.fsync(handle.fileno())
         if lost:
             LOG.warning("%s: the last row was cut off by a kill, its %d bytes are removed", self.path, lost)
+
+    def remove(self, namespace: str) -> int:
+        """Remove the rows of a namespace and of all below it; they are gone from the disk on return. Tell how many.
+
+        Their bytes become spaces: no other row moves, so that what other processes add meanwhile, or have read, stays
+        as it is, and a kill leaves rows that are removed or not. A line that is no row goes where it names the
+        namespace: it may be what a kill has left of one.
+        """
+        if not self.path.is_file():
+            return 0
+        with self._lock, self.path.open("rb+") as handle, _locked(handle):
+            places, start = [], 0
+            for line in handle:
+                if _is_of(line, namespace):
+                    places.append((start, len(line.rstrip(b"\n"))))
+                start += len(line)
+            for start, length in places:
+                handle.seek(start)
+                handle.write(b" " * length)
+            handle.flush()
+            os.fsync(handle.fileno())
+        return len(places)
 
     def read(self) -> list[Judged]:
         """Return all rows that can be read; none where there is no file yet."""
@@ -272,6 +295,15 @@ def _mend(handle: BinaryIO) -> int:
         return len(tail)
     handle.write(b"\n")
     return 0
+
+
+def _is_of(line: bytes, namespace: str) -> bool:
+    if not line.strip():
+        return False
+    try:
+        return is_within(_parse(json.loads(line)).namespace, namespace)
+    except (ValueError, TypeError, RecursionError):
+        return namespace.encode() in line
 
 
 def _is_row(line: bytes) -> bool:

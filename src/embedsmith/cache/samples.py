@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from embedsmith.cache.drift import PromiseWatch
 from embedsmith.cache.feedback import Feedback, Judged, settle_rows
+from embedsmith.cache.stores import is_within
 from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError
 from embedsmith.settlement import PERSON, pair_of
@@ -282,6 +283,16 @@ class Samples:
         if self._counts(row):
             self._count(row)
         return sample
+
+    def forget(self, namespace: str) -> None:
+        """Drop the samples of a namespace, and of all below it, that wait for a verdict."""
+        with self._lock:
+            for number in [own.number for own in self._waiting.values() if is_within(own.namespace, namespace)]:
+                del self._waiting[number]
+                self._judging.discard(number)
+                self._for_people.discard(number)
+                self._known.pop(number, None)
+        self._settle_known()
 
     def to_judge(self, most: int, *, judged_by_model: bool) -> list[Sample]:
         """Return the oldest samples that a person should judge: those a model could not, or all without a model."""

@@ -612,11 +612,27 @@ class SemanticCache:
         return True
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
-        """Remove what has this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
+        """Remove the entries that have this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
 
-        Returns how many.
+        A namespace by itself means all that is kept of a tenant: its judged pairs go, too (`forget`). They stay with
+        the others, which are about answers that are out of date. Returns how many entries were removed.
         """
+        if namespace is not None and tag is None:
+            self.forget(namespace)
         return self.store.purge(namespace=namespace, tag=tag)
+
+    def forget(self, namespace: str) -> int:
+        """Remove the judged pairs of a namespace, and of all below it, from the feedback file; return how many.
+
+        Its samples that wait for a verdict go, too. What people marked is refused on until the process ends: of these
+        pairs there are only hashes. Samples that wait in another process, and other files, are not reached from here.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self.samples is not None:
+            self.samples.forget(namespace)
+        return self._feedback.remove(namespace) if self._feedback is not None else 0
 
     def close(self) -> None:
         """Stop the judge and close the store."""

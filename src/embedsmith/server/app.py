@@ -233,19 +233,26 @@ class Admin:
         return JSONResponse({"namespace": read_asker(headers, query, self._secret).tenant})
 
     async def purge(self, request: Request) -> Response:
-        """Remove entries by `id`, or by `namespace` (and all below it) and `tag`; {"all": true} removes all."""
+        """Remove entries by `id`, or by `namespace` (and all below it) and `tag`; {"all": true} removes all.
+
+        A namespace by itself is a tenant whose data are to go: its judged pairs leave the feedback file, too, first.
+        """
         body = await _small_object(request)
         rules = _read_purge(body) if body is not None else None
         if rules is None:
             return refuse(400, 'expected {"id": text}, {"namespace": text, "tag": text} or {"all": true}')
         try:
+            judged = await run_in_threadpool(self._cache.forget, rules["namespace"]) if _is_tenant(rules) else 0
+        except OSError as error:
+            return refuse(503, f"nothing was removed: the feedback file cannot be written ({_name(error)})")
+        try:
             if "id" in rules:
                 gone = await run_in_threadpool(self._cache.store.delete, [rules["id"]])
             else:
-                gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
+                gone = await run_in_threadpool(lambda: self._cache.store.purge(**rules))
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
-        return JSONResponse({"removed": gone})
+        return JSONResponse({"removed": gone, "judged_removed": judged})
 
 
 def _read_sender(body: dict[str, Any]) -> tuple[list[tuple[bytes, bytes]], str] | None:
@@ -273,6 +280,11 @@ def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
     if "all" in body:
         return rules if body["all"] is True and not rules else None
     return rules or None
+
+
+def _is_tenant(rules: dict[str, str]) -> bool:
+    """Say whether a purge is of a whole namespace, rather than of answers that are out of date."""
+    return rules.keys() == {"namespace"}
 
 
 def _whole(value: object) -> int | None:

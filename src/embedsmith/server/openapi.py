@@ -184,8 +184,10 @@ def _admin_paths() -> Json:
         },
         "/admin/purge": {
             "post": _operation(
-                "Remove one entry, those of a namespace and all below it, those with a tag, or all.",
-                {"200": _json("They are gone.", _object(removed=WHOLE))} | _refusals(400, 408, 413, 415, 503),
+                "Remove one entry, those of a namespace and all below it, those with a tag, or all. A namespace "
+                "without a tag leaves the feedback file, too: judged_removed is the number of its pairs there.",
+                {"200": _json("They are gone.", _object(removed=WHOLE, judged_removed=WHOLE))}
+                | _refusals(400, 408, 413, 415, 503),
                 body=_ref("Purge"),
             )
         },
