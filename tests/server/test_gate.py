@@ -305,6 +305,21 @@ def test_a_server_that_is_stopped_takes_nothing_away_and_is_used_again(kind: str
         assert served.cache.store.count().entries == 2
 
 
+def test_a_clean_up_in_a_server_that_stands_still_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_store("postgres") as url:
+        driver = importlib.import_module("embedsmith.cache.stores.postgres")
+        monkeypatch.setattr(driver, "WAIT", 1.0)
+        cache = SemanticCache(FakeEncoder(), store=url, threshold=0.8, fingerprint="fake")
+        cache.lookup(ASKED)
+        with stopped(url), ThreadPoolExecutor(1) as pool, timed() as taken:
+            cleaning = pool.submit(cache.store.expire, time.time())  # it may take minutes
+            time.sleep(0.3)
+            cache.close()
+            with pytest.raises(StoreError, match="cannot be reached: no answer before the store was closed"):
+                cleaning.result(20)
+        assert taken.seconds < 8
+
+
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_a_program_gets_an_error_within_the_stores_own_limit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with start_store(kind) as url:
@@ -312,7 +327,7 @@ def test_a_program_gets_an_error_within_the_stores_own_limit(kind: str, monkeypa
         monkeypatch.setattr(driver, "WAIT", 0.5)
         if kind == "postgres":
             limit = driver._limit
-            monkeypatch.setattr(driver, "_limit", lambda calls, _: limit(calls, 0.5))
+            monkeypatch.setattr(driver, "_limit", lambda calls, _, end: limit(calls, 0.5, end))
         cache = SemanticCache(FakeEncoder(), store=url, threshold=0.8, fingerprint="fake")
         cache.add(ASKED, "an answer")
         works: list[Callable[[], object]] = [lambda: cache.lookup(ASKED), lambda: cache.add("another", "answer")]

@@ -215,6 +215,7 @@ class PostgresStore:
         self.url = self._address.shown
         self._lock = threading.Lock()
         self._changes = 0  # statements that changed counts since the last folding
+        self._end = _End()
         with self._calls():
             check_target(self._address.target)
             with psycopg.connect(self._address.target, **limits_of(self._address.target)) as connection:
@@ -429,6 +430,7 @@ class PostgresStore:
             return self._fetch(connection, query, values)
 
     def close(self) -> None:
+        self._end.at = time.monotonic() + WAIT  # what is on its way may take minutes, and a process waits for it
         self._pool.close()
 
     def _fetch(self, connection: Connection, query: sql.Composed, values: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -482,7 +484,7 @@ class PostgresStore:
 
     def _try(self, work: Callable[[Connection], Result], patience: float = WAIT) -> Result:
         with self._pool.connection() as connection:
-            connection.patience = patience
+            connection.patience, connection.end = patience, self._end
             try:
                 return work(connection)
             except psycopg.OperationalError as error:
@@ -527,25 +529,31 @@ class _Late(psycopg.OperationalError):
     """The server has said nothing for too long."""
 
 
+class _End:
+    """When calls that are on their way are given up, however long they may take; of the monotonic clock."""
+
+    at = float("inf")
+
+
 class _Patient(psycopg.Connection[tuple[Any, ...]]):
     """A connection that is closed when an answer does not come.
 
     A server that stands still sends no timeout, and its kernel acknowledges what is sent: only the clock here tells.
     """
 
-    patience = WAIT
+    patience, end = WAIT, _End()
 
     def wait(self, gen: Generator[Any, Any, Result], *args: Any, **options: Any) -> Result:
         """Return what comes of `gen`, which is resumed ten times a second while nothing comes."""
         try:
-            return super().wait(_limit(gen, self.patience), *args, **options)
+            return super().wait(_limit(gen, self.patience, self.end), *args, **options)
         except _Late:
             self.close()
             raise
 
 
-def _limit(gen: Generator[Any, Any, Result], seconds: float) -> Generator[Any, Any, Result]:
-    """Yield and return what `gen` does; once it has got nothing for so many seconds, raise `_Late`."""
+def _limit(gen: Generator[Any, Any, Result], seconds: float, end: _End) -> Generator[Any, Any, Result]:
+    """Yield and return what `gen` does; once it has got nothing for so many seconds, or to the `end`, raise `_Late`."""
     until = time.monotonic() + seconds
     try:
         wanted = next(gen)
@@ -553,8 +561,9 @@ def _limit(gen: Generator[Any, Any, Result], seconds: float) -> Generator[Any, A
             ready = yield wanted
             if ready:
                 until = time.monotonic() + seconds
-            elif time.monotonic() > until:
-                raise _Late(f"no answer within {seconds:g} s")
+            elif time.monotonic() > min(until, end.at):
+                told = f"within {seconds:g} s" if end.at > until else "before the store was closed"
+                raise _Late(f"no answer {told}")
             wanted = gen.send(ready)
     except StopIteration as end:
         found: Result = end.value
