@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel, T5Config, T5EncoderModel, XLNetConfig,
 from embedsmith.decoders import DECODER_LENGTH, BaseOptions
 from embedsmith.encoder import TOO_LONG, Encoder, encode_unique, pair_similarities
 from embedsmith.errors import ConfigurationError, LanguageModelError, ModelError
+from embedsmith.export import make_room
 from embedsmith.model import (
     DEMO_MODEL,
     TorchEncoder,
@@ -147,6 +150,34 @@ def test_the_fingerprint_follows_weights_in_other_formats_where_there_are_no_saf
             (copy / name).write_bytes(weights)
             seen.add(fingerprint_model(copy))
         assert len(seen) == 2
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from embedsmith.export import make_room
+with make_room(Path(sys.argv[1])) as room:
+    (room / "tokenizer.json").write_text("{}")
+    print("there", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_an_export_that_is_killed_leaves_the_fingerprint_and_its_rest_goes_with_the_next(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(copy)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    (left,) = copy.glob(".onnx.*/tokenizer.json")
+    assert fingerprint_model(copy) == fingerprint_model(tiny_model)
+    with make_room(copy) as room:
+        assert [found.name for found in copy.glob(".onnx.*")] == [room.name]
+    assert not left.parent.exists()
 
 
 def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, tmp_path: Path) -> None:

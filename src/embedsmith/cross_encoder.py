@@ -7,7 +7,6 @@ that the verifier does not care which question was stored.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from embedsmith.config import TrainingConfig, keyed
 from embedsmith.devices import count_processes
 from embedsmith.errors import ConfigurationError, InputError, ModelError, require
 from embedsmith.examples import Example, LabelledText, ScoredPair
-from embedsmith.export import backend, list_versions, publish, trace_module
+from embedsmith.export import backend, list_versions, make_room, publish, trace_module
 from embedsmith.machine import best_attention, choose_precision, keep_memory
 from embedsmith.model import (
     ENCODING_BUDGET,
@@ -39,7 +38,7 @@ from embedsmith.noise import only_errors
 from embedsmith.optimization import Progress, Work, checkpoint_beside, count_work, optimize
 from embedsmith.quantization import quantize
 from embedsmith.readiness import Notes, check_checkpoint, describe_kept, describe_truncation
-from embedsmith.runtime import FILES, FOLDER, TOKENIZER
+from embedsmith.runtime import FILES, TOKENIZER
 from embedsmith.runtime import Precision as ExportPrecision
 from embedsmith.step import BUDGET
 from embedsmith.tokens import Index, Tokens, find_unknown, tokenize_pairs
@@ -239,8 +238,7 @@ def export_verifier(folder: Path | str, pairs: Sequence[tuple[str, str]], *, mos
     sample = list(pairs)[:: max(len(pairs) // MEASURED, 1)][:MEASURED]
     graph = _trace(reference.network)
     report = _describe(reference.network, folder)
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as place:
-        target = Path(place)
+    with make_room(folder) as target:
         backend(reference.network).save(str(target / TOKENIZER))
         found: dict[ExportPrecision, Fidelity] = {}
         graphs: dict[ExportPrecision, Any] = {

@@ -7,6 +7,7 @@ vectors were compared with those of sentence-transformers; `embedsmith.runtime` 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from embedsmith import __version__
-from embedsmith.artifacts import sync, sync_folder, write_json
+from embedsmith.artifacts import remove_leftovers, sync, sync_folder, write_json
 from embedsmith.encoder import pair_cosines, pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError, ModelError
 from embedsmith.examples import LabelledPair
@@ -107,8 +108,7 @@ def export_model(
     network = load_network(folder)
     report, earlier = describe(network, folder, name=str(model)), _read_earlier(folder)
     graph = trace(network)
-    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder) as place:
-        temporary = Path(place)
+    with make_room(folder) as temporary:
         backend(network).save(str(temporary / TOKENIZER))
         if precision == "int8":
             graph = quantize(graph, _batches(list(dict.fromkeys(texts))[:CALIBRATION], temporary, report))
@@ -430,6 +430,14 @@ def _read_earlier(folder: Path) -> dict[str, Fidelity]:
     with contextlib.suppress(ModelError):
         return dict(read_report(folder).precisions)
     return {}
+
+
+@contextlib.contextmanager
+def make_room(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder in a model's for what is to be published; what kills have left of earlier ones goes."""
+    remove_leftovers(folder / FOLDER)
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", suffix=f".{os.getpid()}.tmp", dir=folder) as place:
+        yield Path(place)
 
 
 def publish(made: Path, folder: Path, name: str, report: ExportReport | VerifierReport) -> None:

@@ -449,8 +449,9 @@ def _unloadable(spec: str | Path, error: Exception) -> ModelError:
 def fingerprint_model(spec: str | Path) -> str:
     """Return 16 hex digits of what decides a model's vectors: its weights, configuration and tokenizer.
 
-    The model card, other prose and what was exported from the model do not count. A hub id or hosted
-    model is its own fingerprint. Weights in other formats than safetensors count in folders that have no safetensors.
+    The model card, other prose and what was exported from the model, or was being exported, do not count. A hub id or
+    hosted model is its own fingerprint. Weights in other formats than safetensors count in folders that have no
+    safetensors.
     """
     name = str(spec)
     file = None if name.startswith("openai:") else find_gguf(name)
@@ -466,12 +467,17 @@ def fingerprint_model(spec: str | Path) -> str:
         for file in files
         if (file.suffix in LOADED or (file.suffix in OTHER_WEIGHTS and file.parent not in safe))
         and file.name not in {"calibration.json", "calibration_namespaces.json"}
-        and file.relative_to(folder).parts[0] not in EXPORTS
+        and not _is_export(file.relative_to(folder).parts[0])
     }
     base = adapter_base(str(folder))
     if base is not None:
         parts["base"] = fingerprint_model(base)
     return fingerprint(parts)
+
+
+def _is_export(name: str) -> bool:
+    """Say whether a folder below a model's is an export, or what a kill has left of one (`export.make_room`)."""
+    return name in EXPORTS or any(name.startswith(f".{kind}.") for kind in EXPORTS)
 
 
 def count_conversations(folder: Path | str) -> int:
