@@ -112,6 +112,15 @@ def test_a_text_that_the_model_does_not_read_whole_is_refused_unless_its_beginni
     assert client.embeddings.create(model="embedsmith", input=texts[0]).data[0].embedding == read.data[0].embedding
 
 
+def test_a_server_may_embed_beginnings_where_the_request_does_not_say(serve: Serve) -> None:
+    client = connect(serve(encoder=Short(), app={"truncate": True}))
+    long = "how do I freeze my card when I am abroad"
+    read = client.embeddings.create(model="embedsmith", input=["how do I freeze my c", long])
+    assert read.data[0].embedding == read.data[1].embedding
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.embeddings.create(model="embedsmith", input=long, extra_body={"truncate": False})
+
+
 def test_another_model_is_asked_of_the_upstream(serve: Serve) -> None:
     served = serve()
     connect(served).embeddings.create(model="other", input="x")

@@ -363,6 +363,7 @@ def test_limits_of_the_command_line_reach_the_service(tiny_model: Path, monkeypa
     monkeypatch.setattr("embedsmith.cache.semantic.open_store", lambda _, **about: MemoryStore(**about))
     command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
     command += ["--store", "redis://host/0", "--port", "0"]
-    for options in ([], ["--store-timeout", "0.3", "--max-body", "20"]):
+    for options in ([], ["--store-timeout", "0.3", "--max-body", "20", "--truncate"]):
         assert CliRunner().invoke(app, [*command, *options]).exit_code == 0
-    assert [(service.store_timeout, service.max_body) for service in found] == [(1.0, 8), (0.3, 20)]
+    reached = [(service.store_timeout, service.max_body, service.truncate) for service in found]
+    assert reached == [(1.0, 8, False), (0.3, 20, True)]

@@ -222,6 +222,12 @@ def serve(
         bool, typer.Option(help="Answer requests for several answers (n), too, all as stored.")
     ] = False,
     temperature: Annotated[float, typer.Option(help="Highest temperature at which an answer may be repeated.")] = 1.0,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate", help="/v1/embeddings: embed the beginning of texts that are too long; else that is a 400."
+        ),
+    ] = False,
     shadow: Annotated[bool, typer.Option(help="Serve nothing from the cache, only say what would be.")] = False,
     ignore_header: Annotated[
         list[str] | None,
@@ -283,6 +289,7 @@ def serve(
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,
+            truncate=truncate,
         )
     require_port(service)
     cache = SemanticCache(

@@ -54,6 +54,7 @@ def create_app(
     prices: Prices | None = None,
     body_seconds: float = BODY_SECONDS,
     room: int = ROOM,
+    truncate: bool = False,
     store_seconds: float = SECONDS,
     ignored_headers: Iterable[str] = (),
     log: RequestLog | None = None,
@@ -72,6 +73,7 @@ def create_app(
         timeout: seconds that the upstream may take.
         store_seconds: that a lookup, or storing an answer, may hold a request up in a store on another machine.
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
+        truncate: embed the beginning of texts that are too long where a request does not say; else they are refused.
         ignored_headers: of requests, beyond those known (`headers`), that change no answer.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
@@ -81,7 +83,7 @@ def create_app(
     ignored = read_ignored(ignored_headers)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow, ignored)
     admin = Admin(cache, watch, admin_token, secret)
-    embeddings = Embedder(cache.encoder, proxy, served_model, room=room)
+    embeddings = Embedder(cache.encoder, proxy, served_model, room=room, truncate=truncate)
     description = describe_api(served_model=served_model, largest=largest)
 
     @asynccontextmanager

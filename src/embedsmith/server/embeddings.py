@@ -45,8 +45,8 @@ class Wanted:
 class Embedder:
     """The endpoint: the cache's own encoder under its name, any other model from the upstream."""
 
-    def __init__(self, encoder: Encoder, proxy: Proxy, served_model: str, *, room: int) -> None:
-        self._proxy, self._served, self._encoder = proxy, served_model, encoder
+    def __init__(self, encoder: Encoder, proxy: Proxy, served_model: str, *, room: int, truncate: bool) -> None:
+        self._proxy, self._served, self._encoder, self._truncate = proxy, served_model, encoder, truncate
         self._batcher = Batcher(encoder, room=room, on_batch=proxy.watch.encoded)
         self._began = int(time.time())
 
@@ -62,7 +62,7 @@ class Embedder:
                 raise ValueError("the body must be an object")
             if body.get("model") != self._served:
                 return await self._proxy.forward(request, raw)
-            wanted = read_request(body)
+            wanted = read_request(body, self._truncate)
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
         return await self._encode(wanted, trail_of(request))
@@ -159,8 +159,11 @@ def _holds(models: Sequence[object], id: str) -> bool:
     return any(isinstance(model, dict) and model.get("id") == id for model in models)
 
 
-def read_request(body: Mapping[str, Any]) -> Wanted:
+def read_request(body: Mapping[str, Any], truncate: bool = False) -> Wanted:
     """Return what the body of a request asks for.
+
+    Args:
+        truncate: what counts where the request does not say.
 
     Raises:
         ValueError: it is not what the protocol says, or holds token numbers instead of texts.
@@ -168,11 +171,11 @@ def read_request(body: Mapping[str, Any]) -> Wanted:
     form = body.get("encoding_format")
     if form is not None and form not in ("float", "base64"):
         raise ValueError("encoding_format must be float or base64")
-    truncate = body.get("truncate")
-    if truncate is not None and not isinstance(truncate, bool):
+    wish = body.get("truncate")
+    if wish is not None and not isinstance(wish, bool):
         raise ValueError("truncate must be true or false")
     texts, dimensions = _read_texts(body.get("input")), _read_dimensions(body.get("dimensions"))
-    return Wanted(texts, dimensions, form or "float", bool(truncate))
+    return Wanted(texts, dimensions, form or "float", truncate if wish is None else wish)
 
 
 def _read_texts(given: object) -> Sequence[str]:

@@ -281,7 +281,8 @@ def _embeddings_request(served: str) -> Json:
             "encoding_format": {"enum": ["float", "base64", None]},
             "truncate": {
                 "type": ["boolean", "null"],
-                "description": "Embed the beginning of a text that is longer than the model reads; else that is a 400.",
+                "description": "Embed the beginning of a text that is longer than the model reads; else that is a 400 "
+                "(unless the server was started with --truncate, and this is not false).",
             },
             "user": TEXT,
         },

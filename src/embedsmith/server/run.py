@@ -44,6 +44,7 @@ class Service:
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
         store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
         max_body: MiB of a request that is read here (chat, embeddings).
+        truncate: embed the beginning of texts that are too long where a request does not say so itself.
         grace: seconds that a stop (SIGTERM, Ctrl-C) waits for answers on their way before it cuts them off.
     """
 
@@ -60,6 +61,7 @@ class Service:
     store_timeout: float = 1.0
     max_body: int = 8
     grace: int = GRACE
+    truncate: bool = False
 
     def __post_init__(self) -> None:
         if self.upstream == SIMULATOR:
@@ -114,6 +116,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             ignored_headers=service.ignored_headers,
             store_seconds=service.store_timeout,
             largest=service.max_body << 20,
+            truncate=service.truncate,
             prices=Prices(service.prompt_price, service.completion_price),
             log=log,
             spans=spans,
