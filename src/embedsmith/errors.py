@@ -128,7 +128,8 @@ def require_address(url: str, expected: str = "http:// or https://, a host, and 
     """
     if fault := _find_fault(url):
         shown = re.sub(r"//[^/]*@", "//***@", url)
-        action = "write the whole base address, as in http://localhost:8000/v1"
+        action = "write the base address alone, as in http://localhost:8000/v1; a key goes into the environment "
+        action += "(OPENAI_API_KEY, for the upstream of `serve` EMBEDSMITH_UPSTREAM_KEY)"
         raise ConfigurationError(f"{shown!r} is no address: {fault}", expected=expected, action=action)
 
 
@@ -146,6 +147,8 @@ def _find_fault(url: str) -> str:
         return "its host or port cannot be read"
     if not host or port == 0:
         return "it names no host" if not host else "no server listens on port 0"
+    if "@" in parts.netloc:
+        return "it holds a user or a password, which would not be sent"
     return "something follows its path (? or #)" if parts.query or parts.fragment else ""
 
 

@@ -103,6 +103,10 @@ def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
         (["--sample", ".1", "--feedback", "f.jsonl", "--judge", ""], "--judge: '' names no language model"),
         (["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", ""], "'' is no address"),
         (["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", "http://"], "no host"),
+        (
+            ["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", "http://u:secret@h"],
+            "a user",
+        ),
     ],
     ids=" ".join,
 )

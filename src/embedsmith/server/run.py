@@ -64,15 +64,8 @@ class Service:
     truncate: bool = False
 
     def __post_init__(self) -> None:
-        if self.upstream == SIMULATOR:
-            return
-        require_address(self.upstream, "https://api.openai.com/v1, or simulator:")
-        if "@" in self.upstream.split("/")[2]:
-            raise ConfigurationError(
-                "the address of the upstream holds a user or a password (not shown)",
-                expected="an address without: they would not be sent",
-                action="give the key in EMBEDSMITH_UPSTREAM_KEY, for clients that bring none",
-            )
+        if self.upstream != SIMULATOR:
+            require_address(self.upstream, "https://api.openai.com/v1, or simulator:")
 
 
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
