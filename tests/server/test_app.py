@@ -32,7 +32,7 @@ from embedsmith.server.app import create_app
 from embedsmith.server.dashboard import find_entries
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import missed
-from embedsmith.server.watch import LATEST, Prices, Savings, Watch
+from embedsmith.server.watch import HELD, LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
 
 from .conftest import TOKEN, Served
@@ -402,6 +402,24 @@ def test_the_state_can_be_read_while_lookups_come_in() -> None:
     for _ in range(LATEST):
         app.state.watch.looked_up(found)
     assert asyncio.run(_read_under_traffic(app, app.state.watch, found)) == {200}
+
+
+def test_the_latest_lookups_are_bounded_in_number_and_in_characters() -> None:
+    """They were bounded in number only: 500 questions of 8 MB, which any client may send, took 4 GB and more."""
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    watch = Watch(cache)
+    short = cache.lookup(ASKED)
+    for _ in range(LATEST + 5):
+        watch.looked_up(short)
+    assert len(watch.latest) == LATEST
+    long = replace(short, text="x" * (HELD // 4))
+    for _ in range(9):
+        watch.looked_up(long)
+    assert 3 <= len(watch.latest) <= 4
+    watch.looked_up(replace(short, text="x" * (HELD + 1)))
+    assert len(watch.latest) == 1  # the newest is there whatever its size
+    watch.looked_up(short)
+    assert [seen.text for seen in watch.latest] == [ASKED]
 
 
 def test_feedback_is_an_examples_file(serve: Serve) -> None:
