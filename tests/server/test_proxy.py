@@ -16,11 +16,13 @@ import httpx
 import openai
 import pytest
 
+from embedsmith.cache.chat import read_chat
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.stores import StoreError
 from embedsmith.conversation import read_turns
 from embedsmith.encoder import Embeddings
 from embedsmith.examples import has_conversations, read_examples
+from embedsmith.server import proxy
 from embedsmith.server.control import read_control
 from embedsmith.testing import FakeEncoder
 
@@ -346,6 +348,26 @@ def test_a_lone_question_takes_no_thread_and_one_in_company_does(serve: Serve) -
     assert encoder.threads["the second alone"] == loop
     assert encoder.threads["one in company"] != loop
     assert encoder.threads["long and alone " * 40] != loop
+
+
+def test_a_large_request_is_read_and_looked_up_beside_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 MiB of small numbers held up everybody else for seconds: to be read, and to be made a key of."""
+    threads: list[int] = []
+
+    def note(*args: Any, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return read_chat(*args, **options)
+
+    monkeypatch.setattr(proxy, "read_chat", note)
+    encoder = Noting()
+    served = serve(encoder=encoder)
+    ask(served, "small")
+    ask(served, "large", extra_body={"numbers": [0] * proxy.SMALL})
+    small, large = threads
+    assert small == encoder.threads["small"]
+    assert small not in (large, encoder.threads["large"])
 
 
 def test_what_may_take_long_never_holds_the_event_loop(serve: Serve) -> None:

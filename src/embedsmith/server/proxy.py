@@ -43,6 +43,7 @@ LARGEST = 8 << 20  # bytes of a request that is read here
 HELD = 1 << 20  # bytes of a request that is only passed on, up to which it goes on whole
 GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
+SMALL = 1 << 16  # bytes of a request that is read, and made a key of, in a few milliseconds; 8 MiB can take seconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
 NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
@@ -107,17 +108,12 @@ class Proxy:
         raw = await self.read(request)
         if is_encoded(request):
             return await self._pass(request, raw, ENCODED)
+        reading = partial(read_question, raw, self.allowed, by_meaning=self.cache.by_meaning)
         try:
             control = read_control(request.headers.getlist(ASKED))
-            body = json.loads(raw)
-            if not isinstance(body, dict):
-                raise ValueError("the body must be an object")
+            question = reading() if len(raw) <= SMALL else await asyncio.to_thread(reading)
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
-        try:
-            question = read_chat(body, self.allowed, by_meaning=self.cache.by_meaning)
-        except ValueError as error:
-            question = Passed(str(error))
         if isinstance(question, Passed):
             return await self._pass(request, raw, question.reason)
         asker = read_asker(request.headers.raw, request.url.query, self.secret, control.namespace, self.ignored)
@@ -238,8 +234,8 @@ class Proxy:
         text = ask.question.text
         try:
             look_up = partial(self.cache.lookup, text, namespace=ask.asker.tenant, scope=ask.question.scope)
-            inline = self._quick and len(text) <= SHORT and self._is_alone(ask.request)
-            found = look_up() if inline else await self._in_thread(look_up)
+            short = self._quick and len(text) <= SHORT and len(ask.raw) <= SMALL
+            found = look_up() if short and self._is_alone(ask.request) else await self._in_thread(look_up)
             span.note(
                 {
                     "embedsmith.cache.outcome": "hit" if found.hit else "miss",
@@ -391,6 +387,21 @@ class Proxy:
         if "transfer-encoding" in request.headers or int(length) > HELD:
             return read_pieces(request, self.body_seconds)
         return await read_limited(request, HELD, self.body_seconds)
+
+
+def read_question(raw: bytes, allowed: Allowances, *, by_meaning: bool) -> Question | Passed:
+    """Return the question in the body of a chat request, or why it is none for the cache.
+
+    Raises:
+        ValueError, RecursionError: the body is no JSON object.
+    """
+    body = json.loads(raw)
+    if not isinstance(body, dict):
+        raise ValueError("the body must be an object")
+    try:
+        return read_chat(body, allowed, by_meaning=by_meaning)
+    except ValueError as error:
+        return Passed(str(error))
 
 
 def is_encoded(request: Request) -> bool:
