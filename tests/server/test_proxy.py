@@ -467,6 +467,23 @@ def test_text_that_no_store_can_hold_is_passed_on(serve: Serve) -> None:
         assert answer.headers["x-embedsmith-cache"] == "pass"
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [
+        b'{"model": "m", "messages": [{"role": "user", "content": "bad"}], "messages": [{"role": "user", "content": "%b"}]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "bad", "content": "%b"}]}',
+    ],
+    ids=["of the request", "of a message"],
+)
+def test_a_request_with_a_name_twice_is_passed_on_and_never_stored(serve: Serve, twice: bytes) -> None:
+    """JSON does not say which of them counts: the cache took the last one, and some upstreams take the first."""
+    served = serve()
+    kind = {"content-type": "application/json"}
+    got = httpx.post(f"{served.url}/v1/chat/completions", content=twice % ASKED.encode(), headers=kind)
+    assert (got.headers["x-embedsmith-cache"], got.headers["x-embedsmith-reason"]) == ("pass", proxy.TWICE)
+    assert served.cache.store.count().entries == 0
+
+
 def test_a_slow_client_does_not_hold_up_others(serve: Serve) -> None:
     served = serve()
     host, port = served.url.removeprefix("http://").split(":")

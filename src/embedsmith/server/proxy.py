@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -46,6 +46,7 @@ SHORT = 400  # characters that an encoder in this process reads in a few millise
 SMALL = 1 << 16  # bytes of a request that is read, and made a key of, in a few milliseconds; 8 MiB can take seconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
+TWICE = "a name stands twice in an object"  # of which the upstream may take the other one
 NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
@@ -389,19 +390,33 @@ class Proxy:
         return await read_limited(request, HELD, self.body_seconds)
 
 
+class NameTwice(Exception):
+    """An object of a request has a name twice."""
+
+
 def read_question(raw: bytes, allowed: Allowances, *, by_meaning: bool) -> Question | Passed:
     """Return the question in the body of a chat request, or why it is none for the cache.
 
     Raises:
         ValueError, RecursionError: the body is no JSON object.
     """
-    body = json.loads(raw)
+    try:
+        body = json.loads(raw, object_pairs_hook=_read_object)
+    except NameTwice:
+        return Passed(TWICE)
     if not isinstance(body, dict):
         raise ValueError("the body must be an object")
     try:
         return read_chat(body, allowed, by_meaning=by_meaning)
     except ValueError as error:
         return Passed(str(error))
+
+
+def _read_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise NameTwice
+    return found
 
 
 def is_encoded(request: Request) -> bool:
