@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import threading
 import time
@@ -255,6 +256,15 @@ def test_no_stream_breaks_its_reader_and_what_is_kept_can_be_given_in_both_forms
         assert again == answer
         assert json.dumps(again.body, allow_nan=False).encode()
         assert list(stream_events(again, usage=True))
+
+
+def test_a_byte_order_mark_costs_a_stream_no_chunk() -> None:
+    """The first line was no data with it, and the answer was stored without its beginning."""
+    reader = StreamReader()
+    reader.feed(codecs.BOM_UTF8 + events(*SAID))
+    answer = reader.answer()
+    assert answer is not None
+    assert answer.body["choices"][0]["message"]["content"] == "hi there"
 
 
 def test_a_line_without_an_end_is_not_copied_with_every_piece_of_it() -> None:
