@@ -142,6 +142,22 @@ def test_a_text_that_breaks_the_encoder_breaks_no_neighbour() -> None:
         np.testing.assert_array_equal(found.vectors, FakeEncoder().encode([text]))  # type: ignore[attr-defined]
 
 
+class Forgetful(FakeEncoder):
+    """Gives one vector too few, as a broken server of hosted embeddings does."""
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return super().encode(texts)[1:]
+
+
+def test_an_encoder_that_forgets_a_text_is_an_error_and_holds_nobody_up() -> None:
+    async def both() -> list[object]:
+        batcher = Batcher(Forgetful())
+        waiting = asyncio.gather(batcher.encode(["a", "b"]), batcher.encode(["c"]), return_exceptions=True)
+        return await asyncio.wait_for(waiting, 5)
+
+    assert all(isinstance(got, ValueError) for got in asyncio.run(both()))
+
+
 def test_whoever_leaves_frees_their_place() -> None:
     encoder = SlowEncoder()
     encoder.gate.clear()
