@@ -188,6 +188,8 @@ def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any
         return "n is no whole number"  # what the upstream makes of it is its own affair
     if several not in (None, 1) and not (allowed.several and several > 1):
         return "more than one answer is asked for"
+    if not isinstance(body.get("stream"), bool | None):
+        return "stream is neither true nor false"  # some take "false", and 0
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:
         return f"temperature {temperature:g} asks for variety"
