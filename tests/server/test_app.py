@@ -154,12 +154,18 @@ def test_the_token_comes_with_its_scheme_in_any_case(serve: Serve, given: str, s
     assert httpx.get(f"{serve().url}/admin/state", headers={"authorization": given}).status_code == status
 
 
+def test_an_empty_token_lets_nobody_in(serve: Serve) -> None:
+    served = serve(app={"admin_token": ""})
+    assert httpx.get(f"{served.url}/admin/state", headers={"authorization": "Bearer"}).status_code == 401
+
+
 def test_the_dashboard_page_holds_no_data(serve: Serve) -> None:
     served = serve()
     ask(served)
     page = httpx.get(f"{served.url}/dashboard")
     assert "freeze" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]  # which the default does not speak of
 
 
 def test_the_address_of_the_server_leads_to_the_dashboard(serve: Serve) -> None:
