@@ -126,6 +126,16 @@ def test_an_answer_for_nobody_else_lets_all_go_at_once(before: Start) -> None:
     assert len(calls) == 5
 
 
+def test_whoever_breaks_before_the_upstream_is_asked_lets_all_go(before: Start) -> None:
+    """The flight stayed open, and all who asked the same waited for it as long as the upstream may take."""
+    served = before(Counting(0))
+    assert served.watch is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(served.watch.oversight), "looked_up", lambda *_: 1 / 0)
+        assert send(served).status_code == 500
+    assert send(served).status_code == 200
+
+
 def test_nobody_waits_for_an_answer_that_will_not_be_stored(before: Start) -> None:
     both = threading.Barrier(2, timeout=10)
 

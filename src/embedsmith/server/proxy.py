@@ -275,9 +275,9 @@ class Proxy:
         self, ask: Ask, found: Lookup, flight: Flight | None = None, *, served: Entry | None = None
     ) -> Response:
         """Return the upstream's answer and store it if it may be stored; lands the flight when that is done."""
-        self._note(ask, found, served=served)
         landing: Landing | Failure | None = Landing.EMPTY
         try:
+            self._note(ask, found, served=served)
             call = await self.upstream.send(ask.request, ask.raw)
             if isinstance(call, Response):
                 landing = Failure(call, ask.trail.failure, final=True)
