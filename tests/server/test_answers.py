@@ -365,6 +365,16 @@ def test_a_hit_tells_usage_as_the_upstream_would(scripted: Any, first: str, seco
     assert len(calls) == (1 if hits else 2)
 
 
+def test_what_only_a_stream_has_is_not_in_the_plain_answer_made_from_it(scripted: Any) -> None:
+    served, says, calls = scripted
+    says["stream"] = events(*(part | {"obfuscation": "x7Fq"} for part in [*SAID, TOLD]))
+    send(served, **FORMS["usage"])
+    plain = send(served).json()
+    assert (plain["object"], plain["choices"][0]["message"]["content"]) == ("chat.completion", "hi there")
+    assert "obfuscation" not in plain
+    assert len(calls) == 1
+
+
 def test_an_upstream_that_never_tells_usage_is_not_asked_for_it_again(scripted: Any) -> None:
     served, says, calls = scripted
     says["stream"] = events(*SAID)
