@@ -541,6 +541,7 @@ def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
     assert post(served, "/admin/purge", told[0]).json() == {"removed": 3}
     other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
     assert [entry.namespace for entry in served.cache.store.scan()] == [other]
+    assert [seen["namespace"] for seen in state(served)["latest"]] == [other]  # whose questions stayed in sight
 
 
 def test_a_key_whose_tenant_is_asked_for_is_in_no_log_and_in_no_answer(

@@ -250,6 +250,8 @@ class Admin:
                 gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
+        if rules.keys() == {"namespace"}:  # a tenant whose data are to go, rather than answers that are out of date
+            self._watch.forget(rules["namespace"])
         return JSONResponse({"removed": gone})
 
 

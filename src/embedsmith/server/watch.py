@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, ModelMismatch
+from embedsmith.cache.stores import Entry, ModelMismatch, is_within
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer
 from embedsmith.server.gate import SILENT, Gate
@@ -181,6 +181,14 @@ class Watch:
         self._held += seen.size
         while len(self.latest) > LATEST or (self._held > HELD and len(self.latest) > 1):
             self._held -= self.latest.popleft().size
+
+    def forget(self, namespace: str) -> None:
+        """Take the lookups of a namespace, and of all below it, from the latest."""
+        kept = [seen for seen in self.latest if not is_within(seen.namespace, namespace)]
+        self.latest.clear()
+        self._held = 0
+        for seen in kept:
+            self._list(seen)
 
     def passed(self, reason: str) -> None:
         """Count a request that the cache leaves alone."""
