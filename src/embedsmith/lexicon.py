@@ -47,7 +47,9 @@ DIGITS = "일이삼사오육칠팔구"
 NEGATED = re.compile("지(?:는|도|를)?(?=[않못])[가-힣]*|지(?:마|말)[가-힣]*")
 ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
-CASED = re.compile(r"\d ?([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)")  # a unit behind its number, and not per second
+CASED = re.compile(
+    r"(\d ?|(?<!\w))([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)"
+)  # a word, behind a number or not, no "per second"
 SYMBOL = 3  # letters up to which a unit is a symbol, and its case counts
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
@@ -110,7 +112,8 @@ class Lexicon:
 
     Attributes:
         openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_";
-            `joined` are the first of such. money: the kinds of what stands before a number.
+            `joined` are the first of such. cased: symbols that are two units by their case. money: the kinds of what
+            stands before a number.
         members: by its first word each phrase of the families: (its other words, entries), longest first.
         relative: by word and period, "next" and "week": (family, member).
         kin: all words of those phrases. kinds, names: of each family, of its members.
@@ -127,6 +130,7 @@ class Lexicon:
     alike: dict[str, str]
     units: dict[str, tuple[str, float]]
     joined: frozenset[str]
+    cased: frozenset[str]
     money: dict[str, str]
     numbers: dict[str, float]
     openers: frozenset[str]
@@ -178,6 +182,7 @@ def load_lexicon() -> Lexicon:
         alike=alike,
         units=units,
         joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
+        cased=frozenset(stem(pair[0].split()[0].casefold()) for pair in tables["cased"]),
         money=money,
         numbers=numbers,
         openers=frozenset({*numbers, *ARTICLES, *PARTS, *money}),
@@ -512,19 +517,21 @@ def _index_cased() -> dict[str, tuple[str, str]]:
 
 @lru_cache(maxsize=1 << 14)
 def find_cased(text: str) -> dict[str, frozenset[str]]:
-    """Return for each symbol that is two units by its case (mw) which of them stand behind a number in `text`.
+    """Return for each symbol that is two units by its case (mw) which of them stand in `text`.
 
-    Where the case says nothing ("25 mb", or a text all in capitals) there is none.
+    Where the case says nothing there is none: "25 mb", a text all in capitals, and without a number small letters.
 
     >>> find_cased("3 megawatts"), find_cased("100 Mb/s"), find_cased("25 mb")
     ({'mw': frozenset({'MW'})}, {'mb': frozenset({'Mb'})}, {})
+    >>> find_cased("What is MW?"), find_cased("what is mw")
+    ({'mw': frozenset({'MW'})}, {})
     """
     units, raised = _index_cased(), text.isupper()
     found: dict[str, set[str]] = {}
-    for name in CASED.findall(text):
+    for number, name in CASED.findall(text):
         written = len(name) <= SYMBOL
         unit = units.get(name if written else name.casefold())
-        if unit is not None and not (written and raised):
+        if unit is not None and not (written and (raised or (not number and name.islower()))):
             found.setdefault(unit[0], set()).add(unit[1])
     return {symbol: frozenset(names) for symbol, names in found.items()}
 

@@ -72,14 +72,15 @@ FROM_TO = "from to"
 NEAR = 2  # words of content on each side of a direction that it can be about
 OR_NOT = re.compile(r" or not\b")
 RAISED = re.compile(r"[⁰¹²³⁴-⁹⁺⁻]+")
+LOWERED = re.compile(r"[₀-₉]+")
 PART = re.compile(r"[¼-¾⅐-⅞↉]")
-SIGNED = re.compile(r"[!*+^×÷<>=≤≥≠±√/-]")  # most texts hold none of these, and need not be searched for `SIGN`
+SIGNED = re.compile(r"[!*+^_×÷<>=≤≥≠±√/-]")  # most texts hold none of these, and need not be searched for `SIGN`
 LONE = r"[^\W\d_](?!\w|['’.]\w)"  # a letter behind a sign: x, but not that of e-mail
 SIGN = re.compile(
     r"(?<=[\d)])!|(?P<before>(?<!\w)(?:\+\+(?=\w)|--(?=\w\b)))|(?<=\b\w)--(?!\w)|[*+^×÷<>=≤≥≠±√]+"
     rf"|(?<=[\d)]) ?[-/](?= ?[\d(])|(?<=[\d)])(?:-| - )(?={LONE})"
     rf"|(?:(?<=[\W\d_][^\W\d_])|(?<=^[^\W\d_]))(?:-| - )(?=[\d(]|{LONE})"
-    r"|(?P<negative>(?<![\w)])-(?=\d))"
+    r"|(?P<negative>(?<![\w)])-(?=\d))|(?<=[^\W_])_(?=\d)"
 )
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
@@ -205,7 +206,8 @@ def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None
 
 def _find_unit(query: str, candidate: str, left: GuardView, right: GuardView) -> Veto | None:
     """Return the veto on units whose case alone tells them apart: mW, MW."""
-    if not left.quantities or not right.quantities:
+    numbered = left.quantities and right.quantities
+    if not numbered and load_lexicon().cased.isdisjoint(left.bag):
         return None
     one, other = find_cased(query), find_cased(candidate)
     for symbol in sorted(one.keys() & other.keys()):
@@ -451,14 +453,14 @@ def _name_sign(match: re.Match[str]) -> str:
 
 
 def spell_digits(text: str) -> str:
-    """Return `text` with raised digits and fractions as they are typed, before a normal form makes 102 of 10².
+    """Return `text` with raised and lowered digits and fractions as they are typed: a normal form makes 102 of 10².
 
-    >>> spell_digits("10² and 2½")
-    '10^2 and 2 1/2'
+    >>> spell_digits("10², x₂ and 2½")
+    '10^2, x_2 and 2 1/2'
     """
     if text.isascii():
         return text
-    text = RAISED.sub(lambda match: "^" + match[0], PART.sub(lambda match: f" {match[0]}", text))
+    text = LOWERED.sub(r"_\g<0>", RAISED.sub(r"^\g<0>", PART.sub(r" \g<0>", text)))
     return unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
 
 
