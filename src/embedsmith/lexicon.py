@@ -47,10 +47,9 @@ DIGITS = "일이삼사오육칠팔구"
 NEGATED = re.compile("지(?:는|도|를)?(?=[않못])[가-힣]*|지(?:마|말)[가-힣]*")
 ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
-CASED = re.compile(
-    r"(\d ?|(?<!\w))([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)"
-)  # a word, behind a number or not, no "per second"
+CASED = re.compile(r"\d ?([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)")  # a unit behind its number, and not per second
 SYMBOL = 3  # letters up to which a unit is a symbol, and its case counts
+LONE = re.compile(rf"(?<!\w)([^\W\d_]{{2,{SYMBOL}}}?)(?:ps|/s)?(?!\w)")  # what may be one without a number
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
 Phrases = dict[str, tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]]
@@ -126,6 +125,7 @@ class Lexicon:
     framing: re.Pattern[str]
     directions: frozenset[str]
     negators: frozenset[str]
+    articles: frozenset[str]
     opposites: dict[str, frozenset[str]]
     alike: dict[str, str]
     units: dict[str, tuple[str, float]]
@@ -178,6 +178,7 @@ def load_lexicon() -> Lexicon:
         negators=frozenset(
             stem(word) for word in [*tables["negators"], *signs["negators"].split(), *korean["negators"].split()]
         ),
+        articles=frozenset(map(stem, tables["articles"].split())),
         opposites=index_opposites([*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own)]),
         alike=alike,
         units=units,
@@ -516,22 +517,26 @@ def _index_cased() -> dict[str, tuple[str, str]]:
 
 
 @lru_cache(maxsize=1 << 14)
-def find_cased(text: str) -> dict[str, frozenset[str]]:
-    """Return for each symbol that is two units by its case (mw) which of them stand in `text`.
+def find_cased(text: str, alone: bool = False) -> dict[str, frozenset[str]]:
+    """Return for each symbol that is two units by its case (mw) which of them stand behind a number in `text`.
 
-    Where the case says nothing there is none: "25 mb", a text all in capitals, and without a number small letters.
+    Where the case says nothing ("25 mb", or a text all in capitals) there is none.
+
+    Args:
+        alone: those without a number, too, unless in small letters.
 
     >>> find_cased("3 megawatts"), find_cased("100 Mb/s"), find_cased("25 mb")
     ({'mw': frozenset({'MW'})}, {'mb': frozenset({'Mb'})}, {})
-    >>> find_cased("What is MW?"), find_cased("what is mw")
+    >>> find_cased("What is MW?", alone=True), find_cased("what is mw", alone=True)
     ({'mw': frozenset({'MW'})}, {})
     """
     units, raised = _index_cased(), text.isupper()
     found: dict[str, set[str]] = {}
-    for number, name in CASED.findall(text):
+    lone = (name for name in LONE.findall(text) if not name.islower()) if alone else ()
+    for name in chain(CASED.findall(text), lone):
         written = len(name) <= SYMBOL
         unit = units.get(name if written else name.casefold())
-        if unit is not None and not (written and (raised or (not number and name.islower()))):
+        if unit is not None and not (written and raised):
             found.setdefault(unit[0], set()).add(unit[1])
     return {symbol: frozenset(names) for symbol, names in found.items()}
 

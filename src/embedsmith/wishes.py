@@ -40,7 +40,7 @@ NEAR = 120  # letters before a wish among which a word that asks for it is looke
 SPACE = re.compile(" ")
 Key = tuple[str, str]  # kind, value
 Signed = tuple[Key, "Entry", re.Pattern[str]]
-Hangul = tuple["Entry", str]
+Hangul = tuple["Entry", tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +266,8 @@ def _find_signed(lowered: str) -> Iterator[_Place]:
 
 def _find_hangul(lowered: str) -> Iterator[_Place]:
     """Yield the wishes in Korean."""
-    for entry, pattern in dict.fromkeys(wish for word, wish in _known().hangul if word in lowered):
-        for match in _compile(pattern).finditer(lowered):
+    for entry, patterns in dict.fromkeys(wish for word, wish in _known().hangul if word in lowered):
+        for match in chain.from_iterable(_compile(pattern).finditer(lowered) for pattern in patterns):
             named, key = match.groupdict(), (entry.kind, _name_value(entry, match))
             yield _Place(key, entry, not named or any(named.values()), False, match.span())
 
@@ -387,10 +387,11 @@ def _list_signed(signs: Mapping[str, Any], by_key: Mapping[Key, Entry]) -> Itera
 
 def _list_hangul(table: Mapping[str, Any], by_key: Mapping[Key, Entry]) -> Iterator[tuple[str, Hangul]]:
     for key, found_by, words, told in _write_hangul(table):
-        for wished in table["wished"]:
-            pattern = wished.replace("{words}", words).replace("{told}", told).replace("{shown}", table["shown"])
-            for word in found_by:
-                yield word, (by_key[key], pattern)
+        patterns = tuple(
+            wished.replace("{words}", words).replace("{told}", told).replace("{shown}", table["shown"])
+            for wished in table["wished"]
+        )
+        yield from ((word, (by_key[key], patterns)) for word in found_by)
 
 
 def _write_hangul(table: Mapping[str, Any]) -> Iterator[tuple[Key, list[str], str, str]]:

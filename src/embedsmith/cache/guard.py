@@ -43,6 +43,7 @@ from itertools import pairwise
 from typing import Any
 
 from embedsmith.conversation import read_asked
+from embedsmith.facts import is_german
 from embedsmith.lexicon import (
     TOKEN,
     UNNAMED,
@@ -64,7 +65,7 @@ from embedsmith.lexicon import (
 from embedsmith.text import is_spelled, normalize
 from embedsmith.wishes import find_unmet, may_wish, read_wishes
 
-RULES = 3  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
+RULES = 4  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -206,10 +207,11 @@ def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None
 
 def _find_unit(query: str, candidate: str, left: GuardView, right: GuardView) -> Veto | None:
     """Return the veto on units whose case alone tells them apart: mW, MW."""
-    numbered = left.quantities and right.quantities
-    if not numbered and load_lexicon().cased.isdisjoint(left.bag):
+    cased = load_lexicon().cased
+    alone = not cased.isdisjoint(left.bag) and not cased.isdisjoint(right.bag)
+    if not alone and not (left.quantities and right.quantities):
         return None
-    one, other = find_cased(query), find_cased(candidate)
+    one, other = find_cased(query, alone), find_cased(candidate, alone)
     for symbol in sorted(one.keys() & other.keys()):
         if one[symbol].isdisjoint(other[symbol]):
             return Veto("number", f"{min(one[symbol])} / {min(other[symbol])}")
@@ -339,7 +341,11 @@ def _find_exchange(query: str, candidate: str, left: GuardView, right: GuardView
         ours, theirs = ours - _name_kinds(right.implied), theirs - _name_kinds(left.implied)
     if alike < SAME or not ours or not theirs or len(ours) + len(theirs) > (MANY_SIGNS if left.signed else MANY):
         return None
-    fillers = load_lexicon().fillers
+    articles, fillers = load_lexicon().articles, load_lexicon().fillers
+    if not articles.isdisjoint(ours | theirs) and is_german(query, candidate):
+        ours, theirs = ours - articles, theirs - articles
+        if not ours or not theirs:  # "meine Rechnung", "die Rechnung"
+            return None
     if ours - fillers <= read_framing(query) and theirs - fillers <= read_framing(candidate):
         return None  # "I want to pay by card" asks what "what is the way to pay by card" asks
     return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
@@ -460,7 +466,8 @@ def spell_digits(text: str) -> str:
     """
     if text.isascii():
         return text
-    text = LOWERED.sub(r"_\g<0>", RAISED.sub(r"^\g<0>", PART.sub(r" \g<0>", text)))
+    text = RAISED.sub(lambda match: "^" + match[0], PART.sub(lambda match: f" {match[0]}", text))
+    text = LOWERED.sub(lambda match: "_" + match[0], text)
     return unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
 
 
