@@ -110,9 +110,10 @@ class Lexicon:
     """The tables of words.toml by the stems of their words.
 
     Attributes:
-        openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_";
-            `joined` are the first of such. cased: symbols that are two units by their case. money: the kinds of what
-            stands before a number.
+        articles: German ones, which are small in German texts only.
+        openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_"; `joined` are
+            the first of such. cased: symbols that are two units by their case. money: the kinds of what stands before
+            a number.
         members: by its first word each phrase of the families: (its other words, entries), longest first.
         relative: by word and period, "next" and "week": (family, member).
         kin: all words of those phrases. kinds, names: of each family, of its members.

@@ -7,12 +7,12 @@ other sentences. So it vetoes a candidate when
 
 - one of them wishes for another answer than the other (`wishes`: "Answer in Spanish.", "as a table", "in short"), or
 - the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or their units do (20 lbs, 20 kg; 10 mW,
-  10 MW), or
+  10 MW; mW, MW), or
 - there is no word in it to compare, as in Thai, Lao, Burmese and Khmer, whose words nothing here can part, or
 - among mostly the same words: an odd number of negations differs, a word meets its opposite, two words change
   places (from A to B, from B to A), a name or other word is exchanged, or a member of a family for another (this week,
   next week), or what is written beside the words differs where it counts (5 + 3, 5 - 3, 5!; i++, ++i; hepatitis A,
-  hepatitis B; among the same words, the letters A and a, and the indentation of code).
+  hepatitis B; x², x₂; among the same words, the letters A and a, and the indentation of code).
 
 Words that only frame a request, before its matter begins ("I want to", "what is the way to"), are no exchange where
 they stand against words that do the same.
