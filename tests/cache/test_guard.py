@@ -382,6 +382,7 @@ def test_what_tokenizers_and_typists_leave_behind() -> None:
     assert view_question("open 10:00,11:00").quantities == {("clock", 10.0): 1, ("clock", 11.0): 1}
     assert view_question("\u1369 birr").quantities == {}
     assert find_veto("is 1/" + "7" * 5000 + " much", "is 1/2 much") is not None
+    assert find_veto("적금 " + "1" * 20000, "적금 1") is not None  # took 40 seconds: each digit was read as a beginning
 
 
 def test_quantities_are_in_one_unit() -> None:
