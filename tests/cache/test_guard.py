@@ -19,7 +19,7 @@ from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("4-6e1de34a9adaed13", "00d55ceb23a8a89c")
+DECIDED = ("4-f67641399869a7db", "00d55ceb23a8a89c")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
