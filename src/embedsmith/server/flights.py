@@ -96,18 +96,14 @@ class Flights:
 
     def _find(self, found: Lookup) -> Flight | None:
         by_id = {flight.found.id: flight for flight in self._open.get(found.partition, ())}
-        if found.id in by_id or not _is_comparable(found):
+        if found.id in by_id or found.vector is None or len(found.text) >= LONG:
             return by_id.get(found.id)
-        entries = [_as_entry(flight.found) for flight in by_id.values() if _is_comparable(flight.found)]
+        others = [flight.found for flight in by_id.values()]
+        entries = [_as_entry(other) for other in others if other.vector is not None and len(other.text) < LONG]
         policy = self._policy.within(found.namespace, found.text)
         matches = score(found.vector, entries)[: policy.candidates]
         decision = decide(found.text, matches, policy)
         return by_id[decision.entry.id] if decision.entry is not None else None
-
-
-def _is_comparable(found: Lookup) -> bool:
-    """Say whether a question may be compared with others by meaning, on the event loop."""
-    return found.vector is not None and len(found.text) < LONG
 
 
 def without_verifier(policy: Policy) -> Policy:
