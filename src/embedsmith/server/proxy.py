@@ -109,10 +109,10 @@ class Proxy:
         raw = await self.read(request)
         if is_encoded(request):
             return await self._pass(request, raw, ENCODED)
-        reading = partial(read_question, raw, self.allowed, by_meaning=self.cache.by_meaning)
+        reading = partial(read_question, allowed=self.allowed, by_meaning=self.cache.by_meaning)
         try:
             control = read_control(request.headers.getlist(ASKED))
-            question = reading() if len(raw) <= SMALL else await asyncio.to_thread(reading)
+            question = await read_aside(raw, reading)
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
         if isinstance(question, Passed):
@@ -388,6 +388,11 @@ class Proxy:
         if "transfer-encoding" in request.headers or int(length) > HELD:
             return read_pieces(request, self.body_seconds)
         return await read_limited(request, HELD, self.body_seconds)
+
+
+async def read_aside(raw: bytes, read: Callable[[bytes], Result]) -> Result:
+    """Return what `read` makes of a body; in a thread where it is large."""
+    return read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
 
 
 class NameTwice(Exception):
