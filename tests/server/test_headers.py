@@ -107,8 +107,8 @@ def test_cookies_of_load_balancers_say_nothing() -> None:
     assert cookie("session=1; AWSALB=x") != cookie("session=2; AWSALB=x")
 
 
-def test_what_an_answer_tells_fits_the_head_that_a_proxy_takes() -> None:
-    """What the guard finds in two long lists of numbers had 12 kB, and nginx gave a 502 in the place of the answer."""
+def test_what_an_answer_tells_fits_the_head_that_clients_take() -> None:
+    """What the guard found in two long lists of numbers was told whole: Node's `fetch` refuses a head of 16 kB."""
     cache = SemanticCache(FakeEncoder(), threshold=-1, fingerprint="fake")
     cache.add(" ".join(f"pay {number}" for number in range(100)), "paid")
     found = cache.lookup(" ".join(f"pay {number}" for number in range(1000, 1100)))
