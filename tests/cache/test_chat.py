@@ -73,6 +73,9 @@ def ask(**fields: Any) -> dict[str, Any]:
     "fields",
     [
         {"web_search_options": {}},
+        {"search_parameters": {"mode": "auto"}},
+        {"enable_search": True},
+        {"plugins": [{"id": "file-parser"}, {"id": "web", "max_results": 3}]},
         {"model": "gpt-4o-mini-search-preview"},
         {"model": "maker/model:online"},
         {"tools": [{"type": "web_search"}]},
@@ -159,6 +162,7 @@ def test_several_answers_are_a_question_of_their_own_where_they_are_allowed() ->
 
 def test_a_model_with_another_name_is_asked_from_the_cache() -> None:
     assert isinstance(read_chat(ask(model="research-1", web_search_options=None)), Question)
+    assert isinstance(read_chat(ask(enable_search=False, plugins=[{"id": "file-parser"}])), Question)
 
 
 @pytest.mark.parametrize(("levels", "passed"), [(50, False), (99, False), (100, True), (900, True), (100_000, True)])

@@ -21,6 +21,7 @@ HARMLESS = frozenset(  # of a request: what does not change the answer
         *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     }
 )
+SEARCHING = ("web_search_options", "search_parameters", "enable_search")  # of OpenAI, xAI, Alibaba
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,16 +205,20 @@ def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any
         return f"temperature {temperature:g} asks for variety"
     if (body.get("tools") or body.get("functions")) and not allowed.tools:
         return "tools are offered"
-    if (body.get("web_search_options") is not None or _searches(body.get("model"))) and not allowed.tools:
+    if _searches(body) and not allowed.tools:
         return "the web is searched"
     if body.get("modalities") not in (None, ["text"]) or body.get("audio"):
         return "more than text is asked for"
     return ""
 
 
-def _searches(model: object) -> bool:
-    """Say whether a model of this name searches the web for each answer (gpt-4o-search-preview, NAME:online)."""
-    return isinstance(model, str) and ("-search-" in model or model.endswith(("-search", ":online")))
+def _searches(body: Mapping[str, Any]) -> bool:
+    """Say whether the web is searched for the answer: by a field, or by the model's name (gpt-4o-search-preview)."""
+    model = body.get("model")
+    named = isinstance(model, str) and ("-search-" in model or model.endswith(("-search", ":online")))
+    plugins = body.get("plugins")  # of OpenRouter
+    plugged = isinstance(plugins, list) and any(isinstance(one, dict) and one.get("id") == "web" for one in plugins)
+    return named or plugged or any(body.get(name) not in (None, False) for name in SEARCHING)
 
 
 def _beside(content: object) -> list[dict[str, Any]]:
