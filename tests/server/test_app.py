@@ -550,10 +550,14 @@ def test_a_feedback_file_that_cannot_be_written_is_told_before_anything_is_remov
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Feedback, "remove", fail)
-    answer = post(served, "/admin/purge", {"namespace": next(served.cache.store.scan()).namespace})
+    named = {"namespace": next(served.cache.store.scan()).namespace}
+    answer = post(served, "/admin/purge", {**named, "judged": True})
     assert answer.status_code == 503
     assert "nothing was removed: the feedback file cannot be written (No space left on device)" in answer.text
     assert served.cache.store.count().entries == 1
+    assert post(served, "/admin/purge", named).json() == {"removed": 1, "judged_removed": 0}
+    for unclear in ({**named, "judged": 1}, {**named, "judged": True, "tag": "x"}, {"all": True, "judged": True}):
+        assert post(served, "/admin/purge", unclear).status_code == 400
 
 
 def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
@@ -567,7 +571,7 @@ def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
     other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
     for name in (other, entry.namespace, f"{entry.namespace}/team-a"):
         served.cache.mark_same(ASKED, f"what {name} asks", namespace=name)
-    assert post(served, "/admin/purge", told[0]).json() == {"removed": 3, "judged_removed": 2}
+    assert post(served, "/admin/purge", {**told[0], "judged": True}).json() == {"removed": 3, "judged_removed": 2}
     assert [row.namespace for row in read_feedback(served.feedback)[0]] == [other]
     assert [entry.namespace for entry in served.cache.store.scan()] == [other]
     assert [seen["namespace"] for seen in state(served)["latest"]] == [other]  # whose questions stayed in sight

@@ -614,18 +614,16 @@ class SemanticCache:
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove the entries that have this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
 
-        A namespace by itself means all that is kept of a tenant: its judged pairs go, too (`forget`). They stay with
-        the others, which are about answers that are out of date. Returns how many entries were removed.
+        Returns how many. What people judged stays: labels outlive answers that are out of date (`forget` removes it).
         """
-        if namespace is not None and tag is None:
-            self.forget(namespace)
         return self.store.purge(namespace=namespace, tag=tag)
 
     def forget(self, namespace: str) -> int:
         """Remove the judged pairs of a namespace, and of all below it, from the feedback file; return how many.
 
-        Its samples that wait for a verdict go, too. What people marked is refused on until the process ends: of these
-        pairs there are only hashes. Samples that wait in another process, and other files, are not reached from here.
+        With `purge` that is all that is kept of a tenant. Its samples that wait for a verdict go, too. What people
+        marked is refused on until the process ends: of these pairs there are only hashes. Samples that wait in another
+        process, and other files, are not reached from here.
 
         Raises:
             OSError: the file cannot be written.

@@ -242,14 +242,19 @@ class Admin:
     async def purge(self, request: Request) -> Response:
         """Remove entries by `id`, or by `namespace` (and all below it) and `tag`; {"all": true} removes all.
 
-        A namespace by itself is a tenant whose data are to go: its judged pairs leave the feedback file, too, first.
+        A `namespace` with `"judged": true` is a tenant whose data are to go: its judged pairs leave the feedback file,
+        too, first. Without it they stay: labels outlive answers that are out of date.
         """
         body = await _small_object(request)
         rules = _read_purge(body) if body is not None else None
         if rules is None:
-            return refuse(400, 'expected {"id": text}, {"namespace": text, "tag": text} or {"all": true}')
+            return refuse(
+                400,
+                'expected {"id": text}, {"namespace": text, "tag": text}, {"all": true}, or a "namespace" '
+                'with "judged": true, and without a tag, to remove its judged pairs as well',
+            )
         try:
-            judged = await run_in_threadpool(self._cache.forget, rules["namespace"]) if _is_tenant(rules) else 0
+            judged = await run_in_threadpool(self._cache.forget, rules["namespace"]) if body.get("judged") else 0
         except OSError as error:
             return refuse(503, f"nothing was removed: the feedback file cannot be written ({_name(error)})")
         try:
@@ -259,7 +264,7 @@ class Admin:
                 gone = await run_in_threadpool(lambda: self._cache.store.purge(**rules))
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
-        if _is_tenant(rules):
+        if rules.keys() == {"namespace"}:
             self._watch.forget(rules["namespace"])
         return JSONResponse({"removed": gone, "judged_removed": judged})
 
@@ -284,16 +289,13 @@ def _read_purge(body: dict[str, Any]) -> dict[str, str] | None:
     rules = {name: value for name, value in body.items() if name in ("id", "namespace", "tag")}
     if not all(isinstance(value, str) and is_storable(value) for value in rules.values()):
         return None
-    if body.keys() - rules.keys() - {"all"} or ("id" in rules and len(rules) > 1):
+    if body.keys() - rules.keys() - {"all", "judged"} or ("id" in rules and len(rules) > 1):
+        return None
+    if "judged" in body and not (isinstance(body["judged"], bool) and rules.keys() == {"namespace"}):
         return None
     if "all" in body:
         return rules if body["all"] is True and not rules else None
     return rules or None
-
-
-def _is_tenant(rules: dict[str, str]) -> bool:
-    """Say whether a purge is of a whole namespace, rather than of answers that are out of date."""
-    return rules.keys() == {"namespace"}
 
 
 def _whole(value: object) -> int | None:

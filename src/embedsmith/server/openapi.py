@@ -184,8 +184,8 @@ def _admin_paths() -> Json:
         },
         "/admin/purge": {
             "post": _operation(
-                "Remove one entry, those of a namespace and all below it, those with a tag, or all. A namespace "
-                "without a tag leaves the feedback file, too: judged_removed is the number of its pairs there.",
+                "Remove one entry, those of a namespace and all below it, those with a tag, or all; of a namespace, if "
+                "asked for, the judged pairs in the feedback file, too: judged_removed is their number.",
                 {"200": _json("They are gone.", _object(removed=WHOLE, judged_removed=WHOLE))}
                 | _refusals(400, 408, 413, 415, 503),
                 body=_ref("Purge"),
@@ -433,6 +433,7 @@ SCHEMAS: Json = {
                 "minProperties": 1,
                 "additionalProperties": False,
             },
+            {**_object(namespace=TEXT, judged={"type": "boolean"}), "additionalProperties": False},
             {**_object(all={"const": True}), "additionalProperties": False},
         ]
     },
