@@ -195,6 +195,23 @@ def test_nothing_to_calibrate_on() -> None:
         calibrate([1] * 100, [float("nan")] * 100)
 
 
+@pytest.mark.parametrize("labels", [[1] * 100, [1, 0] * 50])
+def test_pairs_that_are_all_vetoed_promise_no_threshold(labels: list[int]) -> None:
+    with pytest.raises(CalibrationRefused, match="none of the 100 labelled pairs would be served at any threshold"):
+        calibrate(labels, [-1.0] * 100)
+
+
+def test_a_verifier_moves_no_threshold_to_where_the_vetoed_pairs_are() -> None:
+    assert calibrate([1] * 300, [-1.2] + [-1.0] * 100 + [0.9] * 199).threshold == 0.9
+
+
+def test_duplicates_alone_promise_nothing_for_traffic_with_fewer() -> None:
+    similarities = np.linspace(0, 1, 100)
+    with pytest.raises(CalibrationRefused, match=r"all 100 labelled pairs are duplicates, .* for traffic with 10%"):
+        calibrate([1] * 100, similarities, duplicate_rate=0.1)
+    assert calibrate([1] * 100, similarities).tested == 0.05  # traffic like the pairs: nothing but duplicates
+
+
 def test_a_refusal_names_the_lowest_rate_that_the_pairs_carry() -> None:
     labels = np.array([1] * 97 + [0] * 3 + [0] * 300)
     similarities = np.concatenate([np.linspace(0.99, 0.6, 100), np.linspace(0.5, 0.0, 300)])
@@ -392,7 +409,8 @@ def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
 
 def test_the_command_says_what_conversations_carry_by_themselves(tiny_model: Path, tmp_path: Path) -> None:
     def say(text: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": text} for role in ("user", "assistant", "user")]
+        roles = ("user", "assistant", "user")  # short, or the tiny model does not read them whole
+        return [{"role": role, "content": said} for role, said in zip(roles, (text, "by card", "and now"), strict=True)]
 
     things = [f"{colour} {thing}" for colour in ("red", "old", "big") for thing in ("card", "tea", "dog", "train")]
     single = [(f"how do i pay for the {thing}", f"how do i pay for the {thing} please") for thing in things]
