@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from timeit import repeat
+
 import numpy as np
 import pytest
 
@@ -80,6 +83,30 @@ def test_partitions_of_any_size_share_one_scratch() -> None:
         name = "small" if place < 20 else "middle" if place < 1000 else "large"
         assert known.nearest(name, vectors[place], 3)[0] == place
     assert known.nearest("unknown", vectors[0], 3) == []
+
+
+def test_a_partition_of_one_vector_takes_the_room_of_one() -> None:
+    """Conversations that differ in their earlier turns have a partition each."""
+    vectors = draw(1, 384)
+    known = VectorIndex(384)
+    known.add("p", [0], vectors)
+    tracemalloc.start()
+    for number in range(1, 301):
+        known.add(f"p{number}", [number], vectors)
+    taken = tracemalloc.get_traced_memory()[0] / 300
+    tracemalloc.stop()
+    assert taken < 2000, "16 places at once were 8,000 bytes"
+
+
+def test_how_many_there_are_is_known_without_asking_each_partition() -> None:
+    known, vectors = VectorIndex(64), draw(1, 64)
+    for number in range(5000):
+        known.add(f"p{number}", [number], vectors)
+    assert min(repeat(lambda: len(known), number=1, repeat=20)) < 2e-5  # seconds; every search after a write asks
+    known.remove("p7", [7, 7, 8])
+    known.add("p7", [5000, 5001], np.repeat(vectors, 2, axis=0))
+    known.keep(range(4000, 5001))
+    assert len(known) == 1001
 
 
 def test_long_partitions_are_counted_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
