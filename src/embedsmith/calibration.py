@@ -271,7 +271,7 @@ def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequen
 
 def _require_evidence(truth: NDArray[np.int64], scores: NDArray[np.float64], duplicate_rate: float | None) -> None:
     """Refuse pairs that say nothing of what is promised, however many they are."""
-    facts = {"pairs": len(truth), "pairs_needed": None, "delta_carried": None}
+    facts: dict[str, object] = {"pairs": len(truth), "pairs_needed": None, "delta_carried": None}
     if not (scores > -1).any():
         raise CalibrationRefused(
             f"none of the {len(truth)} labelled pairs would be served at any threshold",
