@@ -354,6 +354,17 @@ def test_a_store_whose_processes_are_short_is_rid_of_the_expired(tmp_path: Path)
         cache.close()
 
 
+def test_a_store_whose_processes_are_short_keeps_its_limits(tmp_path: Path) -> None:
+    for number in range(6):
+        cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", max_entries=200, clock=lambda now=number: now)
+        if number == 0:
+            stored = [replace(cache.add("q", "x"), id=f"e{place}") for place in range(199)]
+            cache.store.put(stored)
+        cache.add(f"question {number}", "x")
+        assert cache.store.count().entries <= 202  # a hundredth more at most
+        cache.close()
+
+
 def test_not_every_addition_looks_for_what_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, asked = make(ttl=1), list[float]()
     monkeypatch.setattr(cache.store, "expire", asked.append)
@@ -391,6 +402,23 @@ def test_the_life_of_one_answer_must_be_above_0_and_is_checked_before_it_is_paid
         cache.cached(ttl=-1)
     with pytest.raises(ConfigurationError, match="eviction by 'fifo'"):
         make(eviction="fifo")
+
+
+def test_a_scope_may_use_the_name_that_earlier_messages_have() -> None:
+    cache = make()
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASKED}]
+    cache.add(asked, "in the app", scope={"messages": "of Monday"})
+    assert cache.lookup(asked, scope={"messages": "of Monday"}).answer == "in the app"
+    assert not cache.lookup(asked, scope={"messages": "of Tuesday"}).hit
+    assert not cache.lookup(asked).hit
+
+
+def test_a_scope_that_cannot_be_compared_is_an_error_of_the_input() -> None:
+    round: list[object] = []
+    round.append(round)
+    for scope in ({"client": object()}, {"client": round}):
+        with pytest.raises(InputError, match="the scope with client cannot be compared"):
+            make().lookup(ASKED, scope=scope)
 
 
 def test_time_to_live_is_absolute_and_limits_hold() -> None:

@@ -18,6 +18,7 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import Veto, find_veto
 from embedsmith.cache.stores import Entry, Match
 from embedsmith.conversation import is_conversation
+from embedsmith.errors import InputError
 from embedsmith.text import exact_form
 from embedsmith.verifier import Adjustment, Verifier
 
@@ -132,8 +133,17 @@ class Decision:
 
 
 def partition_of(namespace: str, scope: Mapping[str, Any]) -> str:
-    """Return the fingerprint of all that must be equal: the tenant and the scope."""
-    return fingerprint([namespace, dict(scope)], length=32)
+    """Return the fingerprint of all that must be equal: the tenant and the scope.
+
+    Raises:
+        InputError: the scope holds what JSON cannot.
+    """
+    try:
+        return fingerprint([namespace, dict(scope)], length=32)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"the scope with {', '.join(map(str, scope))} cannot be compared", expected="values that JSON can hold"
+        ) from None
 
 
 def entry_id(partition: str, text: str) -> str:

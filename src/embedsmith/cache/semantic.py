@@ -224,14 +224,17 @@ class SemanticCache:
     def _read(
         self, messages: Sequence[Mapping[str, Any]], scope: Mapping[str, Any] | None
     ) -> tuple[str, Mapping[str, Any] | None]:
-        """Return the text of messages, and the scope with what of them must be equal."""
+        """Return the text of messages, and the scope with what of them must be equal; the caller may use its name."""
         listed = list(messages)
         if not listed or not all(isinstance(item, Mapping) for item in listed) or listed[-1].get("role") != ROLES[0]:
             raise InputError("the messages do not end with one of the user", expected="a list of chat messages")
         text, about = read_messages(listed, by_meaning=self.by_meaning)
         if not text:
             raise InputError("the last message is not text", expected="a question")
-        return text, {**(scope or {}), "messages": about} if about else scope
+        if not about:
+            return text, scope
+        own = {"narrowed": scope} if scope and "messages" in scope else scope or {}
+        return text, {**own, "messages": about}
 
     def _count_use(self, entry: Entry | None) -> None:
         """Note that an entry is served; where that fails, it is served all the same."""
@@ -353,12 +356,12 @@ class SemanticCache:
     def _keep_limits(self, now: float) -> None:
         """Remove what is too much, and what has expired: that costs each search whose neighbour it is.
 
-        The first addition removes it too: a store whose processes are short would never be rid of it.
+        The first addition removes both, too: a store whose processes are short would never be rid of them.
         """
         with self._lock:
             earlier, self._added = self._added, self._added + 1
         limited = self.max_entries is not None or self.max_bytes is not None
-        due = limited and (earlier + 1) % max((self.max_entries or SHARE) // SHARE, 1) == 0
+        due = limited and earlier % max((self.max_entries or SHARE) // SHARE, 1) == 0
         if due or earlier % SHARE == 0:
             self.store.expire(now)
         if due:
