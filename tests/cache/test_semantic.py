@@ -28,7 +28,7 @@ from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, open_store
+from embedsmith.cache.stores import Entry, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.conversation import parse_messages, read_turns, render
 from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
@@ -82,6 +82,13 @@ def test_opening_a_cache_asks_a_hosted_encoder_for_nothing_that_is_known() -> No
         assert (again.lookup(ASKED).hit, len(server.calls)) == (False, 2)
         strange = make(encoder=HostedEncoder("m", base_url=server.base_url, api_key="x"))
         assert (strange.encoder.dimension, len(server.calls)) == (256, 3)  # one word, for a store of its own
+
+
+def test_a_store_that_was_opened_for_another_model_is_refused() -> None:
+    theirs = open_store("memory://", dimension=64, model="another")
+    with pytest.raises(ModelMismatch, match=r"memory:// holds vectors of model another with 64 dimensions"):
+        make(store=theirs)
+    assert not make(store=theirs, fingerprint="another").lookup(ASKED).hit
 
 
 def test_an_encoder_of_a_folder_knows_its_dimension(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from embedsmith.cache.judge import Judge
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, settle_turns
-from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
+from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
@@ -185,6 +185,7 @@ class SemanticCache:
         self.samples = _open_samples(self, sample, self._feedback, promised, promise.since, clock)
         if isinstance(store, str):
             store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
+        _require_model(store, self.fingerprint)
         self.store = store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
         self._clock = clock
@@ -638,6 +639,14 @@ def _require_text(*texts: str) -> None:
             raise InputError(f"{text!r:.80} is a {type(text).__name__}", expected="a text (str)")
         if not is_storable(text):
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
+
+
+def _require_model(store: Store, fingerprint: str) -> None:
+    """Raise `ModelMismatch` for a store that was opened for another model; one of the user's own need not tell."""
+    found = getattr(store, "model", fingerprint)
+    if found != fingerprint:
+        dimension = getattr(store, "dimension", 0)
+        raise mismatch(store.url, (found, dimension), (fingerprint, dimension))
 
 
 def _require_room_for_verdicts(
