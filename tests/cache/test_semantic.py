@@ -343,6 +343,30 @@ def test_the_error_of_the_function_is_nobody_elses() -> None:
         make().serve(ASKED, lambda _: str(1 // 0))
 
 
+def test_threads_of_the_loop_may_all_wait_for_a_coroutine() -> None:
+    cache = make()
+
+    async def ask() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        computing = asyncio.Event()
+
+        async def slow(_: str) -> str:
+            computing.set()
+            await asyncio.sleep(0.2)  # the others have boarded by then
+            return "done"
+
+        first = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await computing.wait()
+        others = [asyncio.to_thread(cache.serve, ASKED, lambda _: "computed twice") for _ in range(2)]
+        return await asyncio.wait_for(asyncio.gather(first, *others), 5)
+
+    loop = threading.Thread(target=lambda: answers.extend(asyncio.run(ask())), daemon=True)
+    answers: list[str] = []
+    loop.start()
+    loop.join(10)
+    assert answers == ["done"] * 3
+
+
 @pytest.mark.parametrize("limits", [{}, {"max_bytes": 10**9}])
 def test_what_has_expired_goes_without_limits_too(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]

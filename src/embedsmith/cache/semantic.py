@@ -8,11 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, TypeVar, get_args, overload
 
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
@@ -35,6 +37,7 @@ from embedsmith.text import is_storable
 from embedsmith.verifier import Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
+Result = TypeVar("Result")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
@@ -191,6 +194,8 @@ class SemanticCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._flights = Flights()
+        # Its own, since threads of the loop may all wait, in `serve`, for a coroutine that needs one of them to land.
+        self._aside = ThreadPoolExecutor(thread_name_prefix="embedsmith-cache")
         self._added = 0
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
@@ -420,7 +425,7 @@ class SemanticCache:
         require_limits(ttl=ttl)
         tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
-        found = await asyncio.to_thread(self._find, asked)
+        found = await self._run_aside(self._find, asked)
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
@@ -429,14 +434,19 @@ class SemanticCache:
             with suppress(Abandoned):
                 return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
         with self._flights.lead(asked.id) as land:
-            answer = await asyncio.to_thread(self._find_same, found)
+            answer = await self._run_aside(self._find_same, found)
             if answer is None:
                 answer = await compute(text)
                 land(answer)
-                await asyncio.to_thread(self._keep, found, answer, ttl, tags)
+                await self._run_aside(self._keep, found, answer, ttl, tags)
             else:
                 land(answer)
         return answer
+
+    async def _run_aside(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Return what `asyncio.to_thread` does, from a thread that never waits for a flight."""
+        run = partial(copy_context().run, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, run)
 
     def _find(self, asked: Lookup) -> Lookup | None:
         """Return what a question finds; None when the cache failed."""
