@@ -133,6 +133,16 @@ def test_a_floor_cuts_only_what_is_surely_below_it(count: int, length: float) ->
     assert known.nearest("p", -vectors[0], 5, floor=0.99)[0] == away[0]  # the closest, however far
 
 
+def test_a_floor_above_all_leaves_out_nobody_who_may_be_the_closest() -> None:
+    """Codes are rounded, so of two that are nearly alike the farther one may seem the closer."""
+    for seed in range(30):
+        noise = np.random.default_rng(seed).normal(scale=1e-4, size=(2, 384))
+        alike, known = normalize(draw(1, 384, seed) + noise), VectorIndex(384)
+        known.add("p", range(2), alike)
+        query = near(alike[:1], 0.5, seed + 100)[0]
+        assert int((alike @ query).argmax()) in known.nearest("p", query, 9, floor=0.99)
+
+
 def test_equal_vectors_in_great_number_are_all_candidates() -> None:
     known = VectorIndex(384)
     known.add("p", range(3000), np.repeat(draw(1, 384), 3000, axis=0))

@@ -28,7 +28,7 @@ from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, ModelMismatch, open_store
+from embedsmith.cache.stores import Entry, Match, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.conversation import parse_messages, read_turns, render
 from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
@@ -103,6 +103,18 @@ def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
     cache.add("How do I freeze my card in 30 days?", "thirty")
     cache.add("How do I freeze my cards in 60 days?", "sixty")
     assert cache.lookup("how do I freeze my card in 60 days??!").answer == "sixty"
+
+
+def test_an_entry_that_is_not_read_whole_does_not_hide_the_nearest_that_is() -> None:
+    class Cutting(FakeEncoder):
+        def find_unread(self, text: str) -> str:
+            return TOO_LONG if text.endswith("too long") else ""
+
+    cache = make(Cutting(64))
+    cache.add("How do I freeze my card too long", "unread")
+    cache.add("How do I pay abroad", "far")
+    decision = cache.lookup("How do I freeze my card to").decision
+    assert (decision.reason, decision.nearest and decision.nearest.answer) == ("below threshold", "far")
 
 
 def test_without_the_guard_near_misses_are_served() -> None:
@@ -810,14 +822,19 @@ def test_a_persons_verdict_on_a_sample_is_remembered_and_a_models_is_not(tmp_pat
     cache.lookup(CLOSE)
     cache.samples.settle(1, 0, "openai:x")
     assert cache.lookup(CLOSE).hit
+    again = make(feedback=tmp_path / "feedback.jsonl", store=cache.store)
+    assert again.lookup(CLOSE).hit
     assert cache.judge_sample(2, 0)
     assert not cache.judge_sample(2, 0)
     cache.add(CLOSE, "many cards")
     assert not cache.lookup(ASKED).hit
 
 
-def test_marked_pairs_have_a_bound() -> None:
+def test_marked_pairs_have_a_bound_and_the_oldest_go() -> None:
     refusals = Refusals(room=100)
     for number in range(1000):
         refusals.note(f"question {number}", "another", 0, "default")
     assert len(refusals) == 100
+    another = Match(make().add("another", "x"), 0.9)
+    refused = [bool(refusals.among(f"question {number}", [another], "default")) for number in (0, 899, 900, 999)]
+    assert refused == [False, False, True, True]

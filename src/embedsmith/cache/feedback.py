@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from embedsmith.tables import read_rows
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
+UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)  # what a line can be, as an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def read_feedback(path: Path | str) -> tuple[list[Judged], list[Rejected]]:
             continue
         try:
             rows.append(_parse(json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
+        except UNREADABLE as error:
             reason = "cut-line" if isinstance(error, json.JSONDecodeError) else "bad-row"
             rejected.append(Rejected(reason, str(error), file=str(path), line=number))
     return rows, rejected
@@ -188,6 +190,8 @@ def _parse(row: object) -> Judged:
     for name in ("cosine", "marked", "threshold", "floor"):
         if name in told:
             told[name] = float(told[name])
+            if not math.isfinite(told[name]):
+                raise ValueError(f"{name} is {told[name]}")
     for name in ("namespace", "judge", "model"):
         if not isinstance(told.get(name, ""), str):
             raise ValueError(f"{name} is no text")
@@ -221,7 +225,7 @@ def _mend(handle: BinaryIO) -> int:
     tail = handle.read().rpartition(b"\n")[2]
     try:
         _parse(json.loads(tail))
-    except (ValueError, TypeError, RecursionError):
+    except UNREADABLE:
         handle.truncate(end - len(tail))
         return len(tail)
     handle.write(b"\n")
