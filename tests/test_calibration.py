@@ -129,6 +129,31 @@ def test_59_hits_without_an_error_are_just_enough() -> None:
         calibrate([1] * 58, np.linspace(0.5, 1, 58))
 
 
+def test_a_mistake_that_is_known_counts_as_one_wrong_answer_more() -> None:
+    one = np.array([1, 1])
+    assert (tail(one, np.array([92, 93]), 0.05) <= 0.05).tolist() == [False, True]
+    assert calibrate([1] * 92, [0.9] * 92, against=[0.95]).hits == 92
+    with pytest.raises(CalibrationRefused):
+        calibrate([1] * 91, [0.9] * 91, against=[0.95])
+    assert calibrate([1] * 91, [0.9] * 91, against=[0.85]).hits == 91
+
+
+def test_counts_over_a_design_effect_are_rounded_against_the_cache() -> None:
+    one, zero = np.array([1]), np.array([0])
+    counts = _Counts(np.array([0.9]), np.array([101]), one, np.array([2.0]), zero)
+    assert counts.test(slice(0, 1), 0.05, None) == tail(one, np.array([50]), 0.05)
+
+
+def test_the_promise_of_the_next_answers_has_half_of_alpha() -> None:
+    for hits in range(20, 60):
+        (chance,) = tail(np.array([0]), np.array([hits]), 0.1, 1.0)
+        try:
+            granted = calibrate([1] * hits, [0.9] * hits, delta=0.1, traffic=hits).hits == hits
+        except CalibrationRefused:
+            granted = False
+        assert granted is bool(chance <= 0.025)
+
+
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_never_matters(random) -> None:
     labels = np.repeat([1, 0], [120, 60])

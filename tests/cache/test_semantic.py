@@ -491,6 +491,24 @@ def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) 
     assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
 
 
+def test_a_lookup_tells_the_probability_that_was_learnt_for_pairs_that_the_guard_lets_pass(tmp_path: Path) -> None:
+    knots = ((-1.0, 0.1), (0.8, 0.75))
+    promise = Calibration(0.8, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", probabilities=knots)
+    file = write_calibration(tmp_path / "calibration.json", promise)
+    cache = make(threshold=None, calibration=file)
+    assert cache.lookup(ASKED).probability is None  # nothing stored
+    cache.add(ASKED, "in the app")
+    asked = ("How do I freeze my cards?", "Who pays abroad?", "How do I unfreeze my card?", ASKED)
+    found = [cache.lookup(text) for text in asked]
+    assert [(one.decision.reason, one.probability) for one in found] == [
+        ("similar", 0.75),
+        ("below threshold", 0.1),
+        (found[2].decision.reason, None),
+        ("same text", None),
+    ]
+    assert found[2].decision.reason.startswith("guard: ")
+
+
 def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model: Path) -> None:
     """Their vectors are those of their beginnings, so a cosine of 1 says nothing (the model reads 32 tokens)."""
     cache = SemanticCache(tiny_model, threshold=0.95, guard=False)
