@@ -67,7 +67,8 @@ def activation_bytes() -> float:
     """Return what a padded token keeps for the backward pass."""
     from embedsmith.decoders import BaseOptions
     from embedsmith.machine import best_attention, choose_precision
-    from embedsmith.model import load_network, tokenize_for
+    from embedsmith.model import load_network
+    from embedsmith.networks import tokenize_for
     from embedsmith.step import measure_activations
 
     rows = read_rows(data_folder() / "duplicate_questions/train.jsonl.gz")[:1024]

@@ -115,7 +115,8 @@ def heavy_tailed(count: int) -> list[Example]:
 
 def count_tokens(name: str) -> tuple[int, float]:
     """Return the real tokens of the scenario's rows, and the ratio of the longest text to the mean."""
-    from embedsmith.model import load_network, tokenize_for
+    from embedsmith.model import load_network
+    from embedsmith.networks import tokenize_for
 
     texts = [text for row in load_rows(name) for text in texts_of(row)]
     network = load_network(SCENARIOS[name].base)

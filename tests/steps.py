@@ -23,7 +23,8 @@ from embedsmith.choices import Precision
 from embedsmith.config import TrainingConfig
 from embedsmith.devices import Devices, open_devices
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
-from embedsmith.model import load_network, tokenize_for
+from embedsmith.model import load_network
+from embedsmith.networks import tokenize_for
 from embedsmith.objectives import LOSSES, settle_losses
 from embedsmith.optimization import Progress, checkpoint_beside
 from embedsmith.packing import find_packer

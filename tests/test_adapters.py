@@ -24,16 +24,8 @@ from embedsmith.adapters import (
 )
 from embedsmith.decoders import BaseOptions
 from embedsmith.errors import ConfigurationError, ModelError
-from embedsmith.model import (
-    TorchEncoder,
-    autocast,
-    embed,
-    fingerprint_model,
-    load_encoder,
-    load_network,
-    save_network,
-    tokenize_for,
-)
+from embedsmith.model import TorchEncoder, fingerprint_model, load_encoder, load_network, save_network
+from embedsmith.networks import autocast, embed, tokenize_for
 from tiny_decoders import FAMILIES, write_decoder
 
 TEXTS = ["a", "How do I freeze my card?", "", "word " * 60, "freeze it"]

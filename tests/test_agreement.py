@@ -19,7 +19,8 @@ from embedsmith.config import TrainingConfig
 from embedsmith.decoders import BaseOptions
 from embedsmith.devices import Alone
 from embedsmith.examples import PositivePair
-from embedsmith.model import DEMO_MODEL, load_network, run_block, tokenize_for
+from embedsmith.model import DEMO_MODEL, load_network
+from embedsmith.networks import run_block, tokenize_for
 from embedsmith.optimization import Progress
 from embedsmith.packing import BUCKETS, Packer, find_by_trial
 from embedsmith.readiness import agree_on_packer

@@ -21,7 +21,7 @@ LAYERS = (
     ("conversation", "text", "tables", "lexicon", "wishes", "facts", "signatures", "personal"),
     ("settlement", "examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
-    ("decoders", "adapters", "devices", "sharding", "compilation"),
+    ("decoders", "adapters", "devices", "sharding", "compilation", "networks"),
     ("synthesis", "losses", "hosted", "model", "testing", "answers", "cards", "batches", "checkpoints", "quantization"),
     ("lean", "flash", "agreement"),
     ("packing",),

@@ -29,14 +29,13 @@ from embedsmith.model import (
     TorchEncoder,
     check_model,
     describe_base,
-    embed,
     fingerprint_model,
     load_encoder,
     load_network,
     pooling_of,
     save_network,
-    tokenize_for,
 )
+from embedsmith.networks import embed, tokenize_for
 from tiny_decoders import FAMILIES, make_tokenizer, write_decoder
 
 TEXTS = ["a", "How do I freeze my card?", "", "word " * 60, "naïve 東京 </s> ok", "freeze it"]

@@ -26,7 +26,8 @@ from embedsmith.config import TrainingConfig
 from embedsmith.devices import WORKSPACE, Alone, deal, open_devices, repeatable, require_shared
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.examples import PositivePair
-from embedsmith.model import encoding_budget, load_encoder, load_network
+from embedsmith.model import load_encoder, load_network
+from embedsmith.networks import encoding_budget
 from embedsmith.optimization import Work, checkpoint_beside, optimize
 from embedsmith.parts import parts_of
 from embedsmith.preparation import Preparation

@@ -23,7 +23,8 @@ from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.decoders import BaseOptions
 from embedsmith.devices import repeatable
 from embedsmith.flash import FLASH_ATTN, VARLEN, Kernel, Window, choose_kernel, find_kernels, window_of
-from embedsmith.model import load_network, run_block, tokenize_for
+from embedsmith.model import load_network
+from embedsmith.networks import run_block, tokenize_for
 from embedsmith.packing import BUCKETS, Packer, find_by_trial, find_packer
 from plain_kernels import Calls, plain_kernels
 from tiny_decoders import write_decoder

@@ -12,7 +12,8 @@ import torch
 from embedsmith.adapters import LoraConfig, add_lora
 from embedsmith.decoders import BaseOptions, checkpoint_gradients
 from embedsmith.lean import draw_kept
-from embedsmith.model import load_network, run_block, tokenize_for
+from embedsmith.model import load_network
+from embedsmith.networks import run_block, tokenize_for
 from embedsmith.packing import Packer, attend_packed, cut_segments, find_packer
 from embedsmith.tokens import cut_packed
 from tiny_decoders import write_decoder

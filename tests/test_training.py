@@ -38,7 +38,8 @@ from embedsmith.devices import Alone
 from embedsmith.errors import ConfigurationError, EmbedsmithError, InputError, MissingPartError, ModelError
 from embedsmith.examples import Example, LabelledPair, LabelledText, PositivePair, ScoredPair, Triplet
 from embedsmith.guide import read_guide
-from embedsmith.model import TorchEncoder, load_encoder, load_network, tokenize_for
+from embedsmith.model import TorchEncoder, load_encoder, load_network
+from embedsmith.networks import tokenize_for
 from embedsmith.optimization import Progress, learning_rate_at, optimize, set_dropout
 from embedsmith.preparation import Preparation, settle_prompts
 from embedsmith.readiness import choose_batch

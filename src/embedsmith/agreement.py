@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embedsmith.choices import Precision
 from embedsmith.devices import repeatable
-from embedsmith.model import autocast
+from embedsmith.networks import autocast
 from embedsmith.sharding import layers_of
 
 Encode = Callable[[], Tensor]  # the same texts in the same order, (n, d)

@@ -26,15 +26,8 @@ from embedsmith.errors import ConfigurationError, InputError, ModelError, requir
 from embedsmith.examples import Example, LabelledText, ScoredPair
 from embedsmith.export import backend, list_versions, publish, trace_module
 from embedsmith.machine import best_attention, choose_precision, keep_memory
-from embedsmith.model import (
-    ENCODING_BUDGET,
-    autocast,
-    fingerprint_model,
-    load_pair_network,
-    max_length_of,
-    run_microbatches,
-    save_network,
-)
+from embedsmith.model import fingerprint_model, load_pair_network, save_network
+from embedsmith.networks import ENCODING_BUDGET, autocast, max_length_of, run_microbatches
 from embedsmith.noise import only_errors
 from embedsmith.optimization import Progress, Work, checkpoint_beside, count_work, optimize
 from embedsmith.quantization import quantize

@@ -26,15 +26,8 @@ from embedsmith.examples import LabelledPair
 from embedsmith.guards import shipped_guards
 from embedsmith.machine import count_cores
 from embedsmith.metrics import Ranking
-from embedsmith.model import (
-    TorchEncoder,
-    default_prompt,
-    fingerprint_model,
-    load_network,
-    max_length_of,
-    pools_prompts,
-    resolve_model,
-)
+from embedsmith.model import TorchEncoder, fingerprint_model, load_network, resolve_model
+from embedsmith.networks import default_prompt, max_length_of, pools_prompts
 from embedsmith.noise import only_errors, quiet_transformers
 from embedsmith.quantization import quantize
 from embedsmith.runtime import (

@@ -40,7 +40,7 @@ SIGN = re.compile(f"[{SIGNED}]")
 HIRAGANA = tuple(map(chr, range(0x3041, 0x3097)))
 KATAKANA = "[\u30a1-\u30fa\u30fc-\u30ff]+"
 HANGUL = re.compile("[가-힣]+")
-SCALED = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?) ?([천만억])")  # 5만 is 50,000
+SCALED = re.compile(r"(?<!\d)(\d+(?:,\d{3})*(?:\.\d+)?) ?([천만억])")  # 5만 is 50,000
 SCALES = {"천": 10**3, "만": 10**4, "억": 10**8}
 TENFOLD = {"천": 1000, "백": 100, "십": 10}
 DIGITS = "일이삼사오육칠팔구"
@@ -49,6 +49,7 @@ ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 CASED = re.compile(r"\d ?([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)")  # a unit behind its number, and not per second
 SYMBOL = 3  # letters up to which a unit is a symbol, and its case counts
+LONE = re.compile(rf"(?<!\w)([^\W\d_]{{2,{SYMBOL}}}?)(?:ps|/s)?(?!\w)")  # what may be one without a number
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
 Phrases = dict[str, tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]]
@@ -109,8 +110,10 @@ class Lexicon:
     """The tables of words.toml by the stems of their words.
 
     Attributes:
-        openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_";
-            `joined` are the first of such. money: the kinds of what stands before a number.
+        articles: German ones, which are small in German texts only.
+        openers: what begins a number, beside digits. units: (kind, factor), several words joined by "_"; `joined` are
+            the first of such. cased: symbols that are two units by their case. money: the kinds of what stands before
+            a number.
         members: by its first word each phrase of the families: (its other words, entries), longest first.
         relative: by word and period, "next" and "week": (family, member).
         kin: all words of those phrases. kinds, names: of each family, of its members.
@@ -123,10 +126,12 @@ class Lexicon:
     framing: re.Pattern[str]
     directions: frozenset[str]
     negators: frozenset[str]
+    articles: frozenset[str]
     opposites: dict[str, frozenset[str]]
     alike: dict[str, str]
     units: dict[str, tuple[str, float]]
     joined: frozenset[str]
+    cased: frozenset[str]
     money: dict[str, str]
     numbers: dict[str, float]
     openers: frozenset[str]
@@ -174,10 +179,12 @@ def load_lexicon() -> Lexicon:
         negators=frozenset(
             stem(word) for word in [*tables["negators"], *signs["negators"].split(), *korean["negators"].split()]
         ),
+        articles=frozenset(map(stem, tables["articles"].split())),
         opposites=index_opposites([*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own)]),
         alike=alike,
         units=units,
         joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
+        cased=frozenset(stem(pair[0].split()[0].casefold()) for pair in tables["cased"]),
         money=money,
         numbers=numbers,
         openers=frozenset({*numbers, *ARTICLES, *PARTS, *money}),
@@ -511,17 +518,23 @@ def _index_cased() -> dict[str, tuple[str, str]]:
 
 
 @lru_cache(maxsize=1 << 14)
-def find_cased(text: str) -> dict[str, frozenset[str]]:
+def find_cased(text: str, alone: bool = False) -> dict[str, frozenset[str]]:
     """Return for each symbol that is two units by its case (mw) which of them stand behind a number in `text`.
 
     Where the case says nothing ("25 mb", or a text all in capitals) there is none.
 
+    Args:
+        alone: those without a number, too, unless in small letters.
+
     >>> find_cased("3 megawatts"), find_cased("100 Mb/s"), find_cased("25 mb")
     ({'mw': frozenset({'MW'})}, {'mb': frozenset({'Mb'})}, {})
+    >>> find_cased("What is MW?", alone=True), find_cased("what is mw", alone=True)
+    ({'mw': frozenset({'MW'})}, {})
     """
     units, raised = _index_cased(), text.isupper()
     found: dict[str, set[str]] = {}
-    for name in CASED.findall(text):
+    lone = (name for name in LONE.findall(text) if not name.islower()) if alone else ()
+    for name in chain(CASED.findall(text), lone):
         written = len(name) <= SYMBOL
         unit = units.get(name if written else name.casefold())
         if unit is not None and not (written and raised):

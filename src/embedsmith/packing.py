@@ -30,7 +30,7 @@ from embedsmith.choices import Precision
 from embedsmith.decoders import is_decoder
 from embedsmith.flash import Kernel, choose_kernel, find_kernels, window_of
 from embedsmith.lean import draw_kept, find_last, find_parts, lean, working_kind
-from embedsmith.model import autocast, invert, run_block
+from embedsmith.networks import autocast, invert, run_block
 from embedsmith.tokens import Index, Tokens, cut_microbatches
 
 NAME = "embedsmith_packed"  # of the attention, in transformers' table

@@ -17,7 +17,8 @@ from embedsmith.choices import Precision
 from embedsmith.decoders import BaseOptions, Padding, Pooling, checkpoint_gradients
 from embedsmith.encoder import SIDES
 from embedsmith.errors import ConfigurationError, ModelError, require, require_kinds
-from embedsmith.model import default_prompt, describe_base, load_network, pools_prompts, read_prompts, save_network
+from embedsmith.model import describe_base, load_network, read_prompts, save_network
+from embedsmith.networks import default_prompt, pools_prompts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -45,18 +45,8 @@ from embedsmith.decoders import frame_of, is_decoder
 from embedsmith.encoder import pair_similarities
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.examples import Example
-from embedsmith.model import (
-    DEMO_MODEL,
-    autocast,
-    default_prompt,
-    has_modules,
-    load_encoder,
-    max_length_of,
-    pooling_of,
-    resolve_model,
-    run_block,
-    run_microbatches,
-)
+from embedsmith.model import DEMO_MODEL, has_modules, load_encoder, pooling_of, resolve_model
+from embedsmith.networks import autocast, default_prompt, max_length_of, run_block, run_microbatches
 from embedsmith.preparation import Prepared
 from embedsmith.tokens import Tokens, tokenize
 

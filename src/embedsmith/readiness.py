@@ -45,7 +45,8 @@ from embedsmith.examples import Example
 from embedsmith.guards import SHIPPED, VALIDATION, Numbering, bare, make_measure, shipped_guards
 from embedsmith.guide import read_guide
 from embedsmith.machine import best_attention, choose_precision, find_device, keep_memory
-from embedsmith.model import fingerprint_model, spare_folder, tokenize_for
+from embedsmith.model import fingerprint_model, spare_folder
+from embedsmith.networks import tokenize_for
 from embedsmith.objectives import CLASSED, IN_BATCH, describe_rows, free_sources, settle_losses
 from embedsmith.optimization import checkpoint_beside, run_seed, set_dropout
 from embedsmith.preparation import Preparation, Prepared, Reading, prepare, require_pooled, settle_prompts

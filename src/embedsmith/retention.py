@@ -23,7 +23,7 @@ from embedsmith.errors import InputError, ModelRefused, require
 from embedsmith.examples import Example
 from embedsmith.guards import VALIDATION, Measured, Numbering, make_measure, shipped_guards
 from embedsmith.metrics import Difference, Estimate, difference, estimate
-from embedsmith.model import autocast, embed, encoding_budget, tokenize_for
+from embedsmith.networks import autocast, embed, encoding_budget, tokenize_for
 from embedsmith.optimization import Ends
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from embedsmith.choices import Precision
 from embedsmith.config import TrainingConfig
 from embedsmith.devices import Alone, Devices, deal, processes_here
 from embedsmith.machine import count_memory
-from embedsmith.model import autocast, invert, run_block
+from embedsmith.networks import autocast, invert, run_block
 from embedsmith.objectives import IN_BATCH
 from embedsmith.optimization import Work
 from embedsmith.tokens import Tokens, cut_microbatches, cut_packed

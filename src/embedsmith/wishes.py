@@ -9,7 +9,7 @@ same words may be what is asked about ("How do I say hello in German?"), so wher
   be the topic; then another text that asks the same names it as well, in whatever place.
 
 A mere politeness ("could you briefly explain") is none. English, German, French, Spanish, some Italian and Portuguese,
-Chinese and Japanese; the words are in data/words.toml.
+Chinese, Japanese and Korean; the words are in data/words.toml.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from embedsmith.lexicon import TOKEN, holds_signs, load_lexicon, load_tables, stem
+from embedsmith.lexicon import TOKEN, holds_hangul, holds_signs, load_lexicon, load_tables, stem
 
 PIECE = re.compile(
     rf"(?P<word>{TOKEN.pattern})|(?P<pause>[,，、])|(?P<bracket>[()\[\]（）])|[.?!;:{{}}\n|¿¡。．！？；：…]|(?<=\s)[-–—](?=\s)"
@@ -34,11 +34,13 @@ NAMED = frozenset({"language", "form"})  # kinds of names: where they open or en
 # and what a question in English calls "in English" is a film.
 UNLIKELY = re.compile(r"(?:in|im|en) ")
 UNSAID = re.compile(r"in english")
-AIMED = re.compile(r"(?:for|to|für|pour|à|para|a|einem) ")
+AIMED = re.compile(r"(?:for|to|für|pour|à|para|a|einem) (?!(?:a )?(?:dumm|lay))")  # nothing is made for dummies
 FEW = "{0,8}"
 NEAR = 120  # letters before a wish among which a word that asks for it is looked for
 SPACE = re.compile(" ")
 Key = tuple[str, str]  # kind, value
+Signed = tuple[Key, "Entry", re.Pattern[str]]
+Hangul = tuple["Entry", tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Entry:
 
     Attributes:
         kind: "language", "form", "length" or "audience". name: the value, but for a count ("word": "100 word").
-        words: stems that name it, as a wish or as a topic. signs: the same in Chinese and Japanese.
+        words: stems that name it, as a wish or as a topic. signs: the same in Chinese, Japanese and Korean.
         wish: a pattern of how it is wished for, compiled when a text has one of the words; in the group "bare" as a
             word of its own, in "count" how many.
     """
@@ -102,7 +104,7 @@ NONE = Wishes((), "")
 
 
 def may_wish(bag: Mapping[str, int], signed: bool) -> bool:
-    """Say whether a text with these stems may hold a wish; `signed`: Chinese or Japanese is among them."""
+    """Say whether a text with these stems may hold a wish; `signed`: Chinese, Japanese or Korean is among them."""
     return signed or not _known().by_word.keys().isdisjoint(bag)
 
 
@@ -131,7 +133,10 @@ def read_wishes(text: str) -> Wishes:
     lowered = text.lower().replace("’", "'")
     if len(lowered) != len(text):  # a few capitals have small letters of another length
         text = lowered
-    found = [*_find_spaced(lowered), *(_find_signed(lowered) if holds_signs(lowered) else ())]
+    found = [*_find_spaced(lowered)]
+    if not lowered.isascii():
+        found += _find_signed(lowered) if holds_signs(lowered) else ()
+        found += _find_hangul(lowered) if holds_hangul(lowered) else ()
     beside = _cut(lowered, found)
     if not found or not any(map(str.isalnum, beside)):  # who says nothing else asks about the words
         return NONE
@@ -172,9 +177,8 @@ def _find_spaced(lowered: str) -> Iterator[_Place]:
     """Yield the wishes in words with spaces between them."""
     known = _known()
     pieces = list(PIECE.finditer(lowered))
-    entries = list(
-        dict.fromkeys(entry for piece in pieces if piece["word"] for entry in known.by_word.get(stem(piece[0]), ()))
-    )
+    words = (stem(piece[0].partition("'")[0]) for piece in pieces if piece["word"])  # layman's
+    entries = list(dict.fromkeys(entry for word in words for entry in known.by_word.get(word, ())))
     if not entries:
         return
     flat = " ".join([END, *_name_pieces(pieces), END])
@@ -244,8 +248,9 @@ def _name_value(entry: Entry, match: re.Match[str]) -> str:
     count = match.groupdict().get("count")
     if count is None:
         return entry.name
-    number = count if count[0].isdecimal() else f"{load_lexicon().numbers.get(count, 1.0):g}"
-    least = "at least " if match["least"] else ""
+    lexicon = load_lexicon()
+    number = count if count[0].isdecimal() else f"{lexicon.numbers.get(count, lexicon.korean.numbers.get(count, 1)):g}"
+    least = "at least " if match.groupdict().get("least") else ""
     return f"{least}{number} {entry.name}"
 
 
@@ -256,6 +261,14 @@ def _find_signed(lowered: str) -> Iterator[_Place]:
     for key, entry, pattern in _known().signed:
         for match in pattern.finditer(lowered):
             named = match.groupdict()
+            yield _Place(key, entry, not named or any(named.values()), False, match.span())
+
+
+def _find_hangul(lowered: str) -> Iterator[_Place]:
+    """Yield the wishes in Korean."""
+    for entry, patterns in dict.fromkeys(wish for word, wish in _known().hangul if word in lowered):
+        for match in chain.from_iterable(_compile(pattern).finditer(lowered) for pattern in patterns):
+            named, key = match.groupdict(), (entry.kind, _name_value(entry, match))
             yield _Place(key, entry, not named or any(named.values()), False, match.span())
 
 
@@ -271,6 +284,7 @@ class _Known:
         explained: somebody explains in it, or is told to answer right before.
         opens, closes: nothing else stands before, behind in the clause. answered: a word that asks closes it.
         follows: a question or clause begins behind. asks: a word that asks for an answer stands behind.
+        hangul: wishes in Korean by the words without which a text holds none.
     """
 
     heedless: re.Pattern[str]
@@ -283,8 +297,9 @@ class _Known:
     follows: re.Pattern[str]
     asks: re.Pattern[str]
     by_word: Mapping[str, tuple[Entry, ...]]
-    signed: tuple[tuple[Key, Entry, re.Pattern[str]], ...]
+    signed: tuple[Signed, ...]
     any_signed: re.Pattern[str]
+    hangul: tuple[tuple[str, Hangul], ...]
 
 
 @lru_cache(maxsize=1)
@@ -295,7 +310,8 @@ def _known() -> _Known:
     leading = _either(*(tables[name] for name in ("before", "polite", "only")))
     between = _either(*(tables[name] for name in ("between", "polite", "only")))
     entries = [*_list_entries(tables)]
-    signed = tuple(_list_signed(tables["signs"], entries))
+    by_key = {(entry.kind, entry.name): entry for entry in entries}
+    signed = tuple(_list_signed(tables["signs"], by_key))
     by_word: dict[str, list[Entry]] = {}
     for entry in entries:
         for word in entry.words:
@@ -313,6 +329,7 @@ def _known() -> _Known:
         by_word={word: tuple(found) for word, found in by_word.items()},
         signed=signed,
         any_signed=re.compile("|".join(re.sub(r"\?P<\w+>", "?:", pattern.pattern) for _, _, pattern in signed)),
+        hangul=tuple(_list_hangul(tables["hangul"], by_key)),
     )
 
 
@@ -326,7 +343,6 @@ def _either(*lists: str) -> str:
 
 
 def _list_entries(tables: Mapping[str, Any]) -> Iterator[Entry]:
-    signs = tables["signs"]
     for kind, names, before, behind in (
         ("language", tables["languages"], tables["in_language"], "language|sprache|langue|idioma|only"),
         ("form", tables["forms"], tables["in_form"], "format|form|object|array|document"),
@@ -334,7 +350,8 @@ def _list_entries(tables: Mapping[str, Any]) -> Iterator[Entry]:
         for listed in names:
             wished = f"{_either(listed)}(?: (?:{behind}))?"
             name, bare = listed.split()[0], f"(?:{_either(tables['articles'])} )?{wished}"
-            yield _build(kind, name, listed, signs[f"{kind}s"].get(name), f"{before} {wished}", bare)
+            signs = "|".join(filter(None, (tables[writing][f"{kind}s"].get(name) for writing in ("signs", "hangul"))))
+            yield _build(kind, name, listed, signs, f"{before} {wished}", bare)
     for row in tables["others"]:
         full, bare = ("|".join(row.get(place, ())) or "(?!)" for place in ("phrases", "bare"))
         yield _build(row["kind"], row["value"], row["words"], None, full, bare)
@@ -359,11 +376,36 @@ def _build(kind: str, name: str, words: str, signs: str | None, full: str, bare:
     )
 
 
-def _list_signed(signs: Mapping[str, Any], entries: Iterable[Entry]) -> Iterator[tuple[Key, Entry, re.Pattern[str]]]:
-    by_key = {(entry.kind, entry.name): entry for entry in entries}
+def _list_signed(signs: Mapping[str, Any], by_key: Mapping[Key, Entry]) -> Iterator[Signed]:
     for kind in ("language", "form"):
         for name, names in signs[f"{kind}s"].items():
             yield (kind, name), by_key[kind, name], re.compile(signs["named"].replace("{names}", names))
     for kind, value, pattern in signs["others"]:
         name = value.rpartition(" ")[2] if value[0].isdecimal() else value
         yield (kind, value), by_key[kind, name], re.compile(pattern)
+
+
+def _list_hangul(table: Mapping[str, Any], by_key: Mapping[Key, Entry]) -> Iterator[tuple[str, Hangul]]:
+    for key, found_by, words, told in _write_hangul(table):
+        patterns = tuple(
+            wished.replace("{words}", words).replace("{told}", told).replace("{shown}", table["shown"])
+            for wished in table["wished"]
+        )
+        yield from ((word, (by_key[key], patterns)) for word in found_by)
+
+
+def _write_hangul(table: Mapping[str, Any]) -> Iterator[tuple[Key, list[str], str, str]]:
+    """Yield for each wish in Korean what for, by what it is found, its words, and what asks for an answer behind them.
+
+    Only a language or a form may be the topic, so for those what asks is a group.
+    """
+    for kind in ("language", "form"):
+        for name, names in table[f"{kind}s"].items():
+            words = table["named"].replace("{names}", names)
+            yield (kind, name), names.split("|"), words, f"(?P<told>{table['told']})"
+    numbers = "|".join(load_lexicon().korean.numbers)
+    for name, names in table["units"].items():
+        words = table["counted"].replace("{numbers}", numbers).replace("{names}", names)
+        yield ("length", name), names.split("|"), words, table["told"]
+    for kind, value, found_by, words in table["others"]:
+        yield (kind, value), found_by.split(), words, table["told"]

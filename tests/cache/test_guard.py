@@ -19,7 +19,7 @@ from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("3-93483c46b7f1d227", "90da6a382fcaf183")
+DECIDED = ("4-f67641399869a7db", "00d55ceb23a8a89c")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -106,6 +106,21 @@ TRAPS = [
     ("Is a 3 mA leak normal?", "Is a 3 MA leak normal?", "number"),
     ("Is 3 mw normal?", "Are 3 MW normal?", "number"),
     ("Is 20 Mb/s enough?", "Is 20 MB/s enough?", "number"),
+    ("What is mW short for?", "What is MW short for?", "number"),
+    ("How do I turn Mb into kb?", "How do I turn MB into kB?", "number"),
+    ("Are 20 m² enough?", "Are 20 m³ enough?", "number"),
+    ("What does a² stand for?", "What does a₂ stand for?", "sign"),
+    ("why do cats purr in a few words", "why do cats purr", "wish"),
+    ("why do cats purr for dummies", "why do cats purr", "wish"),
+    ("explain rent to a six year old", "explain rent", "wish"),
+    ("what is rent in layman's terms", "what is rent", "wish"),
+    ("was ist Miete kurz erklärt", "was ist Miete", "wish"),
+    ("보증금이 뭐예요 두 문장으로", "보증금이 뭐예요", "wish"),
+    ("보증금을 자세히 설명해줘", "보증금을 간단히 설명해줘", "wish"),
+    ("보증금이 뭐예요? 영어로 답해줘", "보증금이 뭐예요? 독일어로 답해줘", "wish"),
+    ("환불 절차를 단계별로 알려줘", "환불 절차를 알려줘", "wish"),
+    ("Kann ich die Miete mindern?", "Kann ich die Miete nicht mindern?", "negation"),
+    ("Brauche ich einen Ausweis?", "Brauche ich keinen Ausweis?", "negation"),
     ("solve 3x-4=8", "solve 3x+4=8", "sign"),
     ("what is 9 - y", "what is 9 + y", "sign"),
     ("simplify a-b+c", "simplify a+b-c", "sign"),
@@ -165,6 +180,15 @@ SAME = [
     ("may I send 25 MB by mail", "may I send 25 mb by mail"),
     ("MAY I SEND 25 MB BY MAIL", "may I send 25 Mb by mail"),
     ("does it use 10 KWH a day", "does it use 10 kWh a day"),
+    ("What is MB short for?", "what is mb short for"),
+    ("WHAT IS MB SHORT FOR", "What is Mb short for?"),
+    ("Is CO₂ heavy?", "is CO2 heavy"),
+    ("Are 20 m² enough?", "are 20 m2 enough"),
+    ("Are 20 m² enough?", "are 20 square metres enough"),
+    ("보증금이 뭐예요? 한 문장으로 답해줘", "한 문장으로 보증금이 뭔지 알려줘"),
+    ("보증금이 뭐예요? 영어로 답해 주세요", "보증금이 뭐예요? 영어로 답변 부탁드립니다"),
+    ("엑셀 자료를 표로 바꾸는 방법", "엑셀 자료 표로 변경하는 법"),
+    ("Wo finde ich meine Kundennummer?", "Wo finde ich die Kundennummer?"),
     ("I need an X-ray", "I need an X ray"),
     ("the fee if I pay twelve months ahead", "the fee if I pay one year ahead"),
 ]
@@ -220,7 +244,7 @@ def count_vetoes(name: str) -> tuple[int, int]:
 def test_other_decisions_are_another_version_of_the_rules() -> None:
     """Calibrations record the version, and servers say when theirs is another."""
     folder = Path(__file__).parents[2] / "benchmarks" / "traps"
-    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes"))
+    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes", "gaps"))
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
     assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
@@ -272,6 +296,12 @@ def test_wishes_for_the_answer_are_told_apart_and_the_same_words_as_the_topic_ar
     assert paraphrases <= 6  # of 40; 14 before
 
 
+def test_units_by_case_raised_digits_wishes_without_a_mark_and_in_korean_and_german_articles() -> None:
+    traps, paraphrases = count_vetoes("gaps.jsonl")
+    assert traps >= 88  # of 116, 24 of which differ in a capital and are left to the threshold; 45 before
+    assert paraphrases <= 19  # of 116; 30 before
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -284,6 +314,10 @@ def test_wishes_for_the_answer_are_told_apart_and_the_same_words_as_the_topic_ar
         "list all languages: English, German, French",
         "auf Deutsch bitte",
         "德语用英文怎么说",
+        "영어로 된 메뉴판이 있나요",
+        "표로 입장할 수 있나요",
+        "간단히 설명해 주는 책이 있나요",
+        "목표로 정리해줘",
     ],
 )
 def test_a_topic_is_no_wish(text: str) -> None:
@@ -296,7 +330,14 @@ def test_a_wish_that_may_be_the_topic_is_shared_by_whoever_names_it() -> None:
     assert find_veto("Explain the German tariff in German", "Explain the German tariff") is not None
 
 
-@given(st.text("answer in spanish german json, as a table. short? (5 words) 用英文回答", max_size=60))
+def test_a_wish_in_korean_is_counted() -> None:
+    assert read_wishes("보증금이 뭐예요? 백자 말고 200자 이내로 답해줘").keys == (("length", "200 character"),)
+    assert read_wishes("보증금 세 줄 요약해줘").keys == (("length", "3 line"),)
+
+
+@given(
+    st.text("answer in spanish german json, as a table. short? (5 words) 用英文回答 영어로 두 문장 답해줘", max_size=60)
+)
 def test_any_order_of_wishes_is_read(text: str) -> None:
     one, other = (find_veto(*pair) for pair in ((text, f"lease {text}"), (f"lease {text}", text)))
     assert (one is None) == (other is None)
@@ -341,6 +382,7 @@ def test_what_tokenizers_and_typists_leave_behind() -> None:
     assert view_question("open 10:00,11:00").quantities == {("clock", 10.0): 1, ("clock", 11.0): 1}
     assert view_question("\u1369 birr").quantities == {}
     assert find_veto("is 1/" + "7" * 5000 + " much", "is 1/2 much") is not None
+    assert find_veto("적금 " + "1" * 20000, "적금 1") is not None  # took 40 seconds: each digit was read as a beginning
 
 
 def test_quantities_are_in_one_unit() -> None:

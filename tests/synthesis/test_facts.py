@@ -164,6 +164,11 @@ def test_a_german_noun_may_be_exchanged_and_a_german_name_may_not(told: bool) ->
     assert missed == ["Wie lade ich einen Tesla an der Säule?"]  # "einen" stands before names, too
 
 
+@pytest.mark.parametrize("denied", ["Kann ich die Miete nicht mindern?", "Kann ich keine Miete mindern?"])
+def test_a_german_question_may_not_be_denied(denied: str) -> None:
+    assert [change.kind for change in find_changes("Kann ich die Miete mindern?", denied)] == ["negation"]
+
+
 @pytest.mark.parametrize(
     ("text", "german"),
     [

@@ -7,12 +7,12 @@ other sentences. So it vetoes a candidate when
 
 - one of them wishes for another answer than the other (`wishes`: "Answer in Spanish.", "as a table", "in short"), or
 - the numbers differ, in one unit (90 minutes are 1.5 hours, 9 pm is 21:00), or their units do (20 lbs, 20 kg; 10 mW,
-  10 MW), or
+  10 MW; mW, MW), or
 - there is no word in it to compare, as in Thai, Lao, Burmese and Khmer, whose words nothing here can part, or
 - among mostly the same words: an odd number of negations differs, a word meets its opposite, two words change
   places (from A to B, from B to A), a name or other word is exchanged, or a member of a family for another (this week,
   next week), or what is written beside the words differs where it counts (5 + 3, 5 - 3, 5!; i++, ++i; hepatitis A,
-  hepatitis B; among the same words, the letters A and a, and the indentation of code).
+  hepatitis B; x², x₂; among the same words, the letters A and a, and the indentation of code).
 
 Words that only frame a request, before its matter begins ("I want to", "what is the way to"), are no exchange where
 they stand against words that do the same.
@@ -43,6 +43,7 @@ from itertools import pairwise
 from typing import Any
 
 from embedsmith.conversation import read_asked
+from embedsmith.facts import is_german
 from embedsmith.lexicon import (
     TOKEN,
     UNNAMED,
@@ -64,7 +65,7 @@ from embedsmith.lexicon import (
 from embedsmith.text import is_spelled, normalize
 from embedsmith.wishes import find_unmet, may_wish, read_wishes
 
-RULES = 3  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
+RULES = 4  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -72,14 +73,15 @@ FROM_TO = "from to"
 NEAR = 2  # words of content on each side of a direction that it can be about
 OR_NOT = re.compile(r" or not\b")
 RAISED = re.compile(r"[⁰¹²³⁴-⁹⁺⁻]+")
+LOWERED = re.compile(r"[₀-₉]+")
 PART = re.compile(r"[¼-¾⅐-⅞↉]")
-SIGNED = re.compile(r"[!*+^×÷<>=≤≥≠±√/-]")  # most texts hold none of these, and need not be searched for `SIGN`
+SIGNED = re.compile(r"[!*+^_×÷<>=≤≥≠±√/-]")  # most texts hold none of these, and need not be searched for `SIGN`
 LONE = r"[^\W\d_](?!\w|['’.]\w)"  # a letter behind a sign: x, but not that of e-mail
 SIGN = re.compile(
     r"(?<=[\d)])!|(?P<before>(?<!\w)(?:\+\+(?=\w)|--(?=\w\b)))|(?<=\b\w)--(?!\w)|[*+^×÷<>=≤≥≠±√]+"
     rf"|(?<=[\d)]) ?[-/](?= ?[\d(])|(?<=[\d)])(?:-| - )(?={LONE})"
     rf"|(?:(?<=[\W\d_][^\W\d_])|(?<=^[^\W\d_]))(?:-| - )(?=[\d(]|{LONE})"
-    r"|(?P<negative>(?<![\w)])-(?=\d))"
+    r"|(?P<negative>(?<![\w)])-(?=\d))|(?<=[^\W_])_(?=\d)"
 )
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
@@ -205,9 +207,11 @@ def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None
 
 def _find_unit(query: str, candidate: str, left: GuardView, right: GuardView) -> Veto | None:
     """Return the veto on units whose case alone tells them apart: mW, MW."""
-    if not left.quantities or not right.quantities:
+    cased = load_lexicon().cased
+    alone = not cased.isdisjoint(left.bag) and not cased.isdisjoint(right.bag)
+    if not alone and not (left.quantities and right.quantities):
         return None
-    one, other = find_cased(query), find_cased(candidate)
+    one, other = find_cased(query, alone), find_cased(candidate, alone)
     for symbol in sorted(one.keys() & other.keys()):
         if one[symbol].isdisjoint(other[symbol]):
             return Veto("number", f"{min(one[symbol])} / {min(other[symbol])}")
@@ -337,7 +341,11 @@ def _find_exchange(query: str, candidate: str, left: GuardView, right: GuardView
         ours, theirs = ours - _name_kinds(right.implied), theirs - _name_kinds(left.implied)
     if alike < SAME or not ours or not theirs or len(ours) + len(theirs) > (MANY_SIGNS if left.signed else MANY):
         return None
-    fillers = load_lexicon().fillers
+    articles, fillers = load_lexicon().articles, load_lexicon().fillers
+    if not articles.isdisjoint(ours | theirs) and is_german(query, candidate):
+        ours, theirs = ours - articles, theirs - articles
+        if not ours or not theirs:  # "meine Rechnung", "die Rechnung"
+            return None
     if ours - fillers <= read_framing(query) and theirs - fillers <= read_framing(candidate):
         return None  # "I want to pay by card" asks what "what is the way to pay by card" asks
     return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
@@ -451,14 +459,15 @@ def _name_sign(match: re.Match[str]) -> str:
 
 
 def spell_digits(text: str) -> str:
-    """Return `text` with raised digits and fractions as they are typed, before a normal form makes 102 of 10².
+    """Return `text` with raised and lowered digits and fractions as they are typed: a normal form makes 102 of 10².
 
-    >>> spell_digits("10² and 2½")
-    '10^2 and 2 1/2'
+    >>> spell_digits("10², x₂ and 2½")
+    '10^2, x_2 and 2 1/2'
     """
     if text.isascii():
         return text
     text = RAISED.sub(lambda match: "^" + match[0], PART.sub(lambda match: f" {match[0]}", text))
+    text = LOWERED.sub(lambda match: "_" + match[0], text)
     return unicodedata.normalize("NFKC", text).replace("⁄", "/").replace("−", "-")
 
 

@@ -14,7 +14,8 @@ from embedsmith.artifacts import read_json
 from embedsmith.cache.settings import open_encoder
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
-from embedsmith.model import TorchEncoder, pools_prompts, resolve_model
+from embedsmith.model import TorchEncoder, resolve_model
+from embedsmith.networks import pools_prompts
 
 TEXT_NAMES = ("document", "passage", "corpus")  # in the order in which sentence-transformers takes them
 
