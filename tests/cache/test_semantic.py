@@ -435,6 +435,11 @@ def test_a_limit_must_be_above_0(limits: dict[str, Any]) -> None:
     assert caught.value.action
 
 
+def test_only_texts_are_marked_wrong() -> None:
+    with pytest.raises(InputError, match="5 is a int"):
+        make().mark_wrong(5, "id", ASKED)  # type: ignore[arg-type]
+
+
 def test_the_life_of_one_answer_must_be_above_0_and_is_checked_before_it_is_paid() -> None:
     cache = make()
     with pytest.raises(ConfigurationError, match="ttl is 0"):

@@ -576,10 +576,10 @@ class SemanticCache:
         return self._remember(asked, stored, 1, namespace)
 
     def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
+        _require_text(asked, stored, namespace)
         if self._feedback is None:
             self._refusals.note(asked, stored, label, namespace)
             return False
-        _require_text(asked, stored, namespace)
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
         vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))
