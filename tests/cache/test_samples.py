@@ -105,6 +105,19 @@ def test_a_full_queue_and_long_texts_are_counted_and_cost_nothing_else(tmp_path:
     assert (samples.waiting, samples.counts.dropped) == (2, 3)
 
 
+def test_what_is_left_for_people_who_never_come_takes_no_room_from_the_judge(tmp_path: Path) -> None:
+    cache = make(tmp_path, rule={"room": 5})
+    samples = samples_of(cache)
+    for _ in range(2):
+        for _ in range(5):
+            cache.lookup(CLOSE)
+        taken = samples.take(9)
+        assert len(taken) == 5
+        for sample in taken:
+            samples.give_back(sample.number, for_people=True)
+    assert (samples.left, samples.waiting, samples.counts.dropped) == (5, 5, 5)
+
+
 def test_verdicts_are_counted_by_tenant_and_survive_the_process(tmp_path: Path) -> None:
     cache = make(tmp_path)
     cache.add(ASKED, "x", namespace="b")
