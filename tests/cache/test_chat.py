@@ -58,6 +58,13 @@ def test_a_stream_tells_its_usage_when_asked(fields: dict[str, Any], wanted: tup
     assert question.scope == read("hello").scope
 
 
+@pytest.mark.parametrize("stream", ["false", "no", 0, 1])
+def test_what_a_stream_is_that_is_neither_true_nor_false_the_upstream_says(stream: object) -> None:
+    """Some read "false" as false; a hit came as a stream, to a client that had not asked for one."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": stream}
+    assert read_chat(body) == Passed("stream is neither true nor false")
+
+
 def ask(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "what is new"}]} | fields
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import threading
 import time
@@ -257,6 +258,15 @@ def test_no_stream_breaks_its_reader_and_what_is_kept_can_be_given_in_both_forms
         assert list(stream_events(again, usage=True))
 
 
+def test_a_byte_order_mark_costs_a_stream_no_chunk() -> None:
+    """The first line was no data with it, and the answer was stored without its beginning."""
+    reader = StreamReader()
+    reader.feed(codecs.BOM_UTF8 + events(*SAID))
+    answer = reader.answer()
+    assert answer is not None
+    assert answer.body["choices"][0]["message"]["content"] == "hi there"
+
+
 def test_a_line_without_an_end_is_not_copied_with_every_piece_of_it() -> None:
     reader = StreamReader()
     tracemalloc.start()
@@ -353,6 +363,16 @@ def test_a_hit_tells_usage_as_the_upstream_would(scripted: Any, first: str, seco
         assert shape(answer) == ("hi there", {"plain": USAGE, "stream": [], "usage": [USAGE]}[form])
     assert answer.headers["x-embedsmith-cache"] == "hit"
     assert len(calls) == (1 if hits else 2)
+
+
+def test_what_only_a_stream_has_is_not_in_the_plain_answer_made_from_it(scripted: Any) -> None:
+    served, says, calls = scripted
+    says["stream"] = events(*(part | {"obfuscation": "x7Fq"} for part in [*SAID, TOLD]))
+    send(served, **FORMS["usage"])
+    plain = send(served).json()
+    assert (plain["object"], plain["choices"][0]["message"]["content"]) == ("chat.completion", "hi there")
+    assert "obfuscation" not in plain
+    assert len(calls) == 1
 
 
 def test_an_upstream_that_never_tells_usage_is_not_asked_for_it_again(scripted: Any) -> None:

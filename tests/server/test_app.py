@@ -32,7 +32,7 @@ from embedsmith.server.app import create_app
 from embedsmith.server.dashboard import find_entries
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.proxy import missed
-from embedsmith.server.watch import LATEST, Prices, Savings, Watch
+from embedsmith.server.watch import HELD, LATEST, Prices, Savings, Watch
 from embedsmith.testing import FakeEncoder
 
 from .conftest import TOKEN, Served
@@ -154,12 +154,18 @@ def test_the_token_comes_with_its_scheme_in_any_case(serve: Serve, given: str, s
     assert httpx.get(f"{serve().url}/admin/state", headers={"authorization": given}).status_code == status
 
 
+def test_an_empty_token_lets_nobody_in(serve: Serve) -> None:
+    served = serve(app={"admin_token": ""})
+    assert httpx.get(f"{served.url}/admin/state", headers={"authorization": "Bearer"}).status_code == 401
+
+
 def test_the_dashboard_page_holds_no_data(serve: Serve) -> None:
     served = serve()
     ask(served)
     page = httpx.get(f"{served.url}/dashboard")
     assert "freeze" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]  # which the default does not speak of
 
 
 def test_the_address_of_the_server_leads_to_the_dashboard(serve: Serve) -> None:
@@ -404,6 +410,24 @@ def test_the_state_can_be_read_while_lookups_come_in() -> None:
     assert asyncio.run(_read_under_traffic(app, app.state.watch, found)) == {200}
 
 
+def test_the_latest_lookups_are_bounded_in_number_and_in_characters() -> None:
+    """They were bounded in number only: 500 questions of 8 MB, which any client may send, took 4 GB and more."""
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
+    watch = Watch(cache)
+    short = cache.lookup(ASKED)
+    for _ in range(LATEST + 5):
+        watch.looked_up(short)
+    assert len(watch.latest) == LATEST
+    long = replace(short, text="x" * (HELD // 4))
+    for _ in range(9):
+        watch.looked_up(long)
+    assert 3 <= len(watch.latest) <= 4
+    watch.looked_up(replace(short, text="x" * (HELD + 1)))
+    assert len(watch.latest) == 1  # the newest is there whatever its size
+    watch.looked_up(short)
+    assert [seen.text for seen in watch.latest] == [ASKED]
+
+
 def test_feedback_is_an_examples_file(serve: Serve) -> None:
     from embedsmith.examples import LabelledPair, read_examples
 
@@ -517,6 +541,7 @@ def test_who_has_a_key_can_be_removed_whole_and_alone(serve: Serve) -> None:
     assert post(served, "/admin/purge", told[0]).json() == {"removed": 3}
     other = post(served, "/admin/tenant", {"key": "sk-b"}).json()["namespace"]
     assert [entry.namespace for entry in served.cache.store.scan()] == [other]
+    assert [seen["namespace"] for seen in state(served)["latest"]] == [other]  # whose questions stayed in sight
 
 
 def test_a_key_whose_tenant_is_asked_for_is_in_no_log_and_in_no_answer(

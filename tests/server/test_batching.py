@@ -15,7 +15,10 @@ import openai
 import pytest
 
 from embedsmith.encoder import Embeddings
+from embedsmith.server import embeddings
 from embedsmith.server.batching import Batcher, Busy
+from embedsmith.server.embeddings import Wanted, read_request
+from embedsmith.server.proxy import SMALL
 from embedsmith.testing import FakeEncoder
 
 from .test_proxy import Serve, connect
@@ -142,6 +145,22 @@ def test_a_text_that_breaks_the_encoder_breaks_no_neighbour() -> None:
         np.testing.assert_array_equal(found.vectors, FakeEncoder().encode([text]))  # type: ignore[attr-defined]
 
 
+class Forgetful(FakeEncoder):
+    """Gives one vector too few, as a broken server of hosted embeddings does."""
+
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
+        return super().encode(texts)[1:]
+
+
+def test_an_encoder_that_forgets_a_text_is_an_error_and_holds_nobody_up() -> None:
+    async def both() -> list[object]:
+        batcher = Batcher(Forgetful())
+        waiting = asyncio.gather(batcher.encode(["a", "b"]), batcher.encode(["c"]), return_exceptions=True)
+        return await asyncio.wait_for(waiting, 5)
+
+    assert all(isinstance(got, ValueError) for got in asyncio.run(both()))
+
+
 def test_whoever_leaves_frees_their_place() -> None:
     encoder = SlowEncoder()
     encoder.gate.clear()
@@ -232,6 +251,23 @@ def test_an_encoder_that_fails_is_a_500_without_the_text(serve: Serve) -> None:
     answer = httpx.post(f"{served.url}/v1/embeddings", json={"model": "embedsmith", "input": "bad"})
     assert (answer.status_code, "bad" in answer.text) == (500, False)
     assert httpx.post(f"{served.url}/v1/embeddings", json={"model": "embedsmith", "input": "fine"}).status_code == 200
+
+
+def test_a_large_request_for_embeddings_is_read_beside_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def note(body: dict[str, object]) -> Wanted:
+        threads.append(threading.current_thread().name)
+        return read_request(body)
+
+    monkeypatch.setattr(embeddings, "read_request", note)
+    served = serve()
+    for asked in ("small", ["large"] * 3000 + ["x" * SMALL]):
+        httpx.post(f"{served.url}/v1/embeddings", json={"model": "embedsmith", "input": asked})
+    small, large = threads
+    assert (small, large != small) == ("server", True)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from embedsmith.cache.decision import Policy
 from embedsmith.cache.semantic import UNDECIDED, Lookup
 from embedsmith.server import relay as relays
 from embedsmith.server.answers import StreamReader
-from embedsmith.server.flights import Flights
+from embedsmith.server.flights import LONG, Flights
 from embedsmith.server.relay import Relay
 from embedsmith.verifier import Adjustment
 
@@ -124,6 +124,16 @@ def test_an_answer_for_nobody_else_lets_all_go_at_once(before: Start) -> None:
 
     assert [answer.status_code for answer in send_many(before(cut), 5)] == [200] * 5
     assert len(calls) == 5
+
+
+def test_whoever_breaks_before_the_upstream_is_asked_lets_all_go(before: Start) -> None:
+    """The flight stayed open, and all who asked the same waited for it as long as the upstream may take."""
+    served = before(Counting(0))
+    assert served.watch is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(served.watch.oversight), "looked_up", lambda *_: 1 / 0)
+        assert send(served).status_code == 500
+    assert send(served).status_code == 200
 
 
 def test_nobody_waits_for_an_answer_that_will_not_be_stored(before: Start) -> None:
@@ -339,6 +349,24 @@ def test_who_boards_asks_no_verifier_for_the_event_loop_would_wait_for_it() -> N
     assert flights.board(missed("served by its leave", 0.85))[1]
     assert flights.board(missed("served elsewhere", 0.91, "strict"))[0] is not first
     assert verifier.asked == []
+
+
+def test_long_texts_board_only_where_they_are_the_same() -> None:
+    """The guard compared them on the event loop: of two lists of 1,200 numbers for five seconds."""
+    asked: list[str] = []
+
+    def guard(text: str, _: str) -> None:
+        asked.append(text)
+
+    flights = Flights(Policy(0.8, guard=guard))
+    long = "x" * LONG
+    first, _ = flights.board(missed(long, 1.0))
+    assert flights.board(missed(long, 1.0)) == (first, False)
+    assert flights.board(missed(f"{long}y", 1.0))[1]
+    short, leads = flights.board(missed("short", 1.0))
+    assert (leads, asked) == (True, [])
+    assert flights.board(missed("as short", 1.0)) == (short, False)
+    assert asked == ["as short"]
 
 
 def test_a_conversation_boards_only_where_no_verifier_could_turn_it_away_either() -> None:

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedsmith.cache.semantic import SemanticCache
 from embedsmith.errors import ConfigurationError
+from embedsmith.server.control import LONGEST_TOLD, describe
 from embedsmith.server.headers import IDENTITY, Asker, is_harmless, read_asker, read_ignored
+from embedsmith.testing import FakeEncoder
 
 from .test_proxy import ASKED, Serve, ask
 
@@ -102,6 +105,27 @@ def test_cookies_of_load_balancers_say_nothing() -> None:
     assert cookie("session=1; AWSALB=x; __cf_bm=y") == cookie("session=1; AWSALB=z") == cookie("session=1")
     assert cookie("AWSALB=x") == asker()
     assert cookie("session=1; AWSALB=x") != cookie("session=2; AWSALB=x")
+
+
+def test_what_an_answer_tells_fits_the_head_that_clients_take() -> None:
+    """What the guard found in two long lists of numbers was told whole: Node's `fetch` refuses a head of 16 kB."""
+    cache = SemanticCache(FakeEncoder(), threshold=-1, fingerprint="fake")
+    cache.add(" ".join(f"pay {number}" for number in range(100)), "paid")
+    found = cache.lookup(" ".join(f"pay {number}" for number in range(1000, 1100)))
+    assert len(found.decision.told) > 700
+    told = describe(found, narrowed=[f"x-{number}-{'long' * 100}" for number in range(20)])
+    assert max(map(len, told.values())) <= LONGEST_TOLD + len(" ...")
+    assert told["x-embedsmith-reason"].startswith("guard: number (")
+    assert len(describe(None, "why " * 1000)["x-embedsmith-reason"]) <= LONGEST_TOLD + len(" ...")
+
+
+def test_an_answer_is_never_younger_than_nothing() -> None:
+    """The clock of the replica that stored it may run ahead of this one's."""
+    now = [1000.0]
+    cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake", clock=lambda: now[0])
+    cache.add(ASKED, "so")
+    now[0] -= 90
+    assert describe(cache.lookup(ASKED))["x-embedsmith-age"] == "0"
 
 
 def test_an_answer_tells_its_client_which_headers_narrowed_and_nobody_what_they_held(serve: Serve) -> None:

@@ -16,11 +16,13 @@ import httpx
 import openai
 import pytest
 
+from embedsmith.cache.chat import read_chat
 from embedsmith.cache.decision import Policy
 from embedsmith.cache.stores import StoreError
 from embedsmith.conversation import read_turns
 from embedsmith.encoder import Embeddings
 from embedsmith.examples import has_conversations, read_examples
+from embedsmith.server import proxy
 from embedsmith.server.control import read_control
 from embedsmith.testing import FakeEncoder
 
@@ -348,6 +350,26 @@ def test_a_lone_question_takes_no_thread_and_one_in_company_does(serve: Serve) -
     assert encoder.threads["long and alone " * 40] != loop
 
 
+def test_a_large_request_is_read_and_looked_up_beside_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 MiB of small numbers held up everybody else for seconds: to be read, and to be made a key of."""
+    threads: list[int] = []
+
+    def note(*args: Any, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return read_chat(*args, **options)
+
+    monkeypatch.setattr(proxy, "read_chat", note)
+    encoder = Noting()
+    served = serve(encoder=encoder)
+    ask(served, "small")
+    ask(served, "large", extra_body={"numbers": [0] * proxy.SMALL})
+    small, large = threads
+    assert small == encoder.threads["small"]
+    assert small not in (large, encoder.threads["large"])
+
+
 def test_what_may_take_long_never_holds_the_event_loop(serve: Serve) -> None:
     encoder = Noting()
     encoder.quick = False  # as a hosted encoder, or one that nobody knows
@@ -443,6 +465,23 @@ def test_text_that_no_store_can_hold_is_passed_on(serve: Serve) -> None:
         content = f'{{"model": "m", "messages": [{{"role": "user", "content": "{text}"}}]}}'
         answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
         assert answer.headers["x-embedsmith-cache"] == "pass"
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        b'{"messages": [{"role": "user", "content": "bad"}], "messages": [{"role": "user", "content": "%b"}]}',
+        b'{"messages": [{"role": "user", "content": "bad", "content": "%b"}]}',
+    ],
+    ids=["of the request", "of a message"],
+)
+def test_a_request_with_a_name_twice_is_passed_on_and_never_stored(serve: Serve, twice: bytes) -> None:
+    """JSON does not say which of them counts: the cache took the last one, and some upstreams take the first."""
+    served = serve()
+    kind = {"content-type": "application/json"}
+    got = httpx.post(f"{served.url}/v1/chat/completions", content=twice % ASKED.encode(), headers=kind)
+    assert (got.headers["x-embedsmith-cache"], got.headers["x-embedsmith-reason"]) == ("pass", proxy.TWICE)
+    assert served.cache.store.count().entries == 0
 
 
 def test_a_slow_client_does_not_hold_up_others(serve: Serve) -> None:

@@ -209,6 +209,17 @@ def test_a_token_from_a_file_with_a_line_break_is_the_token(
     assert read_token("EMBEDSMITH_UPSTREAM_KEY") == read
 
 
+@pytest.mark.parametrize("token", ["pässwort", "two\nlines", "bytes \udcff"])
+def test_a_token_that_no_header_carries_is_refused_at_once_and_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right token was a 401: curl sends an umlaut as two bytes, and they were read as two letters."""
+    monkeypatch.setenv("EMBEDSMITH_ADMIN_TOKEN", token)
+    with pytest.raises(ConfigurationError, match="EMBEDSMITH_ADMIN_TOKEN holds a character") as caught:
+        read_token("EMBEDSMITH_ADMIN_TOKEN")
+    assert token[:4] not in str(caught.value)
+
+
 def test_a_lost_secret_beside_a_filled_store_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EMBEDSMITH_SECRET", raising=False)
     url = f"sqlite:///{tmp_path}/c.db"

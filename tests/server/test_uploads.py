@@ -22,7 +22,7 @@ from embedsmith.server.proxy import HELD
 from .conftest import Served
 from .scripted import upstream
 from .test_proxy import Serve, ask
-from .test_wire import SHORT, connect, read_all, status_of
+from .test_wire import SHORT, connect, read_all, send_until_cut, status_of
 
 MIB = 1 << 20
 PIECE = bytes(range(256)) * 256  # 64 KiB
@@ -141,15 +141,23 @@ def test_a_client_that_trickles_is_cut_in_time_and_holds_no_upstream(
     assert taking.taken == []
 
 
+def test_a_client_that_trickles_steadily_is_cut_as_well(before: Start) -> None:
+    served, taking = before(body_seconds=0.5)
+    with connect(served) as client:
+        client.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        send_until_cut(client, b"1\r\nx\r\n", pause=0.1)
+    wait_until(lambda: taking.cut == 1)
+
+
 def test_the_time_of_an_upload_is_not_the_upstreams(before: Start) -> None:
     served, _ = before(timeout=0.5)
 
     def slowly() -> Iterator[bytes]:
-        for piece in pieces(4):
-            time.sleep(0.3)
+        for piece in pieces(2):
             yield piece
+            time.sleep(0.8)
 
-    assert httpx.post(f"{served.url}/v1/files", content=slowly(), timeout=30).json()["size"] == 4 * len(PIECE)
+    assert httpx.post(f"{served.url}/v1/files", content=slowly(), timeout=30).json()["size"] == 2 * len(PIECE)
 
 
 def test_an_upstream_that_hangs_over_an_upload_is_a_timeout(before: Start) -> None:

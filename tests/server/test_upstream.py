@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from embedsmith.server import connections
-from embedsmith.server.connections import EACH, Connections
+from embedsmith.server.connections import EACH, KEPT, Connections
 from embedsmith.server.headers import KEYS
 from embedsmith.testing import FaultyServer
 
@@ -150,6 +153,36 @@ def test_an_encoded_body_goes_on_as_it_is(serve: Serve, path: str) -> None:
     if path == "chat/completions":
         told = [answer.headers[f"x-embedsmith-{name}"] for name in ("cache", "reason")]
         assert told == ["pass", "the body is encoded"]
+
+
+class Denying(BaseHTTPRequestHandler):
+    """Answers with a status that is none, as some do to programs that they do not like."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(999)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_status_that_is_none_is_a_502(serve: Serve, path: str) -> None:
+    """uvicorn cannot send it: the client got a closed connection and no answer at all."""
+    with HTTPServer(("127.0.0.1", 0), Denying) as denying:
+        threading.Thread(target=denying.serve_forever, args=(0.01,), daemon=True).start()
+        served = serve(app={"upstream": f"http://127.0.0.1:{denying.server_port}/v1"})
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        found = httpx.post(f"{served.url}/v1/{path}", json=body)
+        denying.shutdown()
+    assert found.status_code == 502
+    assert "a status that is none (999)" in found.json()["error"]["message"]
+
+
+def test_an_idle_connection_is_dropped_before_its_upstream_may_drop_it() -> None:
+    """Both at the same moment break the request that is on its way; many upstreams run under uvicorn."""
+    assert uvicorn.Config("none:app").timeout_keep_alive > KEPT
 
 
 def test_connections_are_shared_out_and_go_when_a_burst_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

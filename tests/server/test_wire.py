@@ -270,12 +270,24 @@ def test_no_path_leads_to_another_server(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/a/..%2F..%2Fadmin", "/v1/%2e/x", "/v1/..%5Cadmin"]
+    "path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/a/..%2F..%2Fadmin", "/v1/%2e/x", "/v1/..%5Cadmin", "/v1%2Fa/b"]
 )
 def test_no_path_leads_out_of_the_upstreams_own(serve: Serve, path: str) -> None:
     served = serve()
     assert raw_call(served, path) == 400
     assert served.upstream.calls == []
+
+
+def test_a_body_in_chunks_goes_on_in_chunks_whatever_length_is_told_beside_them(serve: Serve) -> None:
+    """Chunks count (RFC 9112, 6.3); the length was handed on, and what did not fit it was a 500."""
+    served = serve()
+    with connect(served) as client:
+        lines = ["POST /v1/files HTTP/1.1", "Host: x", "Connection: close", "Content-Length: 1"]
+        head = "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""])
+        client.sendall(head.encode() + b"2\r\n{}\r\n0\r\n\r\n")
+        assert status_of(read_all(client)) == 404
+    (call,) = served.upstream.calls
+    assert (call.header("transfer-encoding"), call.header("content-length")) == ("chunked", None)
 
 
 def test_paths_queries_and_headers_arrive_byte_for_byte(serve: Serve) -> None:

@@ -10,6 +10,7 @@ that could not be written out again (NaN, half characters), is never stored.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,8 +181,8 @@ class StreamReader:
         self._rest += ends
         lines, self._rest = self._rest.split(b"\n"), bytearray(rest)
         for line in lines:
-            if line.startswith(b"data:"):
-                text = line[5:].strip().decode("utf-8", "replace")
+            if line.removeprefix(codecs.BOM_UTF8).startswith(b"data:"):  # one may stand before the first
+                text = line.partition(b":")[2].strip().decode("utf-8", "replace")
                 if text == DONE:
                     self.finished = True
                 else:

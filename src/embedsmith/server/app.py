@@ -35,6 +35,12 @@ from embedsmith.text import is_storable
 
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
 NO_PAIR = "there is nothing to mark: no two different questions; a wrong answer is removed by /admin/purge"
+OF_PAGE = {  # nothing but what the page brings along, in no other page's frame
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 EVERYTHING = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -143,7 +149,7 @@ class Admin:
         async def checked(request: Request) -> Response:
             scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
             right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token.encode())
-            if not right or scheme.lower() != "bearer":  # the scheme in any case: RFC 9110
+            if not (right and self._token) or scheme.lower() != "bearer":  # the scheme in any case: RFC 9110
                 return refuse(401, "the admin token is missing or wrong", {"www-authenticate": "Bearer"})
             return await handler(request)
 
@@ -151,8 +157,7 @@ class Admin:
 
     async def dashboard(self, _: Request) -> Response:
         """Return the page; it holds no data, and asks for them with the token of its address (#TOKEN)."""
-        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
-        return HTMLResponse(page(), headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
+        return HTMLResponse(page(), headers=OF_PAGE)
 
     async def state(self, _: Request) -> Response:
         watch = self._watch
@@ -245,6 +250,8 @@ class Admin:
                 gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
+        if rules.keys() == {"namespace"}:  # a tenant whose data are to go, rather than answers that are out of date
+            self._watch.forget(rules["namespace"])
         return JSONResponse({"removed": gone})
 
 

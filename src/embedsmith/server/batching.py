@@ -133,7 +133,7 @@ class Batcher:
         began = time.perf_counter()
         texts = [text for piece in pieces for text in piece.texts]
         try:
-            vectors = await asyncio.to_thread(self._encoder.encode, texts)
+            vectors = await asyncio.to_thread(self._call, texts)
         except Exception as error:  # noqa: BLE001  goes to whoever asked
             await self._encode_apart(pieces, error)
             return
@@ -142,11 +142,18 @@ class Batcher:
         for piece, part in zip(pieces, _cut(vectors, pieces), strict=True):
             _hand_out(piece, part)
 
+    def _call(self, texts: Sequence[str]) -> Embeddings:
+        """Return the encoder's vectors; one too few, and somebody would wait for it for ever."""
+        vectors = self._encoder.encode(texts)
+        if len(vectors) != len(texts):
+            raise ValueError(f"{len(vectors)} vectors of {len(texts)} texts")
+        return vectors
+
     async def _encode_apart(self, pieces: Sequence[_Piece], error: Exception) -> None:
         """Encode every piece by itself, so that a text the encoder fails on fails nobody else."""
         for piece in pieces:
             try:
-                part = await asyncio.to_thread(self._encoder.encode, piece.texts) if len(pieces) > 1 else None
+                part = await asyncio.to_thread(self._call, piece.texts) if len(pieces) > 1 else None
             except Exception as own:  # noqa: BLE001  goes to whoever asked
                 _fail(piece, own)
             else:

@@ -13,7 +13,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx
 
 EACH = 8  # requests of one pool at a time
-KEPT = 5.0  # seconds that an idle connection is kept
+KEPT = 4.0  # seconds that an idle connection is kept: less than by uvicorn (vLLM) and Node, which close after 5
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=EACH, keepalive_expiry=KEPT)
 
 

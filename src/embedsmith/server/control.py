@@ -11,6 +11,7 @@ from embedsmith.server.headers import ASKED, MOST_TOLD
 
 MOST_TAGS = 8  # of one request
 LONGEST_TAG = 64  # characters
+LONGEST_TOLD = 500  # characters of a header: what the guard found may be long, and Node's fetch takes 16 kB of a head
 WISHES = "no-store, no-cache, only-if-cached, ttl=, namespace=, tag="
 
 
@@ -101,9 +102,10 @@ def describe(found: Lookup | None, reason: str = "", narrowed: Sequence[str] = (
     if found.probability is not None:
         told["x-embedsmith-probability"] = f"{found.probability:.3f}"
     if decision.entry is not None and found.age is not None:
-        told |= {"x-embedsmith-entry": decision.entry.id, "x-embedsmith-age": str(int(found.age))}
+        told |= {"x-embedsmith-entry": decision.entry.id, "x-embedsmith-age": str(max(int(found.age), 0))}
     return told
 
 
 def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode("ascii").replace("\n", " ")
+    plain = text.encode("ascii", "replace").decode("ascii").replace("\n", " ")
+    return plain if len(plain) <= LONGEST_TOLD else f"{plain[:LONGEST_TOLD]} ..."

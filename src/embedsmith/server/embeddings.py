@@ -18,7 +18,7 @@ from embedsmith.errors import describe_failure
 from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
 from embedsmith.server.edge import refuse, require_json
-from embedsmith.server.proxy import Proxy, bar, is_encoded
+from embedsmith.server.proxy import Proxy, bar, is_encoded, read_aside
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
@@ -57,15 +57,19 @@ class Embedder:
         if is_encoded(request):
             return await self._proxy.forward(request, raw)
         try:
-            body = json.loads(raw)
-            if not isinstance(body, dict):
-                raise ValueError("the body must be an object")
-            if body.get("model") != self._served:
-                return await self._proxy.forward(request, raw)
-            wanted = read_request(body)
+            wanted = await read_aside(raw, self._read)
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
+        if wanted is None:
+            return await self._proxy.forward(request, raw)
         return await self._encode(wanted, trail_of(request))
+
+    def _read(self, raw: bytes) -> Wanted | None:
+        """Return what a body asks for, None where it asks another model."""
+        body = json.loads(raw)
+        if not isinstance(body, dict):
+            raise ValueError("the body must be an object")
+        return read_request(body) if body.get("model") == self._served else None
 
     async def _encode(self, wanted: Wanted, trail: Trail) -> Response:
         span = trail.span.child(f"embeddings {self._served}")

@@ -13,6 +13,7 @@ from embedsmith.cache.semantic import Lookup
 from embedsmith.cache.stores import Entry
 from embedsmith.cache.stores.ranking import score
 
+LONG = 2000  # characters from which on a text is no longer compared here: the guard takes seconds for very long ones
 OF_SENDER = frozenset({401, 404})  # statuses that speak of the key and the model, which all in a partition share
 OF_REQUEST = frozenset({400, 403, 413, 422})  # and those that may speak of the rest of the request
 
@@ -95,9 +96,10 @@ class Flights:
 
     def _find(self, found: Lookup) -> Flight | None:
         by_id = {flight.found.id: flight for flight in self._open.get(found.partition, ())}
-        if found.id in by_id or found.vector is None:
+        if found.id in by_id or found.vector is None or len(found.text) >= LONG:
             return by_id.get(found.id)
-        entries = [_as_entry(flight.found) for flight in by_id.values() if flight.found.vector is not None]
+        others = [flight.found for flight in by_id.values()]
+        entries = [_as_entry(other) for other in others if other.vector is not None and len(other.text) < LONG]
         policy = self._policy.within(found.namespace, found.text)
         matches = score(found.vector, entries)[: policy.candidates]
         decision = decide(found.text, matches, policy)

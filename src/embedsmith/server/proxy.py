@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -43,8 +43,10 @@ LARGEST = 8 << 20  # bytes of a request that is read here
 HELD = 1 << 20  # bytes of a request that is only passed on, up to which it goes on whole
 GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
+SMALL = 1 << 16  # bytes of a request that is read, and made a key of, in a few milliseconds; 8 MiB can take seconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
 ENCODED = "the body is encoded"
+TWICE = "a name stands twice in an object"  # of which the upstream may take the other one
 NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
@@ -107,17 +109,12 @@ class Proxy:
         raw = await self.read(request)
         if is_encoded(request):
             return await self._pass(request, raw, ENCODED)
+        reading = partial(read_question, allowed=self.allowed, by_meaning=self.cache.by_meaning)
         try:
             control = read_control(request.headers.getlist(ASKED))
-            body = json.loads(raw)
-            if not isinstance(body, dict):
-                raise ValueError("the body must be an object")
+            question = await read_aside(raw, reading)
         except (ValueError, RecursionError) as error:
             return refuse(400, str(error))
-        try:
-            question = read_chat(body, self.allowed, by_meaning=self.cache.by_meaning)
-        except ValueError as error:
-            question = Passed(str(error))
         if isinstance(question, Passed):
             return await self._pass(request, raw, question.reason)
         asker = read_asker(request.headers.raw, request.url.query, self.secret, control.namespace, self.ignored)
@@ -238,8 +235,8 @@ class Proxy:
         text = ask.question.text
         try:
             look_up = partial(self.cache.lookup, text, namespace=ask.asker.tenant, scope=ask.question.scope)
-            inline = self._quick and len(text) <= SHORT and self._is_alone(ask.request)
-            found = look_up() if inline else await self._in_thread(look_up)
+            short = self._quick and len(text) <= SHORT and len(ask.raw) <= SMALL
+            found = look_up() if short and self._is_alone(ask.request) else await self._in_thread(look_up)
             span.note(
                 {
                     "embedsmith.cache.outcome": "hit" if found.hit else "miss",
@@ -278,9 +275,9 @@ class Proxy:
         self, ask: Ask, found: Lookup, flight: Flight | None = None, *, served: Entry | None = None
     ) -> Response:
         """Return the upstream's answer and store it if it may be stored; lands the flight when that is done."""
-        self._note(ask, found, served=served)
         landing: Landing | Failure | None = Landing.EMPTY
         try:
+            self._note(ask, found, served=served)
             call = await self.upstream.send(ask.request, ask.raw)
             if isinstance(call, Response):
                 landing = Failure(call, ask.trail.failure, final=True)
@@ -391,6 +388,40 @@ class Proxy:
         if "transfer-encoding" in request.headers or int(length) > HELD:
             return read_pieces(request, self.body_seconds)
         return await read_limited(request, HELD, self.body_seconds)
+
+
+async def read_aside(raw: bytes, read: Callable[[bytes], Result]) -> Result:
+    """Return what `read` makes of a body; in a thread where it is large."""
+    return read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
+
+
+class NameTwice(Exception):
+    """An object of a request has a name twice."""
+
+
+def read_question(raw: bytes, allowed: Allowances, *, by_meaning: bool) -> Question | Passed:
+    """Return the question in the body of a chat request, or why it is none for the cache.
+
+    Raises:
+        ValueError, RecursionError: the body is no JSON object.
+    """
+    try:
+        body = json.loads(raw, object_pairs_hook=_read_object)
+    except NameTwice:
+        return Passed(TWICE)
+    if not isinstance(body, dict):
+        raise ValueError("the body must be an object")
+    try:
+        return read_chat(body, allowed, by_meaning=by_meaning)
+    except ValueError as error:
+        return Passed(str(error))
+
+
+def _read_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise NameTwice
+    return found
 
 
 def is_encoded(request: Request) -> bool:

@@ -219,8 +219,19 @@ def address_of(host: str, listener: socket.socket) -> str:
 
 
 def read_token(name: str) -> str | None:
-    """Return a token of the environment, None where it is empty; secrets kept in files often end with a line break."""
-    return os.environ.get(name, "").strip() or None
+    """Return a token of the environment, None where it is empty; secrets kept in files often end with a line break.
+
+    Raises:
+        ConfigurationError: no header can carry it.
+    """
+    token = os.environ.get(name, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigurationError(
+            f"{name} holds a character that no header carries as it is (not shown)",
+            expected="letters, digits and marks of ASCII, on one line",
+            action=f"export {name}=... anew; where the file has several lines, only the one with the token",
+        )
+    return token or None
 
 
 def read_secret(store: str) -> bytes:

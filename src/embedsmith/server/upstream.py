@@ -27,6 +27,7 @@ from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
 from embedsmith.server.watch import Watch
 
 OWN = "x-embedsmith-"
+HIGHEST = 599  # status that HTTP has, and that uvicorn can send
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -69,7 +70,10 @@ class Upstream:
         span = self._open_span(trail, request.method, below, raw if isinstance(raw, bytes) else b"")
         call = Call(trail, span, self._watch, time.perf_counter(), self.timeout)
         headers, waits = self._headers(request, trail, call.span), {"timeout": self._waits}
-        if not isinstance(raw, bytes) and "content-length" in request.headers:  # else it goes on in chunks
+        told = (
+            "content-length" in request.headers and "transfer-encoding" not in request.headers
+        )  # of both, chunks count
+        if told and not isinstance(raw, bytes):  # else it goes on in chunks
             headers.append((b"content-length", request.headers["content-length"].encode()))
         try:
             async with asyncio.timeout(self.timeout) as clock:  # httpx counts from one piece of the head to the next
@@ -83,6 +87,9 @@ class Upstream:
         except (ClientDisconnect, TooSlow) as error:
             call.cut(error)
             raise
+        if call.status_code > HIGHEST:
+            await call.answer.aclose()
+            return call.missing(502, "the upstream answered with a status that is none", str(call.status_code))
         return call
 
     def _address(self, below: str, query: bytes) -> httpx.URL:
@@ -256,11 +263,16 @@ async def hand_on(pieces: AsyncIterable[bytes], clock: asyncio.Timeout, patience
 def path_below(request: Request) -> str | None:
     """Return the request's path below /v1 as it was sent, percent signs and all; None where it must not go on.
 
-    A segment "." or ".." (however it is written) would lead out of the upstream's base address.
+    A segment "." or ".." (however it is written) would lead out of the upstream's base address; "v1%2Fa" is more than
+    the segment that is taken off.
     """
     raw = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
     parts = raw.split(b"/", 2)
-    if len(parts) < 3 or {b".", b".."} & set(unquote_to_bytes(parts[2]).replace(b"\\", b"/").split(b"/")):
+    if (
+        len(parts) < 3
+        or b"/" in unquote_to_bytes(parts[1])
+        or {b".", b".."} & set(unquote_to_bytes(parts[2]).replace(b"\\", b"/").split(b"/"))
+    ):
         return None
     try:
         return str(parts[2], "ascii")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, ModelMismatch
+from embedsmith.cache.stores import Entry, ModelMismatch, is_within
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import Answer
 from embedsmith.server.gate import SILENT, Gate
@@ -19,6 +19,7 @@ from embedsmith.server.oversight import Oversight, measure
 from embedsmith.server.usage import read_count
 
 LATEST = 500
+HELD = 4 << 20  # characters of the latest lookups: a text may be as long as a request, whoever sends it
 LOOKING, STORING = "the cache failed", "an answer could not be stored"  # what may fail in the cache
 RESTART = (
     "the store belongs to another model now, as after embedsmith reencode; to do: restart this server with "
@@ -50,6 +51,11 @@ class Seen:
     mark: str
     namespace: str
     milliseconds: float
+
+    @property
+    def size(self) -> int:
+        """Characters of its texts."""
+        return len(self.text) + len(self.nearest) + len(self.served)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class Watch:
         self.registry = CollectorRegistry()
         self.oversight = Oversight(cache, self.registry, shadow=shadow)
         self.gate = cache.store if isinstance(cache.store, Gate) else None
-        self.latest: deque[Seen] = deque(maxlen=LATEST)  # of the event loop alone; a thread gets a tuple of it
+        self.latest: deque[Seen] = deque()  # of the event loop alone; a thread gets a tuple of it
+        self._held = 0  # characters in there
         self.marked: set[int] = set()
         self._troubles: dict[str, Trouble] = {}
         self.lookups = self.hits = 0
@@ -166,7 +173,22 @@ class Watch:
         self.oversight.looked_up(found)
         if answer is not None:
             self._saved.inc(self.savings.served(answer, found.seconds))
-        self.latest.append(_see(next(self._numbers), found, decision.entry or served))
+        self._list(_see(next(self._numbers), found, decision.entry or served))
+
+    def _list(self, seen: Seen) -> None:
+        """Put a lookup among the latest; what is too much goes, oldest first."""
+        self.latest.append(seen)
+        self._held += seen.size
+        while len(self.latest) > LATEST or (self._held > HELD and len(self.latest) > 1):
+            self._held -= self.latest.popleft().size
+
+    def forget(self, namespace: str) -> None:
+        """Take the lookups of a namespace, and of all below it, from the latest."""
+        kept = [seen for seen in self.latest if not is_within(seen.namespace, namespace)]
+        self.latest.clear()
+        self._held = 0
+        for seen in kept:
+            self._list(seen)
 
     def passed(self, reason: str) -> None:
         """Count a request that the cache leaves alone."""
