@@ -129,6 +129,31 @@ def test_59_hits_without_an_error_are_just_enough() -> None:
         calibrate([1] * 58, np.linspace(0.5, 1, 58))
 
 
+def test_a_mistake_that_is_known_counts_as_one_wrong_answer_more() -> None:
+    one = np.array([1, 1])
+    assert (tail(one, np.array([92, 93]), 0.05) <= 0.05).tolist() == [False, True]
+    assert calibrate([1] * 92, [0.9] * 92, against=[0.95]).hits == 92
+    with pytest.raises(CalibrationRefused):
+        calibrate([1] * 91, [0.9] * 91, against=[0.95])
+    assert calibrate([1] * 91, [0.9] * 91, against=[0.85]).hits == 91
+
+
+def test_counts_over_a_design_effect_are_rounded_against_the_cache() -> None:
+    one, zero = np.array([1]), np.array([0])
+    counts = _Counts(np.array([0.9]), np.array([101]), one, np.array([2.0]), zero)
+    assert counts.test(slice(0, 1), 0.05, None) == tail(one, np.array([50]), 0.05)
+
+
+def test_the_promise_of_the_next_answers_has_half_of_alpha() -> None:
+    for hits in range(20, 60):
+        (chance,) = tail(np.array([0]), np.array([hits]), 0.1, 1.0)
+        try:
+            granted = calibrate([1] * hits, [0.9] * hits, delta=0.1, traffic=hits).hits == hits
+        except CalibrationRefused:
+            granted = False
+        assert granted is bool(chance <= 0.025)
+
+
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_never_matters(random) -> None:
     labels = np.repeat([1, 0], [120, 60])
@@ -193,6 +218,23 @@ def test_nothing_to_calibrate_on() -> None:
         calibrate([], [])
     with pytest.raises(InputError):
         calibrate([1] * 100, [float("nan")] * 100)
+
+
+@pytest.mark.parametrize("labels", [[1] * 100, [1, 0] * 50])
+def test_pairs_that_are_all_vetoed_promise_no_threshold(labels: list[int]) -> None:
+    with pytest.raises(CalibrationRefused, match="none of the 100 labelled pairs would be served at any threshold"):
+        calibrate(labels, [-1.0] * 100)
+
+
+def test_a_verifier_moves_no_threshold_to_where_the_vetoed_pairs_are() -> None:
+    assert calibrate([1] * 300, [-1.2] + [-1.0] * 100 + [0.9] * 199).threshold == 0.9
+
+
+def test_duplicates_alone_promise_nothing_for_traffic_with_fewer() -> None:
+    similarities = np.linspace(0, 1, 100)
+    with pytest.raises(CalibrationRefused, match=r"all 100 labelled pairs are duplicates, .* for traffic with 10%"):
+        calibrate([1] * 100, similarities, duplicate_rate=0.1)
+    assert calibrate([1] * 100, similarities).tested == 0.05  # traffic like the pairs: nothing but duplicates
 
 
 def test_a_refusal_names_the_lowest_rate_that_the_pairs_carry() -> None:
@@ -392,7 +434,8 @@ def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
 
 def test_the_command_says_what_conversations_carry_by_themselves(tiny_model: Path, tmp_path: Path) -> None:
     def say(text: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": text} for role in ("user", "assistant", "user")]
+        roles = ("user", "assistant", "user")  # short, or the tiny model does not read them whole
+        return [{"role": role, "content": said} for role, said in zip(roles, (text, "by card", "and now"), strict=True)]
 
     things = [f"{colour} {thing}" for colour in ("red", "old", "big") for thing in ("card", "tea", "dog", "train")]
     single = [(f"how do i pay for the {thing}", f"how do i pay for the {thing} please") for thing in things]

@@ -177,6 +177,7 @@ def calibrate(
         raise ConfigurationError(f"traffic {traffic}", expected="a number of pairs to come, 1 or more")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
+    _require_evidence(truth, scores, duplicate_rate)
     tested = shift_delta(delta, float(truth.mean()), duplicate_rate)
     counts = _cumulate(truth, scores, number_groups(units) if units is not None else None)
     reported = np.sort(np.asarray(against, dtype=np.float64))
@@ -268,6 +269,25 @@ def _check(truth: NDArray[np.int64], scores: NDArray[np.float64], labels: Sequen
         raise InputError(f"labels {sorted(set(np.asarray(labels).tolist()))[:5]}", expected="labels 0 and 1")
 
 
+def _require_evidence(truth: NDArray[np.int64], scores: NDArray[np.float64], duplicate_rate: float | None) -> None:
+    """Refuse pairs that say nothing of what is promised, however many they are."""
+    facts: dict[str, object] = {"pairs": len(truth), "pairs_needed": None, "delta_carried": None}
+    if not (scores > -1).any():
+        raise CalibrationRefused(
+            f"none of the {len(truth)} labelled pairs would be served at any threshold",
+            expected="pairs that the guard lets pass, of texts that the model reads whole",
+            action="label pairs like the traffic, or look at what is vetoed",
+            facts=facts,
+        )
+    if duplicate_rate is not None and truth.all():
+        raise CalibrationRefused(
+            f"all {len(truth)} labelled pairs are duplicates, and the promise is for traffic with {duplicate_rate:.0%}",
+            expected="pairs with different answers as well: how often these are served, nothing else tells",
+            action="label such pairs, too",
+            facts=facts,
+        )
+
+
 def bound_rate(events: float, trials: float, alpha: float) -> float:
     """Return the upper Clopper–Pearson bound of a rate at confidence 1 − `alpha`; 0 of 59 at .05 is .0495."""
     if events >= trials:
@@ -308,9 +328,7 @@ class _Counts:
 
 def _cumulate(truth: NDArray[np.int64], scores: NDArray[np.float64], units: NDArray[np.int64] | None) -> _Counts:
     ranking = Ranking(truth, scores)
-    ends = ranking.ends
-    if len(ends) > 1 and ranking.thresholds[-1] <= -1:
-        ends = ends[:-1]  # what is vetoed is served at no threshold
+    ends = ranking.ends[ranking.thresholds > -1]  # what is vetoed is served at no threshold
     served = ends[-1] + 1
     wrong = 1 - ranking.labels[:served]
     effects = measure_effects(wrong, units[ranking.order[:served]])[ends] if units is not None else np.ones(len(ends))

@@ -6,6 +6,7 @@ counts, since whoever judges again knows what was said before. A pair is the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,10 @@ def verdict_in(row: Mapping[str, Any], left: str, right: str, label: int) -> Ver
     """Return the verdict in a row of a file; rows of older versions, which name no judge, are marks of people."""
     try:
         marked = float(row.get("marked") or 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         marked = 0.0
-    return Verdict(pair_of(left, right), label, (row.get("judge") or PERSON) == PERSON, marked)
+    known = marked if math.isfinite(marked) else 0.0  # NaN is how tables tell that there is none
+    return Verdict(pair_of(left, right), label, (row.get("judge") or PERSON) == PERSON, known)
 
 
 def settle(verdicts: Iterable[Verdict]) -> dict[tuple[str, ...], int]:

@@ -68,6 +68,12 @@ def test_it_can_hold_one_back_and_the_next_is_served() -> None:
     assert (alone.hit, alone.told) == (False, "verifier (cosine 0.880 moved to 0.780)")
 
 
+def test_a_miss_tells_how_far_the_nearest_was_moved_which_is_what_its_probability_was_learnt_on() -> None:
+    missed = decide("q", matches(near=0.79, next=0.76), rules(Scripted(near=-1.0, next=-2.0)))
+    assert (missed.reason, missed.similarity, missed.moved) == ("below threshold", 0.79, pytest.approx(0.765))
+    assert decide("q", matches(far=0.5), rules(Scripted())).moved is None
+
+
 def test_what_it_did_not_read_is_not_served() -> None:
     verifier = Scripted(a=-9.0, b=-9.0, c=9.0)
     decision = decide("q", matches(a=0.88, b=0.87, c=0.86), rules(verifier, verified=2))

@@ -69,6 +69,8 @@ def test_rows_of_older_versions_are_read_as_marked_by_people(tmp_path: Path) -> 
         ({"source": "oracle"}, "source is 'oracle'"),
         ({"cosine": "near"}, "could not convert"),
         ({"namespace": 3}, "namespace is no text"),
+        ({"marked": 10**400}, "int too large"),
+        ({"marked": float("inf")}, "marked is inf"),
     ],
 )
 def test_a_bad_row_is_left_out_with_its_reason(tmp_path: Path, row: dict[str, object], reason: str) -> None:
@@ -243,6 +245,23 @@ def test_a_pair_has_one_verdict_for_recalibration_and_training_alike(
     examples = read_examples(tmp_path / "feedback.jsonl", kind=LabelledPair).examples
     assert {example.label for example in examples if isinstance(example, LabelledPair)} == {label}
     assert len(examples) == len(rows)
+
+
+def test_of_verdicts_at_one_time_the_later_row_counts(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.jsonl"
+    for label in (0, 1):
+        Feedback(path).append(replace(ROW, label=label))
+    assert [row.label for row in read_all_feedback([path])[0]] == [1, 1]
+
+
+def test_a_verdict_without_a_time_gives_way_to_one_that_has_it(tmp_path: Path) -> None:
+    """In a table of rows of two versions the missing time is NaN."""
+    path = tmp_path / "feedback.jsonl"
+    rows = [
+        OLD | {"source": "person", "judge": "person", "marked": at, "label": at == 5.0} for at in (float("nan"), 5.0)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [pair.label for pair in read_examples(path, kind=LabelledPair).examples] == [1, 1]
 
 
 def test_tenants_judge_apart_and_training_takes_the_latest(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import embedsmith
@@ -163,6 +165,57 @@ def test_methods_of_two_objects_never_share_without_a_word() -> None:
     assert cache.cached(Desk.look_up_anywhere)(ASKED) == ASKED
 
 
+def test_class_methods_of_two_classes_never_share() -> None:
+    class Desk:
+        place = ""
+
+        @classmethod
+        def look_up(cls, question: str) -> str:
+            return f"{cls.place}: {question}"
+
+    class North(Desk):
+        place = "north"
+
+    class South(Desk):
+        place = "south"
+
+    cache = make()
+    north, south = cache.cached(North.look_up), cache.cached(South.look_up)
+    assert (north(ASKED), south(ASKED), north(ALIKE)) == (f"north: {ASKED}", f"south: {ASKED}", f"north: {ASKED}")
+
+
+@dataclass(frozen=True)
+class Only:
+    topic: str
+
+
+@dataclass(frozen=True)
+class Without:
+    topic: str
+
+
+class Exactly(NamedTuple):
+    topic: str
+
+
+def test_records_with_the_same_values_are_told_apart_by_their_types() -> None:
+    @make().cached
+    def answer(question: str, filters: object) -> str:
+        return repr(filters)
+
+    for kind in (Only, Without, Exactly):
+        for told in (kind("cards"), [kind("cards")], {"first": kind("cards")}, {kind("cards"), kind("fees")}):
+            assert answer(ASKED, told) == answer(ALIKE, told) == repr(told)
+    assert answer(ASKED, ["cards"]) == answer(ASKED, ("cards",)) == "['cards']"
+
+
+class Series:
+    """What pandas calls so: a list and an index, of which `tolist` tells only the list."""
+
+    def tolist(self) -> list[int]:
+        return [1, 2]
+
+
 def stream(question: str) -> Iterator[str]:
     yield question
 
@@ -191,6 +244,15 @@ def test_what_cannot_be_compared_is_refused_when_it_is_called() -> None:
     assert answer(ASKED) == ASKED
     with pytest.raises(InputError, match="client cannot be compared"):
         answer(ASKED, client=object())
+    with pytest.raises(InputError, match="client cannot be compared"):
+        answer(ASKED, client=Series())
+    with pytest.raises(InputError, match="client cannot be compared"):
+        answer(ASKED, client=Only)
+    deep: list[object] = []
+    deep.append(deep)
+    with pytest.raises(InputError, match="client cannot be compared"):
+        answer(ASKED, client=deep)
+    assert answer(ASKED, client=np.arange(3)) == ASKED
     with pytest.raises(InputError, match="question is a int"):
         answer(3)  # type: ignore[arg-type]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from timeit import repeat
+
 import numpy as np
 import pytest
 
@@ -82,6 +85,30 @@ def test_partitions_of_any_size_share_one_scratch() -> None:
     assert known.nearest("unknown", vectors[0], 3) == []
 
 
+def test_a_partition_of_one_vector_takes_the_room_of_one() -> None:
+    """Conversations that differ in their earlier turns have a partition each."""
+    vectors = draw(1, 384)
+    known = VectorIndex(384)
+    known.add("p", [0], vectors)
+    tracemalloc.start()
+    for number in range(1, 301):
+        known.add(f"p{number}", [number], vectors)
+    taken = tracemalloc.get_traced_memory()[0] / 300
+    tracemalloc.stop()
+    assert taken < 2000, "16 places at once were 8,000 bytes"
+
+
+def test_how_many_there_are_is_known_without_asking_each_partition() -> None:
+    known, vectors = VectorIndex(64), draw(1, 64)
+    for number in range(5000):
+        known.add(f"p{number}", [number], vectors)
+    assert min(repeat(lambda: len(known), number=1, repeat=20)) < 2e-5  # seconds; every search after a write asks
+    known.remove("p7", [7, 7, 8])
+    known.add("p7", [5000, 5001], np.repeat(vectors, 2, axis=0))
+    known.keep(range(4000, 5001))
+    assert len(known) == 1001
+
+
 def test_long_partitions_are_counted_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "STRETCH", 1000)
     known, vectors = VectorIndex(384), draw(3333, 384)
@@ -104,6 +131,16 @@ def test_a_floor_cuts_only_what_is_surely_below_it(count: int, length: float) ->
         assert all(cosines[number] > floor - 0.05 for number in cut)
     away = known.nearest("p", -vectors[0], 5)
     assert known.nearest("p", -vectors[0], 5, floor=0.99)[0] == away[0]  # the closest, however far
+
+
+def test_a_floor_above_all_leaves_out_nobody_who_may_be_the_closest() -> None:
+    """Codes are rounded, so of two that are nearly alike the farther one may seem the closer."""
+    for seed in range(30):
+        noise = np.random.default_rng(seed).normal(scale=1e-4, size=(2, 384))
+        alike, known = normalize(draw(1, 384, seed) + noise), VectorIndex(384)
+        known.add("p", range(2), alike)
+        query = near(alike[:1], 0.5, seed + 100)[0]
+        assert int((alike @ query).argmax()) in known.nearest("p", query, 9, floor=0.99)
 
 
 def test_equal_vectors_in_great_number_are_all_candidates() -> None:

@@ -27,6 +27,7 @@ from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.settings import read_promises
 from embedsmith.calibration import Calibration, read_calibration, write_calibration
+from embedsmith.conversation import Turn, render
 from embedsmith.errors import InputError
 from embedsmith.testing import FakeEncoder
 
@@ -58,6 +59,18 @@ def settle(rows: Sequence[Judged], *, common: float | None = COMMON, model: str 
 def only(rows: Sequence[Judged], **options: object) -> Outcome:
     (found,) = settle(rows, **options).outcomes  # type: ignore[arg-type]
     return found
+
+
+def test_conversations_pay_for_no_single_question() -> None:
+    """They have a threshold of their own, below which they are not served whatever the tenant's says."""
+    singles = draw("t", 400, wrong=0.08)
+    turns = Turn("user", "hello"), Turn("assistant", "yes?")
+    spoken = [replace(row, sentence1=render([*turns, Turn("user", row.sentence1)])) for row in draw("t", 1200, seed=1)]
+    assert not only(singles).granted
+    found = only([*singles, *spoken])
+    assert (found.granted, found.samples, found.judged) == (False, 400, 1600)
+    noticed = [replace(row, label=0, source="person", floor=None) for row in spoken]
+    assert only([*draw("t", 400), *noticed]).threshold == only(draw("t", 400)).threshold
 
 
 def test_each_tenant_gets_what_its_own_samples_allow() -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedsmith.cache.decision import Policy
-from embedsmith.cache.feedback import read_feedback
+from embedsmith.cache.feedback import Feedback, Judged, read_feedback
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import LONGEST, Sample, SampleRule, Samples
 from embedsmith.cache.semantic import SemanticCache
@@ -103,6 +104,19 @@ def test_a_full_queue_and_long_texts_are_counted_and_cost_nothing_else(tmp_path:
     samples.settle(1, 1)
     samples.put(asked="x" * LONGEST, stored="y", stored_id="i", cosine=1.0, threshold=0.8, namespace="n")
     assert (samples.waiting, samples.counts.dropped) == (2, 3)
+
+
+def test_what_is_left_for_people_who_never_come_takes_no_room_from_the_judge(tmp_path: Path) -> None:
+    cache = make(tmp_path, rule={"room": 5})
+    samples = samples_of(cache)
+    for _ in range(2):
+        for _ in range(5):
+            cache.lookup(CLOSE)
+        taken = samples.take(9)
+        assert len(taken) == 5
+        for sample in taken:
+            samples.give_back(sample.number, for_people=True)
+    assert (samples.left, samples.waiting, samples.counts.dropped) == (5, 5, 5)
 
 
 def test_verdicts_are_counted_by_tenant_and_survive_the_process(tmp_path: Path) -> None:
@@ -195,6 +209,33 @@ def test_a_disk_that_is_full_keeps_the_sample(tmp_path: Path) -> None:
         samples_of(cache).settle(1, 1)
     assert samples_of(cache).waiting == 1
     assert samples_of(cache).estimate.judged == 0
+    samples_of(cache).give_back(1, for_people=True)
+    with pytest.raises(OSError, match="directory"):
+        samples_of(cache).settle(1, 1)
+    assert samples_of(cache).left == 1
+
+
+def test_a_disk_that_is_full_keeps_what_a_person_has_said_of_the_sample(tmp_path: Path) -> None:
+    cache, file = make(tmp_path), tmp_path / "feedback.jsonl"
+    cache.lookup("how do I freeze my card!")
+    cache.lookup(CLOSE)
+    cache.mark_wrong(CLOSE, "id", ASKED)  # the other one waits before it
+    kept = file.rename(tmp_path / "kept.jsonl")
+    file.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        samples_of(cache).settle(2, 1, "a model")
+    file.rmdir()
+    kept.rename(file)
+    samples_of(cache).settle(1, 1, "a model")
+    assert [(row.judge, row.label) for row in read_feedback(file)[0][1:]] == [("a model", 1), ("person", 0)]
+
+
+def test_samples_that_were_drawn_above_a_higher_floor_tell_nothing_of_a_lower_threshold(tmp_path: Path) -> None:
+    file = Feedback(tmp_path / "feedback.jsonl")
+    row = Judged(CLOSE, ASKED, 1, 0.95, source="sample", judge="a model", marked=1.0, model="fake", threshold=0.95)
+    file.append(replace(row, floor=0.9))  # what lies from .8 to .9 was not drawn, and is wrong more often
+    file.append(replace(row, floor=0.75))
+    assert samples_of(make(tmp_path)).estimate.judged == 1
 
 
 @pytest.mark.parametrize(

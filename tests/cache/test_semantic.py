@@ -29,7 +29,7 @@ from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, open_store
+from embedsmith.cache.stores import Entry, Match, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.conversation import parse_messages, read_turns, render
 from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
@@ -85,6 +85,13 @@ def test_opening_a_cache_asks_a_hosted_encoder_for_nothing_that_is_known() -> No
         assert (strange.encoder.dimension, len(server.calls)) == (256, 3)  # one word, for a store of its own
 
 
+def test_a_store_that_was_opened_for_another_model_is_refused() -> None:
+    theirs = open_store("memory://", dimension=64, model="another")
+    with pytest.raises(ModelMismatch, match=r"memory:// holds vectors of model another with 64 dimensions"):
+        make(store=theirs)
+    assert not make(store=theirs, fingerprint="another").lookup(ASKED).hit
+
+
 def test_an_encoder_of_a_folder_knows_its_dimension(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = load_encoder(tiny_model)
     length = encoder.encode(["a"]).shape[1]
@@ -97,6 +104,18 @@ def test_a_vetoed_neighbour_does_not_hide_the_next_one() -> None:
     cache.add("How do I freeze my card in 30 days?", "thirty")
     cache.add("How do I freeze my cards in 60 days?", "sixty")
     assert cache.lookup("how do I freeze my card in 60 days??!").answer == "sixty"
+
+
+def test_an_entry_that_is_not_read_whole_does_not_hide_the_nearest_that_is() -> None:
+    class Cutting(FakeEncoder):
+        def find_unread(self, text: str) -> str:
+            return TOO_LONG if text.endswith("too long") else ""
+
+    cache = make(Cutting(64))
+    cache.add("How do I freeze my card too long", "unread")
+    cache.add("How do I pay abroad", "far")
+    decision = cache.lookup("How do I freeze my card to").decision
+    assert (decision.reason, decision.nearest and decision.nearest.answer) == ("below threshold", "far")
 
 
 def test_without_the_guard_near_misses_are_served() -> None:
@@ -337,6 +356,30 @@ def test_the_error_of_the_function_is_nobody_elses() -> None:
         make().serve(ASKED, lambda _: str(1 // 0))
 
 
+def test_threads_of_the_loop_may_all_wait_for_a_coroutine() -> None:
+    cache = make()
+
+    async def ask() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        computing = asyncio.Event()
+
+        async def slow(_: str) -> str:
+            computing.set()
+            await asyncio.sleep(0.2)  # the others have boarded by then
+            return "done"
+
+        first = asyncio.create_task(cache.serve_async(ASKED, slow))
+        await computing.wait()
+        others = [asyncio.to_thread(cache.serve, ASKED, lambda _: "computed twice") for _ in range(2)]
+        return await asyncio.wait_for(asyncio.gather(first, *others), 5)
+
+    loop = threading.Thread(target=lambda: answers.extend(asyncio.run(ask())), daemon=True)
+    answers: list[str] = []
+    loop.start()
+    loop.join(10)
+    assert answers == ["done"] * 3
+
+
 @pytest.mark.parametrize("limits", [{}, {"max_bytes": 10**9}])
 def test_what_has_expired_goes_without_limits_too(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
@@ -352,6 +395,17 @@ def test_a_store_whose_processes_are_short_is_rid_of_the_expired(tmp_path: Path)
         cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", clock=lambda now=10.0 * number: now)
         cache.add(f"question {number}", "x", ttl=1)
         assert cache.store.count().entries == 1
+        cache.close()
+
+
+def test_a_store_whose_processes_are_short_keeps_its_limits(tmp_path: Path) -> None:
+    for number in range(6):
+        cache = make(store=f"sqlite:///{tmp_path / 'c.db'}", max_entries=200, clock=lambda now=number: now)
+        if number == 0:
+            stored = [replace(cache.add("q", "x"), id=f"e{place}") for place in range(199)]
+            cache.store.put(stored)
+        cache.add(f"question {number}", "x")
+        assert cache.store.count().entries <= 202  # a hundredth more at most
         cache.close()
 
 
@@ -382,6 +436,11 @@ def test_a_limit_must_be_above_0(limits: dict[str, Any]) -> None:
     assert caught.value.action
 
 
+def test_only_texts_are_marked_wrong() -> None:
+    with pytest.raises(InputError, match="5 is a int"):
+        make().mark_wrong(5, "id", ASKED)  # type: ignore[arg-type]
+
+
 def test_the_life_of_one_answer_must_be_above_0_and_is_checked_before_it_is_paid() -> None:
     cache = make()
     with pytest.raises(ConfigurationError, match="ttl is 0"):
@@ -392,6 +451,23 @@ def test_the_life_of_one_answer_must_be_above_0_and_is_checked_before_it_is_paid
         cache.cached(ttl=-1)
     with pytest.raises(ConfigurationError, match="eviction by 'fifo'"):
         make(eviction="fifo")
+
+
+def test_a_scope_may_use_the_name_that_earlier_messages_have() -> None:
+    cache = make()
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASKED}]
+    cache.add(asked, "in the app", scope={"messages": "of Monday"})
+    assert cache.lookup(asked, scope={"messages": "of Monday"}).answer == "in the app"
+    assert not cache.lookup(asked, scope={"messages": "of Tuesday"}).hit
+    assert not cache.lookup(asked).hit
+
+
+def test_a_scope_that_cannot_be_compared_is_an_error_of_the_input() -> None:
+    round: list[object] = []
+    round.append(round)
+    for scope in ({"client": object()}, {"client": round}):
+        with pytest.raises(InputError, match="the scope with client cannot be compared"):
+            make().lookup(ASKED, scope=scope)
 
 
 def test_time_to_live_is_absolute_and_limits_hold() -> None:
@@ -419,6 +495,24 @@ def test_a_threshold_must_come_from_somewhere(tmp_path: Path, tiny_model: Path) 
         make(threshold=None, calibration=tmp_path / "calibration.json")
     write_calibration(tmp_path / "calibration.json", replace(promise, model="fake"))
     assert make(threshold=None, calibration=tmp_path / "calibration.json").policy.threshold == 0.9
+
+
+def test_a_lookup_tells_the_probability_that_was_learnt_for_pairs_that_the_guard_lets_pass(tmp_path: Path) -> None:
+    knots = ((-1.0, 0.1), (0.8, 0.75))
+    promise = Calibration(0.8, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", probabilities=knots)
+    file = write_calibration(tmp_path / "calibration.json", promise)
+    cache = make(threshold=None, calibration=file)
+    assert cache.lookup(ASKED).probability is None  # nothing stored
+    cache.add(ASKED, "in the app")
+    asked = ("How do I freeze my cards?", "Who pays abroad?", "How do I unfreeze my card?", ASKED)
+    found = [cache.lookup(text) for text in asked]
+    assert [(one.decision.reason, one.probability) for one in found] == [
+        ("similar", 0.75),
+        ("below threshold", 0.1),
+        (found[2].decision.reason, None),
+        ("same text", None),
+    ]
+    assert found[2].decision.reason.startswith("guard: ")
 
 
 def test_texts_that_the_model_does_not_read_to_the_end_must_be_equal(tiny_model: Path) -> None:
@@ -805,14 +899,19 @@ def test_a_persons_verdict_on_a_sample_is_remembered_and_a_models_is_not(tmp_pat
     cache.lookup(CLOSE)
     cache.samples.settle(1, 0, "openai:x")
     assert cache.lookup(CLOSE).hit
+    again = make(feedback=tmp_path / "feedback.jsonl", store=cache.store)
+    assert again.lookup(CLOSE).hit
     assert cache.judge_sample(2, 0)
     assert not cache.judge_sample(2, 0)
     cache.add(CLOSE, "many cards")
     assert not cache.lookup(ASKED).hit
 
 
-def test_marked_pairs_have_a_bound() -> None:
+def test_marked_pairs_have_a_bound_and_the_oldest_go() -> None:
     refusals = Refusals(room=100)
     for number in range(1000):
         refusals.note(f"question {number}", "another", 0, "default")
     assert len(refusals) == 100
+    another = Match(make().add("another", "x"), 0.9)
+    refused = [bool(refusals.among(f"question {number}", [another], "default")) for number in (0, 899, 900, 999)]
+    assert refused == [False, False, True, True]

@@ -146,6 +146,25 @@ def wait_for_a_writer(store: SQLiteStore) -> None:
         time.sleep(0.001)
 
 
+def test_what_the_file_refuses_is_an_error_of_the_store(path: Path, store: SQLiteStore) -> None:
+    store._writer.execute("pragma busy_timeout = 10")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        for change in (lambda: store.put([entry()]), lambda: store.delete(["a"]), store.purge, store.close):
+            with pytest.raises(StoreError, match=r"sqlite://.*s\.db failed: database is locked"):
+                change()
+        other.execute("rollback")
+        store.put([entry()])
+        other.execute("alter table vectors_1 rename to moved")
+        for read in (
+            lambda: store.get("a", 1.0),
+            lambda: store.search("p", units(1, 4)[0], 1, 1.0),
+            lambda: [*store.scan()],
+        ):
+            with pytest.raises(StoreError, match="failed: no such table"):
+                read()
+
+
 def test_lookups_wait_neither_for_a_writing_process_nor_for_who_waits_for_it(path: Path, store: SQLiteStore) -> None:
     store.put([entry("a"), entry("b", (0, 1, 0, 0))])
     with ThreadPoolExecutor(3) as pool:

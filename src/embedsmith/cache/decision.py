@@ -18,6 +18,7 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.cache.guard import Veto, find_veto
 from embedsmith.cache.stores import Entry, Match
 from embedsmith.conversation import is_conversation
+from embedsmith.errors import InputError
 from embedsmith.text import exact_form
 from embedsmith.verifier import Adjustment, Verifier
 
@@ -108,7 +109,7 @@ class Decision:
             where there was nothing.
         reason: "same text", "similar", "verified" (the verifier was asked), "nothing stored", "below threshold",
             "verifier", `MARKED`, "guard: KIND", or one of `encoder`: `TOO_LONG`, `UNKNOWN`.
-        moved: the cosine that decided, where a verifier moved it.
+        moved: the cosine that decided, where a verifier moved it; of a miss, that of the nearest entry.
         nearest: the closest entry that was looked at, served or not.
     """
 
@@ -132,8 +133,17 @@ class Decision:
 
 
 def partition_of(namespace: str, scope: Mapping[str, Any]) -> str:
-    """Return the fingerprint of all that must be equal: the tenant and the scope."""
-    return fingerprint([namespace, dict(scope)], length=32)
+    """Return the fingerprint of all that must be equal: the tenant and the scope.
+
+    Raises:
+        InputError: the scope holds what JSON cannot.
+    """
+    try:
+        return fingerprint([namespace, dict(scope)], length=32)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"the scope with {', '.join(map(str, scope))} cannot be compared", expected="values that JSON can hold"
+        ) from None
 
 
 def entry_id(partition: str, text: str) -> str:
@@ -158,7 +168,7 @@ def decide(text: str, matches: Sequence[Match], policy: Policy, refused: Collect
     """
     if not matches:
         return Decision(None, None, None, "nothing stored")
-    nearest = matches[0]
+    nearest, nearest_moved = matches[0], None
     vetoed: list[Vetoed] = []
     asked = 0
     for match in matches:
@@ -172,13 +182,14 @@ def decide(text: str, matches: Sequence[Match], policy: Policy, refused: Collect
         if veto is None:
             if doubtful:
                 moved, asked = policy.move(text, match.entry.text, similarity), asked + 1
+                nearest_moved = moved if match is nearest else nearest_moved
             if moved >= policy.threshold:
                 reason, told = ("verified", moved) if doubtful else ("similar", None)
                 return Decision(match.entry, "semantic", similarity, reason, nearest.entry, tuple(vetoed), told)
             veto = Veto("verifier", f"cosine {similarity:.3f} moved to {moved:.3f}")
         if similarity >= policy.threshold:
             vetoed.append(Vetoed(match.entry, similarity, veto))
-    return Decision(None, None, nearest.similarity, _reason(vetoed), nearest.entry, tuple(vetoed))
+    return Decision(None, None, nearest.similarity, _reason(vetoed), nearest.entry, tuple(vetoed), nearest_moved)
 
 
 def _reason(vetoed: Sequence[Vetoed]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from embedsmith.tables import read_rows
 
 LOG = logging.getLogger("embedsmith.cache")
 Source = Literal["person", "sample"]
+UNREADABLE = (ValueError, TypeError, OverflowError, RecursionError)  # what a line can be, as an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ def _read_lines(content: bytes, path: Path | str) -> tuple[list[Judged], list[Re
             continue
         try:
             rows.append(_parse(json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
+        except UNREADABLE as error:
             reason = "cut-line" if isinstance(error, json.JSONDecodeError) else "bad-row"
             rejected.append(Rejected(reason, str(error), file=str(path), line=number))
     return rows, rejected
@@ -259,6 +261,8 @@ def _parse(row: object) -> Judged:
     for name in ("cosine", "marked", "threshold", "floor"):
         if name in told:
             told[name] = float(told[name])
+            if not math.isfinite(told[name]):
+                raise ValueError(f"{name} is {told[name]}")
     for name in ("namespace", "judge", "model"):
         if not isinstance(told.get(name, ""), str):
             raise ValueError(f"{name} is no text")
@@ -302,13 +306,13 @@ def _is_of(line: bytes, namespace: str) -> bool:
         return False
     try:
         return is_within(_parse(json.loads(line)).namespace, namespace)
-    except (ValueError, TypeError, RecursionError):
+    except UNREADABLE:
         return namespace.encode() in line
 
 
 def _is_row(line: bytes) -> bool:
     try:
         _parse(json.loads(line))
-    except (ValueError, TypeError, RecursionError):
+    except UNREADABLE:
         return False
     return True

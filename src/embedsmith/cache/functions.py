@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Concatenate, TypeVar
 
@@ -57,16 +57,16 @@ class Reader:
         text = bound.arguments[first]
         if not isinstance(text, str):
             raise InputError(f"{self.name}: {first} is a {type(text).__name__}", expected="the question, a str")
-        whole = {"function": self.name, "arguments": {name: bound.arguments[name] for name in names}}
-        whole |= {"file": self.file} if self.file else {}
         try:
-            fingerprint(whole)
-        except (TypeError, ValueError):
+            told = {name: _with_types(bound.arguments[name]) for name in names}
+            fingerprint(told)
+        except (TypeError, ValueError, RecursionError):
             raise InputError(
                 f"{self.name}: one of {', '.join(names)} cannot be compared",
                 expected="arguments that JSON can hold: each is part of what must be equal for an answer to serve",
                 action="cache an inner function that takes the question and plain values only",
             ) from None
+        whole = {"function": self.name, "arguments": told} | ({"file": self.file} if self.file else {})
         return Call(text, {**whole, "narrowed": dict(scope)} if scope else whole, bound.args, bound.kwargs)
 
 
@@ -80,7 +80,7 @@ def read_function(function: Callable[..., object], *, told: bool = False) -> Rea
         ConfigurationError: it is no `def` or `async def`, a generator, a lambda (all of a module have one name), takes
             no question first, or is one object's method without a word on which.
     """
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    module, name = _name_of(function)
     plain = inspect.isroutine(function) and getattr(function, "__name__", "") != "<lambda>"
     if not plain or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(
@@ -101,16 +101,46 @@ def read_function(function: Callable[..., object], *, told: bool = False) -> Rea
             expected="a scope or a namespace that tells them apart; scope={} where all objects answer alike",
             action=BOUND,
         )
-    return Reader(name, _script_of(function), signature)
+    return Reader(name, _script_of(function) if module == "__main__" else "", signature)
+
+
+def _with_types(value: Any) -> Any:
+    """Return an argument with the type of each record beside its values: another one may hold the same.
+
+    Raises:
+        TypeError: it is a list with something besides (a pandas Series has an index), of which only the list would
+            be compared.
+    """
+    kind = type(value)
+    if not isinstance(value, type) and (is_dataclass(value) or hasattr(value, "_asdict")):
+        names = [part.name for part in fields(value)] if is_dataclass(value) else value._fields
+        told = {name: _with_types(getattr(value, name)) for name in names}
+        return {"type": f"{kind.__module__}.{kind.__qualname__}", "fields": told}
+    if isinstance(value, Mapping):
+        return {key: _with_types(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_types(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_with_types, value), key=fingerprint)
+    if hasattr(value, "tolist") and kind.__module__ != "numpy":
+        raise TypeError(f"a {kind.__name__}")
+    return value
+
+
+def _name_of(function: Callable[..., object]) -> tuple[str, str]:
+    """Return the module of a function, and its name with it; an inherited class method is its class's own."""
+    owner = getattr(function, "__self__", None)
+    if inspect.ismethod(function) and inspect.isclass(owner):
+        return owner.__module__, f"{owner.__module__}.{owner.__qualname__}.{function.__name__}"
+    module = str(getattr(function, "__module__", ""))
+    return module, f"{module}.{getattr(function, '__qualname__', '')}"
 
 
 def _script_of(function: Callable[..., object]) -> str:
-    """Return the file of a function in `__main__`, which is the module name of every script.
+    """Return the file of what is defined in `__main__`, which is the module name of every script.
 
     What is typed into a notebook is in no file; Python then names the cell, anew in each session.
     """
-    if getattr(function, "__module__", "") != "__main__":
-        return ""
     file = getattr(sys.modules["__main__"], "__file__", None)
     code = getattr(inspect.unwrap(function), "__code__", None)
     return str(Path(file).resolve()) if file else getattr(code, "co_filename", "__main__")

@@ -10,6 +10,9 @@ Pairs are encoded anew with the model at hand. Pairs that were drawn with anothe
 serves (it would have proposed other neighbours); where such pairs are among them, the threshold may only rise above
 the common one.
 
+Only single questions choose a threshold: conversations are never served below their own one (`Policy.threshold_for`),
+so below it their right answers would pay for wrong ones to single questions.
+
 Each promise is kept with confidence 1 − α by itself: of many namespaces with a threshold of their own, expect up to a
 share α of the promises to be broken. Dividing α among the namespaces would promise all of them at once, and hardly
 any namespace would have enough pairs for it.
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 from embedsmith.artifacts import read_json, write_json
 from embedsmith.cache.feedback import Judged
 from embedsmith.calibration import Calibration, calibrate, calibration_from
+from embedsmith.conversation import is_conversation
 from embedsmith.errors import CalibrationRefused, InputError
 
 FILE = "calibration_namespaces.json"
@@ -152,8 +156,9 @@ class _Terms:
 def _decide(namespace: str, rows: Sequence[Judged], scores: NDArray[np.float64], terms: _Terms) -> Outcome:
     labels = np.array([row.label for row in rows], dtype=np.int64)
     drawn = np.array([row.source == "sample" for row in rows])
-    chosen, native = _choose(rows, scores, drawn, terms)
-    reported = scores[~drawn & (labels == 0) & (scores > -1)]
+    single = np.array([not is_conversation(row.sentence1) for row in rows])
+    chosen, native = _choose(rows, scores, drawn & single, terms)
+    reported = scores[~drawn & single & (labels == 0) & (scores > -1)]
     hit = chosen & (scores >= (terms.common if terms.common is not None else np.inf))
 
     def outcome(reason: str, found: Calibration | None = None) -> Outcome:

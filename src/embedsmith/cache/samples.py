@@ -35,7 +35,7 @@ class SampleRule:
 
     Attributes:
         share: of the lookups, 0 to 1. margin: cosine below the threshold down to which pairs are drawn as well.
-        room: samples that may wait; further ones are not drawn, and counted.
+        room: samples that may wait, and as many that a judge has left for people; more are dropped, and counted.
         seed: of the draw; None for another one in every process.
     """
 
@@ -105,7 +105,7 @@ class Counts:
 
     drawn: int = 0
     judged: int = 0
-    dropped: int = 0  # the queue was full, or the texts too long
+    dropped: int = 0  # the queue (or that for people) was full, or the texts too long
 
 
 class Samples:
@@ -180,7 +180,8 @@ class Samples:
         sample = Sample(number, asked, stored, stored_id, cosine, threshold, floor, namespace, self._clock())
         with self._lock:
             self.counts.drawn += 1
-            if len(self._waiting) >= self.rule.room or len(asked) + len(stored) > LONGEST:
+            # What is left for people has room of its own: where nobody comes, the judge goes on.
+            if len(self._waiting) - len(self._for_people) >= self.rule.room or len(asked) + len(stored) > LONGEST:
                 self.counts.dropped += 1
                 return
             self._waiting[number] = sample
@@ -202,11 +203,16 @@ class Samples:
         return [number for number in self._waiting if number not in taken]
 
     def give_back(self, number: int, *, for_people: bool = False) -> None:
-        """Take back a sample that the judge could not judge; it waits on, or is left for people."""
+        """Take back a sample that the judge could not judge; it waits on, or is left for people while there is room."""
         with self._lock:
             self._judging.discard(number)
-            if for_people and number in self._waiting:
+            if not for_people or number not in self._waiting:
+                return
+            if len(self._for_people) < self.rule.room or number in self._known:
                 self._for_people.add(number)
+            else:
+                del self._waiting[number]
+                self.counts.dropped += 1
 
     def decide(self, asked: str, stored: str, label: int, namespace: str) -> None:
         """Take note that a person has marked a pair: samples of it wait for no other verdict.

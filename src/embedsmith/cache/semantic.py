@@ -9,11 +9,13 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, TypeVar, get_args, overload
 
 from embedsmith.artifacts import require_file
 from embedsmith.cache.chat import read_messages
@@ -26,7 +28,7 @@ from embedsmith.cache.judge import Judge
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
-from embedsmith.cache.stores import Entry, Match, Order, Store, open_store
+from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
@@ -38,6 +40,7 @@ from embedsmith.text import is_storable
 from embedsmith.verifier import Verifier, read_report
 
 LOG = logging.getLogger("embedsmith.cache")
+Result = TypeVar("Result")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
 HEARING = 1.0  # seconds between two looks at the feedback file, which other processes may add to
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
@@ -199,11 +202,14 @@ class SemanticCache:
         self.samples = _open_samples(self, sample, self._feedback, judged, promised, promise.since, clock)
         if isinstance(store, str):
             store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
+        _require_model(store, self.fingerprint)
         self.store = store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
         self._clock = clock
         self._lock = threading.Lock()
         self._flights = Flights()
+        # Its own, since threads of the loop may all wait, in `serve`, for a coroutine that needs one of them to land.
+        self._aside = ThreadPoolExecutor(thread_name_prefix="embedsmith-cache")
         self._added = 0
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
@@ -238,14 +244,17 @@ class SemanticCache:
     def _read(
         self, messages: Sequence[Mapping[str, Any]], scope: Mapping[str, Any] | None
     ) -> tuple[str, Mapping[str, Any] | None]:
-        """Return the text of messages, and the scope with what of them must be equal."""
+        """Return the text of messages, and the scope with what of them must be equal; the caller may use its name."""
         listed = list(messages)
         if not listed or not all(isinstance(item, Mapping) for item in listed) or listed[-1].get("role") != ROLES[0]:
             raise InputError("the messages do not end with one of the user", expected="a list of chat messages")
         text, about = read_messages(listed, by_meaning=self.by_meaning)
         if not text:
             raise InputError("the last message is not text", expected="a question")
-        return text, {**(scope or {}), "messages": about} if about else scope
+        if not about:
+            return text, scope
+        own = {"narrowed": scope} if scope and "messages" in scope else scope or {}
+        return text, {**own, "messages": about}
 
     def _count_use(self, entry: Entry | None) -> None:
         """Note that an entry is served; where that fails, it is served all the same."""
@@ -379,12 +388,12 @@ class SemanticCache:
     def _keep_limits(self, now: float) -> None:
         """Remove what is too much, and what has expired: that costs each search whose neighbour it is.
 
-        The first addition removes it too: a store whose processes are short would never be rid of it.
+        The first addition removes both, too: a store whose processes are short would never be rid of them.
         """
         with self._lock:
             earlier, self._added = self._added, self._added + 1
         limited = self.max_entries is not None or self.max_bytes is not None
-        due = limited and (earlier + 1) % max((self.max_entries or SHARE) // SHARE, 1) == 0
+        due = limited and earlier % max((self.max_entries or SHARE) // SHARE, 1) == 0
         if due or earlier % SHARE == 0:
             self.store.expire(now)
         if due:
@@ -442,7 +451,7 @@ class SemanticCache:
         require_limits(ttl=ttl)
         tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
-        found = await asyncio.to_thread(self._find, asked)
+        found = await self._run_aside(self._find, asked)
         if found is not None and found.answer is not None:
             return found.answer
         while (flight := self._flights.board(asked.id)) is not None:
@@ -451,14 +460,19 @@ class SemanticCache:
             with suppress(Abandoned):
                 return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
         with self._flights.lead(asked.id) as land:
-            answer = await asyncio.to_thread(self._find_same, found)
+            answer = await self._run_aside(self._find_same, found)
             if answer is None:
                 answer = await compute(text)
                 land(answer)
-                await asyncio.to_thread(self._keep, found, answer, ttl, tags)
+                await self._run_aside(self._keep, found, answer, ttl, tags)
             else:
                 land(answer)
         return answer
+
+    async def _run_aside(self, work: Callable[..., Result], *args: Any) -> Result:
+        """Return what `asyncio.to_thread` does, from a thread that never waits for a flight."""
+        run = partial(copy_context().run, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, run)
 
     def _find(self, asked: Lookup) -> Lookup | None:
         """Return what a question finds; None when the cache failed."""
@@ -588,10 +602,10 @@ class SemanticCache:
         return self._remember(asked, stored, 1, namespace)
 
     def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
+        _require_text(asked, stored, namespace)
         if self._feedback is None:
             self._refusals.note(asked, stored, label, namespace)
             return False
-        _require_text(asked, stored, namespace)
         (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
         vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
         vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))
@@ -675,6 +689,14 @@ def _require_text(*texts: str) -> None:
             raise InputError(f"{text!r:.80} is a {type(text).__name__}", expected="a text (str)")
         if not is_storable(text):
             raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
+
+
+def _require_model(store: Store, fingerprint: str) -> None:
+    """Raise `ModelMismatch` for a store that was opened for another model; one of the user's own need not tell."""
+    found = getattr(store, "model", fingerprint)
+    if found != fingerprint:
+        dimension = getattr(store, "dimension", 0)
+        raise mismatch(store.url, (found, dimension), (fingerprint, dimension))
 
 
 def _require_room_for_verdicts(

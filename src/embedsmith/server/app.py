@@ -245,8 +245,8 @@ class Admin:
         A `namespace` with `"judged": true` is a tenant whose data are to go: its judged pairs leave the feedback file,
         too, first. Without it they stay: labels outlive answers that are out of date.
         """
-        body = await _small_object(request)
-        rules = _read_purge(body) if body is not None else None
+        body = await _small_object(request) or {}
+        rules = _read_purge(body)
         if rules is None:
             return refuse(
                 400,

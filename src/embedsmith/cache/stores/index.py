@@ -1,9 +1,9 @@
 """Nearest neighbours in memory: sign bits to find the few, eight-bit codes to order them; no graph, no build.
 
 A vector is kept as d sign bits (after a fixed random rotation, so that every bit tells as much) and as d
-eight-bit codes: 1.1 bytes a dimension and 22 more, 450 bytes at d = 384. A search counts in the first 192 bits
-how many differ, over the whole partition (.17 ms for 100,000 on one core). Of the nearest fortieth by that
-count the other bits are counted too; the nearest by all of them are ordered by their codes, and a few more than
+eight-bit codes: 1.1 bytes a dimension and 22 more, 450 bytes at d = 384, and 800 bytes a partition. A search counts in
+the first 192 bits how many differ, over the whole partition (.17 ms for 100,000 on a core). Of the nearest fortieth by
+that count the other bits are counted too; the nearest by all of them are ordered by their codes, and a few more than
 asked for are handed on; the store scores these with its own float32 vectors. In a partition of up to `SPAN` * `POOL`
 vectors all bits are counted at once; up to `EXACT` numbers the bits are skipped and all codes are compared.
 
@@ -34,6 +34,7 @@ PREFIX = 3  # words whose bits are counted for every vector; three of 64 bits ar
 SPAN, PART = 8, 40  # the first words let max(SPAN * pool, n / PART) candidates pass to the others
 CERTAIN = 6  # standard deviations of a count of bits
 SPARSE = 0.25  # share of removed vectors at which a block is packed again
+SMALL = 16  # vectors up to which the room of a block doubles; most blocks hold one
 SAMPLE = 2048  # vectors, at least, that say where to cut
 GONE = 255  # bits by which a removed vector differs: more than the first words have
 STRETCH = 1 << 16  # vectors that are counted at once: what lies between the steps stays in the cache of a core
@@ -46,6 +47,7 @@ class VectorIndex:
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
         self._blocks: dict[str, _Block] = {}
+        self._living = 0  # in all blocks, of which there may be one for each entry: conversations have their own
         self._scratch = _Scratch()
 
     def add(self, partition: str, numbers: Sequence[int], vectors: Embeddings) -> None:
@@ -54,12 +56,13 @@ class VectorIndex:
         if block is None:
             block = self._blocks[partition] = _Block(self.dimension)
         block.add(np.asarray(numbers, dtype=np.int64), np.asarray(vectors, dtype=np.float32))
+        self._living += len(numbers)
 
     def remove(self, partition: str, numbers: Sequence[int]) -> None:
         """Forget numbers; unknown ones are nothing."""
         block = self._blocks.get(partition)
         if block is not None:
-            block.remove(np.asarray(numbers, dtype=np.int64))
+            self._living -= block.remove(np.asarray(numbers, dtype=np.int64))
             if not block.living:
                 del self._blocks[partition]
 
@@ -72,7 +75,7 @@ class VectorIndex:
 
     def __len__(self) -> int:
         """Return how many numbers there are."""
-        return sum(block.living for block in self._blocks.values())
+        return self._living
 
     def nearest(self, partition: str, vector: Embeddings, count: int, *, floor: float = -1.0) -> list[int]:
         """Return up to `count` numbers, closest first.
@@ -135,7 +138,7 @@ class _Block:
 
     def _make_room(self, count: int) -> None:
         if self.size + count > len(self._numbers):
-            self._resize(np.arange(self.size), max(self.size + count, self.size + self.size // 4, 16))
+            self._resize(np.arange(self.size), self.size + max(count, self.size // 4, min(self.size, SMALL)))
 
     def _resize(self, kept: NDArray[np.intp], capacity: int) -> None:
         def move(array: NDArray[np.generic], axis: int = 0) -> NDArray[np.generic]:
@@ -153,7 +156,8 @@ class _Block:
         self._gone = move(self._gone)  # type: ignore[assignment]
         self.size = len(kept)
 
-    def remove(self, numbers: NDArray[np.int64]) -> None:
+    def remove(self, numbers: NDArray[np.int64]) -> int:
+        """Mark numbers as removed; return how many were there."""
         known = self._numbers[: self.size]
         places = np.searchsorted(known, numbers)
         places = places[places < self.size]
@@ -163,7 +167,8 @@ class _Block:
         self.living -= len(fresh)
         if self.size - self.living > SPARSE * self.size:
             kept = np.flatnonzero(self._gone[: self.size] == 0)
-            self._resize(kept, max(len(kept), 16))
+            self._resize(kept, len(kept))
+        return len(fresh)
 
     def nearest(self, vector: Embeddings, count: int, floor: float, scratch: _Scratch) -> list[int]:
         few = self.size * self.dimension <= EXACT

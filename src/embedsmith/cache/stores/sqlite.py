@@ -77,7 +77,7 @@ class SQLiteStore:
             with ExitStack() as opened:
                 self._writer = opened.enter_context(closing(connect(self._path)))
                 self._writer.execute(f"pragma busy_timeout = {int(1000 * MIGRATION)}")
-                with self._write():
+                with transaction(self._writer):
                     self._about = prepare(self._writer, url, model, dimension)
                     self._about.require(url, model, dimension)
                 self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
@@ -103,10 +103,18 @@ class SQLiteStore:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """Hold one transaction; all of it happens, or nothing."""
-        with self._writing:
+        with self._calls(), self._writing:
             self._require_open()
             with transaction(self._writer):
                 yield self._writer
+
+    @contextmanager
+    def _calls(self) -> Iterator[None]:
+        """Turn the driver's errors into ours: a file that is locked for too long or damaged, a full disk."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.url} failed: {error}") from None
 
     def _read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return all rows; the connection is nobody's in particular, so none stays behind when a thread ends."""
@@ -134,13 +142,15 @@ class SQLiteStore:
             return self._read(_complete(query, self._about.generation), values)
 
     def get(self, id: str, now: float) -> Entry | None:
-        rows = self._fetch(GET, (id,))
+        with self._calls():
+            rows = self._fetch(GET, (id,))
         entry = _entry(rows[0]) if rows else None
         return entry if entry is not None and entry.alive(now) else None
 
     def search(self, partition: str, vector: Embeddings, k: int, now: float, *, floor: float = -1.0) -> list[Match]:
         vector = check_vector(vector, self.dimension)
-        return rank(vector, k, now, partial(self._near, partition, vector), floor=floor)
+        with self._calls():
+            return rank(vector, k, now, partial(self._near, partition, vector), floor=floor)
 
     def _near(self, partition: str, vector: Embeddings, count: int, floor: float) -> list[Entry]:
         """Return the closest entries; rows that another process has removed are forgotten on the way."""
@@ -245,16 +255,18 @@ class SQLiteStore:
             self._touches[id] = (max(used, now), uses + 1)
             due = len(self._touches) >= TOUCHES
         if due:
-            self._write_touches_if_free()
+            with self._calls():
+                self._write_touches_if_free()
 
     def _write_touches_if_free(self) -> None:
         """Write the hits, unless somebody is writing: no lookup waits for that, the next hit tries again."""
         if not self._writing.acquire(blocking=False):
             return
         try:
+            self._require_open()
             self._writer.execute("pragma busy_timeout = 0")
-            with self._write() as writer:
-                self._write_touches(writer)
+            with transaction(self._writer):
+                self._write_touches(self._writer)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
@@ -309,7 +321,8 @@ class SQLiteStore:
         return len(gone)
 
     def count(self, namespace: str | None = None) -> Counts:
-        return self._counts(self._read(*_count_query(namespace)))
+        with self._calls():
+            return self._counts(self._read(*_count_query(namespace)))
 
     def _count(self, connection: sqlite3.Connection) -> Counts:
         return self._counts(connection.execute(*_count_query(None)).fetchall())
@@ -321,9 +334,12 @@ class SQLiteStore:
     def scan(self, namespace: str | None = None, *, newest: bool = False) -> Iterator[Entry]:
         where, values = ("where namespace = ?", (namespace,)) if namespace is not None else ("", ())
         order = "created desc, id desc" if newest else "created, id"
-        for (number,) in self._read(f"select number from entries {where} order by {order}", values):
-            for row in self._fetch(_select(1), (number,)):
-                yield _entry(row)
+        with self._calls():
+            numbers = self._read(f"select number from entries {where} order by {order}", values)
+        for number in numbers:
+            with self._calls():
+                rows = self._fetch(_select(1), number)
+            yield from map(_entry, rows)
 
     def close(self) -> None:
         with self._writing:
