@@ -290,7 +290,7 @@ def weigh_verifier(
     if system.guard:
         similarities = veto_pairs(similarities, texts)
     labels = np.array([label for _, _, label in pairs], dtype=np.int64)
-    adjustment = fit_adjustment(labels, similarities, verifier.score(texts), verifier=verifier.fingerprint)
+    adjustment = fit_adjustment(labels, similarities, verifier.score(texts))
     return SecondLook(verifier, adjustment) if adjustment is not None else None
 
 
