@@ -75,6 +75,8 @@ from streams import (
     replay,
 )
 
+Rule = Callable[[Mapping[float, Outcome], float], float | None]  # the threshold of a sweep for a level
+
 GRID = np.round(np.arange(0.4, 1.0, 0.01), 2)
 ENOUGH = 0.5  # wrong answers of all requests at which a curve ends
 WRONG = (0.01, 0.02, 0.05)  # wrong answers of all requests, for which thresholds are chosen
@@ -313,9 +315,9 @@ def open_systems(
 def plan_runs(sweeps: Mapping[str, Mapping[float, Outcome]], task: Task, *, peers: bool) -> list[Run]:
     """Return the replays to quote, with thresholds from the chosen half."""
     runs = []
-    rules = {f"{most:.0%} wrong": (choose_wrong, most) for most in task.wrong}
+    rules: dict[str, tuple[Rule, float]] = {f"{most:.0%} wrong": (choose_wrong, most) for most in task.wrong}
     rules |= {f"{least:.0%} served": (choose_served, least) for least in task.served}
-    matched = {
+    matched: dict[str, tuple[Rule, float]] = {
         f"as {peer}": (choose_wrong, rate_wrong(sweeps["base"][own])) for peer, (_, own) in PEERS.items() if task.wrong
     }
     for system, sweep in sweeps.items():
@@ -371,7 +373,10 @@ def report(outcome: Outcome, weights: Resamples) -> dict[str, Any]:
         "right": int(right.sum()),
         "wrong_labelled": int(outcome.labelled.sum()),
         "wrong_unlabelled": int(outcome.unlabelled.sum()),
-        **{name: _round(bootstrap(lambda row, p=part: _share(row, *p), weights)) for name, part in shares.items()},
+        **{
+            name: _round(bootstrap(partial(_share, part=part, whole=whole), weights))
+            for name, (part, whole) in shares.items()
+        },
     }
 
 
@@ -392,9 +397,7 @@ def compare(outcome: Outcome, rival: Outcome, weights: Resamples) -> dict[str, A
         whole = outcome.repeats.astype(np.float64) if name == "right" else np.ones_like(ours)
         found[f"{name}_of_{'repeats' if name == 'right' else 'requests'}"] = _round(
             paired_bootstrap(
-                lambda row, part=theirs, all=whole: _share(row, part, all),
-                lambda row, part=ours, all=whole: _share(row, part, all),
-                weights,
+                partial(_share, part=theirs, whole=whole), partial(_share, part=ours, whole=whole), weights
             )
         )
     return found
@@ -402,7 +405,9 @@ def compare(outcome: Outcome, rival: Outcome, weights: Resamples) -> dict[str, A
 
 def measure(bench: Bench, task: Task) -> dict[str, Any]:
     """Return curves and rows of one task."""
-    models = {"base": "base", **({"tuned": task.tuned} if task.tuned in bench.models else {})}
+    models = {"base": "base"}
+    if task.tuned is not None and task.tuned in bench.models:
+        models["tuned"] = task.tuned
     vectors = {
         (half, model): bench.embed(source, stream.texts)
         for half, stream in task.streams.items()
@@ -582,9 +587,9 @@ def read_versions(python: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Quality of the cache on streams")
-    tuned = {"nargs": "+", "metavar": ("MODEL", "VERIFIER"), "default": []}
-    parser.add_argument("--questions", help="tuned on duplicate_questions/train", **tuned)
-    parser.add_argument("--medical", help="tuned on the medical log", **tuned)
+    add_tuned = partial(parser.add_argument, nargs="+", metavar=("MODEL", "VERIFIER"), default=[])
+    add_tuned("--questions", help="tuned on duplicate_questions/train")
+    add_tuned("--medical", help="tuned on the medical log")
     parser.add_argument("--peers", help="a python that has redisvl and gptcache")
     parser.add_argument("--stream", action="append", help="only these streams; then nothing is written")
     options = parser.parse_args()

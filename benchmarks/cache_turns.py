@@ -98,7 +98,8 @@ class Composer:
             found += [[first_text, fact[1][0], *told[2:], last]] if fact is not None else []
             found += [[*told[:2], other_middle, *told[3:], last]] if len(told) > 2 else []
             others.append([speak(messages) for messages in found])
-        return speak([*one, one_last]), speak([*two, two_last]), *others
+        like_one, like_two = others
+        return speak([*one, one_last]), speak([*two, two_last]), like_one, like_two
 
     def reply(self) -> str:
         return self.random.choice(self.replies)
@@ -173,13 +174,16 @@ def read_traps() -> list[Row]:
 
 def promise(encoder: Encoder, pairs: Sequence[LabelledPair]) -> tuple[Calibration | None, list[str]]:
     """Return the calibration at 5% or else at the lowest rate that the pairs carry, None for none, and the refusals."""
-    delta, refused = 0.05, []
+    delta: float | None = 0.05
+    refused: list[str] = []
     while delta:
         try:
             return choose_rules(encoder, pairs, delta=delta).calibration, refused
         except CalibrationRefused as refusal:
             refused.append(f"{delta:g}: {refusal.found.partition(' (')[0]}")  # what follows quotes a row
-            delta = refusal.facts["delta_carried"]
+            carried = refusal.facts["delta_carried"]
+            assert carried is None or isinstance(carried, float)
+            delta = carried
     return None, refused
 
 
@@ -285,7 +289,8 @@ PARTS = ("conversation", "paraphrase", "trap")
 
 def require_apart(training: Sequence[Triplet], pairs: Sequence[LabelledPair], banned: set[str]) -> None:
     """Stop where a message of the traps stands in what is trained or calibrated on."""
-    for example in (*training, *pairs):
+    examples: list[Triplet | LabelledPair] = [*training, *pairs]
+    for example in examples:
         for text in texts_of(example):
             for turn in read_turns(text):
                 assert normalize(turn.content) not in banned, turn.content

@@ -37,7 +37,8 @@ from embedsmith.verifier import Adjustment, OnnxVerifier, adjust, pairs_of
 DELTAS = (0.2, 0.15, 0.1, 0.05)
 ALPHA = 0.05
 SETS = ("duplicate_questions", "medical_pairs")
-Labels, Scores = NDArray[np.int64], NDArray[np.float64]
+Labels = NDArray[np.int64]
+Scores = NDArray[np.float64]
 
 
 def false_hit_rate(labels: Labels, scores: Scores, threshold: float) -> float:
@@ -59,7 +60,8 @@ def halves(pairs: list[LabelledPair], splits: int) -> Iterator[tuple[NDArray[np.
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(len(units))
         cut = len(order) // 2
-        yield tuple(np.concatenate([units[at] for at in part]) for part in (order[:cut], order[cut:]))  # type: ignore[misc]
+        chosen, other = (np.concatenate([units[at] for at in part]) for part in (order[:cut], order[cut:]))
+        yield chosen, other
 
 
 def judge(

@@ -87,9 +87,10 @@ def race(theirs: Callable[[str], Any], ours: Callable[[list[str]], Any], calls: 
     cache by the other; in longer turns each finds its own, as in a server.
     """
     times: tuple[list[float], list[float]] = ([], [])
+    both: tuple[Callable[[], object], ...] = (lambda: theirs(QUERY), lambda: ours([QUERY]))
     before, others_before = time.monotonic(), count_others_seconds()
     for turn in range((WARM_UP + calls) // block):
-        for place, call in enumerate((lambda: theirs(QUERY), lambda: ours([QUERY]))):
+        for place, call in enumerate(both):
             for _ in range(block):
                 started = time.perf_counter()
                 call()
@@ -123,7 +124,7 @@ def measure_closeness(network: Any, encoders: dict[Precision, OnnxEncoder], pair
         return Ranking(labels, np.einsum("nd,nd->n", vectors[: len(rows)], vectors[len(rows) :])).average_precision()
 
     exact = network.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-    found = {}
+    found: dict[str, Any] = {}
     for name, encoder in encoders.items():
         vectors = encoder.encode(texts)
         cosines = np.einsum("nd,nd->n", exact, vectors, dtype=np.float64)

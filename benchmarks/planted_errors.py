@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import common
 from embedsmith.corpus import Query
-from embedsmith.encoder import Encoder, pair_similarities
+from embedsmith.encoder import Embeddings, Encoder, pair_similarities
 from embedsmith.examples import LabelledPair
 from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
@@ -66,9 +67,10 @@ class Remembering:
     """An encoder that encodes each text once in this process."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.encoder, self.known = encoder, {}
+        self.encoder = encoder
+        self.known: dict[str, NDArray[np.float32]] = {}
 
-    def encode(self, texts: Sequence[str], /) -> np.ndarray:
+    def encode(self, texts: Sequence[str], /) -> Embeddings:
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         for start in range(0, len(new), 2000):
             part = new[start : start + 2000]

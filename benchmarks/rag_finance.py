@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,16 @@ def train_way(way: str, work: Path, task: RetrievalTask, encoder: Encoder) -> No
     """Train one way into work/WAY and write what it took."""
     passages = [passage.text for passage in read_passages_file(work / "run/passages.jsonl")]
     documents = list(task.documents.values())
-    rows: Callable[[], list[Example]] = {
+    rows: Mapping[str, Callable[[], Sequence[Example]]] = {
         "taught": lambda: teach_pairs(read_pairs(work), passages, encoder, work / "run/vectors.npz"),
         "in-batch": lambda: list(read_pairs(work)),
         "mined": lambda: list(
             mine(read_pairs(work), passages, encoder=encoder, settings=MiningSettings(negatives=4)).examples
         ),
         "labelled": lambda: teach_pairs(halve_task(task)[0], documents, encoder, work / "documents.npz"),
-    }[way]
+    }
     config = RAG_TRAINING if way in {"taught", "labelled"} else IN_BATCH
-    examples = rows()
+    examples = rows[way]()
     result = train(examples, base=BASE, out=work / way, config=config, on_progress=show)
     about = {"rows": len(examples), "steps": result.steps, "seconds": round(result.seconds), "config": plain(config)}
     write_json(work / f"{way}.json", about)
@@ -110,11 +110,16 @@ def show(at: Any) -> None:
 def run_job(work: Path) -> dict[str, Any]:
     """Return what the job says, which may be that it refuses its model."""
     said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        print(line, flush=True)
+
     try:
         run_rag(
             make_job(work),
             open_llm(f"recorded:{data_folder() / 'finance_passages/completions.jsonl.gz'}"),
-            Watcher(say=lambda line: (said.append(line), print(line, flush=True))[0], steps=show),
+            Watcher(say=say, steps=show),
         )
         refused = None
     except ModelRefused as error:

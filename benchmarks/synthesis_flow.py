@@ -97,7 +97,8 @@ class Elsewhere:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(changes) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._read())
+        counts: dict[str, int] = json.loads(self._read())
+        return counts
 
 
 @contextmanager
@@ -307,7 +308,7 @@ def walk(count: int, folder: str) -> None:
 def measure_memory(count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--walk", str(count), folder]
-        figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        figures: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(count, figures, flush=True)
     return figures
 

@@ -216,7 +216,7 @@ def run_peer(name: str, threads: int, *, bf16: bool, attention: str | None = Non
     stamps: list[Stamp] = []
     history: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
         def on_step_end(self, *_: Any, **__: Any) -> None:
             wait()
             stamps.append((time.perf_counter(), time.process_time()))
