@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -258,9 +259,9 @@ def test_a_large_request_for_embeddings_is_read_beside_the_event_loop(
 ) -> None:
     threads: list[str] = []
 
-    def note(body: dict[str, object]) -> Wanted:
+    def note(*given: Any) -> Wanted:
         threads.append(threading.current_thread().name)
-        return read_request(body)
+        return read_request(*given)
 
     monkeypatch.setattr(embeddings, "read_request", note)
     served = serve()

@@ -112,7 +112,8 @@ def start_behind(serve: Serve, store: Remote | str, seconds: float = 0.4, **opti
 def test_a_store_in_this_process_has_no_gate() -> None:
     cache = SemanticCache(FakeEncoder(), threshold=0.8, fingerprint="fake")
     assert gated(cache) is cache
-    assert isinstance(gated(SemanticCache(FakeEncoder(), store=Remote(), threshold=0.8, fingerprint="f")).store, Gate)
+    remote = SemanticCache(FakeEncoder(), store=Remote(), threshold=0.8, fingerprint="fake")
+    assert isinstance(gated(remote).store, Gate)
 
 
 @pytest.mark.usefixtures("quick_probes")
