@@ -20,7 +20,7 @@ from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("4-f67641399869a7db", "00d55ceb23a8a89c")
+DECIDED = ("5-9954749b09e125be", "00d55ceb23a8a89c")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -46,6 +46,8 @@ TRAPS = [
     ("what does vitamin a do", "what does vitamin d do", "letter"),
     ("what does Medicare Part A cover", "what does Medicare Part B of them cover", "letter"),
     ("who is he", "who is she", "opposite"),
+    ("when does my fixed price tariff stop?", "When does my variable tariff end?", "opposite"),
+    ("does a landlord pay for a broken boiler", "must the tenant pay for a broken boiler", "opposite"),
     ("怎么开通账户", "怎么关闭账户", "opposite"),
     ("我可以退款吗", "我不可以退款吗", "negation"),
     ("北京的天气怎么样", "上海的天气怎么样", "word"),
