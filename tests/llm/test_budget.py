@@ -240,6 +240,11 @@ def test_a_price_is_two_numbers(text: str) -> None:
         Price.parse(text)
 
 
+def test_a_price_that_is_made_of_numbers_is_held_to_the_same() -> None:
+    with pytest.raises(ConfigurationError, match=r"'nan,1\.0' is no price"):
+        Price(float("nan"), 1.0)
+
+
 def test_a_cost_needs_a_price_and_limits_are_not_negative() -> None:
     with pytest.raises(ConfigurationError, match="price"):
         Budget(max_cost=1.0)

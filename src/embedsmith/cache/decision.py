@@ -176,9 +176,10 @@ def decide(text: str, matches: Sequence[Match], policy: Policy, refused: Collect
         doubtful = policy.doubts(similarity)
         if similarity < policy.floor or (doubtful and asked == policy.verified):
             break
-        veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
         if match.entry.id in refused:
-            veto = Veto(MARKED, "by a person")
+            veto: Veto | None = Veto(MARKED, "by a person")
+        else:
+            veto = policy.guard(text, match.entry.text) if policy.guard is not None else None
         if veto is None:
             if doubtful:
                 moved, asked = policy.move(text, match.entry.text, similarity), asked + 1

@@ -267,7 +267,7 @@ def serve(
     with naming("--sample, --sample-margin"):
         rule = SampleRule(sample, sample_margin) if sample else None
     with naming("--price"):
-        paid = Price.parse(price if price is not None else f"{prompt_price},{completion_price}")
+        paid = Price.parse(price) if price is not None else Price(prompt_price, completion_price)
     with naming("--temperature"):
         allowed = Allowances(allow_tools, temperature, allow_images, allow_several)
     with naming("--ignore-header"):

@@ -81,6 +81,11 @@ class Price:
     input_per_million: float
     output_per_million: float
 
+    def __post_init__(self) -> None:
+        given = self.input_per_million, self.output_per_million
+        if not all(math.isfinite(value) and value >= 0 for value in given):
+            raise _no_price(f"{given[0]},{given[1]}")
+
     @classmethod
     def parse(cls, text: str) -> Price:
         """Return the price in "INPUT,OUTPUT".
@@ -88,17 +93,11 @@ class Price:
         Raises:
             ConfigurationError: not two finite numbers of at least 0.
         """
-        parts = text.split(",")
         try:
-            values = [float(part) for part in parts]
-        except ValueError:
-            values = []
-        if len(values) != 2 or not all(math.isfinite(value) and value >= 0 for value in values):
-            raise ConfigurationError(
-                f"{text!r} is no price",
-                expected="US dollars for a million prompt tokens and a million completion tokens, such as 0.15,0.60",
-            )
-        return cls(*values)
+            prompt, completion = map(float, text.split(","))
+            return cls(prompt, completion)
+        except (ValueError, ConfigurationError):
+            raise _no_price(text) from None
 
     def of(self, usage: Usage) -> float:
         """Return the US dollars for `usage`."""
@@ -108,6 +107,13 @@ class Price:
         """Return billionths of a dollar, rounded up, so that sums are exact and never too low."""
         rates = (usage.prompt_tokens, self.input_per_million), (usage.completion_tokens, self.output_per_million)
         return sum(math.ceil(round(tokens * rate * 1000, 6)) for tokens, rate in rates)
+
+
+def _no_price(text: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{text!r} is no price",
+        expected="US dollars for a million prompt tokens and a million completion tokens, such as 0.15,0.60",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,7 +25,7 @@ from embedsmith.server.gate import SECONDS, gated
 from embedsmith.server.headers import read_asker, read_ignored
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
-from embedsmith.server.proxy import LARGEST, Proxy
+from embedsmith.server.proxy import LARGEST, Proxy, read_object
 from embedsmith.server.spans import Spans
 from embedsmith.server.trail import trail_of
 from embedsmith.server.upstream import Upstream
@@ -261,7 +260,7 @@ class Admin:
             if "id" in rules:
                 gone = await run_in_threadpool(self._cache.store.delete, [rules["id"]])
             else:
-                gone = await run_in_threadpool(lambda: self._cache.store.purge(**rules))
+                gone = await run_in_threadpool(lambda: self._cache.purge(**rules))
         except Exception as error:  # noqa: BLE001  as in `search`
             return _refuse_store(request, error)
         if rules.keys() == {"namespace"}:
@@ -323,7 +322,6 @@ def _name(error: Exception) -> str:
 async def _small_object(request: Request) -> dict[str, Any] | None:
     require_json(request)
     try:
-        body = json.loads(await read_limited(request, 1 << 16))
+        return read_object(await read_limited(request, 1 << 16))
     except (ValueError, RecursionError):
         return None
-    return body if isinstance(body, dict) else None

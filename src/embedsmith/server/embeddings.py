@@ -18,7 +18,7 @@ from embedsmith.errors import describe_failure
 from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
 from embedsmith.server.edge import refuse, require_json
-from embedsmith.server.proxy import Proxy, bar, is_encoded, read_aside
+from embedsmith.server.proxy import Proxy, bar, is_encoded, read_aside, read_object
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
@@ -66,9 +66,7 @@ class Embedder:
 
     def _read(self, raw: bytes) -> Wanted | None:
         """Return what a body asks for, None where it asks another model."""
-        body = json.loads(raw)
-        if not isinstance(body, dict):
-            raise ValueError("the body must be an object")
+        body = read_object(raw)
         return read_request(body, self._truncate) if body.get("model") == self._served else None
 
     async def _encode(self, wanted: Wanted, trail: Trail) -> Response:

@@ -395,6 +395,18 @@ async def read_aside(raw: bytes, read: Callable[[bytes], Result]) -> Result:
     return read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
 
 
+def read_object(raw: bytes, pairs: Callable[[Sequence[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+    """Return the object that a body is; `pairs` makes each object in it of its names and values.
+
+    Raises:
+        ValueError, RecursionError: the body is none.
+    """
+    body = json.loads(raw, object_pairs_hook=pairs)
+    if not isinstance(body, dict):
+        raise ValueError("the body must be an object")
+    return body
+
+
 class NameTwice(Exception):
     """An object of a request has a name twice."""
 
@@ -406,18 +418,16 @@ def read_question(raw: bytes, allowed: Allowances, *, by_meaning: bool) -> Quest
         ValueError, RecursionError: the body is no JSON object.
     """
     try:
-        body = json.loads(raw, object_pairs_hook=_read_object)
+        body = read_object(raw, pairs=_join_pairs)
     except NameTwice:
         return Passed(TWICE)
-    if not isinstance(body, dict):
-        raise ValueError("the body must be an object")
     try:
         return read_chat(body, allowed, by_meaning=by_meaning)
     except ValueError as error:
         return Passed(str(error))
 
 
-def _read_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _join_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise NameTwice

@@ -70,9 +70,8 @@ class Upstream:
         span = self._open_span(trail, request.method, below, raw if isinstance(raw, bytes) else b"")
         call = Call(trail, span, self._watch, time.perf_counter(), self.timeout)
         headers, waits = self._headers(request, trail, call.span), {"timeout": self._waits}
-        told = (
-            "content-length" in request.headers and "transfer-encoding" not in request.headers
-        )  # of both, chunks count
+        # Of both, chunks count.
+        told = "content-length" in request.headers and "transfer-encoding" not in request.headers
         if told and not isinstance(raw, bytes):  # else it goes on in chunks
             headers.append((b"content-length", request.headers["content-length"].encode()))
         try:

@@ -565,8 +565,8 @@ def _limit(gen: Generator[Any, Any, Result], seconds: float, end: _End) -> Gener
                 told = f"within {seconds:g} s" if end.at > until else "before the store was closed"
                 raise _Late(f"no answer {told}")
             wanted = gen.send(ready)
-    except StopIteration as end:
-        found: Result = end.value
+    except StopIteration as done:
+        found: Result = done.value
         return found
 
 
