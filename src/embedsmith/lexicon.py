@@ -26,6 +26,7 @@ ELIDED = frozenset(
 LETTERS = rf"[^\W\d_]+(?:[{MARKS}]+[^\W\d_]*)*"
 TOKEN = re.compile(rf"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|{LETTERS}(?:['’]{LETTERS})?(?:\+\+|#)?|[%€$£¥₹]")
 LARGEST = 1e300
+MARK = "~"  # ends a name that is no English word (`western`)
 ARTICLES = frozenset(("a", "an", "one"))
 PARTS = {"half": 1 / 2, "quarter": 1 / 4, "third": 1 / 3}
 ORDINALS = frozenset(("first", "second", "third", "fourth", "last"))
@@ -163,12 +164,20 @@ def load_lexicon() -> Lexicon:
     units = _index_units(tables["units"])
     numbers = {word: float(value) for word, value in tables["numbers"].items()}
     money = {word: units[word][0] for word in tables["money"].split()}
-    families, relative = tables["families"], tables["relative"]
+    families, relative, western = tables["families"], tables["relative"], tables["western"]
     members = _index_members(families)
     periods = [stem(period) for period in relative["of"].split()]
     alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
     return Lexicon(
-        small=frozenset([*tables["small"], *signs["small"].split(), *HIRAGANA, *korean["small"].split()]),
+        small=frozenset(
+            [
+                *tables["small"],
+                *signs["small"].split(),
+                *HIRAGANA,
+                *korean["small"].split(),
+                *_name_small(western["small"]),
+            ]
+        ),
         fillers=frozenset(stem(word) for word in tables["fillers"]),
         framing=re.compile(rf"(?:(?:{'|'.join(tables['framing'])}) )+"),
         directions=frozenset(
@@ -180,7 +189,9 @@ def load_lexicon() -> Lexicon:
             stem(word) for word in [*tables["negators"], *signs["negators"].split(), *korean["negators"].split()]
         ),
         articles=frozenset(map(stem, tables["articles"].split())),
-        opposites=index_opposites([*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own)]),
+        opposites=index_opposites(
+            [*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own), *western["opposites"]]
+        ),
         alike=alike,
         units=units,
         joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
@@ -261,6 +272,11 @@ def _name_signs(signs: dict[str, Any]) -> dict[str, str]:
     lists = [signs["negators"], signs["plain"], signs["small"], signs["directions"], *chain(*signs["opposites"])]
     names = {word: word for found in lists for word in found.split()}
     return names | {word: group.split()[0] for group in signs["alike"] for word in group.split()}
+
+
+def _name_small(tables: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the names of the small words of `western`."""
+    return (row.split()[0] + MARK for rows in tables.values() for row in rows)
 
 
 def _index_korean(table: dict[str, Any]) -> Korean:

@@ -63,9 +63,10 @@ from embedsmith.lexicon import (
     stem,
 )
 from embedsmith.text import is_spelled, normalize
+from embedsmith.western import fold, load_western, may_tell, read_names, split_words, tell_language
 from embedsmith.wishes import find_unmet, may_wish, read_wishes
 
-RULES = 5  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
+RULES = 6  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -85,6 +86,7 @@ SIGN = re.compile(
 )
 LETTER = re.compile(r"(?<![\w'’.])[^\W\d_](?!['’+#]|\.?\w)")
 INDENTED = re.compile(r"^([ \t]*)\S", re.MULTILINE)
+VOWELS = frozenset("aàeéèiìoòóuùy")
 FRAMED = 24  # words of a question among which its framing is looked for
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 TABLES = 1024  # comparisons of two quantities, about 1 ms
@@ -117,6 +119,7 @@ class GuardView:
         signed: words of a writing without spaces are among them, each sign by itself where no list knows its word; or
             Korean ones, whose order is as free.
         wishful: some of them may wish for something of the answer.
+        language: the code of the one of `western` as whose words they are read, "" where it is none.
     """
 
     words: tuple[str, ...]
@@ -128,6 +131,12 @@ class GuardView:
     content: frozenset[str]
     signed: bool = False
     wishful: bool = False
+    language: str = ""
+
+    @property
+    def free(self) -> bool:
+        """Say whether the order of words is free: what is asked about may stand first or last."""
+        return self.signed or self.language != ""
 
     @property
     def silent(self) -> bool:
@@ -168,17 +177,18 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     query, candidate = read_asked(query), read_asked(candidate)
     if query == candidate:
         return None
-    left, right = view_question(query), view_question(candidate)
+    left, right = view_both(query, candidate)
     if left.silent or right.silent:
         return Veto("word", "none to compare")
     if left.wishful or right.wishful:
         one, other = read_wishes(query), read_wishes(candidate)
-        ours, theirs = find_unmet(one, other, right.bag, candidate), find_unmet(other, one, left.bag, query)
+        ours = find_unmet(one, other, _name_written(right, candidate), candidate)
+        theirs = find_unmet(other, one, _name_written(left, query), query)
         if ours is not None or theirs is not None:
             return Veto("wish", f"{ours.value if ours else 'none'} / {theirs.value if theirs else 'none'}")
         if one.found and one.keys == other.keys:  # whatever the words are in which they wish for it
             query, candidate = one.rest, other.rest
-            left, right = view_question(query), view_question(candidate)
+            left, right = view_both(query, candidate)
     alike = share_words(left.bag, right.bag, max(len(left.words), len(right.words)))
     veto = _find_number(left, right, alike) or _find_unit(query, candidate, left, right)
     if veto is not None or alike < ALIKE:
@@ -189,6 +199,21 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     exchange = _find_exchange(query, candidate, left, right, alike)
     found = opposite or _find_order(left, right) or exchange or _find_member(query, candidate, left, right)
     return found or _find_turn(left, right) or _find_mark(query, candidate, left, right, alike)
+
+
+def view_both(query: str, candidate: str) -> tuple[GuardView, GuardView]:
+    """Return what the guard compares of two questions, both read as of the language that they tell together."""
+    left, right = view_question(query), view_question(candidate)
+    if left.language != right.language:
+        language = tell_language(TOKEN.findall(normalize(f"{query}\n{candidate}")))
+        if language:
+            left, right = view_question(query, language), view_question(candidate, language)
+    return left, right
+
+
+def _name_written(view: GuardView, text: str) -> dict[str, int]:
+    """Return the stems by which wishes are named: of the words as written, which are no names of `western`."""
+    return Counter(map(stem, TOKEN.findall(normalize(text)))) if view.language else view.bag
 
 
 def _find_number(left: GuardView, right: GuardView, alike: float) -> Veto | None:
@@ -257,7 +282,7 @@ def _find_member(query: str, candidate: str, left: GuardView, right: GuardView) 
     """Return the veto on another member of a family: this week, next week."""
     if load_lexicon().kin.isdisjoint(left.bag.keys() ^ right.bag.keys()):
         return None
-    one, other = read_members(query), read_members(candidate)
+    one, other = read_members(query, left.language), read_members(candidate, right.language)
     ours, theirs = one - other, other - one
     if not ours or not theirs:
         return None
@@ -271,7 +296,7 @@ def _find_member(query: str, candidate: str, left: GuardView, right: GuardView) 
 
 def _find_order(left: GuardView, right: GuardView) -> Veto | None:
     fillers = load_lexicon().fillers
-    if left.signed or right.signed:  # what is asked about may stand first or last
+    if left.free or right.free:
         return None
     if not (left.content ^ right.content) <= fillers:
         return None
@@ -319,6 +344,8 @@ def _find_letter(
     ours: frozenset[str], theirs: frozenset[str], left: GuardView, right: GuardView, alike: float
 ) -> Veto | None:
     """Return the veto on a letter for another; the words do not tell, since "a" is an article to them."""
+    if left.language:  # "à", "y", "é" are words
+        ours, theirs = ours - VOWELS, theirs - VOWELS
     if not ours or not theirs:
         return None
     if left.content == right.content:
@@ -352,7 +379,8 @@ def _find_exchange(query: str, candidate: str, left: GuardView, right: GuardView
         ours, theirs = ours - articles, theirs - articles
         if not ours or not theirs:  # "meine Rechnung", "die Rechnung"
             return None
-    if ours - fillers <= read_framing(query) and theirs - fillers <= read_framing(candidate):
+    framing = read_framing(query, left.language), read_framing(candidate, right.language)
+    if ours - fillers <= framing[0] and theirs - fillers <= framing[1]:
         return None  # "I want to pay by card" asks what "what is the way to pay by card" asks
     return Veto("word", f"{' '.join(sorted(ours))} / {' '.join(sorted(theirs))}")
 
@@ -364,8 +392,8 @@ def _name(quantities: Sequence[Quantity]) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def view_question(text: str) -> GuardView:
-    """Return what the guard compares of a question."""
+def view_question(text: str, language: str = "") -> GuardView:
+    """Return what the guard compares of a question; `language` as in `GuardView`, "": its words tell it."""
     lexicon = load_lexicon()
     plain = spell_digits(text)
     if is_spelled(plain):
@@ -375,7 +403,10 @@ def view_question(text: str) -> GuardView:
     read = part_signs(read, lexicon) if signed else read
     if not text.isascii() and holds_hangul(read):
         read, signed = part_hangul(read, lexicon.korean), True
-    tokens = expand_contractions(TOKEN.findall(read))
+    found = TOKEN.findall(read)
+    if not language and may_tell(read, found):
+        language = tell_language(found)
+    tokens = read_names(split_words(found), language) if language else expand_contractions(found)
     quantities: Counter[Quantity] = Counter()
     implied: Counter[Quantity] = Counter()
     written: dict[Quantity, float] = {}
@@ -413,8 +444,8 @@ def view_question(text: str) -> GuardView:
     bag: dict[str, int] = {}
     for word in words:  # half the time of a Counter
         bag[word] = bag.get(word, 0) + 1
-    wishful = may_wish(bag, signed)
-    return GuardView(tuple(words), bag, quantities, written, implied, negations, content, signed, wishful)
+    wishful = may_wish({stem(word): 1 for word in found} if language else bag, signed)
+    return GuardView(tuple(words), bag, quantities, written, implied, negations, content, signed, wishful, language)
 
 
 def _name_kinds(quantities: Counter[Quantity]) -> frozenset[str]:
@@ -422,28 +453,44 @@ def _name_kinds(quantities: Counter[Quantity]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=1 << 14)
-def read_members(text: str) -> frozenset[tuple[int, int]]:
+def read_members(text: str, language: str = "") -> frozenset[tuple[int, int]]:
     """Return (family, member) of the words of a question that exclude others of their family."""
     return frozenset(
         (found.family, found.member)
-        for found in find_members(view_question(text).words, load_lexicon())
+        for found in find_members(
+            (view_question(text, language) if language else view_question(text)).words, load_lexicon()
+        )
         if not found.raised or f" {found.stem.capitalize()}" in text  # at the beginning, May may be no month
     )
 
 
 @lru_cache(maxsize=1 << 14)
-def read_framing(text: str) -> frozenset[str]:
+def read_framing(text: str, language: str = "") -> frozenset[str]:
     """Return the words that only say that something is asked for: those before the matter, and not in it again.
 
     >>> sorted(read_framing("Please tell me the way to want less") - load_lexicon().small)
     ['pleas', 'tell', 'way']
     """
     lexicon = load_lexicon()
-    tokens = expand_contractions(TOKEN.findall(normalize(spell_digits(text))))
+    tokens = TOKEN.findall(normalize(spell_digits(text)))
+    if language:
+        return _read_framing(split_words(tokens), language)
+    tokens = expand_contractions(tokens)
     begin = lexicon.framing.match("".join(f"{token} " for token in tokens[:FRAMED]))
     stems = [lexicon.alike.get(word, word) for word in map(stem, tokens)]
     many = begin[0].count(" ") if begin is not None else 0
     return frozenset(stems[:many]).difference(stems[many:])
+
+
+def _read_framing(words: list[str], language: str) -> frozenset[str]:
+    framing, alike = load_western().tongues[language].framing, load_lexicon().alike
+    begin = framing.match("".join(f"{fold(word)} " for word in words[:FRAMED]))
+    many = begin[0].count(" ") if begin is not None else 0
+    framed, matter = (
+        {alike.get(name, name) for name in map(stem, read_names(part, language))}
+        for part in (words[:many], words[many:])
+    )
+    return frozenset(framed - matter)
 
 
 @lru_cache(maxsize=1 << 14)
