@@ -18,7 +18,7 @@ LAYERS = (
     ("__init__",),
     ("errors", "choices"),
     ("artifacts", "charsets", "machine", "noise"),
-    ("conversation", "text", "tables", "lexicon", "wishes", "facts", "signatures", "personal"),
+    ("conversation", "text", "tables", "lexicon", "western", "wishes", "facts", "signatures", "personal"),
     ("settlement", "examples", "metrics", "encoder", "logistic", "leakage"),
     ("corpus", "documents", "guards", "gguf_files", "lexical", "llm", "tokens"),
     ("decoders", "adapters", "devices", "sharding", "compilation", "networks"),

@@ -26,7 +26,7 @@ ELIDED = frozenset(
 LETTERS = rf"[^\W\d_]+(?:[{MARKS}]+[^\W\d_]*)*"
 TOKEN = re.compile(rf"\d+/\d+|\d+(?::\d+)+|\d+(?:[.,]\d+)*|{LETTERS}(?:['’]{LETTERS})?(?:\+\+|#)?|[%€$£¥₹]")
 LARGEST = 1e300
-MARK = "~"  # ends a name that is no English word (`western`)
+MARK = "~"  # in a name that is no English word (`western`): behind it, before that of a small word
 ARTICLES = frozenset(("a", "an", "one"))
 PARTS = {"half": 1 / 2, "quarter": 1 / 4, "third": 1 / 3}
 ORDINALS = frozenset(("first", "second", "third", "fourth", "last"))
@@ -276,7 +276,7 @@ def _name_signs(signs: dict[str, Any]) -> dict[str, str]:
 
 def _name_small(tables: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Yield the names of the small words of `western`."""
-    return (row.split()[0] + MARK for rows in tables.values() for row in rows)
+    return (stem(MARK + row.split()[0]) for rows in tables.values() for row in rows)
 
 
 def _index_korean(table: dict[str, Any]) -> Korean:

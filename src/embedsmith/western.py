@@ -40,11 +40,11 @@ ENDINGS = {
 }
 SHORTEST = 4  # letters of an ending-less word by which another form of a listed one is known
 DUTCH = re.compile("(?<=....)(?:en|e|s)$")
-PERSON = re.compile("(?<=.....)[td]$")
+PERSON = re.compile("(?<=....)[td]$")
 LONG = re.compile("([aeou])\\1")
 DOUBLE = re.compile("([b-df-hj-np-tv-z])\\1$")
 PARTICLES = frozenset(("aan", "af", "in", "om", "op", "over", "terug", "toe", "uit", "vast", "weg"))  # of Dutch verbs
-JOINTS = frozenset(word + MARK for word in ("y", "e", "et"))  # trente et un
+JOINTS = frozenset(MARK + word for word in ("y", "e", "et"))  # trente et un
 ENGLISH = frozenset(
     """
     the is are do does did how what where which who why when my your to of for can could i it and or with on if you was
@@ -104,7 +104,7 @@ def may_tell(text: str, tokens: Sequence[str]) -> bool:
 def tell_language(tokens: Iterable[str]) -> str:
     """Return the code of the language that the words of a text are of, "" where it is none of the five.
 
-    >>> tell_language(["puis", "je", "résilier", "mon", "contrat"]), tell_language("no me la sans come on".split())
+    >>> tell_language("puis je résilier mon contrat".split()), tell_language("what does je ne sais quoi mean".split())
     ('fr', '')
     """
     words, known = {piece for token in tokens for piece in token.split("'")}, load_western()
@@ -135,7 +135,7 @@ def read_names(words: Sequence[str], language: str) -> list[str]:
     """Return the names of the words of `split_words`, a negation as "not", numbers as the lexicon reads them.
 
     >>> read_names("je ne peux plus désactiver la carte pendant trente cinq jours".split(), "fr")[3:]
-    ['not', 'disable', 'le~', 'card~', 'during~', 'thirty', 'five', 'day']
+    ['not', 'disable', '~le', 'card~', 'during~', 'thirty', 'five', 'day']
     """
     tongue, shared = load_western().tongues[language], load_western().shared
     words = _join_numbers(_join_verbs(words, tongue) if language == "nl" else words)
@@ -188,11 +188,13 @@ def cut_ending(word: str, language: str) -> str:
 
 def _find_phrase(words: Sequence[str], place: int, tongue: Tongue) -> tuple[int, Names]:
     """Return how many words at `place` are listed together, and their names."""
-    for first in dict.fromkeys((words[place], fold(words[place]))):
-        for rest, names in tongue.phrases.get(first, ()):
-            following = tuple(words[place + 1 : place + 1 + len(rest)])
-            if not rest or following == rest or tuple(map(fold, following)) == rest:
-                return 1 + len(rest), names
+    word = words[place]
+    for rest, names in tongue.phrases.get(word) or tongue.phrases.get(fold(word), ()):
+        if not rest:
+            return 1, names
+        following = tuple(words[place + 1 : place + 1 + len(rest)])
+        if following == rest or tuple(map(fold, following)) == rest:
+            return 1 + len(rest), names
     return 0, ()
 
 
@@ -201,7 +203,9 @@ def _join_numbers(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     grouped = False
     for word in words:
-        if GROUPED.fullmatch(word):
+        if not word[0].isdecimal():
+            found.append(word)
+        elif GROUPED.fullmatch(word):
             found.append(word.replace(".", ""))
         elif (
             found and GROUP.fullmatch(word) and (LEADING.fullmatch(found[-1]) or (grouped and len(found[-1]) < LARGEST))
@@ -276,7 +280,7 @@ def load_western() -> Western:
 
 
 def _build_tongue(code: str, place: int, tables: Mapping[str, Any], others: frozenset[str]) -> Tongue:
-    listed: dict[str, Names] = {form: (row.split()[0] + MARK,) for row in tables["small"][code] for form in row.split()}
+    listed: dict[str, Names] = {form: (MARK + row.split()[0],) for row in tables["small"][code] for form in row.split()}
     whole, stemmed = ([*_list_forms(tables["words"][part], place)] for part in ("forms", "stems"))
     listed |= dict([*whole, *stemmed])
     listed |= dict(_list_fused(code, listed))

@@ -8,7 +8,7 @@ same words may be what is asked about ("How do I say hello in German?"), so wher
 - It is *loose* where it ends a clause or opens one ("Explain the tariff in German", "Step by step, how do I …"). It may
   be the topic; then another text that asks the same names it as well, in whatever place.
 
-A mere politeness ("could you briefly explain") is none. English, German, French, Spanish, some Italian and Portuguese,
+A mere politeness ("could you briefly explain") is none. English, German, French, Spanish, Italian, Portuguese, Dutch,
 Chinese, Japanese and Korean; the words are in data/words.toml.
 """
 

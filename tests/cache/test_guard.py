@@ -20,7 +20,7 @@ from embedsmith.facts import find_changes
 from embedsmith.lexicon import stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("5-9954749b09e125be", "00d55ceb23a8a89c")
+DECIDED = ("6-1f732628a8948729", "22b98d6188967328")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -247,7 +247,8 @@ def count_vetoes(name: str) -> tuple[int, int]:
 def test_other_decisions_are_another_version_of_the_rules() -> None:
     """Calibrations record the version, and servers say when theirs is another."""
     folder = Path(__file__).parents[2] / "benchmarks" / "traps"
-    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes", "gaps"))
+    names = ("traps", "unspaced", "framing", "facts", "korean", "wishes", "gaps", "western")
+    files = (folder / f"{name}.jsonl" for name in names)
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
     assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
@@ -265,6 +266,12 @@ def test_most_korean_traps_are_seen_and_most_paraphrases_let_through() -> None:
     traps, paraphrases = count_vetoes("korean.jsonl")
     assert traps >= 28  # of 30; 16 before its endings were read
     assert paraphrases <= 3  # of 30; 4 before
+
+
+def test_most_traps_in_french_spanish_italian_portuguese_and_dutch_are_seen_and_most_paraphrases_let_through() -> None:
+    traps, paraphrases = count_vetoes("western.jsonl")
+    assert traps >= 114  # of 120; 67 before their words were read
+    assert paraphrases <= 8  # of 120; 51 before
 
 
 def test_korean_words_are_read_without_endings_and_numbers_in_words_where_something_is_counted() -> None:
@@ -411,7 +418,7 @@ def test_forms_of_a_word_have_one_stem(one: str, other: str) -> None:
 def test_what_stands_behind_a_lost_vowel_is_read() -> None:
     veto = find_veto("combien coûte un appel depuis l'Espagne", "combien coûte un appel depuis l'Italie")
     assert veto is not None
-    assert veto.detail == "espagn / itali"
+    assert veto.detail == "espagn~ / ital~"
     assert find_veto("What's the fee?", "what is the fee") is None
 
 

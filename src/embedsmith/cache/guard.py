@@ -19,13 +19,15 @@ they stand against words that do the same.
 
 In Chinese and Japanese every sign is a word, but for runs of katakana and the words that are listed; the order counts
 only around a direction there, since what is asked about may stand first or last. Korean words are read without their
-endings and particles; those that say from where, to where, who and whom stay as directions.
+endings and particles; those that say from where, to where, who and whom stay as directions. French, Spanish, Italian,
+Portuguese and Dutch words are read as the English ones that the tables know (`western`), where small words tell which
+of these languages both questions are; the order counts there as in Chinese.
 
 Of conversations it compares all that the users said, as one text: the same exchange is asked for in any turn. Turn by
 turn it vetoed a third of the paraphrases of benchmarks/traps/turns.jsonl (dev), so none. What the assistants said is
 left to the model: two answers to one question seldom agree in words and numbers.
 
-It only ever turns a hit into a miss. What it knows of English, Chinese, Japanese and Korean is in data/words.toml
+It only ever turns a hit into a miss. What it knows of words in all these languages is in data/words.toml
 (`lexicon`), and so is what `facts` knows, which judges more mildly: training data needs the paraphrases that a veto
 here would cost.
 Its figures are those of `benchmarks/cache_traps.py`.
