@@ -32,10 +32,10 @@ GROUPED = re.compile(r"\d{1,3}(?:\.\d{3})+(?:,\d+)?")
 ENDINGS = {
     code: re.compile(f"(?<=...)(?:{endings})$")
     for code, endings in {
-        "fr": "ons|ez|ee|[ei]r|re|[aeio]",
-        "es": "iendo|ando|[ai]d[oa]|[aei]r|[aeio]",
+        "fr": "ent|ons|ez|ee|[ei]r|re|[aeio]",
+        "es": "iendo|ando|aron|ieron|an|[ai]d[oa]|[aei]r|[aeio]",
         "it": "[ae]ndo|[aiu]t[oaie]|[aei]re|[aeio]",
-        "pt": "[aei]ndo|[ai]d[oa]|[aei]r|ao|[aeo]e|[aeio]",
+        "pt": "[aei]ndo|[aei]ran|an|[ai]d[oa]|[aei]r|ao|[aeo]e|[aeio]",
     }.items()
 }
 SHORTEST = 4  # letters of an ending-less word by which another form of a listed one is known

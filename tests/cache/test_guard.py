@@ -20,7 +20,7 @@ from embedsmith.facts import find_changes
 from embedsmith.lexicon import find_flip, stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("7-1f732628a8948729", "975e81a377091f65")
+DECIDED = ("7-fdc6c18d62604257", "975e81a377091f65")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
