@@ -233,6 +233,13 @@ def serve(
         list[str] | None,
         typer.Option(help="A request header that changes no answer; else unknown ones must be equal. Repeatable."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Web pages of this origin (https://chat.example; * is all) may read what /v1 answers (CORS); this "
+            "server then says so instead of the upstream. Repeatable."
+        ),
+    ] = None,
     price: Annotated[
         str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
     ] = None,
@@ -260,7 +267,7 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.cache.stores import require_store
     from embedsmith.llm.budget import Price
-    from embedsmith.server.headers import read_ignored
+    from embedsmith.server.headers import read_ignored, read_origins
     from embedsmith.server.run import Service, listen, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
@@ -272,6 +279,8 @@ def serve(
         allowed = Allowances(allow_tools, temperature, allow_images, allow_several)
     with naming("--ignore-header"):
         ignored = read_ignored(ignore_header or ())
+    with naming("--allow-origin"):
+        origins = read_origins(allow_origin or ())
     with naming("--store"):
         require_store(store)
     with naming("--upstream"):
@@ -286,6 +295,7 @@ def serve(
             prompt_price=paid.input_per_million,
             completion_price=paid.output_per_million,
             ignored_headers=tuple(ignored),
+            origins=tuple(origins),
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,

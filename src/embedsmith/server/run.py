@@ -41,6 +41,7 @@ class Service:
     Attributes:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
+        origins: whose web pages may read what /v1 answers (`server.origins`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
         store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
         max_body: MiB of a request that is read here (chat, embeddings).
@@ -58,6 +59,7 @@ class Service:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     store_timeout: float = 1.0
     max_body: int = 8
     grace: int = GRACE
@@ -107,6 +109,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
+            origins=service.origins,
             store_seconds=service.store_timeout,
             largest=service.max_body << 20,
             truncate=service.truncate,
