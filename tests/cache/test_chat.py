@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
+from embedsmith.cache.chat import HARMLESS, Allowances, Passed, Question, read_chat
 from embedsmith.cache.decision import partition_of
 
 
@@ -56,6 +56,59 @@ def test_a_stream_tells_its_usage_when_asked(fields: dict[str, Any], wanted: tup
     question = read("hello", **fields)
     assert (question.stream, question.usage) == wanted
     assert question.scope == read("hello").scope
+
+
+@pytest.mark.parametrize("field", sorted(set(HARMLESS) - {"messages", "stream", "n", "metadata"}))
+def test_what_cannot_change_the_answer_splits_nothing(field: str) -> None:
+    assert read("hello", **{field: "one"}).scope == read("hello", **{field: "two"}).scope == read("hello").scope
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("model", "temperature", "top_p", "seed", "stop", "max_tokens", "max_completion_tokens", "presence_penalty"),
+        *("frequency_penalty", "logit_bias", "logprobs", "response_format", "reasoning_effort", "verbosity"),
+        *("prediction", "tool_choice", "parallel_tool_calls", "tags", "guardrails", "fallbacks", "models", "provider"),
+        *("litellm_metadata", "cache_salt", "session_id", "user_id", "unheard_of"),
+    ],
+)
+def test_what_can_change_the_answer_must_be_equal(field: str) -> None:
+    one, two = (read("hello", **{field: value}).scope for value in (0.1, 0.2))
+    assert one != two
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"team": "support", "run": 17},  # OpenAI's: labels of a call that is stored there
+        {
+            "trace_id": "t-1",
+            "generation_name": "reply",
+            "spend_logs_metadata": {"job": "214590"},
+        },  # LiteLLM's, for logs
+        {},
+    ],
+)
+def test_labels_of_a_call_split_nothing(metadata: dict[str, Any]) -> None:
+    assert read("hello", metadata=metadata).scope == read("hello").scope
+
+
+@pytest.mark.parametrize(
+    "directing",
+    [
+        {"tags": ["eu"]},  # LiteLLM takes another deployment, which may be another model
+        {"guardrails": ["mask-names"]},  # and masks what the model reads
+        {"guardrails": {"mask-names": False}},
+        {"disable_global_guardrails": True},
+        {"wandb.project": "support"},  # CoreWeave's routes
+        ["eu"],
+    ],
+)
+def test_what_directs_a_gateway_must_be_equal(directing: Any) -> None:
+    asked = read("hello", metadata=directing)
+    assert asked.scope != read("hello").scope
+    if isinstance(directing, dict):
+        assert asked == read("hello", metadata=directing | {"trace_id": "t-1"})
 
 
 @pytest.mark.parametrize("stream", ["false", "no", 0, 1])
