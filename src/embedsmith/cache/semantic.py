@@ -28,7 +28,7 @@ from embedsmith.cache.judge import Judge
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
-from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store
+from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store, require_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
@@ -168,6 +168,8 @@ class SemanticCache:
                 require_file(file)
         if isinstance(verifier, (str, Path)):
             read_report(Path(verifier))
+        if isinstance(store, str):
+            require_store(store)
         _require_room_for_verdicts(sample, feedback, judge)
         self._feedback = Feedback(feedback) if feedback is not None else None
         if self._feedback is not None:

@@ -364,7 +364,9 @@ def reencode(
     from embedsmith.cache.reencoding import EntriesNotEncoded
     from embedsmith.cache.reencoding import reencode as reencode_store
     from embedsmith.cache.settings import open_encoder
+    from embedsmith.cache.stores import require_store
 
+    require_store(store)  # first: loading a model takes seconds
     encoder, mark = open_encoder(model)
     try:
         with draw_bar("entries") as advance:
