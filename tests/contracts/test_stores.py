@@ -22,6 +22,7 @@ from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
 from typer.testing import CliRunner
 
+from embedsmith.cache.semantic import ENDLESS
 from embedsmith.cache.stores import (
     SCHEMA,
     Counts,
@@ -372,6 +373,18 @@ def test_eviction_by_bytes_removes_no_more_than_it_must(store: Store) -> None:
     assert store.evict(entries=3, bytes=1) == 3
     assert store.count() == Counts(0, 0)
     assert store.evict(entries=0, bytes=0) == 0
+
+
+def test_the_largest_limits_and_the_longest_lives_overflow_in_no_store(store: Store) -> None:
+    largest = ENDLESS - 1  # of what a `SemanticCache` takes
+    whole = entry("a", created=1.0, expires=1.0 + largest)
+    store.put([whole])
+    assert store.evict(entries=largest, bytes=largest) == store.expire(1e12) == 0
+    kept = store.get("a", 1e12)
+    assert kept is not None
+    assert kept.expires == whole.expires
+    assert [match.entry.id for match in store.search("p", whole.vector, 1, 1e12)] == ["a"]
+    assert store.expire(float(ENDLESS << 1)) == 1
 
 
 def test_eviction_without_limits_removes_nothing(store: Store) -> None:

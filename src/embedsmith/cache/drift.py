@@ -43,6 +43,7 @@ REFERENCE = 500  # questions
 WINDOW = 1000  # questions
 ROOM = 10_000  # texts whose similarity is remembered
 DIGITS = 3  # of a similarity: rounding errors of an equal vector must not look like another distribution
+SMALLEST = 1e-9  # share that is promised
 LARGEST = 1e300  # of a gambler's money, so that it stays a number
 
 
@@ -222,6 +223,6 @@ class StreamWatch:
 
 
 def require_share(name: str, value: float) -> None:
-    """Raise `ConfigurationError` unless a setting lies between 0 and 1."""
-    if not 0 < value < 1:
-        raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
+    """Raise `ConfigurationError` unless a setting lies between 0 and 1, where odds against it are still numbers."""
+    if not SMALLEST <= value < 1:
+        raise ConfigurationError(f"{name} {value}", expected=f"a share between 0 and 1, from {SMALLEST:g} on")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -43,6 +42,7 @@ LOG = logging.getLogger("embedsmith.cache")
 Result = TypeVar("Result")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
 HEARING = 1.0  # seconds between two looks at the feedback file, which other processes may add to
+ENDLESS = 1 << 63  # of a limit: seconds, entries or bytes that no store counts to; nothing overflows below
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
@@ -662,13 +662,13 @@ def _whole_of(namespace: str) -> str:
 
 
 def require_limits(**limits: float | None) -> None:
-    """Raise `ConfigurationError` unless each limit is None (there is none) or a finite number above 0."""
+    """Raise `ConfigurationError` unless each limit is None (there is none) or a number above 0 and below `ENDLESS`."""
     for name, limit in limits.items():
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < math.inf):
+        if limit is not None and not (number and 0 < limit < ENDLESS):
             raise ConfigurationError(
-                f"{name} is {limit!r}",
-                expected="a number above 0",
+                f"{name} is {limit!r:.80}",
+                expected="a number above 0, and below 2 to the 63rd",
                 action=f"leave {name} out for no limit; to keep nothing, do without the cache",
             )
 

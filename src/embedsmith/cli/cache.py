@@ -256,7 +256,9 @@ def serve(
             "passed on as it comes, whatever its size.",
         ),
     ] = 8,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
+    grace: Annotated[
+        int, typer.Option(min=1, max=86400, help="Seconds that a stop waits for answers on their way.")
+    ] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
@@ -353,7 +355,7 @@ def _say_sampling(cache: SemanticCache) -> None:
 def reencode(
     store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
     model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
-    batch: Annotated[int, typer.Option(min=1, help="Texts at once; a kill costs at most these.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Texts at once; a kill costs at most these.")] = 256,
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
     drop_failed: Annotated[
         bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
