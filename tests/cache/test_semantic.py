@@ -879,7 +879,7 @@ def test_a_feedback_file_that_cannot_be_read_any_more_costs_no_hit(
     file.mkdir()
     monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
     assert cache.lookup(CLOSE).hit
-    assert "pairs that other servers mark are not heard of: Is a directory" in caplog.text
+    assert "what was added is not heard of: Is a directory" in caplog.text
 
 
 def test_a_later_mark_of_the_same_joins_a_pair_again(tmp_path: Path) -> None:

@@ -200,6 +200,8 @@ class SemanticCache:
         self._refusals, self._heard = Refusals(), time.monotonic()
         judged = self._feedback.read() if self._feedback is not None else []
         self._refusals.recall(judged, self.fingerprint)
+        if self._feedback is not None:
+            self._feedback.listen(lambda rows, _: self._refusals.recall(rows, self.fingerprint))
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, judged, promised, promise.since, clock)
         if isinstance(store, str):
@@ -299,10 +301,7 @@ class SemanticCache:
         if self._feedback is None or now - self._heard < HEARING:
             return
         self._heard = now
-        try:
-            self._refusals.recall(self._feedback.read_new(), self.fingerprint)
-        except OSError as error:
-            LOG.warning("pairs that other servers mark are not heard of: %s", error.strerror or "")
+        self._feedback.hear()
 
     def _find_unread(self, asked: Lookup) -> str:
         """Return why the question's vector says nothing, "" where it does; a question is read once for that."""
