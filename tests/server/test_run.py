@@ -138,6 +138,31 @@ def test_options_that_cannot_be_are_refused_before_the_model_is_loaded(
     assert done.exit_code == 2 or getattr(done.exception, "exit_code", None) == 2  # as `main` ends
 
 
+@pytest.mark.parametrize(
+    ("store", "environment", "words"),
+    [
+        ("redis://host/0", {}, "EMBEDSMITH_SECRET is not set"),
+        ("memory://", {"EMBEDSMITH_SECRET": "00"}, "EMBEDSMITH_SECRET has 1 bytes"),
+        ("sqlite:///cache.db", {}, "cache.db.secret is not hex"),
+        ("memory://", {"EMBEDSMITH_ADMIN_TOKEN": "a\nb"}, "EMBEDSMITH_ADMIN_TOKEN holds a character"),
+        ("memory://", {"EMBEDSMITH_UPSTREAM_KEY": "schlüssel"}, "EMBEDSMITH_UPSTREAM_KEY holds a character"),
+    ],
+)
+def test_what_the_environment_lacks_is_told_before_the_model_is_loaded_or_a_store_made(
+    store: str, environment: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cache.db.secret").write_text("spoilt")
+    for name in ("EMBEDSMITH_SECRET", "EMBEDSMITH_ADMIN_TOKEN", "EMBEDSMITH_UPSTREAM_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("embedsmith.cache.semantic.open_encoder", lambda *_: pytest.fail("the model was loaded"))
+    given = ["--upstream", "simulator:", "--model", "model", "--threshold", "0.8", "--port", "0", "--store", store]
+    done = CliRunner().invoke(app, ["serve", *given], env=environment)
+    assert isinstance(done.exception, ConfigurationError)
+    assert words in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.db.secret"]
+
+
 def test_files_of_a_calibration_that_are_not_there_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
     for option, value in (("calibration", "."), ("calibration", "missing.json"), ("verifier", tmp_path)):
         with pytest.raises(EmbedsmithError, match=r"is a folder|does not exist|holds no verifier"):
@@ -387,6 +412,7 @@ def test_the_start_says_what_becomes_of_earlier_turns(
 
 def test_limits_of_the_command_line_reach_the_service(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Service] = []
+    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
     monkeypatch.setattr("embedsmith.server.run.listen", lambda _, service, say: found.append(service))
     monkeypatch.setattr("embedsmith.cache.semantic.open_store", lambda _, **about: MemoryStore(**about))
     command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]

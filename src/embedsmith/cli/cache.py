@@ -270,7 +270,7 @@ def serve(
     from embedsmith.cache.stores import require_store
     from embedsmith.llm.budget import Price
     from embedsmith.server.headers import read_ignored, read_origins
-    from embedsmith.server.run import Service, listen, require_port
+    from embedsmith.server.run import Service, listen, require_environment, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
@@ -303,6 +303,7 @@ def serve(
             grace=grace,
             truncate=truncate,
         )
+    require_environment(store)
     require_port(service)
     cache = SemanticCache(
         model,
