@@ -118,6 +118,13 @@ def test_what_a_stream_is_that_is_neither_true_nor_false_the_upstream_says(strea
     assert read_chat(body) == Passed("stream is neither true nor false")
 
 
+@pytest.mark.parametrize(("asked", "told"), [(1.5, "1.5"), (10**400, "1e+300"), (float("inf"), "1e+300")])
+def test_a_high_temperature_passes_however_high(asked: float, told: str) -> None:
+    """A number of 400 digits, which JSON may hold, was an error of the server."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": asked}
+    assert read_chat(body) == Passed(f"temperature {told} asks for variety")
+
+
 def ask(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "what is new"}]} | fields
 

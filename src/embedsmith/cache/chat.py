@@ -14,6 +14,7 @@ from embedsmith.conversation import CALLS, ROLES, Turn, render, text_of
 from embedsmith.errors import require
 from embedsmith.text import is_storable
 
+LARGEST = 1e300  # number that can be written as one
 DEEPEST = 100  # levels of a request; real ones have ten
 HARMLESS = {  # of a request: what cannot change the answer, and why; every other field must be equal, heard of or not
     "messages": "read by itself: the last one is compared by meaning, those before it must be equal",
@@ -231,7 +232,7 @@ def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any
         return "stream is neither true nor false"  # some take "false", and 0
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:
-        return f"temperature {temperature:g} asks for variety"
+        return f"temperature {min(temperature, LARGEST):g} asks for variety"  # JSON's numbers may be larger
     if (body.get("tools") or body.get("functions")) and not allowed.tools:
         return "tools are offered"
     if _searches(body) and not allowed.tools:
