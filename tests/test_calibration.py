@@ -207,7 +207,7 @@ def test_the_missing_pairs_are_not_overstated() -> None:
     assert missing <= 30  # 19 pairs like these do
 
 
-@pytest.mark.parametrize(("delta", "alpha"), [(0, 0.05), (1, 0.05), (0.05, 0), (0.05, 1.5)])
+@pytest.mark.parametrize(("delta", "alpha"), [(0, 0.05), (1, 0.05), (0.05, 0), (0.05, 1.5), (1e-320, 0.05)])
 def test_delta_and_alpha_are_probabilities(delta: float, alpha: float) -> None:
     with pytest.raises(ConfigurationError):
         calibrate([1] * 100, np.linspace(0, 1, 100), delta=delta, alpha=alpha)

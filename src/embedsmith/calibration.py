@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 # scipy is imported where it is needed: a server that reads a calibration computes none, and should start at once.
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
+from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError, require_share
 from embedsmith.metrics import Ranking, find_runs, number_groups
 
 WALKS = 5
@@ -171,8 +171,8 @@ def calibrate(
         ConfigurationError: delta, alpha or duplicate_rate outside (0, 1). InputError: no pairs, or not finite.
     """
     for name, value in (("delta", delta), ("alpha", alpha), ("duplicate_rate", duplicate_rate)):
-        if value is not None and not 0 < value < 1:
-            raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
+        if value is not None:
+            require_share(name, value)
     if traffic is not None and traffic < 1:
         raise ConfigurationError(f"traffic {traffic}", expected="a number of pairs to come, 1 or more")
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require_share
 
 ALPHA = 0.05  # chance of ever a false alarm, of each of the two
 BLOCK = 50  # judged answers between two starts
@@ -43,7 +43,6 @@ REFERENCE = 500  # questions
 WINDOW = 1000  # questions
 ROOM = 10_000  # texts whose similarity is remembered
 DIGITS = 3  # of a similarity: rounding errors of an equal vector must not look like another distribution
-SMALLEST = 1e-9  # share that is promised
 LARGEST = 1e300  # of a gambler's money, so that it stays a number
 
 
@@ -220,9 +219,3 @@ class StreamWatch:
             f"the stream has changed: the median similarity to the nearest of {self.reference:,} early questions was "
             f"{before:.3f} in the {self.size:,} after them and is {now:.3f} in the latest {self.size:,} ({why})"
         )
-
-
-def require_share(name: str, value: float) -> None:
-    """Raise `ConfigurationError` unless a setting lies between 0 and 1, where odds against it are still numbers."""
-    if not SMALLEST <= value < 1:
-        raise ConfigurationError(f"{name} {value}", expected=f"a share between 0 and 1, from {SMALLEST:g} on")

@@ -19,7 +19,6 @@ from typing import Any, TypeVar, get_args, overload
 from embedsmith.artifacts import require_file
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
-from embedsmith.cache.drift import require_share
 from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
@@ -31,7 +30,7 @@ from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_s
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
-from embedsmith.errors import ConfigurationError, InputError, describe_failure
+from embedsmith.errors import ConfigurationError, InputError, describe_failure, require_share
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import LanguageModel
