@@ -45,7 +45,8 @@ from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
 from embedsmith.metrics import Ranking, find_runs, number_groups
 
 WALKS = 5
-ROOM = 4  # times the hits of the first walk's start that a set has, to start where half of delta may be wrong
+STARTS = ((0.5, WALKS), (0.5, 1), (0.25, 2))  # shares of delta that may be wrong where the first walk starts, and walks
+ROOM = 4  # times the hits of the first walk's start that a set has, to start there
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
 SECOND_DRAW = 0.5  # of alpha, for a promise of the next answers: which thresholds are too low depends on them, too
@@ -450,11 +451,13 @@ def _starts(
     How many are wrong has no say here; the test would not be valid otherwise. `effective` are the hits over their
     design effect, which tells only whether mistakes come together. Earlier walks get more of alpha (5 of 15 parts,
     4, ... 1), since those that they meet inherit it. The first of them stops at once where it can only pass without
-    any mistake and one is made; so sets that can afford it start where half of delta may be wrong.
+    any mistake and one is made; so sets that can afford it start where half of delta may be wrong; those that can do so
+    with all of alpha alone have one walk, and smaller ones two from where a quarter may be wrong.
     """
-    easy = _find_easy(effective, delta, _share(WALKS, WALKS, alpha), to_come)
-    if easy < len(hits) and ROOM * hits[easy] <= hits[-1]:
-        return _deal(hits, easy, WALKS, alpha)
+    for part, walks in STARTS:
+        easy = _find_easy(effective, delta, part, _share(walks, walks, alpha), to_come)
+        if easy < len(hits) and ROOM * hits[easy] <= hits[-1]:
+            return _deal(hits, easy, walks, alpha)
     best = _tail_of_none(effective, delta, to_come)  # were no hit false
     walks = WALKS
     while walks > 1 and not (best[2 * hits <= hits[-1]] <= _share(walks, walks, alpha)).any():
@@ -465,12 +468,12 @@ def _starts(
     return _deal(hits, int(passing[0]), walks, alpha)
 
 
-def _find_easy(hits: NDArray[np.float64], delta: float, level: float, to_come: float | None) -> int:
-    """Return the first place that passes with half of delta wrong, `len(hits)` for none (bisected: tails are slow)."""
+def _find_easy(hits: NDArray[np.float64], delta: float, part: float, level: float, to_come: float | None) -> int:
+    """Return the first place that passes with `part` of delta wrong, `len(hits)` for none (bisected)."""
 
     def passes(place: int) -> bool:
         served = np.array([hits[place]], dtype=np.int64)
-        return bool(tail(np.floor(delta / 2 * served).astype(np.int64), served, delta, to_come)[0] <= level)
+        return bool(tail(np.floor(delta * part * served).astype(np.int64), served, delta, to_come)[0] <= level)
 
     return bisect_left(range(len(hits)), True, key=passes)
 

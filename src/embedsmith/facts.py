@@ -29,6 +29,7 @@ from embedsmith.lexicon import (
     Quantity,
     are_equal,
     expand_contractions,
+    find_flip,
     find_members,
     index_opposites,
     load_lexicon,
@@ -225,6 +226,8 @@ def _changes(one: Reading, other: Reading, alike: float) -> Iterator[Change]:
     if alike >= ALIKE:
         yield from _compare_opposites(one, other)
         yield from _compare_order(one, other)
+    if alike >= SAME:
+        yield from _compare_flip(one, other)
     yield from _compare_names(one, other, alike)
 
 
@@ -296,6 +299,13 @@ def _compare_opposites(one: Reading, other: Reading) -> Iterator[Change]:
         met = against & theirs
         if met and not against & set(one.words) and (one.negations - other.negations) % 2 == 0:
             yield Change(known.opposite_kinds.get(word, "direction"), f"{word} / {min(met)}")
+
+
+def _compare_flip(one: Reading, other: Reading) -> Iterator[Change]:
+    known = _known()
+    flip = find_flip(Counter(one.words), Counter(other.words), known.opposites)
+    if flip is not None and (one.negations - other.negations) % 2 == 0:
+        yield Change(known.opposite_kinds.get(flip[0], "direction"), " / ".join(flip))
 
 
 def _compare_order(one: Reading, other: Reading) -> Iterator[Change]:

@@ -584,6 +584,23 @@ def share_words(one: Mapping[str, int], other: Mapping[str, int], longest: int) 
     return common / longest if longest else 1.0
 
 
+def find_flip(
+    one: Mapping[str, int], other: Mapping[str, int], opposites: Mapping[str, frozenset[str]]
+) -> tuple[str, str] | None:
+    """Return a word of one that is its opposite in the other, where one of the two stands in both; None for none.
+
+    So "turn off" is told from "turn on" in questions about what is on a phone. Both are words by their counts; where no
+    word stands in both, a side may hold a pair and take no side ("pros and cons").
+    """
+    fewer = [word for word, count in one.items() if count > other.get(word, 0)]
+    more = {word for word, count in other.items() if count > one.get(word, 0)}
+    for word in sorted(fewer):
+        for opposite in sorted(opposites.get(word, frozenset()) & more):
+            if word in other or opposite in one:
+                return word, opposite
+    return None
+
+
 @lru_cache(maxsize=1 << 14)
 def stem(word: str) -> str:
     """Return the word without the endings of number and tense; the same for both questions is all that counts.

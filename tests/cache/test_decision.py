@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from embedsmith.artifacts import fingerprint
 from embedsmith.cache.decision import Policy, decide, partition_of
+from embedsmith.cache.guard import Veto
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.cache.stores import Entry, Match
 from embedsmith.testing import FakeEncoder
@@ -85,6 +86,25 @@ def test_a_candidate_is_served_exactly_when_its_moved_cosine_reaches_the_thresho
     policy = rules(Scripted(a=logit))
     moved = cosine + policy.adjustment.move(logit)  # type: ignore[union-attr]
     assert decide("q", matches(a=cosine), policy).hit == (moved >= policy.threshold) or abs(moved - 0.8) < 1e-12
+
+
+def veto_twins(asked: str, stored: str) -> Veto | None:
+    return Veto("opposite", f"{asked} / {stored}") if stored.startswith("twin") else None
+
+
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(["twin", "other"]), st.sampled_from([0.65, 0.75, 0.8, 0.85, 0.95]))),
+    asked=st.booleans(),
+)
+def test_twins_that_the_guard_refuses_neither_hide_nor_change_what_is_served_wherever_they_stand(
+    kinds: list[tuple[str, float]], asked: bool
+) -> None:
+    found = matches(**{f"{kind}{at}": similarity for at, (kind, similarity) in enumerate(kinds)})
+    verifier = Scripted(other0=3.0, other1=-3.0) if asked else None
+    policy = Policy(0.8, veto_twins, verifier=verifier, adjustment=Adjustment(0.025))
+    served = decide("q", found, policy)
+    alone = decide("q", [match for match in found if not match.entry.id.startswith("twin")], policy)
+    assert (served.entry, served.tier) == (alone.entry, alone.tier)
 
 
 def test_an_entry_under_an_older_key_is_left_to_the_semantic_tier() -> None:

@@ -17,10 +17,10 @@ from embedsmith.artifacts import fingerprint
 from embedsmith.cache import guard
 from embedsmith.cache.guard import find_veto, fingerprint_rules, read_framing, view_question
 from embedsmith.facts import find_changes
-from embedsmith.lexicon import stem
+from embedsmith.lexicon import find_flip, stem
 from embedsmith.wishes import read_wishes
 
-DECIDED = ("5-9954749b09e125be", "00d55ceb23a8a89c")
+DECIDED = ("6-9954749b09e125be", "c3c4ed788e048767")
 TRAPS = [
     ("how do i raise my card limit", "how do i lower my card limit", "opposite"),
     ("can I fly with a cold", "can I not fly with a cold", "negation"),
@@ -247,7 +247,10 @@ def count_vetoes(name: str) -> tuple[int, int]:
 def test_other_decisions_are_another_version_of_the_rules() -> None:
     """Calibrations record the version, and servers say when theirs is another."""
     folder = Path(__file__).parents[2] / "benchmarks" / "traps"
-    files = (folder / f"{name}.jsonl" for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes", "gaps"))
+    files = (
+        folder / f"{name}.jsonl"
+        for name in ("traps", "unspaced", "framing", "facts", "korean", "wishes", "gaps", "particles")
+    )
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     decided = [find_veto(row["text1"], row["text2"]) is not None for row in rows if row["half"] == "dev"]
     assert (fingerprint_rules(), fingerprint(decided)) == DECIDED, (
@@ -303,6 +306,16 @@ def test_units_by_case_raised_digits_wishes_without_a_mark_and_in_korean_and_ger
     traps, paraphrases = count_vetoes("gaps.jsonl")
     assert traps >= 88  # of 116, 24 of which differ in a capital and are left to the threshold; 45 before
     assert paraphrases <= 19  # of 116; 30 before
+
+
+def test_an_opposite_is_seen_though_the_same_word_stands_in_both_questions() -> None:
+    traps, paraphrases = count_vetoes("particles.jsonl")
+    assert traps >= 23  # of 24; none before words were counted
+    assert paraphrases <= 3  # of 24, as before
+    assert find_veto("How do I turn off roaming on my phone?", "How do I turn on roaming on my phone?") is not None
+    pair = {"pro": frozenset({"con"}), "con": frozenset({"pro"})}
+    assert find_flip({"pro": 1, "con": 1}, {"con": 2}, pair) == ("pro", "con")
+    assert find_flip({"pro": 1, "con": 1}, {"con": 1, "roof": 1}, pair) is None  # of a pair, one side
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ CHANGED = [
     ("Do trains run at 5 am?", "Are there trains at 5 pm?", "time"),
     ("Flights from Oslo to Rome", "flights from Rome to Oslo", "direction"),
     ("How do I upload a photo?", "How do I download a photo?", "direction"),
+    ("Does the rent increase when costs increase?", "Does the rent decrease when costs increase?", "direction"),
     ("Are you open this Friday?", "Will you be open next Friday?", "time"),
     ("Is 38 °C a fever?", "Is 38 °F a fever?", "unit"),
     ("Is honey safe for toddlers?", "Is honey safe for adults?", "population"),

@@ -52,6 +52,7 @@ from embedsmith.lexicon import (
     are_equal,
     expand_contractions,
     find_cased,
+    find_flip,
     find_members,
     holds_hangul,
     holds_signs,
@@ -65,7 +66,7 @@ from embedsmith.lexicon import (
 from embedsmith.text import is_spelled, normalize
 from embedsmith.wishes import find_unmet, may_wish, read_wishes
 
-RULES = 5  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
+RULES = 6  # of this code and the lexicon's; one more whenever a change of theirs changes a decision (a test tells)
 Turn = tuple[str, str, str]  # word before, direction, word behind
 ALIKE = 0.4  # share of words in common from which on a negation, an opposite, a family or the order is a veto
 SAME = 0.6  # share of words in common from which on any exchanged word is a veto
@@ -183,7 +184,7 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     veto = _find_number(left, right, alike) or _find_unit(query, candidate, left, right)
     if veto is not None or alike < ALIKE:
         return veto
-    opposite = _find_opposite(left, right)
+    opposite = _find_opposite(left, right) or _find_flip(left, right, alike)
     if left.negations % 2 != right.negations % 2:  # "not slow" and "fast": two turns lead back
         return None if opposite else Veto("negation", f"{left.negations} / {right.negations}")
     exchange = _find_exchange(query, candidate, left, right, alike)
@@ -251,6 +252,12 @@ def _find_opposite(left: GuardView, right: GuardView) -> Veto | None:
         if against & theirs and not against & left.bag.keys():  # "pros and cons" takes no side
             return Veto("opposite", f"{word} / {min(against & theirs)}")
     return None
+
+
+def _find_flip(left: GuardView, right: GuardView, alike: float) -> Veto | None:
+    repeats = len(left.bag) < len(left.words) or len(right.bag) < len(right.words)
+    flip = find_flip(left.bag, right.bag, load_lexicon().opposites) if repeats and alike >= SAME else None
+    return Veto("opposite", " / ".join(flip)) if flip else None
 
 
 def _find_member(query: str, candidate: str, left: GuardView, right: GuardView) -> Veto | None:

@@ -23,6 +23,7 @@ from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
 from embedsmith.cache.judge import Judge
+from embedsmith.cache.recent import Recent
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
@@ -174,6 +175,7 @@ class SemanticCache:
         if self._feedback is not None:
             self._feedback.require_place()
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
+        self._recent = Recent(self.encoder)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
         if policy is None:
             promise = read_promises(
@@ -278,7 +280,7 @@ class SemanticCache:
         elif decision is None:
             if vector is None:
                 started = time.perf_counter()
-                vector = self.encoder.encode([asked.text])[0]
+                vector = self._recent.encode(asked.namespace, asked.text)
                 encoding += time.perf_counter() - started
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
@@ -376,7 +378,9 @@ class SemanticCache:
         now = self._clock()
         if not isinstance(question, Lookup):
             question = self._ask(question, namespace, scope)
-        vector = question.vector if question.vector is not None else self.encoder.encode([question.text])[0]
+        vector = question.vector
+        if vector is None:
+            vector = self._recent.encode(question.namespace, question.text)
         life = ttl if ttl is not None else self.ttl
         expires = now + life if life is not None else None
         about = question.id, question.namespace, question.partition, question.text
@@ -630,7 +634,9 @@ class SemanticCache:
 
         Returns how many. What people judged stays: labels outlive answers that are out of date (`forget` removes it).
         """
-        return self.store.purge(namespace=namespace, tag=tag)
+        gone = self.store.purge(namespace=namespace, tag=tag)
+        self._recent.forget()
+        return gone
 
     def forget(self, namespace: str) -> int:
         """Remove the judged pairs of a namespace, and of all below it, from the feedback file; return how many.
@@ -642,6 +648,7 @@ class SemanticCache:
         Raises:
             OSError: the file cannot be written.
         """
+        self._recent.forget()
         if self.samples is not None:
             self.samples.forget(namespace)
         return self._feedback.remove(namespace) if self._feedback is not None else 0

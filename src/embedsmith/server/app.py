@@ -114,6 +114,9 @@ def create_app(
     told = [Middleware(Origins, allowed=pages)] if pages else []
     app = Starlette(
         routes=[
+            # First what is asked most: each path before the right one costs a search.
+            Route("/v1/chat/completions", proxy.chat, methods=["POST"]),
+            Route("/v1/embeddings", embeddings.answer, methods=["POST"]),
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
@@ -126,8 +129,6 @@ def create_app(
             Route("/admin/usual", admin.guarded(admin.usual), methods=["POST"]),
             Route("/admin/tenant", admin.guarded(admin.tenant), methods=["POST"]),
             Route("/admin/purge", admin.guarded(admin.purge), methods=["POST"]),
-            Route("/v1/chat/completions", proxy.chat, methods=["POST"]),
-            Route("/v1/embeddings", embeddings.answer, methods=["POST"]),
             Route("/v1/completions", proxy.pass_on, methods=["POST"]),
             Route("/v1/responses", proxy.pass_on, methods=["POST"]),
             Route("/v1/models", embeddings.models, methods=["GET"]),
