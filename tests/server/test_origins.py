@@ -95,3 +95,37 @@ def test_what_the_upstream_says_of_origins_is_passed_on_only_where_the_operator_
         assert (readable(miss), miss.headers["vary"]) == (CHAT, "Accept, Origin")
         assert "access-control-allow-credentials" not in miss.headers
         assert [readable(post(silent, SHOP)) for _ in range(2)] == [SHOP, None]  # a miss, a hit
+
+
+def test_no_foreign_page_spends_the_operators_key(serve: Serve) -> None:
+    """A body without a type needs no preflight: any page could send it to a server of this machine, and so did."""
+    served = serve(app={"upstream_key": "sk-operator", "origins": [CHAT]})
+
+    def send(**headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.post(f"{served.url}/v1/files", content=b"{}", headers=named).status_code
+
+    assert send(origin=SHOP) == send(origin="null") == send(origin=SHOP, sec_fetch_site="cross-site") == 403
+    assert send(sec_fetch_site="cross-site") == 403  # an image of the page, say
+    assert served.upstream.calls == []
+    passed = [
+        {},  # a program
+        {"origin": CHAT, "sec_fetch_site": "cross-site"},
+        {"origin": served.url},
+        {"origin": "https://behind.a.proxy", "sec_fetch_site": "same-origin"},
+        {"origin": SHOP, "authorization": "Bearer sk-own"},
+    ]
+    assert [send(**headers) for headers in passed] == [404] * 5  # the upstream's own
+    keys = [call.authorization for call in served.upstream.calls]
+    assert keys == [*["Bearer sk-operator"] * 4, "Bearer sk-own"]
+
+
+def test_a_page_with_a_key_of_its_own_asks_as_before_where_the_server_has_one_as_well(serve: Serve) -> None:
+    served = serve(app={"upstream_key": "sk-operator"})
+    headers = {"origin": SHOP, "sec-fetch-site": "cross-site"}
+    asked = headers | {"access-control-request-method": "POST"}
+    assert httpx.options(f"{served.url}/v1/chat/completions", headers=asked).status_code != 403  # the upstream's to say
+    answer = httpx.post(
+        f"{served.url}/v1/chat/completions", json=QUESTION, headers=headers | {"authorization": "Bearer sk-own"}
+    )
+    assert answer.status_code == 200

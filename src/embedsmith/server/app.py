@@ -25,7 +25,7 @@ from embedsmith.server.gate import SECONDS, gated
 from embedsmith.server.headers import read_asker, read_ignored, read_origins
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
-from embedsmith.server.origins import Origins
+from embedsmith.server.origins import Lending, Origins
 from embedsmith.server.proxy import LARGEST, Proxy, read_object
 from embedsmith.server.spans import Spans
 from embedsmith.server.trail import trail_of
@@ -112,6 +112,7 @@ def create_app(
         return JSONResponse(description)
 
     told = [Middleware(Origins, allowed=pages)] if pages else []
+    lent = [Middleware(Lending, allowed=pages)] if upstream_key else []
     app = Starlette(
         routes=[
             # First what is asked most: each path before the right one costs a search.
@@ -135,7 +136,7 @@ def create_app(
             Route("/v1/models/{model}", embeddings.model, methods=["GET"]),
             Route("/v1/{path:path}", proxy.pass_on, methods=list(EVERYTHING)),
         ],
-        middleware=[*told, Middleware(Edge, log=log, spans=spans)],
+        middleware=[*told, Middleware(Edge, log=log, spans=spans), *lent],
         exception_handlers=REFUSALS,
         lifespan=lifespan,
     )

@@ -14,8 +14,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedsmith.server.edge import refuse
-from embedsmith.server.headers import ANY_ORIGIN
+from embedsmith.server.headers import ANY_ORIGIN, brings_key
 
+FOREIGN = (
+    "a web page of another origin asks, and brings no key: the operator's is lent to it if the server is started with "
+    "--allow-origin ORIGIN"
+)
 MAX_AGE = b"600"  # seconds for which a browser need not ask again
 METHODS = b"GET, POST, PUT, PATCH, DELETE, HEAD"
 
@@ -60,6 +64,38 @@ class Origins:
         if origin not in self._allowed:
             return [varies]
         return [varies, (b"access-control-allow-origin", origin.encode()), exposed]
+
+
+class Lending:
+    """ASGI middleware that lends the operator's key to no foreign page.
+
+    A browser sends what any page tells it to, without asking first where the request is a plain one; the page cannot
+    read the answer, but the bill would be the operator's.
+
+    Args:
+        allowed: as of `Origins`; their pages may.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Collection[str]) -> None:
+        self._app, self._allowed = app, frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a page of an origin that is not named, unless it brings a key or only asks whether it may ask."""
+        app = self._app
+        if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
+            headers, query = Headers(scope=scope), scope.get("query_string", b"").decode("latin-1")
+            named = not self._allowed.isdisjoint((headers.get("origin", ""), ANY_ORIGIN))
+            if _is_foreign(headers) and not named and not brings_key(headers, query):
+                app = refuse(403, FOREIGN)
+        await app(scope, receive, send)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Say whether a web page of another origin asks; browsers say so by themselves, older ones only what it is."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 def _tell_wishes(headers: Headers) -> list[tuple[bytes, bytes]]:
