@@ -263,9 +263,12 @@ def ask(client: httpx.Client, text: str) -> str:
 
 
 def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
-    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+    options = ("--store", f"sqlite:///{tmp_path}/cache.db", "--allow-origin", "https://chat.example")
+    with running(lean_model, *options) as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
+        page = client.get("/v1/models", headers={"origin": "https://chat.example"})
+        assert page.headers["access-control-allow-origin"] == "https://chat.example"
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1
