@@ -87,6 +87,7 @@ HARMLESS = HOPS | {
     *("helicone-session-id", "helicone-session-path", "helicone-session-name"),
     # one request among others, tried again, and how long its client waits
     *("idempotency-key", "request-id", "correlation-id", "trace-id", "span-id", "x-litellm-call-id"),
+    *("x-litellm-session-id", "x-litellm-spend-logs-metadata"),
     *("x-azure-ref", "x-azure-requestchain", "x-azure-clientip"),
     *("x-azure-socketip", "amz-sdk-invocation-id", "amz-sdk-request", "x-amz-date"),
 }
