@@ -885,6 +885,7 @@ def test_a_store_does_not_show_its_password(kind: str, request: pytest.FixtureRe
 
 def test_the_start_of_a_server_does_not_print_the_password(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redis")
+    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
     monkeypatch.setattr("embedsmith.server.run.listen", lambda cache, service, say: cache.close())
     command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
     for url in serve(start_redis(password="geheim")):

@@ -678,7 +678,7 @@ def _find_fault(given: Mapping[str, Any]) -> str:
     tried = {name: value for name, value in given.items() if name != "hostaddr" and value != "require"}
     tried["host"] = ",".join([NOWHERE] * hosts)
     connection = pq.PGconn.connect_start(psycopg.conninfo.make_conninfo("", **tried).encode())
-    told = pq.error_message(connection)
+    told = connection.get_error_message()
     connection.finish()
     return "" if NOWHERE in told else told
 
