@@ -76,7 +76,7 @@ def read_address(url: str, *, option: str, default: str, pattern: str) -> Addres
 
 def _find_fault(place: str) -> str:
     """Return why HOST:PORT is no place of a server, "" where it is one."""
-    found = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?", place)
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{0,6}))?", place)
     if found is None or (found[2] and not 0 < int(found[2]) < 1 << 16):
         return "its host or port cannot be read; ports are numbers from 1 to 65535"
     name = unquote(found[1])
