@@ -155,6 +155,24 @@ def test_the_second_head_on_a_connection_has_its_time_too(serve: Serve) -> None:
         assert status_of(read_all(client)) == 408
 
 
+def test_a_second_head_that_came_with_the_first_has_its_time_too(serve: Serve) -> None:
+    with connect(serve(patience=SHORT)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea")
+        found = read_all(client)
+    assert [int(answer[:3]) for answer in found.split(b"HTTP/1.1 ")[1:]] == [200, 408]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_a_connection_is_closed_when_nothing_more_is_asked(serve: Serve, body: bytes) -> None:
+    """The body that nobody read may have come behind the answer: its connection waited for ever."""
+    with connect(serve(patience=Patience(idle=1))) as client:
+        client.sendall(b"PUT /health HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert status_of(read_answer(client)) == 405
+        client.sendall(body)
+        client.settimeout(5)
+        assert read_all(client) == b""
+
+
 def test_the_time_for_a_body_that_nobody_reads_ends_with_that_body(serve: Serve) -> None:
     patience = Patience(head=5, read=5, linger=0.6, spare=1 << 20)
     with connect(serve(patience=patience)) as client:

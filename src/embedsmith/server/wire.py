@@ -101,17 +101,27 @@ class Protocol(H11Protocol):
                 self.transport.abort()
                 return
         super().data_received(data)
+        self._watch_head()
+        if self._spare is not None and self.conn.their_state is not h11.SEND_BODY:
+            self._spare = None  # the rest has come: the connection is good again
+            if self._dropping is not None:  # or it would end the next body that nobody reads, before its time
+                self._dropping.cancel()
+                self._dropping = None
+            if self.conn.their_state is h11.IDLE and self._timer is None:  # uvicorn's clock stopped when the rest came
+                self._set_idle_clock()
+
+    def _watch_head(self) -> None:
+        """Set the clock of a head that has begun, and stop that of one that is whole."""
         waiting = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
         if waiting and self._timer is None:
             self._timer = self.loop.call_later(self.patience.head, self._give_up)
         elif not waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._spare is not None and self.conn.their_state is not h11.SEND_BODY:
-            self._spare = None  # the rest has come: the connection is good again
-            if self._dropping is not None:  # or it would end the next body that nobody reads, before its time
-                self._dropping.cancel()
-                self._dropping = None
+
+    def _set_idle_clock(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _give_up(self) -> None:
         self._timer = None
@@ -129,6 +139,7 @@ class Protocol(H11Protocol):
             self._spare = self.patience.spare
             self._dropping = self.loop.call_later(self.patience.linger, self.transport.abort)
         super().on_response_complete()
+        self._watch_head()  # half of the next one may have come with this request
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has nothing more to say, and drop it if its client will not read the end."""
