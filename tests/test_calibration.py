@@ -207,7 +207,7 @@ def test_the_missing_pairs_are_not_overstated() -> None:
     assert missing <= 30  # 19 pairs like these do
 
 
-@pytest.mark.parametrize(("delta", "alpha"), [(0, 0.05), (1, 0.05), (0.05, 0), (0.05, 1.5)])
+@pytest.mark.parametrize(("delta", "alpha"), [(0, 0.05), (1, 0.05), (0.05, 0), (0.05, 1.5), (1e-320, 0.05)])
 def test_delta_and_alpha_are_probabilities(delta: float, alpha: float) -> None:
     with pytest.raises(ConfigurationError):
         calibrate([1] * 100, np.linspace(0, 1, 100), delta=delta, alpha=alpha)
@@ -428,8 +428,9 @@ def test_the_promise_for_the_next_answers_holds_on_the_next_answers() -> None:
             broken[traffic] += float((labels[1][scores[1] >= threshold] == 0).mean()) > 0.15
     assert broken[1500] <= 0.075 * draws  # .042 in 4,000 draws; .05 gives more than 15 of 200 in one draw of twenty
     assert broken[None] > broken[1500]
-    with pytest.raises(ConfigurationError, match="traffic 0"):
-        calibrate([1, 0], [0.1, 0.2], traffic=0)
+    for wrong in (0, 10**30):
+        with pytest.raises(ConfigurationError, match=f"traffic {wrong}"):
+            calibrate([1, 0], [0.1, 0.2], traffic=wrong)
 
 
 def test_the_command_says_what_conversations_carry_by_themselves(tiny_model: Path, tmp_path: Path) -> None:

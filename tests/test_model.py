@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,19 @@ def test_an_export_that_is_killed_leaves_the_fingerprint_and_its_rest_goes_with_
     with make_room(copy) as room:
         assert [found.name for found in copy.glob(".onnx.*")] == [room.name]
     assert not left.parent.exists()
+
+
+def test_what_an_older_version_left_of_an_export_goes_when_nothing_of_it_has_changed_for_a_day(tmp_path: Path) -> None:
+    """Its name tells no process, so only its age tells that none writes it."""
+    for name, age in ((".onnx.a1b2c3_d", 2), (".onnx.e5f6g7h8", 0), (".onnx.mine", 2), ("onnx", 2)):
+        file = tmp_path / name / "tokenizer.json"
+        file.parent.mkdir()
+        file.write_text("{}")
+        for path in (file, file.parent):
+            os.utime(path, (time.time() - age * 86400,) * 2)
+    with make_room(tmp_path) as room:
+        kept = {path.name for path in tmp_path.iterdir()} - {room.name}
+    assert kept == {".onnx.e5f6g7h8", ".onnx.mine", "onnx"}
 
 
 def test_the_fingerprint_follows_the_weights_and_not_the_card(tiny_model: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 # scipy is imported where it is needed: a server that reads a calibration computes none, and should start at once.
 from embedsmith.artifacts import read_json, write_json
-from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError
+from embedsmith.errors import CalibrationRefused, ConfigurationError, InputError, require_share
 from embedsmith.metrics import Ranking, find_runs, number_groups
 
 WALKS = 5
@@ -50,6 +50,7 @@ ROOM = 4  # times the hits of the first walk's start that a set has, to start th
 METHOD = "learn-then-test, exact binomial, fallback procedure"
 BLOCK = 128  # thresholds of a walk that are tested at once
 SECOND_DRAW = 0.5  # of alpha, for a promise of the next answers: which thresholds are too low depends on them, too
+MOST_TRAFFIC = 10**9  # pairs to come: beyond, the promise is that of the long run, and its tails lose their digits
 ENOUGH = 30  # wrong answers that a design effect is measured on; fewer borrow from lower similarities
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
@@ -172,10 +173,14 @@ def calibrate(
         ConfigurationError: delta, alpha or duplicate_rate outside (0, 1). InputError: no pairs, or not finite.
     """
     for name, value in (("delta", delta), ("alpha", alpha), ("duplicate_rate", duplicate_rate)):
-        if value is not None and not 0 < value < 1:
-            raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")
-    if traffic is not None and traffic < 1:
-        raise ConfigurationError(f"traffic {traffic}", expected="a number of pairs to come, 1 or more")
+        if value is not None:
+            require_share(name, value)
+    if traffic is not None and not 1 <= traffic <= MOST_TRAFFIC:
+        raise ConfigurationError(
+            f"traffic {traffic}",
+            expected=f"a number of pairs to come, 1 to {MOST_TRAFFIC:,}",
+            action="leave it out to promise the long run's rate",
+        )
     truth, scores = np.asarray(labels, dtype=np.int64), np.asarray(similarities, dtype=np.float64)
     _check(truth, scores, labels)
     _require_evidence(truth, scores, duplicate_rate)

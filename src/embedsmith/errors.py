@@ -11,6 +11,8 @@ from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
+SMALLEST = 1e-9  # share that something is promised for
+
 
 class EmbedsmithError(Exception):
     """Base of all errors a caller may want to catch.
@@ -150,6 +152,12 @@ def _find_fault(url: str) -> str:
     if "@" in parts.netloc:
         return "it holds a user or a password, which would not be sent"
     return "something follows its path (? or #)" if parts.query or parts.fragment else ""
+
+
+def require_share(name: str, value: float) -> None:
+    """Raise `ConfigurationError` unless a setting lies between 0 and 1, where the odds against it are still numbers."""
+    if not SMALLEST <= value < 1:
+        raise ConfigurationError(f"{name} {value}", expected=f"a share between 0 and 1, from {SMALLEST:g} on")
 
 
 def require_kinds(settings: Any, *, prefix: str = "") -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -58,6 +59,7 @@ EXACT = 1 - 1e-5  # lowest cosine of an fp32 export
 LEAST_COSINE = 0.99  # mean, of an int8 export
 MOST_LOSS = 0.005  # of average precision, of an int8 export
 CALIBRATION = 512  # texts on which int8 measures the activations
+OLD = 86400  # seconds after which nobody still writes an export
 LARGEST = 2**31 - 2**24  # bytes of weights that one ONNX file holds
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
 
@@ -429,8 +431,17 @@ def _read_earlier(folder: Path) -> dict[str, Fidelity]:
 def make_room(folder: Path) -> Iterator[Path]:
     """Yield an empty folder in a model's for what is to be published; what kills have left of earlier ones goes."""
     remove_leftovers(folder / FOLDER)
+    _remove_nameless(folder)
     with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", suffix=f".{os.getpid()}.tmp", dir=folder) as place:
         yield Path(place)
+
+
+def _remove_nameless(folder: Path) -> None:
+    """Remove what killed exports left under names that tell no process, as they were once; none of them takes a day."""
+    for left in folder.glob(f".{FOLDER}.????????"):
+        with contextlib.suppress(OSError):  # another export may do the same
+            if time.time() - max(part.stat().st_mtime for part in (left, *left.iterdir())) > OLD:
+                shutil.rmtree(left)
 
 
 def publish(made: Path, folder: Path, name: str, report: ExportReport | VerifierReport) -> None:

@@ -50,7 +50,7 @@ ASKED_WHY = re.compile("왜|이유|까닭|어째서")
 WHETHER = re.compile(rf"([{SIGNED}]{{1,2}})[不没沒]\1")  # "can not can": whether it can
 CASED = re.compile(r"\d ?([^\W\d_]{2,12}?)(?:ps|/s)?(?!\w)")  # a unit behind its number, and not per second
 SYMBOL = 3  # letters up to which a unit is a symbol, and its case counts
-LONE = re.compile(rf"(?<!\w)([^\W\d_]{{2,{SYMBOL}}}?)(?:ps|/s)?(?!\w)")  # what may be one without a number
+CASED_ALONE = re.compile(rf"(?<!\w)([^\W\d_]{{2,{SYMBOL}}}?)(?:ps|/s)?(?!\w)")  # what may be one without a number
 Quantity = tuple[str, float]  # kind, value in the unit of that kind
 Entry = tuple[int, int, bool]  # family, member, whether it must be written with a capital
 Phrases = dict[str, tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]]
@@ -549,7 +549,7 @@ def find_cased(text: str, alone: bool = False) -> dict[str, frozenset[str]]:
     """
     units, raised = _index_cased(), text.isupper()
     found: dict[str, set[str]] = {}
-    lone = (name for name in LONE.findall(text) if not name.islower()) if alone else ()
+    lone = (name for name in CASED_ALONE.findall(text) if not name.islower()) if alone else ()
     for name in chain(CASED.findall(text), lone):
         written = len(name) <= SYMBOL
         unit = units.get(name if written else name.casefold())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
+from embedsmith.cache.chat import HARMLESS, Allowances, Passed, Question, read_chat
 from embedsmith.cache.decision import partition_of
 
 
@@ -58,11 +58,71 @@ def test_a_stream_tells_its_usage_when_asked(fields: dict[str, Any], wanted: tup
     assert question.scope == read("hello").scope
 
 
+@pytest.mark.parametrize("field", sorted(set(HARMLESS) - {"messages", "stream", "n", "metadata"}))
+def test_what_cannot_change_the_answer_splits_nothing(field: str) -> None:
+    assert read("hello", **{field: "one"}).scope == read("hello", **{field: "two"}).scope == read("hello").scope
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("model", "temperature", "top_p", "seed", "stop", "max_tokens", "max_completion_tokens", "presence_penalty"),
+        *("frequency_penalty", "logit_bias", "logprobs", "response_format", "reasoning_effort", "verbosity"),
+        *("prediction", "tool_choice", "parallel_tool_calls", "tags", "guardrails", "fallbacks", "models", "provider"),
+        *("litellm_metadata", "cache_salt", "session_id", "user_id", "unheard_of"),
+    ],
+)
+def test_what_can_change_the_answer_must_be_equal(field: str) -> None:
+    one, two = (read("hello", **{field: value}).scope for value in (0.1, 0.2))
+    assert one != two
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"team": "support", "run": 17},  # OpenAI's: labels of a call that is stored there
+        {
+            "trace_id": "t-1",
+            "generation_name": "reply",
+            "spend_logs_metadata": {"job": "214590"},
+        },  # LiteLLM's, for logs
+        {},
+    ],
+)
+def test_labels_of_a_call_split_nothing(metadata: dict[str, Any]) -> None:
+    assert read("hello", metadata=metadata).scope == read("hello").scope
+
+
+@pytest.mark.parametrize(
+    "directing",
+    [
+        {"tags": ["eu"]},  # LiteLLM takes another deployment, which may be another model
+        {"guardrails": ["mask-names"]},  # and masks what the model reads
+        {"guardrails": {"mask-names": False}},
+        {"disable_global_guardrails": True},
+        {"wandb.project": "support"},  # CoreWeave's routes
+        ["eu"],
+    ],
+)
+def test_what_directs_a_gateway_must_be_equal(directing: Any) -> None:
+    asked = read("hello", metadata=directing)
+    assert asked.scope != read("hello").scope
+    if isinstance(directing, dict):
+        assert asked == read("hello", metadata=directing | {"trace_id": "t-1"})
+
+
 @pytest.mark.parametrize("stream", ["false", "no", 0, 1])
 def test_what_a_stream_is_that_is_neither_true_nor_false_the_upstream_says(stream: object) -> None:
     """Some read "false" as false; a hit came as a stream, to a client that had not asked for one."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": stream}
     assert read_chat(body) == Passed("stream is neither true nor false")
+
+
+@pytest.mark.parametrize(("asked", "told"), [(1.5, "1.5"), (10**400, "1e+300"), (float("inf"), "1e+300")])
+def test_a_high_temperature_passes_however_high(asked: float, told: str) -> None:
+    """A number of 400 digits, which JSON may hold, was an error of the server."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": asked}
+    assert read_chat(body) == Passed(f"temperature {told} asks for variety")
 
 
 def ask(**fields: Any) -> dict[str, Any]:

@@ -58,3 +58,10 @@ def test_thresholds_of_tenants_lie_beside_the_calibration_or_the_model(tmp_path:
 def test_samples_are_compared_on_the_scale_of_the_common_calibration(exported: Path) -> None:
     found = recalibrate_model(str(exported), [], threshold=0.9, guard=False)
     assert (found.common, found.precision, found.guard, found.verifier) == (0.9, "int8", False, "")
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": float("nan")}, {"threshold": 2.0}, {"delta": 0.0}, {"alpha": 1e-320}])
+def test_figures_that_are_none_are_refused_before_the_model_is_loaded(wrong: dict[str, float]) -> None:
+    """A threshold of NaN was written into the file, and a δ of 1e-320 ended in a division by zero."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        recalibrate_model("no such model", [], **{"threshold": 0.8} | wrong)  # type: ignore[arg-type]

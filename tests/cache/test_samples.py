@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -26,6 +27,7 @@ from embedsmith.testing import FakeEncoder, FakeLLM
 from embedsmith.verifier import Adjustment
 
 ASKED, CLOSE, FAR = "How do I freeze my card?", "How do I freeze my cards?", "how can I freeze a card"
+NUMBERS = itertools.count()
 SAMPLE = Sample(1, CLOSE, ASKED, "id", 0.9, 0.8, 0.75, "tenant", 0.0)
 
 
@@ -236,6 +238,50 @@ def test_samples_that_were_drawn_above_a_higher_floor_tell_nothing_of_a_lower_th
     file.append(replace(row, floor=0.9))  # what lies from .8 to .9 was not drawn, and is wrong more often
     file.append(replace(row, floor=0.75))
     assert samples_of(make(tmp_path)).estimate.judged == 1
+
+
+def draw_and_judge(cache: SemanticCache, labels: Sequence[int]) -> None:
+    samples = samples_of(cache)
+    for label in labels:
+        asked = f"question {next(NUMBERS)}"  # each pair another one: a pair has one verdict
+        samples.put(asked=asked, stored=ASKED, stored_id="id", cosine=0.9, threshold=0.8, namespace="default")
+        (sample,) = samples.take(1)
+        samples.settle(sample.number, label, "a model")
+
+
+def test_replicas_count_each_others_verdicts_and_their_own_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each looked at the file at its start only: the alarm of a broken promise was late by the number of replicas."""
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    here, there = make(tmp_path, clock=lambda: 5.0), make(tmp_path, clock=lambda: 5.0)
+    draw_and_judge(here, [1, 1, 0])
+    draw_and_judge(there, [1])
+    here.lookup("what is a standing charge?")
+    for cache in (here, there, make(tmp_path)):
+        assert (samples_of(cache).estimate.judged, samples_of(cache).estimate.wrong) == (4, 1)
+        assert (samples_of(cache).promise.judged, samples_of(cache).promise.wrong) == (4, 1)
+    draw_and_judge(here, [0] * 20)
+    there.lookup("what is a standing charge?")
+    assert samples_of(there).promise.alarm is not None
+    assert samples_of(there).promise.evidence == samples_of(here).promise.evidence
+    assert caplog.text.count("drift: more than") == 2  # one line of each
+
+
+def test_verdicts_of_a_file_that_is_put_in_the_place_of_another_count_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As editors save: whole, under another inode. What is in both would else count twice."""
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    cache, file = make(tmp_path), tmp_path / "feedback.jsonl"
+    draw_and_judge(cache, [0, 1, 0])
+    kept = tmp_path / "kept"
+    kept.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    kept.replace(file)
+    cache.lookup("what is a standing charge?")
+    assert (samples_of(cache).estimate.judged, samples_of(cache).promise.wrong) == (2, 1)
+    draw_and_judge(cache, [1])
+    assert samples_of(cache).promise.judged == 3
 
 
 @pytest.mark.parametrize(

@@ -425,6 +425,9 @@ def test_not_every_addition_looks_for_what_has_expired(monkeypatch: pytest.Monke
         {"ttl": float("nan")},
         {"ttl": "60"},
         {"ttl": True},
+        {"ttl": 1e30},
+        {"ttl": 10**400},
+        {"max_entries": 1 << 63},
         {"max_entries": 0},
         {"max_bytes": -1},
     ],
@@ -876,7 +879,7 @@ def test_a_feedback_file_that_cannot_be_read_any_more_costs_no_hit(
     file.mkdir()
     monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
     assert cache.lookup(CLOSE).hit
-    assert "pairs that other servers mark are not heard of: Is a directory" in caplog.text
+    assert "what was added is not heard of: Is a directory" in caplog.text
 
 
 def test_a_later_mark_of_the_same_joins_a_pair_again(tmp_path: Path) -> None:

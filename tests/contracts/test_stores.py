@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import sys
 import threading
@@ -21,6 +22,7 @@ from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
 from typer.testing import CliRunner
 
+from embedsmith.cache.semantic import ENDLESS
 from embedsmith.cache.stores import (
     SCHEMA,
     Counts,
@@ -32,11 +34,12 @@ from embedsmith.cache.stores import (
     StoreError,
     kind_of,
     open_store,
+    require_store,
 )
 from embedsmith.cache.stores.moving import open_move
 from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError, MissingPartError
+from embedsmith.errors import ConfigurationError, InputError, MissingPartError
 
 ODD = (
     "plain",
@@ -370,6 +373,18 @@ def test_eviction_by_bytes_removes_no_more_than_it_must(store: Store) -> None:
     assert store.evict(entries=3, bytes=1) == 3
     assert store.count() == Counts(0, 0)
     assert store.evict(entries=0, bytes=0) == 0
+
+
+def test_the_largest_limits_and_the_longest_lives_overflow_in_no_store(store: Store) -> None:
+    largest = ENDLESS - 1  # of what a `SemanticCache` takes
+    whole = entry("a", created=1.0, expires=1.0 + largest)
+    store.put([whole])
+    assert store.evict(entries=largest, bytes=largest) == store.expire(1e12) == 0
+    kept = store.get("a", 1e12)
+    assert kept is not None
+    assert kept.expires == whole.expires
+    assert [match.entry.id for match in store.search("p", whole.vector, 1, 1e12)] == ["a"]
+    assert store.expire(float(ENDLESS << 1)) == 1
 
 
 def test_eviction_without_limits_removes_nothing(store: Store) -> None:
@@ -746,7 +761,8 @@ DRIVERS = {"redis": "redis", "postgres": "psycopg"}
 
 
 def needs_driver(url: str) -> None:
-    pytest.importorskip("redis" if url.startswith("redis") else "psycopg_pool")
+    if url.startswith(("redis", "unix", "postgres")):
+        pytest.importorskip("psycopg_pool" if url.startswith("postgres") else "redis")
 
 
 @pytest.mark.parametrize("url", UNREACHABLE)
@@ -783,6 +799,69 @@ def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
     assert "heim" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("redis://:geheim@h/x", "its database is 'x', and no number"),
+        ("redis://:geheim@h/0/1", "no number"),  # the driver took it for 01
+        ("redis://:geheim@h/-1", "no number"),
+        ("redis://:geheim@h/99999999999", "no number"),
+        ("redis://:geheim@h?db=-1", "no number from 0 on"),
+        ("redis://:geheim@h/0?db=1", "it names a database twice"),
+        ("redis://:geheim@h,i/0", "it names several hosts"),
+        ("redis://:geheim@h:0/0", "ports are numbers from 1 to 65535"),
+        ("redis://:geheim@a..b/0", "a part of its host's name is empty"),
+        ("redis://:geheim@h/0?prefix=a&prefix=b", "cannot be read"),
+        ("redis://:geheim@h/0?decode_responses=True", "it sets decode_responses"),
+        ("redis://:geheim@h/0?socket_timeout=nan", "its time limits are no numbers"),
+        ("redis://:geheim@h/0?socket_connect_timeout=-1", "its time limits are no numbers"),
+        ("redis://:geheim@h /0", "cannot be read"),
+        ("rediss://:geheim@h/0?ssl_cert_reqs=maybe", "cannot be used"),
+        ("unix://:geheim@tmp/redis.sock", "a socket is a path behind three slashes"),
+        ("unix://", "a socket is a path behind three slashes"),
+        ("postgresql://me:geheim@h:x/db", "ports are numbers from 1 to 65535"),
+        ("postgresql://me:geheim@h:5432,i:99999/db", "ports are numbers from 1 to 65535"),
+        ("postgresql://me:geheim@a..b/db", "a part of its host's name is empty"),
+        ("postgresql://me:geheim@h/db?sslmode=maybe", 'invalid sslmode value: "maybe"'),
+        ("postgresql://me:geheim@h/db?target_session_attrs=maybe", "invalid target_session_attrs"),
+        ("postgresql://me:geheim@h/db?port=x", 'invalid integer value "x"'),
+        ("postgresql://me:geheim@h/db?connect_timeout=x", "its connect_timeout is no number"),
+        ("postgresql://me:geheim@h/db?service=none", "not found"),
+        ("mysql://me:geheim@h/db", "names no store"),
+        ("REDIS://:geheim@h/0", "names no store"),
+        ("redis:/h/0", "names no store"),
+        ("memory://x", "names no store"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///cache.db?mode=ro", "names no file"),
+        ("sqlite:///folder/", "names no file"),
+        ("sqlite:///a\0b", "names no file"),
+        ("sqlite:////dev/null", "is a device"),
+    ],
+)
+def test_a_part_of_an_address_without_a_meaning_is_refused_before_anything_is_opened(url: str, fault: str) -> None:
+    needs_driver(url)
+    with pytest.raises((ConfigurationError, InputError), match=re.escape(fault)) as caught:
+        require_store(url)
+    assert caught.value.exit_code == 2
+    assert caught.value.expected
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://h", "redis://h/", "redis://h/0/", "redis://h?db=3", "redis://[::1]:6379/0", "redis://:6379/1"),
+        *("rediss://h/0?ssl_cert_reqs=none", "unix:///run/redis.sock?db=1", "redis://h/0?socket_timeout=0.5"),
+        *("postgresql:///db", "postgresql://h1:1,h2:2/db?target_session_attrs=read-write", "postgresql://h1,h2/db"),
+        *("postgresql://%2Frun%2Fpostgresql/db", "postgresql://h/db?sslmode=require&channel_binding=require"),
+        *("postgresql://h/db?gssencmode=require&connect_timeout=-1", "postgresql://[::1]/db?options=-c%20jit%3Doff"),
+    ],
+)
+def test_addresses_that_drivers_know_are_taken(url: str) -> None:
+    needs_driver(url)
+    require_store(url)
+
+
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_a_store_does_not_show_its_password(kind: str, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue(f"{kind}_url")
@@ -806,6 +885,7 @@ def test_a_store_does_not_show_its_password(kind: str, request: pytest.FixtureRe
 
 def test_the_start_of_a_server_does_not_print_the_password(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("redis")
+    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
     monkeypatch.setattr("embedsmith.server.run.listen", lambda cache, service, say: cache.close())
     command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
     for url in serve(start_redis(password="geheim")):

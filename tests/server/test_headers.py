@@ -31,6 +31,7 @@ DIFFERENT = [
     *("X-B3-SpanId", "sentry-trace", "newrelic", "X-NewRelic-Transaction", "x-datadog-trace-id"),
     *("x-datadog-parent-id", "uber-trace-id", "elastic-apm-traceparent", "sw8", "X-Instana-T", "X-Dynatrace"),
     *("langsmith-trace", "x-portkey-trace-id", "x-portkey-span-id", "x-litellm-trace-id", "x-litellm-call-id"),
+    *("x-litellm-session-id", "x-litellm-spend-logs-metadata"),
     *("Helicone-Request-Id", "Helicone-Session-Id", "x-stainless-retry-count", "x-stainless-read-timeout"),
     *("x-stainless-timeout", "sec-fetch-id", "sec-ch-ua"),
 ]

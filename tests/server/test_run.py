@@ -85,8 +85,14 @@ def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
         (["--threshold", "2"], "threshold 2.0"),
         (["--ttl", "inf"], "ttl is inf"),
         (["--ttl", "nan"], "ttl is nan"),
+        (["--ttl", "1e30"], "ttl is 1e+30"),
+        (["--max-entries", str(10**30)], "max_entries is 1000000000000000000000000000000"),
+        (["--max-bytes", str(2**63)], "max_bytes is 9223372036854775808"),
+        (["--grace", str(10**30)], "--grace"),
+        (["--price", "1e308,1"], "'1e308,1' is no price"),
         (["--prompt-price", "inf"], "'inf,0.0' is no price"),
         (["--store", "redis://host/0", "--store-timeout", "inf"], "--store-timeout"),
+        (["--store", "redis://host/0", "--store-timeout", "nan"], "--store-timeout"),
         (["--store", ""], "--store: '' names no store"),
         (["--store", "sqlite:///folder"], "--store: folder is a folder"),
         (["--store", "sqlite:///file/cache.db"], "nothing can be written at file/cache.db"),
@@ -95,10 +101,17 @@ def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
         (["--ignore-header", ""], "'' is no name of a header"),
         (["--ignore-header", "x: y"], "'x: y' is no name of a header"),
         (["--ignore-header", "Cookie"], "--ignore-header: the header cookie says who asks"),
+        (["--allow-origin", "chat.example"], "--allow-origin: 'chat.example' is no origin"),
+        (["--allow-origin", "https://chat.example/"], "'https://chat.example/' is no origin"),
+        (["--allow-origin", "https://chat.example:443"], "'https://chat.example:443' is no origin"),
+        (["--allow-origin", "null"], "'null' is no origin"),
         (["--feedback", "folder"], "folder is a folder"),
         (["--feedback", "file/feedback.jsonl"], "nothing can be written at file/feedback.jsonl"),
         (["--namespaces", "missing.json"], "missing.json does not exist"),
         (["--sample", "nan", "--feedback", "f.jsonl"], "--sample, --sample-margin: the share nan"),
+        (["--sample", "-1", "--feedback", "f.jsonl"], "--sample, --sample-margin: the share -1.0"),
+        (["--sample", ".1", "--sample-margin", "1e30", "--feedback", "f.jsonl"], "the margin 1e+30"),
+        (["--sample", ".1", "--feedback", "f.jsonl", "--delta", "1e-320"], "delta 1e-320"),
         (["--sample", ".1", "--feedback", "f.jsonl", "--delta", "nan"], "delta nan"),
         (["--sample", ".1", "--feedback", "f.jsonl", "--judge", ""], "--judge: '' names no language model"),
         (["--sample", ".1", "--feedback", "f.jsonl", "--judge", "openai:m", "--judge-url", ""], "'' is no address"),
@@ -123,6 +136,31 @@ def test_options_that_cannot_be_are_refused_before_the_model_is_loaded(
     assert words in told
     assert "secret" not in told
     assert done.exit_code == 2 or getattr(done.exception, "exit_code", None) == 2  # as `main` ends
+
+
+@pytest.mark.parametrize(
+    ("store", "environment", "words"),
+    [
+        ("redis://host/0", {}, "EMBEDSMITH_SECRET is not set"),
+        ("memory://", {"EMBEDSMITH_SECRET": "00"}, "EMBEDSMITH_SECRET has 1 bytes"),
+        ("sqlite:///cache.db", {}, "cache.db.secret is not hex"),
+        ("memory://", {"EMBEDSMITH_ADMIN_TOKEN": "a\nb"}, "EMBEDSMITH_ADMIN_TOKEN holds a character"),
+        ("memory://", {"EMBEDSMITH_UPSTREAM_KEY": "schlüssel"}, "EMBEDSMITH_UPSTREAM_KEY holds a character"),
+    ],
+)
+def test_what_the_environment_lacks_is_told_before_the_model_is_loaded_or_a_store_made(
+    store: str, environment: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cache.db.secret").write_text("spoilt")
+    for name in ("EMBEDSMITH_SECRET", "EMBEDSMITH_ADMIN_TOKEN", "EMBEDSMITH_UPSTREAM_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("embedsmith.cache.semantic.open_encoder", lambda *_: pytest.fail("the model was loaded"))
+    given = ["--upstream", "simulator:", "--model", "model", "--threshold", "0.8", "--port", "0", "--store", store]
+    done = CliRunner().invoke(app, ["serve", *given], env=environment)
+    assert isinstance(done.exception, ConfigurationError)
+    assert words in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.db.secret"]
 
 
 def test_files_of_a_calibration_that_are_not_there_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
@@ -225,9 +263,12 @@ def ask(client: httpx.Client, text: str) -> str:
 
 
 def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
-    with running(lean_model, "--store", f"sqlite:///{tmp_path}/cache.db") as (address, lines):
+    options = ("--store", f"sqlite:///{tmp_path}/cache.db", "--allow-origin", "https://chat.example")
+    with running(lean_model, *options) as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
+        page = client.get("/v1/models", headers={"origin": "https://chat.example"})
+        assert page.headers["access-control-allow-origin"] == "https://chat.example"
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1
@@ -374,6 +415,7 @@ def test_the_start_says_what_becomes_of_earlier_turns(
 
 def test_limits_of_the_command_line_reach_the_service(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Service] = []
+    monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
     monkeypatch.setattr("embedsmith.server.run.listen", lambda _, service, say: found.append(service))
     monkeypatch.setattr("embedsmith.cache.semantic.open_store", lambda _, **about: MemoryStore(**about))
     command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]

@@ -14,13 +14,26 @@ from embedsmith.conversation import CALLS, ROLES, Turn, render, text_of
 from embedsmith.errors import require
 from embedsmith.text import is_storable
 
+LARGEST = 1e300  # number that can be written as one
 DEEPEST = 100  # levels of a request; real ones have ten
-HARMLESS = frozenset(  # of a request: what does not change the answer
-    {
-        *("messages", "stream", "stream_options", "user", "metadata", "store", "n", "service_tier"),
-        *("safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-    }
-)
+HARMLESS = {  # of a request: what cannot change the answer, and why; every other field must be equal, heard of or not
+    "messages": "read by itself: the last one is compared by meaning, those before it must be equal",
+    "stream": "the form of the answer; where the stored one lacks something of it, that is a miss (`Answer.lacks`)",
+    "stream_options": "as `stream`",
+    "n": "part of the scope by itself where it is more than one",
+    "metadata": "labels of the call in the provider's log; what directs a gateway must be equal (`_find_directives`)",
+    "store": "whether the provider keeps a copy: it does of misses",
+    "user": "who asks, told for the provider's watch over abuse; the tenant is told by the headers",
+    "safety_identifier": "as `user`, whose successor it is",
+    "prompt_cache_key": "where the provider looks for the beginning of the prompt: time and price",
+    "prompt_cache_retention": "as `prompt_cache_key`",
+    "service_tier": "how soon the same model answers, and at what price",
+    "request_id": "of one request, for its log (vLLM, Zhipu)",
+    "litellm_call_id": "as `request_id` (LiteLLM)",
+    "litellm_trace_id": "which requests belong together in its log (LiteLLM)",
+    "litellm_session_id": "as `litellm_trace_id`",
+}
+LOGGED = ("spend_logs_metadata", "trace_metadata")  # objects in LiteLLM's metadata that only its log takes
 SEARCHING = ("web_search_options", "search_parameters", "enable_search")  # of OpenAI, xAI, Alibaba
 
 
@@ -109,9 +122,26 @@ def read_chat(
     scope: dict[str, Any] = {"rest": rest, "turns": [], **about}
     scope |= {"images": images} if images else {}
     scope |= {"n": several} if several > 1 else {}
+    scope |= {"metadata": directives} if (directives := _find_directives(body.get("metadata"))) else {}
     stream, options = bool(body.get("stream")), body.get("stream_options")
     usage = stream and isinstance(options, dict) and bool(options.get("include_usage"))
     return Question(text, scope, stream, usage, bool(body.get("logprobs")), several)
+
+
+def _find_directives(metadata: object) -> object:
+    """Return what in `metadata` a gateway may act upon: all but texts and numbers, the labels of OpenAI's protocol.
+
+    LiteLLM chooses the deployment by `tags` (a list), and switches `guardrails` (a list or an object), which may mask
+    what the model reads; CoreWeave's proxy routes by names that begin with "wandb.".
+    """
+    if not isinstance(metadata, dict):
+        return metadata
+    return {name: value for name, value in metadata.items() if not _is_label(name, value)}
+
+
+def _is_label(name: str, value: object) -> bool:
+    plain = value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+    return name in LOGGED or (plain and not name.startswith("wandb."))
 
 
 def _take_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[tuple[int, str]]]:
@@ -202,7 +232,7 @@ def _reason_to_pass(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any
         return "stream is neither true nor false"  # some take "false", and 0
     temperature = body.get("temperature")
     if isinstance(temperature, (int, float)) and temperature > allowed.temperature:
-        return f"temperature {temperature:g} asks for variety"
+        return f"temperature {min(temperature, LARGEST):g} asks for variety"  # JSON's numbers may be larger
     if (body.get("tools") or body.get("functions")) and not allowed.tools:
         return "tools are offered"
     if _searches(body) and not allowed.tools:

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require_share
 
 ALPHA = 0.05  # chance of ever a false alarm, of each of the two
 BLOCK = 50  # judged answers between two starts
@@ -219,9 +219,3 @@ class StreamWatch:
             f"the stream has changed: the median similarity to the nearest of {self.reference:,} early questions was "
             f"{before:.3f} in the {self.size:,} after them and is {now:.3f} in the latest {self.size:,} ({why})"
         )
-
-
-def require_share(name: str, value: float) -> None:
-    """Raise `ConfigurationError` unless a setting lies between 0 and 1."""
-    if not 0 < value < 1:
-        raise ConfigurationError(f"{name} {value}", expected="a share between 0 and 1")

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -60,6 +60,7 @@ class Judged:
     floor: float | None = None
 
 
+Listener = Callable[[Sequence[Judged], bool], None]  # takes rows, and whether they replace all that it has heard
 NAMES = tuple(part.name for part in fields(Judged))
 
 
@@ -69,8 +70,9 @@ class Feedback:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()
         self._seen = 0, 0  # which file was read, and how many bytes of it
+        self._listeners: list[Listener] = []
 
     def require_place(self) -> None:
         """Raise `InputError` unless rows can be added; leaves nothing behind.
@@ -137,20 +139,41 @@ class Feedback:
         Where nothing was added, the file is not opened. A row that is there only in part waits for the next reading.
         """
         with self._reading:
+            return self._read_new()[0]
+
+    def listen(self, listener: Listener) -> None:
+        """Let `listener` be told by `hear`."""
+        self._listeners.append(listener)
+
+    def hear(self) -> None:
+        """Tell those who listen what `read_new` returns, in the file's order, what this process has added as well.
+
+        What cannot be read is told when it can be; the log says so.
+        """
+        with self._reading:
             try:
-                about = self.path.stat()
-            except FileNotFoundError:
-                return []
-            file, seen = self._seen
-            if file != about.st_ino or about.st_size < seen:
-                seen = 0
-            added = self._read_behind(seen) if about.st_size > seen else b""
-            self._seen = about.st_ino, seen + len(added)
+                rows, anew = self._read_new()
+            except OSError as error:
+                LOG.warning("%s: what was added is not heard of: %s", self.path, error.strerror or "")
+                return
+            for listener in self._listeners if rows or anew else ():
+                listener(rows, anew)
+
+    def _read_new(self) -> tuple[list[Judged], bool]:
+        """Return the rows of `read_new`, and whether they are those of a file in the place of one that was read."""
+        try:
+            about = self.path.stat()
+        except FileNotFoundError:
+            return [], False
+        file, before = self._seen
+        seen = before if file == about.st_ino and about.st_size >= before else 0
+        added = self._read_behind(seen) if about.st_size > seen else b""
+        self._seen = about.st_ino, seen + len(added)
         rows, rejected = _read_lines(added, self.path)
         for bad in rejected:
             where = f"line {bad.line}" if not seen else "a new line"
             LOG.warning("%s, %s is not used: %s", self.path, where, bad.detail)
-        return rows
+        return rows, seen < before
 
     def _read_behind(self, seen: int) -> bytes:
         with self.path.open("rb") as handle:

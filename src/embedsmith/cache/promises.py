@@ -10,10 +10,17 @@ from embedsmith.cache.feedback import Judged
 from embedsmith.cache.guard import record_guard
 from embedsmith.cache.recalibration import FILE, MIN_PAIRS, Recalibration, recalibrate
 from embedsmith.cache.rules import Rules, choose_rules, choose_uncached, served_similarities
-from embedsmith.cache.settings import adjustment_of, find_calibration, open_encoder, open_verifier, require_guard
+from embedsmith.cache.settings import (
+    adjustment_of,
+    find_calibration,
+    open_encoder,
+    open_verifier,
+    require_cosine,
+    require_guard,
+)
 from embedsmith.calibration import read_calibration
 from embedsmith.encoder import precision_of
-from embedsmith.errors import ConfigurationError
+from embedsmith.errors import ConfigurationError, require_share
 from embedsmith.examples import LabelledPair
 from embedsmith.verifier import OnnxVerifier, adjust, pairs_of
 
@@ -78,8 +85,11 @@ def recalibrate_model(
         delta, alpha, min_pairs: see `recalibrate`.
 
     Raises:
-        ConfigurationError: guard or verifier are not those of the calibration.
+        ConfigurationError: guard or verifier are not those of the calibration, or a figure is none.
     """
+    require_cosine(threshold)  # before the model is loaded
+    for name, share in (("delta", delta), ("alpha", alpha)):
+        require_share(name, share)
     encoder, mark = open_encoder(model)
     pairs = [LabelledPair(row.sentence1, row.sentence2, row.label) for row in rows]
     similarities = served_similarities(encoder, pairs, guard=guard)

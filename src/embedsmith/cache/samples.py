@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedsmith.cache.drift import PromiseWatch
@@ -112,8 +112,8 @@ class Samples:
     """The draw, the queue and the verdicts. Safe for threads; nothing here waits for a judge.
 
     Args:
-        feedback: the file for verdicts. judged: the rows that it holds; what is of this model at the thresholds of
-            today counts from the start.
+        feedback: the file for verdicts, of those that others add as well. judged: the rows that were read of it; what
+            is of this model at the thresholds of today counts.
         model: fingerprint. threshold_for: the threshold of a namespace, for a text.
         delta: most wrong answers among those served that is promised; the alarm watches it.
         since: Unix seconds by namespace; earlier verdicts chose the threshold of the namespace, and do not judge it.
@@ -143,10 +143,16 @@ class Samples:
         self._for_people: set[int] = set()
         self._tally: dict[str, tuple[int, int]] = {}
         self._known: dict[int, int] = {}  # samples that wait for their turn, with the verdict of a person's mark
-        self._recall(settle_rows(judged))
+        self._hear(judged, False)
+        feedback.listen(self._hear)
 
-    def _recall(self, rows: Iterable[Judged]) -> None:
-        for row in rows:
+    def _hear(self, rows: Sequence[Judged], anew: bool) -> None:
+        """Count the verdicts in rows of the file; those of this process come this way, too, so each counts once."""
+        if anew:
+            with self._lock:
+                self._tally = {}
+            self.promise = PromiseWatch(self.promise.delta, clock=self._clock)
+        for row in settle_rows(rows):
             if self._counts(row):
                 self._count(row)
 
@@ -286,8 +292,7 @@ class Samples:
             raise
         with self._lock:
             self.counts.judged += 1
-        if self._counts(row):
-            self._count(row)
+        self._feedback.hear()
         return sample
 
     def forget(self, namespace: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any, TypeVar, get_args, overload
 from embedsmith.artifacts import require_file
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
-from embedsmith.cache.drift import require_share
 from embedsmith.cache.feedback import Feedback, Judged
 from embedsmith.cache.flights import Abandoned, Flights
 from embedsmith.cache.functions import Function, read_function
@@ -29,11 +27,11 @@ from embedsmith.cache.recent import Recent
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
-from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store
+from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store, require_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
-from embedsmith.errors import ConfigurationError, InputError, describe_failure
+from embedsmith.errors import ConfigurationError, InputError, describe_failure, require_share
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import LanguageModel
@@ -44,6 +42,7 @@ LOG = logging.getLogger("embedsmith.cache")
 Result = TypeVar("Result")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
 HEARING = 1.0  # seconds between two looks at the feedback file, which other processes may add to
+ENDLESS = 1 << 63  # of a limit: seconds, entries or bytes that no store counts to; nothing overflows below
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
@@ -169,6 +168,8 @@ class SemanticCache:
                 require_file(file)
         if isinstance(verifier, (str, Path)):
             read_report(Path(verifier))
+        if isinstance(store, str):
+            require_store(store)
         _require_room_for_verdicts(sample, feedback, judge)
         self._feedback = Feedback(feedback) if feedback is not None else None
         if self._feedback is not None:
@@ -200,6 +201,8 @@ class SemanticCache:
         self._refusals, self._heard = Refusals(), time.monotonic()
         judged = self._feedback.read() if self._feedback is not None else []
         self._refusals.recall(judged, self.fingerprint)
+        if self._feedback is not None:
+            self._feedback.listen(lambda rows, _: self._refusals.recall(rows, self.fingerprint))
         promised = promise.delta if delta is None else delta
         self.samples = _open_samples(self, sample, self._feedback, judged, promised, promise.since, clock)
         if isinstance(store, str):
@@ -299,10 +302,7 @@ class SemanticCache:
         if self._feedback is None or now - self._heard < HEARING:
             return
         self._heard = now
-        try:
-            self._refusals.recall(self._feedback.read_new(), self.fingerprint)
-        except OSError as error:
-            LOG.warning("pairs that other servers mark are not heard of: %s", error.strerror or "")
+        self._feedback.hear()
 
     def _find_unread(self, asked: Lookup) -> str:
         """Return why the question's vector says nothing, "" where it does; a question is read once for that."""
@@ -667,13 +667,13 @@ def _whole_of(namespace: str) -> str:
 
 
 def require_limits(**limits: float | None) -> None:
-    """Raise `ConfigurationError` unless each limit is None (there is none) or a finite number above 0."""
+    """Raise `ConfigurationError` unless each limit is None (there is none) or a number above 0 and below `ENDLESS`."""
     for name, limit in limits.items():
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < math.inf):
+        if limit is not None and not (number and 0 < limit < ENDLESS):
             raise ConfigurationError(
-                f"{name} is {limit!r}",
-                expected="a number above 0",
+                f"{name} is {limit!r:.80}",
+                expected="a number above 0, and below 2 to the 63rd",
                 action=f"leave {name} out for no limit; to keep nothing, do without the cache",
             )
 

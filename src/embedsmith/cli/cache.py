@@ -233,6 +233,13 @@ def serve(
         list[str] | None,
         typer.Option(help="A request header that changes no answer; else unknown ones must be equal. Repeatable."),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Web pages of this origin (https://chat.example; * is all) may read what /v1 answers (CORS); this "
+            "server then says so instead of the upstream. Repeatable."
+        ),
+    ] = None,
     price: Annotated[
         str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
     ] = None,
@@ -249,7 +256,9 @@ def serve(
             "passed on as it comes, whatever its size.",
         ),
     ] = 8,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds that a stop waits for answers on their way.")] = 25,
+    grace: Annotated[
+        int, typer.Option(min=1, max=86400, help="Seconds that a stop waits for answers on their way.")
+    ] = 25,
     log: Annotated[
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
@@ -260,8 +269,8 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.cache.stores import require_store
     from embedsmith.llm.budget import Price
-    from embedsmith.server.headers import read_ignored
-    from embedsmith.server.run import Service, listen, require_port
+    from embedsmith.server.headers import read_ignored, read_origins
+    from embedsmith.server.run import Service, listen, require_environment, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
     with naming("--sample, --sample-margin"):
@@ -272,6 +281,8 @@ def serve(
         allowed = Allowances(allow_tools, temperature, allow_images, allow_several)
     with naming("--ignore-header"):
         ignored = read_ignored(ignore_header or ())
+    with naming("--allow-origin"):
+        origins = read_origins(allow_origin or ())
     with naming("--store"):
         require_store(store)
     with naming("--upstream"):
@@ -286,11 +297,13 @@ def serve(
             prompt_price=paid.input_per_million,
             completion_price=paid.output_per_million,
             ignored_headers=tuple(ignored),
+            origins=tuple(origins),
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,
             truncate=truncate,
         )
+    require_environment(store)
     require_port(service)
     cache = SemanticCache(
         model,
@@ -343,7 +356,7 @@ def _say_sampling(cache: SemanticCache) -> None:
 def reencode(
     store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
     model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
-    batch: Annotated[int, typer.Option(min=1, help="Texts at once; a kill costs at most these.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Texts at once; a kill costs at most these.")] = 256,
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
     drop_failed: Annotated[
         bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
@@ -354,7 +367,9 @@ def reencode(
     from embedsmith.cache.reencoding import EntriesNotEncoded
     from embedsmith.cache.reencoding import reencode as reencode_store
     from embedsmith.cache.settings import open_encoder
+    from embedsmith.cache.stores import require_store
 
+    require_store(store)  # first: loading a model takes seconds
     encoder, mark = open_encoder(model)
     try:
         with draw_bar("entries") as advance:

@@ -25,6 +25,7 @@ from embedsmith.llm import Prompt, Sampling
 OVERHEAD = 128  # tokens that a chat template may add of its own
 BLOCK = 8  # calls granted at once, at least
 NANO = 10**9
+DEAREST = 1e9  # US dollars for a million tokens; more is a mistake, and sums of it may be no number any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Price:
 
     def __post_init__(self) -> None:
         given = self.input_per_million, self.output_per_million
-        if not all(math.isfinite(value) and value >= 0 for value in given):
+        if not all(0 <= value <= DEAREST for value in given):
             raise _no_price(f"{given[0]},{given[1]}")
 
     @classmethod
@@ -91,7 +92,7 @@ class Price:
         """Return the price in "INPUT,OUTPUT".
 
         Raises:
-            ConfigurationError: not two finite numbers of at least 0.
+            ConfigurationError: not two numbers from 0 to `DEAREST`.
         """
         try:
             prompt, completion = map(float, text.split(","))

@@ -22,9 +22,10 @@ from embedsmith.server.dashboard import find_entries, page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
 from embedsmith.server.gate import SECONDS, gated
-from embedsmith.server.headers import read_asker, read_ignored
+from embedsmith.server.headers import read_asker, read_ignored, read_origins
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
+from embedsmith.server.origins import Lending, Origins
 from embedsmith.server.proxy import LARGEST, Proxy, read_object
 from embedsmith.server.spans import Spans
 from embedsmith.server.trail import trail_of
@@ -62,6 +63,7 @@ def create_app(
     truncate: bool = False,
     store_seconds: float = SECONDS,
     ignored_headers: Iterable[str] = (),
+    origins: Iterable[str] = (),
     log: RequestLog | None = None,
     spans: Spans | None = None,
 ) -> Starlette:
@@ -80,12 +82,13 @@ def create_app(
         room: texts that may wait for the encoder before /v1/embeddings answers 429.
         truncate: embed the beginning of texts that are too long where a request does not say; else they are refused.
         ignored_headers: of requests, beyond those known (`headers`), that change no answer.
+        origins: whose web pages may read what /v1 answers (`origins`).
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
     cache = gated(cache, store_seconds)
     watch = Watch(cache, shadow=shadow, prices=prices)
     way = Upstream(upstream, key=upstream_key, timeout=timeout, watch=watch)
-    ignored = read_ignored(ignored_headers)
+    ignored, pages = read_ignored(ignored_headers), read_origins(origins)
     proxy = Proxy(cache, way, secret, watch, allowed or Allowances(), largest, body_seconds, shadow, ignored)
     admin = Admin(cache, watch, admin_token, secret)
     embeddings = Embedder(cache.encoder, proxy, served_model, room=room, truncate=truncate)
@@ -108,6 +111,8 @@ def create_app(
     async def openapi(_: Request) -> Response:
         return JSONResponse(description)
 
+    told = [Middleware(Origins, allowed=pages)] if pages else []
+    lent = [Middleware(Lending, allowed=pages)] if upstream_key else []
     app = Starlette(
         routes=[
             # First what is asked most: each path before the right one costs a search.
@@ -131,7 +136,7 @@ def create_app(
             Route("/v1/models/{model}", embeddings.model, methods=["GET"]),
             Route("/v1/{path:path}", proxy.pass_on, methods=list(EVERYTHING)),
         ],
-        middleware=[Middleware(Edge, log=log, spans=spans)],
+        middleware=[*told, Middleware(Edge, log=log, spans=spans), *lent],
         exception_handlers=REFUSALS,
         lifespan=lifespan,
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from embedsmith.cache.semantic import Lookup
+from embedsmith.cache.semantic import ENDLESS, Lookup
 from embedsmith.server.headers import ASKED, MOST_TOLD
 
 MOST_TAGS = 8  # of one request
@@ -80,7 +80,7 @@ def _read_seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
+    if not 0 < seconds < ENDLESS:
         raise ValueError(f"{ASKED}: ttl={text} is not a positive number of seconds")
     return seconds
 

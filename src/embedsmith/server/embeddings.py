@@ -22,6 +22,7 @@ from embedsmith.server.proxy import Proxy, bar, is_encoded, read_aside, read_obj
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request
+MOST_DIMENSIONS = 1 << 20  # that a request may name; spans hold no number above 64 bits
 INLINE = 32 * 1024  # numbers that are written without a thread
 QUICK = 4096  # characters that are looked through without a thread
 Form = Literal["float", "base64"]
@@ -213,8 +214,8 @@ def _is_text(text: str) -> bool:
 def _read_dimensions(given: object) -> int | None:
     if given is None:
         return None
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError("dimensions must be a positive whole number")
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= MOST_DIMENSIONS:
+        raise ValueError(f"dimensions must be a whole number from 1 to {MOST_DIMENSIONS:,}")
     return given
 
 

@@ -87,6 +87,7 @@ HARMLESS = HOPS | {
     *("helicone-session-id", "helicone-session-path", "helicone-session-name"),
     # one request among others, tried again, and how long its client waits
     *("idempotency-key", "request-id", "correlation-id", "trace-id", "span-id", "x-litellm-call-id"),
+    *("x-litellm-session-id", "x-litellm-spend-logs-metadata"),
     *("x-azure-ref", "x-azure-requestchain", "x-azure-clientip"),
     *("x-azure-socketip", "amz-sdk-invocation-id", "amz-sdk-request", "x-amz-date"),
 }
@@ -104,6 +105,9 @@ STICKY = frozenset(  # cookies of load balancers, some with a new value in every
         *("arraffinitysamesite", "__cf_bm", "__cflb", "_cfuvid"),
     }
 )
+ANY_ORIGIN = "*"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?")
+UNSENT = re.compile(r"http://.*:80|https://.*:443")  # ports that browsers leave out
 TENANT_DIGITS = 32
 MOST_TOLD = 16  # names that an answer tells
 
@@ -190,6 +194,24 @@ def read_ignored(names: Iterable[str]) -> frozenset[str]:
             action="leave it out: without it one tenant would get another's answers",
         )
     return ignored
+
+
+def read_origins(given: Iterable[str]) -> frozenset[str]:
+    """Return the origins whose pages may read answers.
+
+    Raises:
+        ConfigurationError: one of them is no origin as browsers send it.
+    """
+    origins = frozenset(one.strip().lower() for one in given)
+    for one in sorted(origins - {ANY_ORIGIN}):
+        if not ORIGIN.fullmatch(one) or UNSENT.fullmatch(one):
+            raise ConfigurationError(
+                f"{one!r} is no origin",
+                expected="what browsers send: a scheme and a host, a port where it is not the usual one, and nothing "
+                "behind them, such as https://chat.example or http://localhost:3000; or * for all pages",
+                action="name one origin; the option can be given several times",
+            )
+    return origins
 
 
 def _tell_identity(pairs: list[tuple[str, str]], query: str) -> str:

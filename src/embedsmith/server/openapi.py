@@ -11,7 +11,7 @@ from typing import Any
 from embedsmith import __version__
 from embedsmith.server.control import LONGEST_TAG, MOST_TAGS
 from embedsmith.server.dashboard import FOUND
-from embedsmith.server.embeddings import MOST_TEXTS
+from embedsmith.server.embeddings import MOST_DIMENSIONS, MOST_TEXTS
 from embedsmith.server.proxy import LARGEST
 from embedsmith.server.trail import REQUEST_ID_FORM
 
@@ -277,7 +277,7 @@ def _embeddings_request(served: str) -> Json:
         "properties": {
             "model": {"anyOf": [{"const": served, "description": "The server's own model."}, TEXT]},
             "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_TEXTS}]},
-            "dimensions": {"type": ["integer", "null"], "minimum": 1},
+            "dimensions": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_DIMENSIONS},
             "encoding_format": {"enum": ["float", "base64", None]},
             "truncate": {
                 "type": ["boolean", "null"],

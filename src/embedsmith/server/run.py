@@ -25,6 +25,7 @@ from embedsmith.errors import ConfigurationError, MissingPartError, require_addr
 from embedsmith.hosted import HostedEncoder
 
 SIMULATOR = "simulator:"
+ADMIN_TOKEN, UPSTREAM_KEY, SECRET = "EMBEDSMITH_ADMIN_TOKEN", "EMBEDSMITH_UPSTREAM_KEY", "EMBEDSMITH_SECRET"
 SECRET_BYTES = 32
 GRACE = 25  # seconds: Kubernetes kills after 30
 
@@ -41,6 +42,7 @@ class Service:
     Attributes:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
+        origins: whose web pages may read what /v1 answers (`server.origins`).
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
         store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
         max_body: MiB of a request that is read here (chat, embeddings).
@@ -58,6 +60,7 @@ class Service:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     store_timeout: float = 1.0
     max_body: int = 8
     grace: int = GRACE
@@ -82,7 +85,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         ) from None
     log, records = open_log(service.log)
     spans, flush = spans_from_environment()
-    given = read_token("EMBEDSMITH_ADMIN_TOKEN")
+    given = read_token(ADMIN_TOKEN)
     token = given or secrets.token_urlsafe(24)
     with _unwind_at_stop(), ExitStack() as stack:
         stack.callback(cache.close)
@@ -103,10 +106,11 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             upstream=upstream,
             admin_token=token,
             secret=read_secret(service.store),
-            upstream_key=read_token("EMBEDSMITH_UPSTREAM_KEY"),
+            upstream_key=read_token(UPSTREAM_KEY),
             allowed=service.allowed,
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
+            origins=service.origins,
             store_seconds=service.store_timeout,
             largest=service.max_body << 20,
             truncate=service.truncate,
@@ -183,6 +187,19 @@ def require_port(service: Service) -> None:
     _bind(service).close()
 
 
+def require_environment(store: str) -> None:
+    """Find out whether `listen` can use what the environment holds, before a model is loaded; no key is made.
+
+    Raises:
+        ConfigurationError: a token that no header carries, or see `read_secret`.
+    """
+    for name in (ADMIN_TOKEN, UPSTREAM_KEY):
+        read_token(name)
+    new = kind_of(store) == "memory" or (kind_of(store) == "sqlite" and not _secret_of(store).exists())
+    if os.environ.get(SECRET) or not new:
+        read_secret(store)
+
+
 def _bind(service: Service) -> socket.socket:
     if not service.host:  # which the system takes for all networks of this machine
         raise ConfigurationError(
@@ -251,9 +268,9 @@ def read_secret(store: str) -> bytes:
         ConfigurationError: a store that several servers share, and no EMBEDSMITH_SECRET; or what is there is no
             key: with a short one, keys of clients could be guessed from their tenants.
     """
-    given = os.environ.get("EMBEDSMITH_SECRET", "")
+    given = os.environ.get(SECRET, "")
     if given:
-        return _parse_secret(given, "EMBEDSMITH_SECRET", "export EMBEDSMITH_SECRET=$(openssl rand -hex 32)")
+        return _parse_secret(given, SECRET, "export EMBEDSMITH_SECRET=$(openssl rand -hex 32)")
     kind = kind_of(store)
     if kind == "memory":
         return secrets.token_bytes(SECRET_BYTES)
@@ -283,7 +300,7 @@ def describe_lost_secret(url: str, store: Store) -> str:
 
     With another key every client is another tenant: nothing that any of them has stored is found again.
     """
-    if os.environ.get("EMBEDSMITH_SECRET") or kind_of(url) != "sqlite" or _secret_of(url).exists():
+    if os.environ.get(SECRET) or kind_of(url) != "sqlite" or _secret_of(url).exists():
         return ""
     held = store.count().entries
     if not held:

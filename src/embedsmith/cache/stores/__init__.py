@@ -249,7 +249,10 @@ def require_store(url: str) -> None:
     if kind == "sqlite":
         from embedsmith.cache.stores.sqlite import path_of
 
-        require_place(path_of(url), folder=False)
+        path = path_of(url)
+        require_place(path, folder=False)
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is a device or a pipe", expected="a file", action="name another place")
     elif kind == "redis":
         from embedsmith.cache.stores.redis import connect, read_url
 
@@ -258,7 +261,7 @@ def require_store(url: str) -> None:
         from embedsmith.cache.stores.postgres import check_target
         from embedsmith.cache.stores.postgres import read_url as read_target
 
-        check_target(read_target(url).target)
+        check_target(read_target(url))
 
 
 def kind_of(url: str) -> Kind:
@@ -267,9 +270,12 @@ def kind_of(url: str) -> Kind:
     Raises:
         ConfigurationError: none that there is.
     """
-    kind = SCHEMES.get(url.partition(":")[0])
-    if kind is None:
-        raise ConfigurationError(f"{url!r} names no store", expected=f"memory://, {KINDS}")
+    scheme, _, rest = url.partition(":")
+    kind = SCHEMES.get(scheme)
+    whole = rest == "//" if kind == "memory" else rest.startswith("//") or kind == "sqlite"  # whose file is read apart
+    if kind is None or not whole:
+        told = "the address (not shown: it may hold a password)" if {"@", "?"} & set(url) else repr(url)
+        raise ConfigurationError(f"{told} names no store", expected=f"memory://, {KINDS}, all in small letters")
     return kind
 
 

@@ -27,6 +27,10 @@ class Address:
     name: str
     secrets: tuple[str, ...]
 
+    def refuse(self, fault: object, expected: str) -> ConfigurationError:
+        """Return the error for an address that no store can have."""
+        return ConfigurationError(f"{self.shown} cannot be used: {self.censor(fault)}", expected=expected)
+
     def censor(self, text: object) -> str:
         """Return `text` as one line without the password."""
         line = " ".join(str(text).split())
@@ -51,6 +55,8 @@ def read_address(url: str, *, option: str, default: str, pattern: str) -> Addres
         raise _unreadable(kind)
     user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
     options = parse_qsl(parts.query, keep_blank_values=True)
+    if " " in url or not url.isprintable() or len(dict(options)) < len(options):  # the driver would take the last one
+        raise _unreadable(kind)
     name = dict(options).get(option, default)
     if not re.fullmatch(pattern, name):
         raise ConfigurationError(f"{option}={name!r} is no name for a store", expected=f"a match of {pattern}")
@@ -62,7 +68,24 @@ def read_address(url: str, *, option: str, default: str, pattern: str) -> Addres
     shown = urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, query=public))
     if colon:
         secrets += [password, unquote(password)]
-    return Address(_keep_slashes(target, url), _keep_slashes(shown, url), name, tuple(filter(None, secrets)))
+    address = Address(_keep_slashes(target, url), _keep_slashes(shown, url), name, tuple(filter(None, secrets)))
+    if fault := next(filter(None, map(_find_fault, host.split(","))), ""):
+        raise address.refuse(fault, f"{kind}://USER:PASSWORD@HOST:PORT/NAME")
+    return address
+
+
+def _find_fault(place: str) -> str:
+    """Return why HOST:PORT is no place of a server, "" where it is one."""
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{0,6}))?", place)
+    if found is None or (found[2] and not 0 < int(found[2]) < 1 << 16):
+        return "its host or port cannot be read; ports are numbers from 1 to 65535"
+    name = unquote(found[1])
+    try:
+        if not name.startswith("/"):  # the folder of a socket
+            name.encode("idna")
+    except UnicodeError:
+        return "a part of its host's name is empty or too long"
+    return ""
 
 
 def _keep_slashes(built: str, url: str) -> str:
@@ -75,5 +98,6 @@ def _unreadable(kind: str) -> ConfigurationError:
     return ConfigurationError(
         f"the {kind}:// URL of the store cannot be read (not shown: it may hold a password)",
         expected=f"{kind}://USER:PASSWORD@HOST:PORT/NAME",
-        action="write special characters of the password as %XX (@ is %40, / is %2F, # is %23, ? is %3F)",
+        action="write special characters as %XX (@ is %40, / is %2F, # is %23, ? is %3F, a space %20), and each option "
+        "once",
     )

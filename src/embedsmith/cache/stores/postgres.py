@@ -11,6 +11,7 @@ another model.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ EXACT = 1000  # a partition of up to so many entries is compared whole, without 
 RARE = 200  # so is one that is less than a RARE-th of all: the graph would pass through too many others
 INLINE = 1900  # dimensions up to which a vector fits into its page; beside it, each comparison would fetch it
 LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 128, 120  # of the HNSW graph: neighbours, candidates
+NOWHERE = "/proc/no-such-folder"  # of a socket
 OPENING, EVICTING = 4, 5  # who holds a store's lock of this number opens or moves it, or removes what is too much
 
 ABOUT = """
@@ -217,7 +219,7 @@ class PostgresStore:
         self._changes = 0  # statements that changed counts since the last folding
         self._end = _End()
         with self._calls():
-            check_target(self._address.target)
+            check_target(self._address)
             with psycopg.connect(self._address.target, **limits_of(self._address.target)) as connection:
                 self._about = self._open(connection)
         self._names = name_parts(self._address.name, dimension, self._about.generation)
@@ -652,15 +654,33 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(id, namespace, partition, text, answer, vector, created, expires, tuple(tags))
 
 
-def check_target(target: str) -> None:
-    """Raise `ConfigurationError` for an address that the driver cannot read."""
+def check_target(address: Address) -> None:
+    """Raise `ConfigurationError` for an address that the driver cannot read or use; no server is asked."""
+    expected = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?table=NAME"
     try:
-        psycopg.conninfo.conninfo_to_dict(target)
+        given = psycopg.conninfo.conninfo_to_dict(address.target)
     except psycopg.ProgrammingError:
         raise ConfigurationError(
-            "the postgresql:// URL of the store cannot be read (not shown: it may hold a password)",
-            expected="postgresql://USER:PASSWORD@HOST:PORT/DATABASE?table=NAME",
+            "the postgresql:// URL of the store cannot be read (not shown: it may hold a password)", expected=expected
         ) from None
+    wrong = (name for name in (*REACH, "keepalives") if not re.fullmatch("-?[0-9]{1,9}", str(given.get(name, 0))))
+    if fault := next((f"its {name} is no number" for name in wrong), "") or _find_fault(given):
+        raise address.refuse(fault, expected)
+
+
+def _find_fault(given: Mapping[str, Any]) -> str:
+    """Return what libpq has against the options of an address, "" for nothing.
+
+    It looks at them as it begins to connect, and tells no other way: so it is sent to where there is no server, by a
+    socket, for which it takes nothing that requires more than one.
+    """
+    hosts = str(given.get("host") or given.get("hostaddr") or "").count(",") + 1  # as many as there are ports
+    tried = {name: value for name, value in given.items() if name != "hostaddr" and value != "require"}
+    tried["host"] = ",".join([NOWHERE] * hosts)
+    connection = pq.PGconn.connect_start(psycopg.conninfo.make_conninfo("", **tried).encode())
+    told = connection.get_error_message()
+    connection.finish()
+    return "" if NOWHERE in told else told
 
 
 def limits_of(target: str) -> dict[str, Any]:

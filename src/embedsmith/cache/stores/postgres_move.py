@@ -79,7 +79,7 @@ class PostgresMove:
         self._address = read_url(url)
         self.url = self._address.shown
         with translated(self._address):
-            check_target(self._address.target)
+            check_target(self._address)
             self._connection: Connection = psycopg.connect(
                 self._address.target, autocommit=True, **limits_of(self._address.target)
             )

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from embedsmith.cache.stores import (
 from embedsmith.cache.stores.network import Address, read_address
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
-from embedsmith.errors import ConfigurationError, MissingPartError
+from embedsmith.errors import MissingPartError
 
 try:
     import redis
@@ -58,6 +59,8 @@ LINKS, EFFORT_BUILD, EFFORT_SEARCH = 16, 200, 128  # of the HNSW graph: neighbou
 FIELDS = ("id", "namespace", "partition", "text", "answer", "vector", "created", "expires", "tags")
 MOVED, HELD = -1, -2  # what PUT answers when the store has moved to another model, or is about to
 PAUSE = 0.005  # seconds until a held addition is tried again
+OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})  # settings of the driver
+FORM = "redis://HOST:PORT/0?prefix=NAME, or unix:///SOCKET"
 LOST_INDEX = re.compile(r"no such index|unknown index|index_not_found", re.I)
 
 # KEYS[1] is the prefix. created: id by creation, also per namespace. expires: id by expiry. used: id by last
@@ -440,8 +443,29 @@ def translated(address: Address) -> Iterator[None]:
 
 
 def read_url(url: str) -> Address:
-    """Return where the store of `url` is."""
-    return read_address(url, option="prefix", default="embedsmith", pattern=r"[A-Za-z0-9_.-]{1,64}")
+    """Return where the store of `url` is.
+
+    Raises:
+        ConfigurationError: a part of it has no meaning for Redis, which the driver would pass over.
+    """
+    address = read_address(url, option="prefix", default="embedsmith", pattern=r"[A-Za-z0-9_.-]{1,64}")
+    if fault := _find_fault(urlsplit(address.target)):
+        raise address.refuse(fault, FORM)
+    return address
+
+
+def _find_fault(parts: SplitResult) -> str:
+    """Return which part of an address has no meaning for Redis, "" for none."""
+    host, options = parts.netloc.rpartition("@")[2], dict(parse_qsl(parts.query))
+    if taken := sorted(OURS & options.keys()):
+        return f"it sets {taken[0]}, and how answers are read is decided here"
+    if parts.scheme == "unix":
+        return "" if parts.path.strip("/") and not host else "a socket is a path behind three slashes"
+    if not re.fullmatch("/?[0-9]{0,9}/?", parts.path):
+        return f"its database is {parts.path[1:]!r}, and no number"
+    if parts.path.strip("/") and "db" in options:
+        return "it names a database twice"
+    return "it names several hosts" if "," in host else ""
 
 
 def key_of(base: str, generation: int) -> str:
@@ -522,11 +546,13 @@ def connect(address: Address) -> redis.Redis:
             # A lost connection is replaced; a server that says nothing would say nothing again, for as long.
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 3, supported_errors=(redis.ConnectionError,)),
         )
-        client.connection_pool.make_connection()  # where an unknown option shows
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{address.shown} cannot be used: {address.censor(error)}", expected="redis://HOST:PORT/0?prefix=NAME"
-        ) from None
+        made: Any = client.connection_pool.make_connection()  # where an unknown option shows
+    except (TypeError, ValueError, redis.RedisError) as error:
+        raise address.refuse(error, FORM) from None
+    if not 0 <= made.db < 1 << 31:
+        raise address.refuse("its database is no number from 0 on", FORM)
+    if not all(0 < seconds < 1e6 for seconds in (made.socket_timeout, made.socket_connect_timeout)):
+        raise address.refuse("its time limits are no numbers of seconds above 0", FORM)
     return client
 
 

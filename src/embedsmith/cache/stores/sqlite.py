@@ -32,6 +32,7 @@ from embedsmith.cache.stores.ranking import rank
 from embedsmith.cache.stores.sqlite_schema import prepare, read_about, transaction
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError
+from embedsmith.text import is_storable
 
 Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
@@ -395,14 +396,16 @@ def path_of(url: str) -> Path:
     """Return the file of `sqlite:///FILE`.
 
     Raises:
-        ConfigurationError: there are not three slashes, no name behind them, or a "~", which no shell has expanded.
+        ConfigurationError: there are not three slashes, no name behind them, a "~", which no shell has expanded,
+            options, which there are none of, or what is no name of one file.
     """
     name = url.removeprefix("sqlite:///")
-    if name == url or not Path(name).name or name.startswith("~"):
+    unusable = name == ":memory:" or name.endswith("/") or "?" in name or not is_storable(name)
+    if unusable or name == url or not Path(name).name or name.startswith("~"):
         raise ConfigurationError(
             f"{url!r} names no file",
-            expected="sqlite:///relative.db or sqlite:////absolute.db; ~ is not expanded",
-            action="write three slashes before the path of the file, and the path in full",
+            expected="sqlite:///relative.db or sqlite:////absolute.db; ~ is not expanded, nothing follows the name",
+            action="write three slashes before the path of the file, and the path in full; memory:// is kept nowhere",
         )
     return Path(name)
 
