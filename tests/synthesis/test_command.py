@@ -165,8 +165,9 @@ def test_a_pilot_tells_paraphrases_from_near_misses_and_counts_what_was_rejected
 
 def test_explain_shows_what_a_judge_was_asked_and_said(tmp_path: Path, log: Path) -> None:
     def strict(prompt: str) -> str:
-        if '"same_answer"' in prompt and "account 3" in prompt:
-            return json.dumps({"same_answer": "no", "difference": "the account"})
+        if '"same_answer"' in prompt:
+            different = {"same_answer": "no", "difference": "the account"}
+            return json.dumps(different if "account 3" in prompt else {"same_answer": "yes", "difference": ""})
         return answer(prompt)
 
     with FaultyServer(answer=strict) as server:
