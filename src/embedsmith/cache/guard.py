@@ -206,7 +206,7 @@ def find_veto(query: str, candidate: str) -> Veto | None:
 
 def view_both(query: str, candidate: str) -> tuple[GuardView, GuardView]:
     """Return what the guard compares of two questions, both read as of the language that they tell together."""
-    left, right = view_question(query), view_question(candidate)
+    left, right = view_question(query, ""), view_question(candidate, "")  # named, as below: the same remembered view
     if left.language != right.language:
         language = tell_language(TOKEN.findall(normalize(f"{query}\n{candidate}")))
         if language:
@@ -466,9 +466,7 @@ def read_members(text: str, language: str = "") -> frozenset[tuple[int, int]]:
     """Return (family, member) of the words of a question that exclude others of their family."""
     return frozenset(
         (found.family, found.member)
-        for found in find_members(
-            (view_question(text, language) if language else view_question(text)).words, load_lexicon()
-        )
+        for found in find_members(view_question(text, language).words, load_lexicon())
         if not found.raised or f" {found.stem.capitalize()}" in text  # at the beginning, May may be no month
     )
 
@@ -480,26 +478,17 @@ def read_framing(text: str, language: str = "") -> frozenset[str]:
     >>> sorted(read_framing("Please tell me the way to want less") - load_lexicon().small)
     ['pleas', 'tell', 'way']
     """
-    lexicon = load_lexicon()
-    tokens = TOKEN.findall(normalize(spell_digits(text)))
+    tokens, lexicon = TOKEN.findall(normalize(spell_digits(text))), load_lexicon()
+    words, framing = expand_contractions(tokens), lexicon.framing
     if language:
-        return _read_framing(split_words(tokens), language)
-    tokens = expand_contractions(tokens)
-    begin = lexicon.framing.match("".join(f"{token} " for token in tokens[:FRAMED]))
-    stems = [lexicon.alike.get(word, word) for word in map(stem, tokens)]
-    many = begin[0].count(" ") if begin is not None else 0
-    return frozenset(stems[:many]).difference(stems[many:])
-
-
-def _read_framing(words: list[str], language: str) -> frozenset[str]:
-    framing, alike = load_western().tongues[language].framing, load_lexicon().alike
-    begin = framing.match("".join(f"{fold(word)} " for word in words[:FRAMED]))
+        words, framing = split_words(tokens), load_western().tongues[language].framing
+    begin = framing.match("".join(f"{fold(word) if language else word} " for word in words[:FRAMED]))
     many = begin[0].count(" ") if begin is not None else 0
     framed, matter = (
-        {alike.get(name, name) for name in map(stem, read_names(part, language))}
+        frozenset(lexicon.alike.get(word, word) for word in map(stem, read_names(part, language) if language else part))
         for part in (words[:many], words[many:])
     )
-    return frozenset(framed - matter)
+    return framed - matter
 
 
 @lru_cache(maxsize=1 << 14)
