@@ -339,6 +339,35 @@ def test_the_promise_holds_in_traffic_with_rarer_duplicates() -> None:
     assert broken[None] > 90, "without the rate the promise is one for other traffic"
 
 
+def test_few_pairs_are_told_how_many_would_serve_most() -> None:
+    """So many do it in two of three draws at least."""
+    generator = np.random.default_rng(0)
+
+    def draw(size: int) -> Calibration:
+        scores = generator.random(size)
+        return calibrate((generator.random(size) >= falling(scores)).astype(int), scores, delta=0.2)
+
+    few = [draw(300) for _ in range(30)]
+    wanting = [found for found in few if found.pairs_for_reach is not None]
+    assert len(wanting) > 10
+    assert all(found.hits < 0.85 * (found.hits_in_reach or 0) for found in wanting)
+    possible = np.median([(found.hits_in_reach or 0) / found.pairs for found in few])
+    lowest = next(at for at in np.linspace(0, 1, 1001) if true_rate(falling, at) <= 0.2)
+    assert possible == pytest.approx(1 - lowest, abs=0.03)
+    wanted = int(np.median([found.pairs_for_reach or 0 for found in wanting]))
+    assert 300 < wanted < 3000
+    enough = [draw(wanted).hit_rate >= 0.85 * possible for _ in range(30)]
+    assert np.mean(enough) > 2 / 3
+
+
+def test_many_pairs_that_serve_most_ask_for_no_more() -> None:
+    found = calibrate(np.repeat([1, 0], 300), np.linspace(1, 0, 600), delta=0.1)
+
+    assert found.pairs_for_reach is None
+    assert found.hits_in_reach == 333  # of which 33 are wrong
+    assert 0.85 * 333 <= found.hits <= 333
+
+
 def test_a_refusal_names_the_promise_that_was_asked_for() -> None:
     labels = np.array([1, 0] * 100)
     with pytest.raises(CalibrationRefused, match=r"10.0% \(1.2% of these pairs, for traffic with 10% duplicates\)"):

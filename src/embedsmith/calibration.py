@@ -52,6 +52,7 @@ BLOCK = 128  # thresholds of a walk that are tested at once
 SECOND_DRAW = 0.5  # of alpha, for a promise of the next answers: which thresholds are too low depends on them, too
 MOST_TRAFFIC = 10**9  # pairs to come: beyond, the promise is that of the long run, and its tails lose their digits
 ENOUGH = 30  # wrong answers that a design effect is measured on; fewer borrow from lower similarities
+MOST = 0.85  # of the hits in reach: below, more labelled pairs are worth a word
 OFFERS = (0.1, 0.15, 0.2, 0.25, 0.3)  # false-hit rates that a refusal looks at for a promise that can be made
 
 
@@ -95,6 +96,9 @@ class Calibration:
             guard are in the similarities. An older file says neither: "" and None.
         guard_rules: fingerprint of that guard's rules and words; "" without it, and in an older file.
         cached: whether the similarities are those of a cache, or the model's by itself; None in an older file.
+        hits_in_reach: of these pairs, down to the lowest threshold at which they themselves keep the rate: about what
+            is served once there are many more of the kind. None in an older file.
+        pairs_for_reach: labelled pairs, at least, with which `MOST` of that is served; None where it is already.
         written: a language model wrote the pairs, so the promise is for questions like those it writes.
         conversations: the pairs of them, which choose a threshold of their own and have no part in the other one
             (unless all pairs are such); None where no pair is.
@@ -124,6 +128,8 @@ class Calibration:
     effect: float = 1.0
     guard_rules: str = ""
     cached: bool | None = None
+    hits_in_reach: int | None = None
+    pairs_for_reach: int | None = None
 
     def probability(self, similarity: float) -> float | None:
         """Return the probability that one answer serves two texts this similar, None where it was not learnt."""
@@ -195,6 +201,7 @@ def calibrate(
         carried = _find_carried(truth, counts, promise, to_come)
         raise _refuse_for_few(truth, scores, promise, carried) or _refuse(truth, counts, promise, carried)
     served, wrong, effect = (float(part[certified]) for part in (counts.hits, counts.false_hits, counts.effects))
+    reach, wanted = _find_reach(counts, certified, len(truth), _Promise(delta, alpha, duplicate_rate, tested))
     return Calibration(
         threshold=float(counts.thresholds[certified]),
         delta=delta,
@@ -218,6 +225,8 @@ def calibrate(
         cached=cached,
         written=written,
         effect=effect,
+        hits_in_reach=reach,
+        pairs_for_reach=wanted,
     )
 
 
@@ -490,6 +499,17 @@ def _share(weight: int, walks: int, alpha: float) -> float:
     return alpha * weight / (walks * (walks + 1) / 2)
 
 
+def _find_reach(counts: _Counts, certified: int, total: int, promise: _Promise) -> tuple[int, int | None]:
+    """Return `hits_in_reach` and `pairs_for_reach` of a calibration."""
+    hits, rates = counts.hits, counts.false_hits / counts.hits
+    reach = max(int(np.flatnonzero(rates <= promise.tested)[-1]), certified)
+    some = np.flatnonzero((hits >= MOST * hits[reach]) & (hits <= hits[reach]) & (rates < promise.tested))
+    if hits[certified] >= MOST * hits[reach] or not len(some):
+        return int(hits[reach]), None
+    wanted = _pairs_needed(rates[some], hits[some] / total, promise, unlucky=1.0)
+    return int(hits[reach]), max(wanted, total + 1)
+
+
 def _find_carried(truth: NDArray[np.int64], counts: _Counts, promise: _Promise, to_come: float | None) -> float | None:
     """Return the lowest false-hit rate of `OFFERS` that these pairs carry, None where there is none.
 
@@ -579,11 +599,17 @@ class _Promise:
         return f"{self.delta:.1%} ({traffic})"
 
 
-def _pairs_needed(rates: NDArray[np.float64], shares: NDArray[np.float64], promise: _Promise) -> int:
-    """Return the fewest pairs at which a threshold with one of these false-hit rates and shares of hits passes."""
+def _pairs_needed(
+    rates: NDArray[np.float64], shares: NDArray[np.float64], promise: _Promise, *, unlucky: float = 0.0
+) -> int:
+    """Return the fewest pairs at which a threshold with one of these false-hit rates and shares of hits passes.
+
+    `unlucky`: so many standard deviations more of the hits may be wrong then; 1 lets five sets in six pass.
+    """
     fewest = hits_needed(promise.tested, promise.alpha)
     counts = np.unique(np.geomspace(fewest, 1e7, 250).round().astype(np.int64))[None, :]
-    wrong = np.ceil(rates[:, None] * counts - 1e-9).astype(np.int64)
+    expected = rates[:, None] * counts
+    wrong = np.ceil(expected + unlucky * np.sqrt(expected * (1 - rates[:, None])) - 1e-9).astype(np.int64)
     passes = tail(wrong, counts, promise.tested) <= promise.alpha  # the long run's is the lowest bar
     pairs = np.where(passes, counts / shares[:, None], np.inf).min()
     return math.ceil(pairs) if math.isfinite(pairs) else 10_000_000

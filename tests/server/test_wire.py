@@ -174,14 +174,12 @@ def test_a_connection_is_closed_when_nothing_more_is_asked(serve: Serve, body: b
 
 
 def test_the_time_for_a_body_that_nobody_reads_ends_with_that_body(serve: Serve) -> None:
-    patience = Patience(head=5, read=5, linger=0.6, spare=1 << 20)
+    patience = Patience(head=5, read=5, linger=2, spare=1 << 20)
     with connect(serve(patience=patience)) as client:
-        for _ in range(
-            3
-        ):  # answered before their bodies come, which they do in time; the second's when the first's ends
+        for _ in range(3):  # answered before their bodies come, which they do in time; all three together would not
             client.sendall(b"PUT /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
             assert status_of(read_answer(client)) == 405
-            time.sleep(0.4)
+            time.sleep(0.75)
             client.sendall(b"{}")
         client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert status_of(read_answer(client)) == 200

@@ -339,6 +339,11 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught"
     )
+    if found.pairs_for_reach is not None:
+        say(
+            f"more labelled pairs of the kind would serve more at this promise: about {found.hits_in_reach} of these "
+            f"{found.pairs}; some {found.pairs_for_reach:,} in all it takes for most of that"
+        )
     if found.conversations is not None:
         say(_tell_conversations(found.conversations))
     say(f"written  {out}")
