@@ -341,8 +341,8 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
     )
     if found.pairs_for_reach is not None:
         say(
-            f"more labelled pairs of the kind would serve more at this promise: about {found.hits_in_reach} of these "
-            f"{found.pairs}; some {found.pairs_for_reach:,} in all it takes for most of that"
+            f"with more labelled pairs more is served at this promise: about {found.hits_in_reach} of these "
+            f"{found.pairs}; some {float(f'{found.pairs_for_reach:.2g}'):,.0f} in all would do for most of that"
         )
     if found.conversations is not None:
         say(_tell_conversations(found.conversations))
