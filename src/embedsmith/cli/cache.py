@@ -240,6 +240,14 @@ def serve(
             "server then says so instead of the upstream. Repeatable."
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name by which clients call this server (cache.example; * is any), such as that of a reverse proxy; "
+            "localhost and addresses always do. Without the option it answers to no other name while it listens for "
+            "this machine only, since a web page can let its own lead here, and to all else. Repeatable."
+        ),
+    ] = None,
     price: Annotated[
         str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
     ] = None,
@@ -269,7 +277,7 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.cache.stores import require_store
     from embedsmith.llm.budget import Price
-    from embedsmith.server.headers import read_ignored, read_origins
+    from embedsmith.server.headers import read_hosts, read_ignored, read_origins
     from embedsmith.server.run import Service, listen, require_environment, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
@@ -283,6 +291,8 @@ def serve(
         ignored = read_ignored(ignore_header or ())
     with naming("--allow-origin"):
         origins = read_origins(allow_origin or ())
+    with naming("--allow-host"):
+        hosts = read_hosts(allow_host or ())
     with naming("--store"):
         require_store(store)
     with naming("--upstream"):
@@ -298,6 +308,7 @@ def serve(
             completion_price=paid.output_per_million,
             ignored_headers=tuple(ignored),
             origins=tuple(origins),
+            hosts=tuple(hosts),
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,
