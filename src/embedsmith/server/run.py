@@ -200,8 +200,7 @@ def require_environment(store: str) -> None:
     """
     for name in (ADMIN_TOKEN, UPSTREAM_KEY):
         read_token(name)
-    new = kind_of(store) == "memory" or (kind_of(store) == "sqlite" and not _secret_of(store).exists())
-    if os.environ.get(SECRET) or not new:
+    if not _lacks_secret(store):
         read_secret(store)
 
 
@@ -317,7 +316,7 @@ def describe_lost_secret(url: str, store: Store) -> str:
 
     With another key every client is another tenant: nothing that any of them has stored is found again.
     """
-    if os.environ.get(SECRET) or kind_of(url) != "sqlite" or _secret_of(url).exists():
+    if not _lacks_secret(url):
         return ""
     held = store.count().entries
     if not held:
@@ -327,6 +326,11 @@ def describe_lost_secret(url: str, store: Store) -> str:
         "made now, no tenant finds what it has stored. To do: stop, put the file back (or set EMBEDSMITH_SECRET to the "
         'key that was used) and start again; if the key is lost, remove the entries: /admin/purge with {"all": true}'
     )
+
+
+def _lacks_secret(store: str) -> bool:
+    """Say whether `read_secret` would make a new key beside a SQLite store."""
+    return not os.environ.get(SECRET) and kind_of(store) == "sqlite" and not _secret_of(store).exists()
 
 
 def _secret_of(store: str) -> Path:
