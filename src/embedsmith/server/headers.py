@@ -5,7 +5,8 @@ Callers can only narrow, so nothing is left to a list of what matters. Every hea
 1. It says who asks (`IDENTITY`): its value is part of the tenant.
 2. It is known to change no answer (`HARMLESS`, `HARMLESS_BEGINNINGS`, `HARMLESS_ENDS`): of one connection, of the
    form of the body, of the client's program, of the way here, of tracing, or the id of one request. Most of these
-   differ from request to request; with any of them in the key nothing would ever be found again.
+   differ from request to request; with any of them in the key nothing would ever be found again. An upstream
+   may still route by one (LiteLLM's `tag_regex` by User-Agent): its clients then need keys, or namespaces, apart.
 3. Every other, heard of or not: its value must be equal (OpenAI-Beta, anthropic-beta, Accept-Language, a header of
    the user's own). The operator can declare one of these harmless (`serve --ignore-header NAME`), none of the first.
 
