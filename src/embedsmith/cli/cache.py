@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.choices import Eviction, LogMode, ServedPrecision, Turns
+from embedsmith.choices import LARGEST_CALL, Eviction, LogMode, ServedPrecision, Turns
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -367,7 +367,9 @@ def _say_sampling(cache: SemanticCache) -> None:
 def reencode(
     store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
     model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
-    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Texts at once; a kill costs at most these.")] = 256,
+    batch: Annotated[
+        int, typer.Option(min=1, max=LARGEST_CALL, help="Texts at once; a kill costs at most these.")
+    ] = 256,
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
     drop_failed: Annotated[
         bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
@@ -379,8 +381,10 @@ def reencode(
     from embedsmith.cache.reencoding import reencode as reencode_store
     from embedsmith.cache.settings import open_encoder
     from embedsmith.cache.stores import require_store
+    from embedsmith.cache.stores.moving import require_movable
 
-    require_store(store)  # first: loading a model takes seconds
+    require_movable(store)  # first: loading a model takes seconds
+    require_store(store)
     encoder, mark = open_encoder(model)
     try:
         with draw_bar("entries") as advance:
