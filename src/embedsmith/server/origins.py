@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedsmith.server.edge import refuse
 from embedsmith.server.headers import ANY, brings_key
+from embedsmith.server.trail import query_of
 
 FOREIGN = (
     "a web page of another origin asks, and brings no key: the operator's is lent to it if the server is started with "
@@ -83,7 +84,7 @@ class Lending:
         """Refuse a page of an origin that is not named, unless it brings a key or only asks whether it may ask."""
         app = self._app
         if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
-            headers, query = Headers(scope=scope), scope.get("query_string", b"").decode("latin-1")
+            headers, query = Headers(scope=scope), query_of(scope)
             named = not self._allowed.isdisjoint((headers.get("origin", ""), ANY))
             if _is_foreign(headers) and not named and not brings_key(headers, query):
                 app = refuse(403, FOREIGN)
