@@ -2,7 +2,7 @@
 
 Whoever owns a name can let it lead to 127.0.0.1 once his page is loaded (DNS rebinding). To the browser that page and
 this server are then one origin: it may ask what it likes and read all answers, and to `origins` it is not foreign.
-Only the Host header still tells that name. An address in figures is nobody's to lead elsewhere, and localhost leads
+Only the Host header still tells that name. An IP address is nobody's to lead elsewhere, and localhost leads
 nowhere else (RFC 6761), so both always pass, health checks of a container's address among them.
 """
 
@@ -22,8 +22,8 @@ HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")  # RFC 9110: a port may
 LONGEST = 253  # characters of a name of DNS
 REMEMBERED = 64  # hosts whose verdict is kept: clients send few, and whoever sends many must not fill the memory
 UNKNOWN = (
-    "this server does not know itself by the name {name!r}; it answers to localhost, to addresses in figures and to "
-    "what it was started with: add --allow-host NAME if that name is to lead here (a reverse proxy's, say)"
+    "this server does not go by the name {name!r}, but by localhost, any IP address and the names that it was started "
+    "with; if that name is to lead here (a reverse proxy's, say), start it with --allow-host NAME"
 )
 
 
