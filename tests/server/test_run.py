@@ -425,7 +425,8 @@ def test_the_start_says_what_becomes_of_earlier_turns(
     shutil.copytree(tiny_model, folder)
 
     def start(*options: str) -> tuple[int, str]:
-        command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(folder), *options]
+        command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(folder)]
+        command += ["--port", "0", *options]
         done = CliRunner().invoke(app, command)
         return done.exit_code, " ".join((done.output + str(done.exception or "")).split())
 
