@@ -91,6 +91,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
         (["mine", "nowhere.jsonl", "--json"], "Missing option '--encoder'."),
         (["chunk", "x.md", "--out", "/proc/x.jsonl", "--json"], "nothing can be written at /proc/x.jsonl"),
         (["reencode", "sqlite:///nowhere.db", "--model", "MODEL", "--json"], "sqlite:///nowhere.db does not exist"),
+        (["reencode", "memory://", "--model", "no such folder", "--json"], "'memory://' cannot be re-encoded"),
     ],
 )
 def test_an_error_is_one_object_with_json(
@@ -221,7 +222,7 @@ def test_a_model_is_calibrated_and_then_served_by_the_command_that_is_named(
     embedsmith: Ended, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "my model")
-    code, _, told = embedsmith("serve", "--upstream", "simulator:", "--model", model)
+    code, _, told = embedsmith("serve", "--upstream", "simulator:", "--model", model, "--port", "0")
     assert code == 2
     assert f"embedsmith calibrate '{model}' PAIRS --for-cache --out '{model / 'calibration.json'}'" in told
     pairs = tmp_path / "pairs.jsonl"

@@ -39,8 +39,7 @@ ACTS = {
     "export": "--precision --pairs",
     "serve": """--upstream --model --store --threshold --guard --turns --ttl --max-entries --max-bytes
         --feedback --namespaces --allow-tools --allow-images --allow-several --temperature --shadow --ignore-header
-        --allow-origin
-        --price --host --port --max-body --grace --log --truncate""",
+        --allow-origin --allow-host --price --host --port --max-body --grace --log --truncate""",
     "reencode": "--model --batch --restart --drop-failed",
     "version": "",
 }

@@ -1,4 +1,4 @@
-"""The names that settings choose among, where the command line offers them, too: light, so that --help is."""
+"""What settings may be, where the command line says it, too: names and a limit; light, so that --help is."""
 
 from __future__ import annotations
 
@@ -16,3 +16,4 @@ Ruling = Literal["lowest", "mean"]
 Output = Literal["triplets", "pairs"]
 Search = Literal["auto", "exact", "index"]
 Storage = Literal["float16", "float32"]
+LARGEST_CALL = 1 << 20  # texts of one call of an encoder

@@ -110,7 +110,7 @@ def test_the_rows_of_a_tenant_go_and_no_other_moves(tmp_path: Path) -> None:
     assert b'"acme"' not in path.read_bytes()
     assert path.read_bytes()[:size].splitlines()[1].strip() == b""
     other.append(ROW)  # cuts off what is left of the last line
-    assert other.read_new() == [ROW]
+    assert other.read_new() == ([ROW], False)
     assert len(read_examples(path).examples) == 3
     assert Feedback(tmp_path / "none.jsonl").remove("acme") == 0
 
@@ -143,19 +143,19 @@ def test_rows_that_are_added_while_a_tenant_is_removed_are_all_kept_whatever_is_
 def test_what_others_add_is_read_when_it_is_whole_and_once(tmp_path: Path) -> None:
     path = tmp_path / "feedback.jsonl"
     feedback = Feedback(path)
-    assert (feedback.read(), feedback.read_new()) == ([], [])
+    assert (feedback.read(), feedback.read_new()) == ([], ([], False))
     Feedback(path).append(ROW)
-    assert (feedback.read_new(), feedback.read_new()) == ([ROW], [])
+    assert (feedback.read_new(), feedback.read_new()) == (([ROW], False), ([], False))
     with path.open("a") as other:
         line = json.dumps(OLD) + "\n"
         other.write(line[:30])
         other.flush()
-        assert feedback.read_new() == []
+        assert feedback.read_new() == ([], False)
         other.write(line[30:])
-    assert len(feedback.read_new()) == 1
+    assert len(feedback.read_new()[0]) == 1
     path.rename(tmp_path / "old.jsonl")
     Feedback(path).append(ROW)
-    assert feedback.read_new() == [ROW]
+    assert feedback.read_new() == ([ROW], True)
     assert feedback.read() == [ROW]
 
 

@@ -887,7 +887,7 @@ def test_the_start_of_a_server_does_not_print_the_password(tiny_model: Path, mon
     pytest.importorskip("redis")
     monkeypatch.setenv("EMBEDSMITH_SECRET", "00ff" * 16)
     monkeypatch.setattr("embedsmith.server.run.listen", lambda cache, service, say: cache.close())
-    command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model)]
+    command = ["serve", "--threshold", "0.8", "--upstream", "simulator:", "--model", str(tiny_model), "--port", "0"]
     for url in serve(start_redis(password="geheim")):
         done = CliRunner().invoke(app, [*command, "--store", url.replace("//", "//:geheim@")])
         assert done.exit_code == 0, done.output

@@ -260,6 +260,15 @@ def test_wishes_may_come_in_several_headers(serve: Serve) -> None:
     assert entry.expires - entry.created == pytest.approx(6)
 
 
+def test_of_two_namespaces_none_is_chosen(serve: Serve) -> None:
+    """The client's own would win over the one that a gateway gives it, or the reverse."""
+    served = serve()
+    name = "x-embedsmith-cache"
+    answers = [chat(served, [(name, "namespace=me"), (name, f"namespace={other}")]) for other in ("me", "you")]
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert "'me' and 'you'; at most one" in answers[1].text
+
+
 @pytest.mark.parametrize("ttl", ["1e30", "abc", "0", "-1", "nan", "inf", "1e999"])
 def test_a_life_that_is_none_is_told_in_words(ttl: str) -> None:
     with pytest.raises(ValueError, match=f"ttl={ttl} is not a positive number of seconds"):

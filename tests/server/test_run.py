@@ -25,7 +25,7 @@ from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import Service, address_of, describe_lost_secret, read_secret, read_token, warm_up
+from embedsmith.server.run import Service, address_of, describe_lost_secret, names_of, read_secret, read_token, warm_up
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -105,6 +105,9 @@ def test_a_port_that_cannot_be_had_is_told_before_the_model_is_loaded(
         (["--allow-origin", "https://chat.example/"], "'https://chat.example/' is no origin"),
         (["--allow-origin", "https://chat.example:443"], "'https://chat.example:443' is no origin"),
         (["--allow-origin", "null"], "'null' is no origin"),
+        (["--allow-host", "https://cache.example"], "--allow-host: 'https://cache.example' is no name of a host"),
+        (["--allow-host", "cache.example:8080"], "'cache.example:8080' is no name of a host"),
+        (["--allow-host", "*.example"], "'*.example' is no name of a host"),
         (["--feedback", "folder"], "folder is a folder"),
         (["--feedback", "file/feedback.jsonl"], "nothing can be written at file/feedback.jsonl"),
         (["--namespaces", "missing.json"], "missing.json does not exist"),
@@ -232,6 +235,25 @@ def test_the_printed_address_can_be_called(host: str, family: int, named: str) -
             assert not address.endswith(":0")
 
 
+@pytest.mark.parametrize(
+    ("host", "named", "names"),
+    [
+        ("127.0.0.1", (), {"127.0.0.1"}),
+        ("localhost", ("cache.example",), {"localhost", "cache.example"}),
+        ("127.0.0.1", ("*",), set()),
+        ("0.0.0.0", (), set()),
+        ("0.0.0.0", ("cache.example",), {"0.0.0.0", "cache.example"}),
+    ],
+    ids=["this machine only", "behind a proxy", "whatever it is called", "a network's", "a network's, told its name"],
+)
+def test_names_count_where_only_this_machine_listens_or_where_some_are_given(
+    host: str, named: tuple[str, ...], names: set[str]
+) -> None:
+    service = Service("simulator:", "memory://", host=host, hosts=named)
+    with socket.create_server((host, 0)) as listener:
+        assert names_of(service, listener) == names
+
+
 @contextmanager
 def running(model: Path, *options: str, token: str = "") -> Iterator[tuple[str, list[str]]]:
     """Start the command and yield its address and the lines that it has printed so far; more come as it prints."""
@@ -264,11 +286,14 @@ def ask(client: httpx.Client, text: str) -> str:
 
 def test_it_starts_answers_and_stops(lean_model: Path, tmp_path: Path) -> None:
     options = ("--store", f"sqlite:///{tmp_path}/cache.db", "--allow-origin", "https://chat.example")
+    options += ("--allow-host", "cache.example")
     with running(lean_model, *options) as (address, lines):
         client = client_of(address)
         assert [ask(client, "hello there"), ask(client, "hello there")] == ["miss", "hit"]
         page = client.get("/v1/models", headers={"origin": "https://chat.example"})
         assert page.headers["access-control-allow-origin"] == "https://chat.example"
+        named = [client.get("/health", headers={"host": name}) for name in ("evil.example:80", "cache.example")]
+        assert [answer.status_code for answer in named] == [421, 200]
         token = lines[-1].strip().partition("#")[2]  # made by the server, and so printed
         answer = client.get("/admin/state", headers={"authorization": f"Bearer {token}"})
         assert answer.json()["hits"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -11,12 +12,15 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from embedsmith.server.wire import Patience, Protocol
 from embedsmith.testing import FaultyServer
 
 from .conftest import TOKEN, Served
-from .test_proxy import Serve, ask
+from .scripted import completion, upstream
+from .test_proxy import ASKED, Serve, ask
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SHORT = Patience(head=0.3, read=0.5, linger=0.3, spare=1 << 20)
@@ -286,7 +290,11 @@ def test_no_path_leads_to_another_server(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/a/..%2F..%2Fadmin", "/v1/%2e/x", "/v1/..%5Cadmin", "/v1%2Fa/b"]
+    "path",
+    [
+        *("/v1/../admin", "/v1/%2e%2e/admin", "/v1/a/..%2F..%2Fadmin", "/v1/%2e/x", "/v1/..%5Cadmin", "/v1%2Fa/b"),
+        *("/v1/..;/admin", "/v1/%2e%2e%3Bx=y/admin"),  # Tomcat and its like cut off what follows the semicolon
+    ],
 )
 def test_no_path_leads_out_of_the_upstreams_own(serve: Serve, path: str) -> None:
     served = serve()
@@ -316,11 +324,36 @@ def test_paths_queries_and_headers_arrive_byte_for_byte(serve: Serve) -> None:
     assert call.header("connection") != "close"
 
 
+def test_a_query_counts_to_its_end_whatever_marks_it_holds(serve: Serve) -> None:
+    """A "#" ended it for the tenant, and not for whoever looks for a key in it."""
+
+    async def answer(_: Request) -> Response:
+        return JSONResponse(completion())
+
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": ASKED}]}).encode()
+    with upstream(answer) as behind:
+        served = serve(app={"upstream": behind})
+        url = f"{served.url}/v1/chat/completions?api-version=1"
+        assert [httpx.post(url, content=body).headers["x-embedsmith-cache"] for _ in range(2)] == ["miss", "hit"]
+        with connect(served) as client:
+            line = b"POST /v1/chat/completions?api-version=1#&key=own HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            client.sendall(line + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert status_of(read_all(client)) == 400  # no hit: it would have to go on, and cannot
+
+
 def test_headers_of_one_connection_stay_with_it(serve: Serve) -> None:
     served = serve()
     raw_call(served, "/v1/files", "Connection: x-hop", "X-Hop: 1", "X-Stays: 1", "Proxy-Authorization: secret")
     (call,) = served.upstream.calls
     assert (call.header("x-hop"), call.header("proxy-authorization"), call.header("x-stays")) == (None, None, "1")
+
+
+def test_a_client_takes_nothing_away_that_a_proxy_has_said_of_it(serve: Serve) -> None:
+    served = serve()
+    names = "Connection: x-forwarded-user, authorization"
+    raw_call(served, "/v1/files", names, "X-Forwarded-User: me", "Authorization: a")
+    (call,) = served.upstream.calls
+    assert (call.header("x-forwarded-user"), call.header("authorization")) == ("me", "a")
 
 
 def test_an_answer_waits_for_no_acknowledgement(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

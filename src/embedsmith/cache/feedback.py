@@ -131,15 +131,28 @@ class Feedback:
         """Return all rows that can be read; none where there is no file yet."""
         with self._reading:
             self._seen = 0, 0
-        return self.read_new()
+            return self.read_new()[0]
 
-    def read_new(self) -> list[Judged]:
-        """Return the rows that were added since the last reading, by whatever process; all of a file put in its place.
+    def read_new(self) -> tuple[list[Judged], bool]:
+        """Return the rows that were added since the last reading, by whatever process, and whether it is another file.
 
-        Where nothing was added, the file is not opened. A row that is there only in part waits for the next reading.
+        Of a file in the place of one that was read it is all rows. Where nothing was added, the file is not opened. A
+        row that is there only in part waits for the next reading.
         """
         with self._reading:
-            return self._read_new()[0]
+            try:
+                about = self.path.stat()
+            except FileNotFoundError:
+                return [], False
+            file, before = self._seen
+            seen = before if file == about.st_ino and about.st_size >= before else 0
+            added = self._read_behind(seen) if about.st_size > seen else b""
+            self._seen = about.st_ino, seen + len(added)
+            rows, rejected = _read_lines(added, self.path)
+            for bad in rejected:
+                where = f"line {bad.line}" if not seen else "a new line"
+                LOG.warning("%s, %s is not used: %s", self.path, where, bad.detail)
+            return rows, seen < before
 
     def listen(self, listener: Listener) -> None:
         """Let `listener` be told by `hear`."""
@@ -152,28 +165,12 @@ class Feedback:
         """
         with self._reading:
             try:
-                rows, anew = self._read_new()
+                rows, anew = self.read_new()
             except OSError as error:
                 LOG.warning("%s: what was added is not heard of: %s", self.path, error.strerror or "")
                 return
             for listener in self._listeners if rows or anew else ():
                 listener(rows, anew)
-
-    def _read_new(self) -> tuple[list[Judged], bool]:
-        """Return the rows of `read_new`, and whether they are those of a file in the place of one that was read."""
-        try:
-            about = self.path.stat()
-        except FileNotFoundError:
-            return [], False
-        file, before = self._seen
-        seen = before if file == about.st_ino and about.st_size >= before else 0
-        added = self._read_behind(seen) if about.st_size > seen else b""
-        self._seen = about.st_ino, seen + len(added)
-        rows, rejected = _read_lines(added, self.path)
-        for bad in rejected:
-            where = f"line {bad.line}" if not seen else "a new line"
-            LOG.warning("%s, %s is not used: %s", self.path, where, bad.detail)
-        return rows, seen < before
 
     def _read_behind(self, seen: int) -> bytes:
         with self.path.open("rb") as handle:

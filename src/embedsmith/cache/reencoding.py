@@ -11,12 +11,12 @@ import numpy as np
 
 from embedsmith.cache.stores import StoreError
 from embedsmith.cache.stores.moving import Move, Pending, open_move
+from embedsmith.choices import LARGEST_CALL
 from embedsmith.encoder import Embeddings, Encoder
 from embedsmith.errors import ConfigurationError
 
 BATCH = 256  # texts that are encoded and written at once; a kill costs at most these
 LAST = 32  # most entries encoded while additions are blocked; doubled after each switch that failed for more
-MOST = 1 << 20  # of these
 PROBE = "dimension"  # a text that every encoder can encode
 
 
@@ -85,7 +85,7 @@ def reencode(
 
     Args:
         url: as for `open_store`. model: fingerprint of `encoder`, as the servers with it will give it.
-        batch: texts per call of the encoder, 1 to `MOST`.
+        batch: texts per call of the encoder, 1 to `choices.LARGEST_CALL`.
         restart: drop what an unfinished re-encoding has done, be it to this model or to another.
         drop_failed: remove entries whose text cannot be encoded; without it they are an error at the end.
         on_progress: called with (entries done, entries in all).
@@ -95,8 +95,8 @@ def reencode(
         model. StoreError: it cannot be reached, or another re-encoding overtook this one. What the encoder raises
         when it cannot even encode a plain word.
     """
-    if not 1 <= batch <= MOST:
-        raise ConfigurationError(f"a batch of {batch} texts", expected=f"1 to {MOST:,}")
+    if not 1 <= batch <= LARGEST_CALL:
+        raise ConfigurationError(f"a batch of {batch} texts", expected=f"1 to {LARGEST_CALL:,}")
     began, dimension = time.perf_counter(), int(encoder.encode([PROBE]).shape[1])
     with closing(open_move(url, model=model, dimension=dimension, restart=restart)) as move:
         work = _Work(move, encoder, dimension, batch, drop_failed, on_progress)

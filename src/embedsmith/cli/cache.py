@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedsmith.artifacts import plain
-from embedsmith.choices import Eviction, LogMode, ServedPrecision, Turns
+from embedsmith.choices import LARGEST_CALL, Eviction, LogMode, ServedPrecision, Turns
 from embedsmith.cli.console import (
     Alpha,
     AsJson,
@@ -240,6 +240,14 @@ def serve(
             "server then says so instead of the upstream. Repeatable."
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name by which clients call this server (cache.example; * is any), such as that of a reverse proxy; "
+            "localhost and addresses always do. Without the option it answers to no other name while it listens for "
+            "this machine only, since a web page can let its own lead here, and to all else. Repeatable."
+        ),
+    ] = None,
     price: Annotated[
         str | None, typer.Option(help="INPUT,OUTPUT: US dollars for a million tokens upstream, to count money saved.")
     ] = None,
@@ -269,7 +277,7 @@ def serve(
     from embedsmith.cache.semantic import SemanticCache
     from embedsmith.cache.stores import require_store
     from embedsmith.llm.budget import Price
-    from embedsmith.server.headers import read_ignored, read_origins
+    from embedsmith.server.headers import read_hosts, read_ignored, read_origins
     from embedsmith.server.run import Service, listen, require_environment, require_port
 
     # First what is settled by the command line alone: loading a model takes seconds.
@@ -283,6 +291,8 @@ def serve(
         ignored = read_ignored(ignore_header or ())
     with naming("--allow-origin"):
         origins = read_origins(allow_origin or ())
+    with naming("--allow-host"):
+        hosts = read_hosts(allow_host or ())
     with naming("--store"):
         require_store(store)
     with naming("--upstream"):
@@ -298,6 +308,7 @@ def serve(
             completion_price=paid.output_per_million,
             ignored_headers=tuple(ignored),
             origins=tuple(origins),
+            hosts=tuple(hosts),
             store_timeout=store_timeout,
             max_body=max_body,
             grace=grace,
@@ -356,7 +367,9 @@ def _say_sampling(cache: SemanticCache) -> None:
 def reencode(
     store: Annotated[str, typer.Argument(help="sqlite:///FILE, redis://… or postgresql://…")],
     model: Annotated[str, typer.Option(help="The new model: the folder that `serve` will be given.")],
-    batch: Annotated[int, typer.Option(min=1, max=1 << 20, help="Texts at once; a kill costs at most these.")] = 256,
+    batch: Annotated[
+        int, typer.Option(min=1, max=LARGEST_CALL, help="Texts at once; a kill costs at most these.")
+    ] = 256,
     restart: Annotated[bool, typer.Option("--restart", help="Drop what an unfinished re-encoding has done.")] = False,
     drop_failed: Annotated[
         bool, typer.Option("--drop-failed", help="Remove entries whose text cannot be encoded.")
@@ -368,8 +381,10 @@ def reencode(
     from embedsmith.cache.reencoding import reencode as reencode_store
     from embedsmith.cache.settings import open_encoder
     from embedsmith.cache.stores import require_store
+    from embedsmith.cache.stores.moving import require_movable
 
-    require_store(store)  # first: loading a model takes seconds
+    require_movable(store)  # first: loading a model takes seconds
+    require_store(store)
     encoder, mark = open_encoder(model)
     try:
         with draw_bar("entries") as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, r
 from embedsmith.server.embeddings import Embedder
 from embedsmith.server.gate import SECONDS, gated
 from embedsmith.server.headers import read_asker, read_ignored, read_origins
+from embedsmith.server.hosts import Hosts
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.origins import Lending, Origins
@@ -64,6 +65,7 @@ def create_app(
     store_seconds: float = SECONDS,
     ignored_headers: Iterable[str] = (),
     origins: Iterable[str] = (),
+    hosts: Collection[str] = (),
     log: RequestLog | None = None,
     spans: Spans | None = None,
 ) -> Starlette:
@@ -83,6 +85,7 @@ def create_app(
         truncate: embed the beginning of texts that are too long where a request does not say; else they are refused.
         ignored_headers: of requests, beyond those known (`headers`), that change no answer.
         origins: whose web pages may read what /v1 answers (`origins`).
+        hosts: names under which alone the server answers (`hosts`), whatever the path; () is all.
         log: hears of every finished request (`logs.open_log`). spans: OpenTelemetry's (`spans.open_spans`).
     """
     cache = gated(cache, store_seconds)
@@ -112,6 +115,7 @@ def create_app(
         return JSONResponse(description)
 
     told = [Middleware(Origins, allowed=pages)] if pages else []
+    named = [Middleware(Hosts, allowed=hosts)] if hosts else []
     lent = [Middleware(Lending, allowed=pages)] if upstream_key else []
     app = Starlette(
         routes=[
@@ -136,7 +140,7 @@ def create_app(
             Route("/v1/models/{model}", embeddings.model, methods=["GET"]),
             Route("/v1/{path:path}", proxy.pass_on, methods=list(EVERYTHING)),
         ],
-        middleware=[*told, Middleware(Edge, log=log, spans=spans), *lent],
+        middleware=[*told, Middleware(Edge, log=log, spans=spans), *named, *lent],
         exception_handlers=REFUSALS,
         lifespan=lifespan,
     )

@@ -41,8 +41,8 @@ def read_control(headers: Iterable[str]) -> Control:
     """Return the wishes in the values of the request's X-Embedsmith-Cache headers; of two lives the shorter.
 
     Raises:
-        ValueError: a word that is none of them, a ttl that is no positive number, or a tag that is too long, not
-            printable ASCII (all that a header carries as it is), or one too many.
+        ValueError: a word that is none of them, a ttl that is no positive number, two namespaces, or a tag that is
+            too long, not printable ASCII (all that a header carries as it is), or one too many.
     """
     read, write, only, ttl, namespace = True, True, False, None, ""
     tags: dict[str, None] = {}
@@ -59,6 +59,8 @@ def read_control(headers: Iterable[str]) -> Control:
                 life = _read_seconds(seconds)
                 ttl = life if ttl is None else min(ttl, life)
             case "namespace", text if text:
+                if namespace not in ("", text):  # a gateway may have added one to the client's
+                    raise ValueError(f"{ASKED}: the namespaces {namespace!r} and {text!r}; at most one")
                 namespace = text
             case "tag", text if text:
                 tags[_read_tag(text)] = None

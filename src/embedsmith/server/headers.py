@@ -5,7 +5,8 @@ Callers can only narrow, so nothing is left to a list of what matters. Every hea
 1. It says who asks (`IDENTITY`): its value is part of the tenant.
 2. It is known to change no answer (`HARMLESS`, `HARMLESS_BEGINNINGS`, `HARMLESS_ENDS`): of one connection, of the
    form of the body, of the client's program, of the way here, of tracing, or the id of one request. Most of these
-   differ from request to request; with any of them in the key nothing would ever be found again.
+   differ from request to request; with any of them in the key nothing would ever be found again. An upstream
+   may still route by one (LiteLLM's `tag_regex` by User-Agent): its clients then need keys, or namespaces, apart.
 3. Every other, heard of or not: its value must be equal (OpenAI-Beta, anthropic-beta, Accept-Language, a header of
    the user's own). The operator can declare one of these harmless (`serve --ignore-header NAME`), none of the first.
 
@@ -105,8 +106,9 @@ STICKY = frozenset(  # cookies of load balancers, some with a new value in every
         *("arraffinitysamesite", "__cf_bm", "__cflb", "_cfuvid"),
     }
 )
-ANY_ORIGIN = "*"
+ANY = "*"  # origin, host
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[1-9][0-9]{0,4})?")
+HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 UNSENT = re.compile(r"http://.*:80|https://.*:443")  # ports that browsers leave out
 TENANT_DIGITS = 32
 MOST_TOLD = 16  # names that an answer tells
@@ -203,7 +205,7 @@ def read_origins(given: Iterable[str]) -> frozenset[str]:
         ConfigurationError: one of them is no origin as browsers send it.
     """
     origins = frozenset(one.strip().lower() for one in given)
-    for one in sorted(origins - {ANY_ORIGIN}):
+    for one in sorted(origins - {ANY}):
         if not ORIGIN.fullmatch(one) or UNSENT.fullmatch(one):
             raise ConfigurationError(
                 f"{one!r} is no origin",
@@ -212,6 +214,24 @@ def read_origins(given: Iterable[str]) -> frozenset[str]:
                 action="name one origin; the option can be given several times",
             )
     return origins
+
+
+def read_hosts(given: Iterable[str]) -> frozenset[str]:
+    """Return the names under which clients may call the server, in lower case.
+
+    Raises:
+        ConfigurationError: one of them is no name of a host.
+    """
+    hosts = frozenset(one.strip().lower().removesuffix(".") for one in given)
+    for one in sorted(hosts - {ANY}):
+        if not HOST_NAME.fullmatch(one):
+            raise ConfigurationError(
+                f"{one!r} is no name of a host",
+                expected="a name as clients send it, without http:// and without a port, such as cache.example; or * "
+                "for all names",
+                action="name one host; the option can be given several times",
+            )
+    return hosts
 
 
 def _tell_identity(pairs: list[tuple[str, str]], query: str) -> str:

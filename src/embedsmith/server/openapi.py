@@ -69,9 +69,9 @@ WISH = r"(no-store|no-cache|only-if-cached|ttl=[1-9][0-9]{0,6}|namespace=[A-Za-z
 ASKED_PARAMETER: Json = {
     "name": "X-Embedsmith-Cache",
     "in": "header",
-    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, namespace=NAME, and up to "
-    f"{MOST_TAGS} times tag=NAME (at most {LONGEST_TAG} characters of printable ASCII): /admin/purge removes by tag "
-    "what such a request has stored.",
+    "description": "Wishes, commas between: no-store, no-cache, only-if-cached, ttl=SECONDS, one namespace=NAME, and "
+    f"up to {MOST_TAGS} times tag=NAME (at most {LONGEST_TAG} characters of printable ASCII): /admin/purge removes by "
+    "tag what such a request has stored.",
     "schema": {"type": "string", "pattern": rf"^{WISH}(,{WISH}){{0,3}}$"},
 }
 ID_PARAMETER: Json = {

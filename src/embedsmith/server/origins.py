@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedsmith.server.edge import refuse
-from embedsmith.server.headers import ANY_ORIGIN, brings_key
+from embedsmith.server.headers import ANY, brings_key
+from embedsmith.server.trail import query_of
 
 FOREIGN = (
     "a web page of another origin asks, and brings no key: the operator's is lent to it if the server is started with "
@@ -58,7 +59,7 @@ class Origins:
 
     def _tell(self, origin: str) -> list[tuple[bytes, bytes]]:
         exposed = (b"access-control-expose-headers", b"*")  # X-Embedsmith-Cache and its like
-        if ANY_ORIGIN in self._allowed:
+        if ANY in self._allowed:
             return [(b"access-control-allow-origin", b"*"), exposed]
         varies = (b"vary", b"Origin")  # so that a cache on the way keeps one page's answer from another
         if origin not in self._allowed:
@@ -83,8 +84,8 @@ class Lending:
         """Refuse a page of an origin that is not named, unless it brings a key or only asks whether it may ask."""
         app = self._app
         if scope["type"] == "http" and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
-            headers, query = Headers(scope=scope), scope.get("query_string", b"").decode("latin-1")
-            named = not self._allowed.isdisjoint((headers.get("origin", ""), ANY_ORIGIN))
+            headers, query = Headers(scope=scope), query_of(scope)
+            named = not self._allowed.isdisjoint((headers.get("origin", ""), ANY))
             if _is_foreign(headers) and not named and not brings_key(headers, query):
                 app = refuse(403, FOREIGN)
         await app(scope, receive, send)
@@ -95,6 +96,7 @@ def _is_foreign(headers: Headers) -> bool:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         return site not in ("same-origin", "none")
+    # The host is the server's own: `hosts` has refused those that lead here by a trick.
     return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 

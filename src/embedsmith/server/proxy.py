@@ -34,7 +34,7 @@ from embedsmith.server.flights import Failure, Flight, Flights, Landing
 from embedsmith.server.gate import SILENT, StoreSilent
 from embedsmith.server.headers import ASKED, Asker, read_asker
 from embedsmith.server.relay import Relay
-from embedsmith.server.trail import Trail, trail_of
+from embedsmith.server.trail import Trail, query_of, trail_of
 from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import LOOKING, STORING, Watch
 
@@ -117,7 +117,7 @@ class Proxy:
             return refuse(400, str(error))
         if isinstance(question, Passed):
             return await self._pass(request, raw, question.reason)
-        asker = read_asker(request.headers.raw, request.url.query, self.secret, control.namespace, self.ignored)
+        asker = read_asker(request.headers.raw, query_of(request.scope), self.secret, control.namespace, self.ignored)
         if asker.scope:
             question = replace(question, scope={**question.scope, "headers": asker.scope})
         return await self._answer(Ask(request, raw, question, control, asker))

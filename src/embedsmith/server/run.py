@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from embedsmith.artifacts import sync_folder
@@ -23,6 +24,7 @@ from embedsmith.calibration import bound_rate
 from embedsmith.choices import LogMode
 from embedsmith.errors import ConfigurationError, MissingPartError, require_address
 from embedsmith.hosted import HostedEncoder
+from embedsmith.server.headers import ANY
 
 SIMULATOR = "simulator:"
 ADMIN_TOKEN, UPSTREAM_KEY, SECRET = "EMBEDSMITH_ADMIN_TOKEN", "EMBEDSMITH_UPSTREAM_KEY", "EMBEDSMITH_SECRET"
@@ -43,6 +45,7 @@ class Service:
         log: "text", "json" or "off"; see `logs`.
         ignored_headers: of requests, that need not be equal for a stored answer to serve (`server.headers`).
         origins: whose web pages may read what /v1 answers (`server.origins`).
+        hosts: further names under which it may be called (`server.hosts`); "*" is all.
         prompt_price, completion_price: of a million tokens upstream, for the dashboard's money saved.
         store_timeout: seconds that a lookup, or storing an answer, may hold a request up in Redis or PostgreSQL.
         max_body: MiB of a request that is read here (chat, embeddings).
@@ -61,6 +64,7 @@ class Service:
     completion_price: float = 0.0
     ignored_headers: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     store_timeout: float = 1.0
     max_body: int = 8
     grace: int = GRACE
@@ -111,6 +115,7 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             shadow=service.shadow,
             ignored_headers=service.ignored_headers,
             origins=service.origins,
+            hosts=names_of(service, listener),
             store_seconds=service.store_timeout,
             largest=service.max_body << 20,
             truncate=service.truncate,
@@ -195,8 +200,7 @@ def require_environment(store: str) -> None:
     """
     for name in (ADMIN_TOKEN, UPSTREAM_KEY):
         read_token(name)
-    new = kind_of(store) == "memory" or (kind_of(store) == "sqlite" and not _secret_of(store).exists())
-    if os.environ.get(SECRET) or not new:
+    if not _lacks_secret(store):
         read_secret(store)
 
 
@@ -240,6 +244,18 @@ def address_of(host: str, listener: socket.socket) -> str:
     """Return the base URL of a server on `host`: an IPv6 address in brackets, and the port that it really got."""
     named = f"[{host}]" if ":" in host else host
     return f"http://{named}:{listener.getsockname()[1]}"
+
+
+def names_of(service: Service, listener: socket.socket) -> frozenset[str]:
+    """Return the names under which alone the server answers, empty for all.
+
+    On an address that only this machine reaches, a foreign name is a trick (`server.hosts`). Elsewhere names of the
+    network lead to it that it cannot know, so there it asks only if it is told of some.
+    """
+    local = ip_address(listener.getsockname()[0]).is_loopback
+    if ANY in service.hosts or not (local or service.hosts):
+        return frozenset()
+    return frozenset({service.host.lower(), *service.hosts})
 
 
 def read_token(name: str) -> str | None:
@@ -300,7 +316,7 @@ def describe_lost_secret(url: str, store: Store) -> str:
 
     With another key every client is another tenant: nothing that any of them has stored is found again.
     """
-    if os.environ.get(SECRET) or kind_of(url) != "sqlite" or _secret_of(url).exists():
+    if not _lacks_secret(url):
         return ""
     held = store.count().entries
     if not held:
@@ -310,6 +326,11 @@ def describe_lost_secret(url: str, store: Store) -> str:
         "made now, no tenant finds what it has stored. To do: stop, put the file back (or set EMBEDSMITH_SECRET to the "
         'key that was used) and start again; if the key is lost, remove the entries: /admin/purge with {"all": true}'
     )
+
+
+def _lacks_secret(store: str) -> bool:
+    """Say whether `read_secret` would make a new key beside a SQLite store."""
+    return not os.environ.get(SECRET) and kind_of(store) == "sqlite" and not _secret_of(store).exists()
 
 
 def _secret_of(store: str) -> Path:

@@ -95,6 +95,14 @@ def trail_of(request: Request) -> Trail:
     return trail
 
 
+def query_of(scope: Any) -> str:
+    """Return the query of an ASGI scope, every character behind the first "?" as it came.
+
+    `Request.url` is a guess from the Host header and all, and ends at a "#", which the upstream is sent as well.
+    """
+    return bytes(scope.get("query_string", b"")).decode("latin-1")
+
+
 def header_of(headers: Iterable[tuple[bytes, bytes]], name: str) -> str | None:
     """Return the first header of this name in an ASGI scope."""
     wanted = name.encode("ascii")

@@ -21,9 +21,9 @@ from starlette.types import Receive, Scope, Send
 from embedsmith.server.answers import Answer, StreamReader
 from embedsmith.server.connections import Connections
 from embedsmith.server.edge import TooSlow, refuse
-from embedsmith.server.headers import ASKED, HOPS, brings_key
+from embedsmith.server.headers import ASKED, HOPS, IDENTITY, brings_key
 from embedsmith.server.spans import LONGEST, Span, describe_completion, name_call, name_provider
-from embedsmith.server.trail import REQUEST_ID, Trail, trail_of
+from embedsmith.server.trail import REQUEST_ID, Trail, query_of, trail_of
 from embedsmith.server.watch import Watch
 
 OWN = "x-embedsmith-"
@@ -99,7 +99,7 @@ class Upstream:
         given = request.headers.raw
         fresh = {REQUEST_ID: trail.id, **span.headers(), "accept-encoding": "identity"}  # what is stored must be read
         headers = [(name, value) for name, value in end_to_end(given) if name.decode("latin-1") not in {ASKED, *fresh}]
-        if self._key and not brings_key(request.headers, request.scope.get("query_string", b"").decode("latin-1")):
+        if self._key and not brings_key(request.headers, query_of(request.scope)):
             headers.append((b"authorization", b"Bearer " + self._key.encode()))
         return headers + [(name.encode(), value.encode()) for name, value in fresh.items()]
 
@@ -262,16 +262,15 @@ async def hand_on(pieces: AsyncIterable[bytes], clock: asyncio.Timeout, patience
 def path_below(request: Request) -> str | None:
     """Return the request's path below /v1 as it was sent, percent signs and all; None where it must not go on.
 
-    A segment "." or ".." (however it is written) would lead out of the upstream's base address; "v1%2Fa" is more than
-    the segment that is taken off.
+    A segment "." or ".." (however it is written, and with the parameters that some servers cut off it: "..;x") would
+    lead out of the upstream's base address; "v1%2Fa" is more than the segment that is taken off.
     """
     raw = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
     parts = raw.split(b"/", 2)
-    if (
-        len(parts) < 3
-        or b"/" in unquote_to_bytes(parts[1])
-        or {b".", b".."} & set(unquote_to_bytes(parts[2]).replace(b"\\", b"/").split(b"/"))
-    ):
+    if len(parts) < 3 or b"/" in unquote_to_bytes(parts[1]):
+        return None
+    segments = unquote_to_bytes(parts[2]).replace(b"\\", b"/").split(b"/")
+    if {b".", b".."} & {segment.partition(b";")[0] for segment in segments}:
         return None
     try:
         return str(parts[2], "ascii")
@@ -280,10 +279,15 @@ def path_below(request: Request) -> str | None:
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return the headers without those of one connection: the standard ones and those that `Connection` names."""
+    """Return the headers without those of one connection: the standard ones and those that `Connection` names.
+
+    None of these says who asks: the client could take away what a proxy before this server has said of it.
+    """
     pairs = [(name.lower(), value) for name, value in headers]
-    named = {part.strip().lower() for name, value in pairs if name == b"connection" for part in value.split(b",")}
-    return [(name, value) for name, value in pairs if name.decode("latin-1") not in HOPS and name not in named]
+    told = b",".join(value for name, value in pairs if name == b"connection").decode("latin-1")
+    named = {part.strip().lower() for part in told.split(",")} - IDENTITY
+    dropped = HOPS | named
+    return [(name, value) for name, value in pairs if name.decode("latin-1") not in dropped]
 
 
 def kept_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -76,12 +76,23 @@ class Move(Protocol):
         ...
 
 
+def require_movable(url: str) -> None:
+    """Raise `ConfigurationError` for a store in memory, which has no entries for another process."""
+    if kind_of(url) == "memory":
+        raise ConfigurationError(
+            f"{url!r} cannot be re-encoded",
+            expected=f"{KINDS}; memory:// is gone with its process",
+            action="start the server with the new model; such a store is empty at each start anyway",
+        )
+
+
 def open_move(url: str, *, model: str, dimension: int, restart: bool = False) -> Move:
     """Return the store at `url` on its way to a model.
 
     Raises:
         ConfigurationError: a store in memory, or none at all; or see `choose_target`. StoreError: it cannot be opened.
     """
+    require_movable(url)
     kind = kind_of(url)
     if kind == "sqlite":
         from embedsmith.cache.stores.sqlite_move import SQLiteMove
@@ -91,11 +102,9 @@ def open_move(url: str, *, model: str, dimension: int, restart: bool = False) ->
         from embedsmith.cache.stores.redis_move import RedisMove
 
         return RedisMove(url, model=model, dimension=dimension, restart=restart)
-    if kind == "postgres":
-        from embedsmith.cache.stores.postgres_move import PostgresMove
+    from embedsmith.cache.stores.postgres_move import PostgresMove
 
-        return PostgresMove(url, model=model, dimension=dimension, restart=restart)
-    raise ConfigurationError(f"{url!r} cannot be re-encoded", expected=f"{KINDS}; memory:// is gone with its process")
+    return PostgresMove(url, model=model, dimension=dimension, restart=restart)
 
 
 def choose_target(
