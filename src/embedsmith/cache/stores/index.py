@@ -326,9 +326,14 @@ def rotate(vectors: Embeddings) -> Embeddings:
     what is found is the same (docs/log.md).
     """
     few, many = _rotations(vectors.shape[1])
-    turned: NDArray[Any] = few @ vectors.reshape(-1, len(few), len(many)) @ many
-    turned = many @ turned.reshape(-1, len(many), len(few)) @ few
-    return turned.reshape(vectors.shape)
+    turned: Any
+    if len(vectors) == 1:  # a query: `dot` of two tables takes half the time of `@`, which is made for stacks of them
+        turned = few.dot(vectors.reshape(len(few), len(many))).dot(many)
+        turned = many.dot(turned.reshape(len(many), len(few))).dot(few)
+    else:
+        turned = few @ vectors.reshape(-1, len(few), len(many)) @ many
+        turned = many @ turned.reshape(-1, len(many), len(few)) @ few
+    return np.asarray(turned.reshape(vectors.shape))
 
 
 @lru_cache(maxsize=4)
