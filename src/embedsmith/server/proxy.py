@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -259,17 +260,22 @@ class Proxy:
         count = getattr(request.app.state, "count_requests", None)
         return count is not None and count() == 1 and not self._tasks
 
-    def _note(self, ask: Ask, found: Lookup, answer: Answer | None = None, served: Entry | None = None) -> None:
-        """Take note of a lookup; `served` is the entry that was served, or would have been."""
-        self.watch.looked_up(found, answer, served=served)
+    def _note(self, ask: Ask, found: Lookup, served: Entry | None = None) -> None:
+        """Take note of a miss; `served` is the entry that would have been served."""
+        self.watch.looked_up(found, served=served)
         ask.trail.looked_up(found)
 
     def _serve(self, ask: Ask, found: Lookup, answer: Answer) -> Response:
-        self._note(ask, found, answer, found.decision.entry)
+        ask.trail.looked_up(found)
+
+        async def count() -> None:
+            self.watch.looked_up(found, answer, served=found.decision.entry)
+
+        told, then = ask.told(found), BackgroundTask(count)  # once the answer is sent: nobody waits for it
         if not ask.question.stream:
-            return JSONResponse(answer.body, headers=ask.told(found))
+            return JSONResponse(answer.body, headers=told, background=then)
         events = in_blocks(stream_events(answer, usage=ask.question.usage))
-        return StreamingResponse(events, headers=ask.told(found), media_type="text/event-stream")
+        return StreamingResponse(events, headers=told, media_type="text/event-stream", background=then)
 
     async def _fetch(
         self, ask: Ask, found: Lookup, flight: Flight | None = None, *, served: Entry | None = None
