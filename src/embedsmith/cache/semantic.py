@@ -285,7 +285,7 @@ class SemanticCache:
                 encoding += time.perf_counter() - started
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
-            self._hear()
+            self.hear()
             refused = self._refusals.among(asked.text, matches, asked.namespace)
             decision = decide(asked.text, matches, policy, refused)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
@@ -297,8 +297,11 @@ class SemanticCache:
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
         return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
 
-    def _hear(self) -> None:
-        """Take the verdicts that other processes have added to the feedback file, looking at its size now and then."""
+    def hear(self) -> None:
+        """Take the verdicts that other processes have added to the feedback file, looking at its size now and then.
+
+        Lookups do that by themselves; who only shows what is known of the answers does it before.
+        """
         now = time.monotonic()
         if self._feedback is None or now - self._heard < HEARING:
             return
