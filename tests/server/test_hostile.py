@@ -58,9 +58,9 @@ class Speaker(socketserver.StreamRequestHandler):
         with suppress(OSError):
             while self._read_request():
                 hostile.requests += 1
-                for piece in hostile.pieces:
+                for place, piece in enumerate(hostile.pieces):
+                    time.sleep(hostile.pause if place else 0.0)
                     self.wfile.write(piece)
-                    time.sleep(hostile.pause)
                 if hostile.hangs_up:
                     return
 
@@ -140,7 +140,7 @@ def test_a_spoilt_answer_is_passed_on_and_never_stored(
     hostile: tuple[Hostile, Served], sent: bytes, becomes: bytes | int
 ) -> None:
     upstream, served = hostile
-    upstream.pieces, upstream.hangs_up = [sent], True
+    upstream.pieces, upstream.hangs_up = [sent], becomes in (502, FINE[:CUT])
     for _ in range(2):
         found = send(served, stream=False)
         assert isinstance(found, httpx.Response)
@@ -173,3 +173,101 @@ def heals(upstream: Hostile, served: Served) -> None:
         found = send(served, stream=False)
         assert isinstance(found, httpx.Response)
         assert (found.headers["x-embedsmith-cache"], found.json()) == (outcome, json.loads(FINE))
+
+
+BEGIN, END = chunk({"role": "assistant", "content": "in the app"}), chunk({}, "stop")
+ENDED = chunk({}, "length")
+BROKEN = events(BEGIN, END).replace(b"the app", b"the app \xe2\x80")
+STREAMS: dict[str, tuple[bytes, bool]] = {  # what is sent, and whether the client sees an end of it
+    "no end": (chunked(events(BEGIN, END, done=False)), True),
+    "no chunk at the end": (chunked(events(BEGIN, END), end=b""), False),
+    "cut in an event": (chunked(STREAM[:40]), True),
+    "an error in the middle": (chunked(events(BEGIN, {"error": {"message": "no"}}, END)), True),
+    "an event of error": (chunked(b'event: error\ndata: {"message": "no"}\n\n' + events(BEGIN, END)), True),
+    "an object of error": (chunked(events(BEGIN, {"object": "error", "message": "no"}, END)), True),
+    "half a character": (chunked(BROKEN), True),
+    "more behind the end": (chunked(events(BEGIN, END) + events(chunk({"content": ", or not"}))), True),
+    "an error behind the end": (chunked(events(BEGIN, END) + events({"error": {"message": "no"}})), True),
+    "two ends": (chunked(events(BEGIN, ENDED, END)), True),
+    "two other ends": (chunked(events(BEGIN, END, ENDED)), True),
+    "filtered": (chunked(events(BEGIN, chunk({}, "content_filter"))), True),
+    "no reason": (chunked(events(BEGIN)), True),
+    "no choices": (chunked(events(chunk({}, choices=[]))), True),
+    "another choice": (chunked(events(BEGIN, chunk({"content": "x"}, choice={"index": 1}), END)), True),
+    "gzip": (chunked(gzip.compress(events(BEGIN, END)), headers="Content-Encoding: gzip\r\n"), True),
+    "a plain answer": (chunked(FINE), True),
+    "too short a length": (answer(STREAM, length=len(STREAM) - 20), True),
+    "too long a length": (answer(STREAM, length=len(STREAM) + 20), False),
+    "a line without an end": (chunked(b"data: " + b"x" * 100_000), True),
+}
+
+
+@pytest.mark.parametrize(("sent", "ends"), STREAMS.values(), ids=STREAMS)
+def test_a_spoilt_stream_is_passed_on_and_never_stored(
+    hostile: tuple[Hostile, Served], sent: bytes, ends: bool
+) -> None:
+    upstream, served = hostile
+    upstream.pieces, upstream.hangs_up = [sent], not ends
+    for _ in range(2):
+        found = send(served, stream=True)
+        assert isinstance(found, httpx.Response) == ends
+    assert upstream.requests == 2
+    assert served.cache.store.count().entries == 0
+    heals(upstream, served)
+
+
+WHOLE: dict[str, bytes] = {
+    "with trailers": chunked(STREAM, end=b"0\r\nX-Sum: 1\r\n\r\n"),
+    "after early hints": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + chunked(STREAM),
+    "after continue": b"HTTP/1.1 100 Continue\r\n\r\n" + chunked(STREAM),
+    "byte by byte": chunked(*(STREAM[place : place + 1] for place in range(len(STREAM)))),
+    "with comments": chunked(b": alive\n\n" + STREAM.replace(b"\n\n", b"\n\n: alive\n\n")),
+    "with other ends of lines": chunked(STREAM.replace(b"\n", b"\r\n")),
+    "with two ids": chunked(events(BEGIN, chunk({}, "stop", id="2"))),  # llama.cpp named each chunk for itself
+}
+
+
+@pytest.mark.parametrize("sent", WHOLE.values(), ids=WHOLE)
+def test_a_whole_stream_is_stored_however_it_comes(hostile: tuple[Hostile, Served], sent: bytes) -> None:
+    upstream, served = hostile
+    upstream.pieces = [sent]
+    for outcome in ("miss", "hit"):
+        found = send(served, stream=True)
+        assert isinstance(found, httpx.Response)
+        assert found.headers["x-embedsmith-cache"] == outcome
+        assert b"the app" in found.content
+    assert upstream.requests == 1
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Oh No"])
+def test_an_answer_that_is_too_long_to_be_stored_goes_on_as_it_comes(
+    hostile: tuple[Hostile, Served], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.server.upstream.LARGEST", 10_000)
+    upstream, served = hostile
+    fitting, long = (json.dumps(completion("x" * size)).encode() for size in (9_000, 20_000))
+    upstream.pieces, upstream.hangs_up = [answer(long, length=len(long) + 1)], True
+    assert isinstance(send(served, stream=False), httpx.RemoteProtocolError)  # as broken as it came
+    sent, upstream.hangs_up = answer(long, status=status), False
+    upstream.pieces, upstream.pause = [sent[:15_000], sent[15_000:]], 0.1
+    found = send(served, stream=False)
+    assert isinstance(found, httpx.Response)
+    assert (found.status_code, found.content) == (int(status[:3]), long)
+    assert served.cache.store.count().entries == 0
+    upstream.pieces = [answer(fitting)]
+    told = [send(served, stream=False) for _ in range(2)]
+    assert [found.headers["x-embedsmith-cache"] for found in told if isinstance(found, httpx.Response)] == [
+        "miss",
+        "hit",
+    ]
+
+
+def test_an_answer_that_drips_has_its_end(hostile: tuple[Hostile, Served]) -> None:
+    upstream, served = hostile
+    upstream.pieces, upstream.pause = [answer(b"", length=len(FINE)), *(b"%c" % byte for byte in FINE)], 0.2
+    began = time.monotonic()
+    found = send(served, stream=False)
+    assert isinstance(found, httpx.Response)
+    assert (found.status_code, served.cache.store.count().entries) == (504, 0)
+    assert time.monotonic() - began < 10
+    heals(upstream, served)
