@@ -292,7 +292,7 @@ class SemanticCache:
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
                 self._sample(self.samples, asked, matches, decision, refused)
-        age = now - decision.entry.created if decision.entry is not None else None
+        age = max(now - decision.entry.created, 0.0) if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
         return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from embedsmith.artifacts import write_ahead
-from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
+from embedsmith.cache.stores import AHEAD, Counts, Entry, Match, Order, StoreError, check_vector
 from embedsmith.cache.stores.columns import COLUMNS, ORDERS
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
@@ -325,6 +325,9 @@ class SQLiteStore:
     def expire(self, now: float) -> int:
         with self._write() as writer:
             gone = self._delete(writer, "expires <= ?", (now,))
+            ((latest,),) = writer.execute("select max(used) from entries")
+            if latest is not None and latest > now + AHEAD:
+                writer.execute("update entries set used = used - ? where used > ?", (latest - now, now + AHEAD))
         self._forget(gone)
         return len(gone)
 
