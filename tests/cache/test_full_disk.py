@@ -64,7 +64,7 @@ wait_until(lambda: judge.counts["unwritten"] > 5)
 assert (samples.waiting, samples.left, judge.counts["failed"]) == (1, 0, 0)
 assert "could not be written" in judge.trouble
 kinds = sorted({line.partition(":")[0] for line in told})
-assert len(told) == len(kinds) == 3, told
+assert len(told) < 30 and len(kinds) == 3, told  # of six hundred questions; a slow machine takes more than ten seconds
 print(*kinds, sep="\\n")
 
 leave_room(resource.RLIM_INFINITY)
