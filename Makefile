@@ -33,8 +33,8 @@ test: setup
 test-slow: setup
 	$(BIN)/pytest -q -m slow
 
-# SIGKILL at 120 random points of synthesis and 50 of training, at 200 of a cache under 16 writers, and throughout the
-# migration and re-encoding of stores (minutes).
+# SIGKILL at 120 random points of synthesis and 50 of training, at 200 of a cache under 16 writers, at 20 of four
+# processes with four writers each on each kind of store, and throughout the migration and re-encoding of stores (minutes).
 kills: setup
 	EMBEDSMITH_KILLS=20 $(BIN)/pytest -q --timeout 1800 -k "kill" tests/llm/test_journal.py
 	EMBEDSMITH_KILLS=100 $(BIN)/pytest -q --timeout 3600 -k "sigkill" tests/synthesis/test_command.py

@@ -5,13 +5,17 @@ The command line prints `str(error)` and exits with `error.exit_code`; a traceba
 
 from __future__ import annotations
 
+import errno
 import re
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
 SMALLEST = 1e-9  # share that something is promised for
+AGAIN = 10.0  # seconds before the same failure is told again
 
 
 class EmbedsmithError(Exception):
@@ -106,14 +110,39 @@ class ModelRefused(EmbedsmithError):
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return the type of an error and where it was raised.
+    """Return the type of an error, where it was raised, and the code of what the system or SQLite refused.
 
     Its message stays out: those of stores and clients quote rows, addresses and texts.
+
+    >>> describe_failure(OSError(28, "No space left on device", "/home/ann/cache.db"))
+    'OSError ENOSPC'
     """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     cause = error.__cause__ or error.__context__
-    return f"{type(error).__name__}{place}" + (f", from {type(cause).__name__}" if cause is not None else "")
+    return f"{_name(error)}{place}" + (f", from {_name(cause)}" if cause is not None else "")
+
+
+def _name(error: BaseException) -> str:
+    """Return the type of an error, with its code where that is one of a list: a full disk, a locked file."""
+    code = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    code = code or getattr(error, "sqlite_errorname", None)
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
+
+
+class Repeats:
+    """Remembers what was told a moment ago, so that a failure that goes on fills no log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, dict[object, float]()
+
+    def is_new(self, told: object) -> bool:
+        """Say whether this was not told within the last seconds (`AGAIN`)."""
+        now = self._clock()
+        if now - self._last.get(told, -AGAIN) < AGAIN:
+            return False
+        self._last = {key: at for key, at in self._last.items() if now - at < AGAIN} | {told: now}
+        return True
 
 
 def require(right: bool, found: str, expected: str, action: str = "") -> None:

@@ -329,9 +329,8 @@ def test_an_answer_that_was_found_is_served_though_its_use_is_not_counted(
     break_store(cache, monkeypatch, "touch")
     assert cache.serve(ASKED, lambda _: pytest.fail("it is stored")) == "in the app"
     assert cache.lookup(ASKED).answer == "in the app"
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "a use of an entry could not be counted"
-    ] * 2
+    (record,) = caplog.records  # one line, however many questions a busy second has
+    assert record.message.startswith("a use of an entry could not be counted: OSError")
 
 
 def test_an_encoder_that_fails_takes_nothing_away() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from places import entry, ids, units
 
-from embedsmith.cache.stores import Entry, ModelMismatch, StoreError, open_store
+from embedsmith.cache.stores import Entry, ModelMismatch, Order, StoreError, open_store
+from embedsmith.cache.stores import sqlite as sqlite_store
 from embedsmith.cache.stores.sqlite import IDLE, SWEEP, SQLiteStore
 from embedsmith.cache.stores.sqlite_schema import transaction
 from embedsmith.errors import ConfigurationError
@@ -150,7 +151,7 @@ def test_what_the_file_refuses_is_an_error_of_the_store(path: Path, store: SQLit
     store._writer.execute("pragma busy_timeout = 10")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")
-        for change in (lambda: store.put([entry()]), lambda: store.delete(["a"]), store.purge, store.close):
+        for change in (lambda: store.put([entry()]), lambda: store.delete(["a"]), store.purge):
             with pytest.raises(StoreError, match=r"sqlite://.*s\.db failed: database is locked"):
                 change()
         other.execute("rollback")
@@ -163,6 +164,39 @@ def test_what_the_file_refuses_is_an_error_of_the_store(path: Path, store: SQLit
         ):
             with pytest.raises(StoreError, match="failed: no such table"):
                 read()
+        other.execute("begin immediate")
+        with pytest.raises(StoreError, match="failed: database is locked"):
+            store.close()
+    with pytest.raises(StoreError, match="is closed"):  # all the same
+        store.get("a", 1.0)
+
+
+def test_a_failed_write_forgets_no_use(store: SQLiteStore) -> None:
+    store.put([entry("a", created=1.0), entry("b", created=2.0)])
+    store._writer.execute("pragma query_only = on")
+    for refused in (lambda: store.touch("a", 9.0), lambda: store.evict(entries=1)):
+        with pytest.raises(StoreError, match="failed: attempt to write a readonly database"):
+            refused()
+    store._writer.execute("pragma query_only = off")
+    assert store.evict(entries=1) == 1
+    assert [one.id for one in store.scan()] == ["a"]
+
+
+@pytest.mark.parametrize("order", ["lru", "lfu"])
+def test_an_eviction_knows_of_the_uses_in_another_process(
+    path: Path, store: SQLiteStore, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The few entries that everybody asks for are never many enough to be written for their number."""
+    store.put([entry(name, created=created) for name, created in (("a", 1.0), ("b", 2.0), ("c", 3.0))])
+    with closing(open_store(store.url, dimension=4, model="m")) as other:
+        other.touch("a", 9.0)
+        assert store.evict(entries=2, order=order) == 1
+        assert [one.id for one in store.scan()] == ["a", "c"]
+        monkeypatch.setattr(sqlite_store, "TOUCHED", 0.0)
+        other.touch("c", 10.0)
+        other.touch("c", 11.0)
+        assert store.evict(entries=1, order=order) == 1
+        assert [one.id for one in store.scan()] == ["c"]
 
 
 def test_lookups_wait_neither_for_a_writing_process_nor_for_who_waits_for_it(path: Path, store: SQLiteStore) -> None:

@@ -414,6 +414,23 @@ def test_a_use_in_the_past_counts_but_is_not_the_last(store: Store) -> None:
     assert [one.id for one in store.scan()] == ["a"]
 
 
+def test_a_clock_that_goes_back_makes_nothing_that_is_added_the_first_to_go(store: Store) -> None:
+    store.put([entry("a", created=5000.5), entry("b", created=5000.25), entry("c", created=1000.75)])
+    store.touch("b", 6000.125)
+    assert store.expire(5950.0) == 0  # other machines' clocks are not the same
+    store.put([entry("d", created=1100.0)])
+    assert store.expire(1200.0) == 0
+    store.put([entry("e", created=1201.0)])
+    store.touch("d", 1202.0)
+    for left in ("bcde", "bde", "de", "d"):  # a as long before b as it was used; both before what was used since
+        assert store.evict(entries=len(left)) == 1
+        assert {one.id for one in store.scan()} == {*left}
+    store.touch("d", 1203.0)
+    assert store.delete(["d"]) == 1
+    assert store.count() == Counts(0, 0)
+    assert store.expire(0.0) == 0
+
+
 def test_a_use_does_not_wait_for_another_process_that_writes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'cache.db'}"
     with closing(open_store(url, dimension=4, model="m")) as store:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from embedsmith.cache.feedback import read_feedback
+from embedsmith.cache.feedback import Feedback, Judged, read_feedback
 from embedsmith.cache.recalibration import FILE, recalibrate, write_recalibration
 from embedsmith.cache.samples import SampleRule
 from embedsmith.llm import open_llm
@@ -191,6 +191,17 @@ def test_a_verdict_that_cannot_be_written_is_told_and_the_sample_waits(serve: Se
     served.feedback.mkdir()
     assert post(served, "/admin/judge", {"number": 1, "verdict": "same"}).status_code == 503
     assert state(served)["quality"]["waiting"] == 1
+
+
+def test_a_server_that_nobody_asks_shows_the_verdicts_of_the_others(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    served, verdict = serve(cache=sampling()), Judged(CLOSE, ASKED, 0, 0.99, "n", "sample", "openai:x", 5.0, "fake")
+    Feedback(served.feedback).append(verdict)
+    assert (metric(served, "samples_judged"), metric(served, "samples_wrong")) == (1, 1)
+    Feedback(served.feedback).append(replace(verdict, sentence1="Can I freeze my card?"))
+    assert state(served)["quality"]["estimate"]["judged"] == 2
 
 
 @pytest.mark.parametrize("body", [{}, {"number": 1}, {"number": True, "verdict": "same"}, {"number": 1, "verdict": 1}])

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import IO, Literal, get_args
 
 from embedsmith.artifacts import require_file, require_place
 from embedsmith.cache.stores import is_within
@@ -92,16 +93,18 @@ class Feedback:
         require_place(self.path, folder=False)
 
     def append(self, row: Judged) -> None:
-        """Add a row; it is on disk on return. What a kill left of an earlier row is cut off first."""
+        """Add a row; it is on disk on return. What a kill left of an earlier row is cut off first.
+
+        Raises:
+            OSError: it cannot be written, and nothing of it is.
+        """
         told = {name: value for name, value in asdict(row).items() if value is not None}
         line = json.dumps(told, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as handle, _locked(handle):
+            with self.path.open("a+b", buffering=0) as handle, _locked(handle):
                 lost = _mend(handle)
-                handle.write(line)
-                handle.flush()
-                os.fsync(handle.fileno())
+                _write_whole(handle, line)
         if lost:
             LOG.warning("%s: the last row was cut off by a kill, its %d bytes are removed", self.path, lost)
 
@@ -289,8 +292,21 @@ def _parse(row: object) -> Judged:
     return Judged(**told | {"label": int(told["label"])})
 
 
+def _write_whole(handle: FileIO, line: bytes) -> None:
+    """Append a line that is on disk on return; a disk that is full, or fails, leaves the file as it was."""
+    end = handle.seek(0, os.SEEK_END)
+    left = memoryview(line)
+    try:
+        while left:
+            left = left[handle.write(left) :]
+        os.fsync(handle.fileno())
+    except OSError:
+        handle.truncate(end)
+        raise
+
+
 @contextmanager
-def _locked(handle: BinaryIO) -> Iterator[None]:
+def _locked(handle: IO[bytes] | FileIO) -> Iterator[None]:
     """Keep other processes of this machine away; a no-op where the system has no such locks."""
     try:
         import fcntl
@@ -301,7 +317,7 @@ def _locked(handle: BinaryIO) -> Iterator[None]:
     yield
 
 
-def _mend(handle: BinaryIO) -> int:
+def _mend(handle: FileIO) -> int:
     """Make the file end with a whole line; return how many bytes of a cut one were removed.
 
     A row that is there only in part was never acknowledged. A whole one that lacks its line break is kept.

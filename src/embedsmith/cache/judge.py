@@ -29,7 +29,7 @@ class Judge:
 
     Attributes:
         trouble: why the last call failed, "" while all is well; it may quote the server.
-        counts: "judged", "unreadable" (left for people) and "failed" calls.
+        counts: "judged", "unreadable" (left for people), "unwritten" (the file took none) and "failed" calls.
     """
 
     def __init__(self, samples: Samples, llm: LanguageModel, *, pauses: tuple[float, float] = PAUSES) -> None:
@@ -64,7 +64,7 @@ class Judge:
         """Judge a batch; say whether the judge could be asked at all. Whatever happens, no sample is lost."""
         left = dict(enumerate(batch))
         prompts = [verdicts.ask("cache", (sample.asked, sample.stored), str(sample.number)) for sample in batch]
-        failed = self.counts["failed"]
+        failed = self._failures
         try:
             for place, completion in self._llm.complete(prompts, self._terms):
                 if self._end.is_set():
@@ -75,7 +75,11 @@ class Judge:
             self._fail(error, left.values())
         for sample in left.values():
             self._samples.give_back(sample.number, for_people=self._is_spent(sample))
-        return not left and self.counts["failed"] == failed
+        return not left and self._failures == failed
+
+    @property
+    def _failures(self) -> int:
+        return self.counts["failed"] + self.counts["unwritten"]
 
     def _settle(self, sample: Sample, completion: Completion) -> None:
         if completion.text is None or completion.finish == "error":
@@ -91,7 +95,13 @@ class Judge:
             self.counts["unreadable"] += 1
             self._samples.give_back(sample.number, for_people=True)
             return
-        if self._samples.settle(sample.number, label, self.name) is not None:
+        try:
+            settled = self._samples.settle(sample.number, label, self.name)
+        except OSError as error:  # a full disk; the sample waits on, and is none the worse for it
+            self.counts["unwritten"] += 1
+            self._say(f"a verdict could not be written ({error.strerror or type(error).__name__})")
+            return
+        if settled is not None:
             self.counts["judged"] += 1
         self.trouble = ""
 

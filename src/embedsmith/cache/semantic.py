@@ -27,11 +27,11 @@ from embedsmith.cache.recent import Recent
 from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.samples import SampleRule, Samples
 from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
-from embedsmith.cache.stores import Entry, Match, Order, Store, mismatch, open_store, require_store
+from embedsmith.cache.stores import Entry, Match, Order, Store, StoreError, mismatch, open_store, require_store
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
-from embedsmith.errors import ConfigurationError, InputError, describe_failure, require_share
+from embedsmith.errors import ConfigurationError, InputError, Repeats, describe_failure, require_share
 from embedsmith.evaluation import similarities_of
 from embedsmith.examples import LabelledPair
 from embedsmith.llm import LanguageModel
@@ -216,6 +216,7 @@ class SemanticCache:
         # Its own, since threads of the loop may all wait, in `serve`, for a coroutine that needs one of them to land.
         self._aside = ThreadPoolExecutor(thread_name_prefix="embedsmith-cache")
         self._added = 0
+        self._told = Repeats()
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
     @property
@@ -268,7 +269,7 @@ class SemanticCache:
         try:
             self.store.touch(entry.id, self._clock())
         except Exception as error:  # noqa: BLE001  whatever the store raises
-            LOG.warning("a use of an entry could not be counted: %s", describe_failure(error))
+            self._warn("a use of an entry could not be counted", error)
 
     def look_again(self, asked: Lookup) -> Lookup:
         """Return what a question finds now; it is not encoded again, and its use not counted."""
@@ -284,20 +285,23 @@ class SemanticCache:
                 encoding += time.perf_counter() - started
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
-            self._hear()
+            self.hear()
             refused = self._refusals.among(asked.text, matches, asked.namespace)
             decision = decide(asked.text, matches, policy, refused)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
                 self._sample(self.samples, asked, matches, decision, refused)
-        age = now - decision.entry.created if decision.entry is not None else None
+        age = max(now - decision.entry.created, 0.0) if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
         return Lookup(decision, *about, vector, age, seconds, encoding, self._probability(decision))
 
-    def _hear(self) -> None:
-        """Take the verdicts that other processes have added to the feedback file, looking at its size now and then."""
+    def hear(self) -> None:
+        """Take the verdicts that other processes have added to the feedback file, looking at its size now and then.
+
+        Lookups do that by themselves; who only shows what is known of the answers does it before.
+        """
         now = time.monotonic()
         if self._feedback is None or now - self._heard < HEARING:
             return
@@ -483,7 +487,7 @@ class SemanticCache:
         try:
             found = self.look_again(asked)
         except Exception as error:  # noqa: BLE001  whatever the store or the encoder raises
-            LOG.warning("the cache failed, the answer is computed: %s", describe_failure(error))
+            self._warn("the cache failed, the answer is computed", error)
             return None
         self._count_use(found.decision.entry)
         return found
@@ -495,7 +499,7 @@ class SemanticCache:
         try:
             entry = self.store.get(missed.id, self._clock())
         except Exception as error:  # noqa: BLE001
-            LOG.warning("the cache failed, the answer is computed: %s", describe_failure(error))
+            self._warn("the cache failed, the answer is computed", error)
             return None
         self._count_use(entry)
         return entry.answer if entry is not None else None
@@ -507,7 +511,13 @@ class SemanticCache:
         try:
             self.add(missed, answer, ttl=ttl, tags=tags)
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
-            LOG.warning("an answer could not be stored: %s", describe_failure(error))
+            self._warn("an answer could not be stored", error)
+
+    def _warn(self, told: str, error: Exception) -> None:
+        """Log what failed; not once for each question of a busy hour with a full disk."""
+        line = f"{told}: {describe_failure(error)}"
+        if self._told.is_new(line):
+            LOG.warning("%s", line)
 
     @overload
     def cached(self, function: Function, /) -> Function: ...
@@ -654,10 +664,13 @@ class SemanticCache:
         return self._feedback.remove(namespace) if self._feedback is not None else 0
 
     def close(self) -> None:
-        """Stop the judge and close the store."""
+        """Stop the judge and close the store; where its last uses cannot be written, the log says so."""
         if self.judge is not None:
             self.judge.close()
-        self.store.close()
+        try:
+            self.store.close()
+        except StoreError as error:
+            self._warn("the store is closed without the last uses of its entries", error)
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from typing import Any
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.errors import describe_failure
+from embedsmith.errors import Repeats, describe_failure
 
 LOG = logging.getLogger("embedsmith.integrations")
 Namespace = str | Callable[[], str]
@@ -51,6 +51,7 @@ class Shelf:
     scope: Mapping[str, Any] = field(default_factory=dict)
     ttl: float | None = None
     allowed: Allowances = field(default_factory=Allowances)
+    _told: Repeats = field(default_factory=Repeats, init=False, repr=False, compare=False)
 
     @property
     def tenant(self) -> str:
@@ -77,7 +78,7 @@ class Shelf:
         try:
             return self.cache.lookup(question.text, namespace=self.tenant, scope=self._scope_of(question))
         except Exception as error:  # noqa: BLE001  whatever the store or the encoder raises
-            LOG.warning("%s: the cache failed, the model answers: %s", self.kind, describe_failure(error))
+            self._warn("the cache failed, the model answers", error)
             return None
 
     def add(self, asked: Question | Lookup, answer: str) -> None:
@@ -90,7 +91,12 @@ class Shelf:
                 tags = [self.kind]
                 self.cache.add(asked.text, answer, namespace=self.tenant, scope=scope, ttl=self.ttl, tags=tags)
         except Exception as error:  # noqa: BLE001  the answer is there, whatever the store says
-            LOG.warning("%s: an answer could not be stored: %s", self.kind, describe_failure(error))
+            self._warn("an answer could not be stored", error)
+
+    def _warn(self, told: str, error: Exception) -> None:
+        line = f"{self.kind}: {told}: {describe_failure(error)}"
+        if self._told.is_new(line):
+            LOG.warning("%s", line)
 
     def _scope_of(self, question: Question) -> dict[str, Any]:
         return {"for": self.kind, "narrowed": dict(self.scope), **question.scope}

@@ -21,7 +21,9 @@ from embedsmith.server.usage import read_count
 from embedsmith.text import is_storable
 
 DONE = "[DONE]"
-LARGEST = 8 << 20  # bytes of a stream that is kept
+SPOILT = ""  # in the place of a chunk: what is no part of an answer, so that there is none
+GOING_ON = (None, "", "null")  # how a choice ends that has not ended
+LARGEST = 8 << 20  # bytes of an answer that is kept
 BLOCK = 1 << 16  # bytes of a replayed stream that are sent together
 OWN = frozenset({"object", "choices", "usage", "obfuscation"})  # of a chunk, or of an answer: not the same in the other
 STREAMED, NO_USAGE, NO_LOGPROBS = "stored as a stream only", "stored without usage", "stored without logprobs"
@@ -181,12 +183,21 @@ class StreamReader:
         self._rest += ends
         lines, self._rest = self._rest.split(b"\n"), bytearray(rest)
         for line in lines:
-            if line.removeprefix(codecs.BOM_UTF8).startswith(b"data:"):  # one may stand before the first
-                text = line.partition(b":")[2].strip().decode("utf-8", "replace")
-                if text == DONE:
-                    self.finished = True
-                else:
-                    self.chunks.append(text)
+            name, _, value = line.removeprefix(codecs.BOM_UTF8).partition(b":")  # one may stand before the first
+            if name == b"data":
+                self._take(value.strip())
+            elif name == b"event" and value.strip() == b"error":
+                self.chunks.append(SPOILT)
+
+    def _take(self, data: bytearray) -> None:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:  # cut in the middle of a character, or of none
+            text = SPOILT
+        if text == DONE:
+            self.finished = True
+        else:
+            self.chunks.append(SPOILT if self.finished else text)  # clients read no further than the end
 
     def answer(self) -> Answer | None:
         """Return the whole answer; None when the stream was cut, is of no known form or must not be stored."""
@@ -218,7 +229,7 @@ class _Joined:
 
     def add(self, chunk: object) -> bool:
         """Take the next chunk; False when it is not a part of one plain text."""
-        if not isinstance(chunk, dict) or chunk.get("error"):
+        if not isinstance(chunk, dict) or chunk.get("error") or chunk.get("object") == "error":
             return False
         self.usage = chunk.get("usage") or self.usage
         self.about |= {name: value for name, value in chunk.items() if name not in OWN and value not in (None, "")}
@@ -256,6 +267,8 @@ class _JoinedChoice:
         if not isinstance(delta, dict) or not isinstance(delta.get("content") or "", str):
             return False
         if delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal"):
+            return False
+        if choice.get("finish_reason") not in (*GOING_ON, "stop"):
             return False
         for name, value in delta.items():
             self._add_field(name, value)

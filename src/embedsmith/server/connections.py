@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
+import h11
 import httpx
 
 EACH = 8  # requests of one pool at a time
@@ -63,8 +64,7 @@ class Connections:
         except BaseException:
             pool.leave()
             raise
-        assert isinstance(answer.stream, httpx.AsyncByteStream)
-        answer.stream = _Counted(answer.stream, pool.leave)
+        answer.stream = _Counted(answer, pool.leave)
         return answer
 
     def _enter(self) -> Pool:
@@ -88,16 +88,31 @@ class Connections:
 
 
 class _Counted(httpx.AsyncByteStream):
-    """The bytes of an answer; whoever closes it leaves its pool."""
+    """The bytes of an answer; whoever closes it leaves its pool.
 
-    def __init__(self, stream: httpx.AsyncByteStream, left: Callable[[], None]) -> None:
-        self._stream, self._left = stream, left
+    A connection on which something came behind the answer is closed with it: h11 would take that for the answer to the
+    next request, which is another client's.
+    """
+
+    def __init__(self, answer: httpx.Response, left: Callable[[], None]) -> None:
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        self._stream, self._left = answer.stream, left
+        self._parser, self._wire = _parser_of(answer.stream), answer.extensions["network_stream"]
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._stream.__aiter__()
 
     async def aclose(self) -> None:
         try:
+            if self._parser is None or self._parser.trailing_data[0]:
+                await self._wire.aclose()
             await self._stream.aclose()
         finally:
             self._left()
+
+
+def _parser_of(stream: object) -> h11.Connection | None:
+    """Return what reads the answers of a connection, None where httpx is not built as we know it."""
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        stream = getattr(stream, name, None)
+    return stream if isinstance(stream, h11.Connection) else None

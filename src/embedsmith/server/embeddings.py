@@ -142,7 +142,7 @@ class Embedder:
         content = await call.read()
         if isinstance(content, Response):
             return content
-        body = parse(content) if call.status_code == 200 else None
+        body = parse(content) if isinstance(content, bytes) and call.status_code == 200 else None
         if isinstance(body, dict) and isinstance(body.get("data"), list) and not _holds(body["data"], self._served):
             body["data"].append(self._about())
             content = json.dumps(body, ensure_ascii=True).encode()

@@ -17,12 +17,11 @@ from contextlib import suppress
 from typing import Any, Protocol, TextIO, get_args
 
 from embedsmith.choices import LogMode
-from embedsmith.errors import ConfigurationError, describe_failure
+from embedsmith.errors import ConfigurationError, Repeats, describe_failure
 from embedsmith.server.trail import Trail
 
 TRUSTED = ("embedsmith", "uvicorn", "asyncio")  # loggers whose first line is constant
 EVERY = 60.0  # seconds between two summaries
-AGAIN = 10.0  # seconds before the same failure is written again
 ECHO = "ASGI callable returned without"  # uvicorn on an answer that we cut off, and have said so
 
 
@@ -111,21 +110,6 @@ class TextLog:
         self._seen.clear()
         self._lookups.clear()
         self._since = self._clock()
-
-
-class Repeats:
-    """Remembers what was said a moment ago, so that an upstream that is down fills no disk."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._last = clock, dict[object, float]()
-
-    def is_new(self, said: object) -> bool:
-        """Say whether this was not said within the last seconds."""
-        now = self._clock()
-        if now - self._last.get(said, -AGAIN) < AGAIN:
-            return False
-        self._last = {key: at for key, at in self._last.items() if now - at < AGAIN} | {said: now}
-        return True
 
 
 class Records(logging.Handler):

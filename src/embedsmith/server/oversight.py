@@ -47,8 +47,13 @@ class Oversight:
         """Record a person's verdict on a sample; False when there is no such sample. A wrong answer served goes."""
         return self._cache.judge_sample(number, label)
 
+    def hear(self) -> None:
+        """Take the verdicts of other servers: one that nobody asks would show, and alarm by, what it heard last."""
+        self._cache.hear()
+
     def state(self) -> dict[str, Any]:
         """Return the part of /admin/state that speaks of quality."""
+        self.hear()
         samples, judge = self._cache.samples, self._cache.judge
         return {
             "shadow": self._shadow,

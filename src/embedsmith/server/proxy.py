@@ -295,6 +295,9 @@ class Proxy:
             if isinstance(content, Response):
                 landing = Failure(content, ask.trail.failure, final=content.status_code == 504)
                 return content
+            if not isinstance(content, bytes):
+                self.watch.failed("an answer is too long to be stored")
+                return call.response(content, ask.told(found))
             kept = await self._keep(ask, call, found, content)
             response = call.response(content, ask.told(found))
             landing = Failure(response, ask.trail.failure, sent=ask.raw) if call.status_code >= 400 else kept
@@ -305,7 +308,8 @@ class Proxy:
 
     async def _keep(self, ask: Ask, call: Call, found: Lookup, content: bytes) -> Landing:
         """Store a plain answer, if it may be stored."""
-        answer = read_body(parse(content), ask.question.several) if call.status_code == 200 else None
+        reading = partial(read_answer, several=ask.question.several)
+        answer = await read_aside(content, reading) if call.status_code == 200 else None
         call.answered(answer)
         return await self._store(ask, found, answer)
 
@@ -411,6 +415,11 @@ def read_object(raw: bytes, pairs: Callable[[Sequence[tuple[str, Any]]], Any] | 
     if not isinstance(body, dict):
         raise ValueError("the body must be an object")
     return body
+
+
+def read_answer(content: bytes, several: int) -> Answer | None:
+    """Return the plain answer in a body, None where there is none that may be stored."""
+    return read_body(parse(content), several)
 
 
 class NameTwice(Exception):

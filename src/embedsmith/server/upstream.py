@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from embedsmith.server.answers import Answer, StreamReader
+from embedsmith.server.answers import LARGEST, Answer, StreamReader
 from embedsmith.server.connections import Connections
 from embedsmith.server.edge import TooSlow, refuse
 from embedsmith.server.headers import ASKED, HOPS, IDENTITY, brings_key
@@ -189,23 +189,45 @@ class Call:
         if self.span.recording and answer is not None:
             self.span.note(describe_completion(answer.body))
 
-    async def read(self, told: Mapping[str, str] | None = None) -> bytes | Response:
-        """Return the whole body as it was sent, or the response that says that it broke off."""
+    async def read(self, told: Mapping[str, str] | None = None) -> bytes | AsyncGenerator[bytes] | Response:
+        """Return the whole body as it was sent, or the response that says that it broke off.
+
+        One that is too long to be stored goes on as it comes: nobody says how long it is.
+        """
         left = self.patience - (time.perf_counter() - self.began)
+        parts, size, source = list[bytes](), 0, self.answer.aiter_raw()
         try:
             async with asyncio.timeout(max(left, 0.0)):  # blank lines keep a connection alive, and tell nothing
-                return b"".join([part async for part in self.answer.aiter_raw()])
+                async for part in source:
+                    parts.append(part)
+                    size += len(part)
+                    if size > LARGEST:
+                        return self.stream(begun=parts, source=source)
+            return b"".join(parts)
         except (httpx.TimeoutException, TimeoutError):
             return self.missing(504, "the upstream did not end its answer in time", told=told)
         except httpx.HTTPError as error:
             return self.missing(502, "the upstream broke off its answer", type(error).__name__, told)
         finally:
-            await self.answer.aclose()
+            if size <= LARGEST:
+                await self.answer.aclose()
 
-    async def stream(self, reader: StreamReader | None = None) -> AsyncGenerator[bytes]:
-        """Yield the bytes of the answer as they come, let `reader` see them, and end the call."""
+    async def stream(
+        self,
+        reader: StreamReader | None = None,
+        *,
+        begun: Iterable[bytes] = (),
+        source: AsyncIterator[bytes] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Yield the bytes of the answer as they come, let `reader` see them, and end the call.
+
+        Args:
+            begun, source: what has been read already, and where the rest comes from.
+        """
         try:
-            async for data in self.answer.aiter_raw():
+            for data in begun:
+                yield data
+            async for data in source or self.answer.aiter_raw():
                 if reader is not None:
                     reader.feed(data)
                 yield data

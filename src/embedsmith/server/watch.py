@@ -238,6 +238,7 @@ class Watch:
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
+        self.oversight.hear()
         return generate_latest(self.registry)
 
 

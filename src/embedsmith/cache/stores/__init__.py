@@ -32,6 +32,7 @@ SCHEMES: dict[str, Kind] = {
     "postgresql": "postgres",
     "postgres": "postgres",
 }
+AHEAD = 60.0  # seconds that a use may lie in the future, as the clocks of replicas differ
 SCHEMA = 2  # version of what is on disk; a newer one is refused, an older one migrated
 LOG = logging.getLogger("embedsmith.stores")
 
@@ -187,7 +188,11 @@ class Store(Protocol):
         ...
 
     def expire(self, now: float) -> int:
-        """Remove what has expired; return how many."""
+        """Remove what has expired; return how many.
+
+        Uses that lie more than `AHEAD` behind `now` are moved back, in their order, so that the last is of now: the
+        clock has gone back, and whatever is added would be the least recently used, and the first to be evicted.
+        """
         ...
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:

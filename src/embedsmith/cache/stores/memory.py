@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from embedsmith.cache.stores import Counts, Entry, Match, Order, check_vector, is_within
+from embedsmith.cache.stores import AHEAD, Counts, Entry, Match, Order, check_vector, is_within
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
 from embedsmith.encoder import Embeddings
@@ -32,6 +32,7 @@ class MemoryStore:
         self._ends: list[tuple[float, int]] = []  # a heap of expiries and keys, of replaced entries too
         # A heap of worths for one order, from the first eviction on. A worth only grows while its entry lives, so each
         # stands here as it was at some time: the least is looked at again before it goes.
+        self._latest = float("-inf")  # no use is later
         self._order: Order = "lru"
         self._least: list[Worth] | None = None
         self._next = 0
@@ -59,6 +60,7 @@ class MemoryStore:
                 self._bytes += entry.size
                 self._keys[entry.id], self._ids[self._next] = self._next, entry.id
                 self._uses[entry.id] = (entry.created, 0)
+                self._latest = max(self._latest, entry.created)
                 self._index.add(entry.partition, [self._next], vector[None])
                 if entry.expires is not None:
                     heapq.heappush(self._ends, (entry.expires, self._next))
@@ -81,6 +83,7 @@ class MemoryStore:
             if id in self._uses:
                 used, uses = self._uses[id]
                 self._uses[id] = (max(used, now), uses + 1)
+                self._latest = max(self._latest, now)
 
     def delete(self, ids: Sequence[str]) -> int:
         with self._lock:
@@ -99,10 +102,19 @@ class MemoryStore:
 
     def expire(self, now: float) -> int:
         with self._lock:
+            if self._latest > now + AHEAD:
+                self._move_back(now)
             ended = []
             while self._ends and self._ends[0][0] <= now:
                 ended.append(heapq.heappop(self._ends)[1])
             return self._remove([self._ids[key] for key in ended if key in self._ids])
+
+    def _move_back(self, now: float) -> None:
+        latest = max((used for used, _ in self._uses.values()), default=now)
+        for id, (used, uses) in self._uses.items():
+            if used > now + AHEAD:
+                self._uses[id] = (used - (latest - now), uses)
+        self._latest, self._least = now + AHEAD, None  # worths have become less
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         with self._lock:

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from embedsmith.cache.stores import (
+    AHEAD,
     LOG,
     SCHEMA,
     About,
@@ -169,6 +170,8 @@ REMOVE = """
 delete from {entries} where id in (select id from {entries} where {rule} order by id for update)
 """
 TOUCH = "update {use} set used = greatest(used, %s), uses = uses + 1 where id = %s"
+LATEST = "select max(used) from {use}"
+MOVE_BACK = "update {use} set used = used - %s where used > %s"
 TALLY = "select coalesce(sum(entries), 0)::bigint, coalesce(sum(bytes), 0)::bigint from {counts}"
 MEMBERS = """
 select coalesce(sum(entries) filter (where kind = 'partition'), 0)::bigint,
@@ -356,7 +359,12 @@ class PostgresStore:
         return self._remove(" and ".join(rules), *values)
 
     def expire(self, now: float) -> int:
-        return self._remove("expires <= %s", now)
+        removed = self._remove("expires <= %s", now)
+        latest = self._run(lambda connection: connection.execute(self._sql(LATEST)).fetchall()[0][0])
+        if latest is not None and latest > now + AHEAD:
+            values = (latest - now, now + AHEAD)
+            self._change(lambda cursor: cursor.execute(self._sql(MOVE_BACK), values), patience=BULK)
+        return removed
 
     def _remove(self, rule: str, *values: object) -> int:
         query = self._sql(REMOVE, rule=sql.SQL(rule))

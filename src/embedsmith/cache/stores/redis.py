@@ -26,6 +26,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import numpy as np
 
 from embedsmith.cache.stores import (
+    AHEAD,
     LOG,
     SCHEMA,
     About,
@@ -90,6 +91,15 @@ local function count(group, space, entries, bytes)
     add(base .. ':counts', 'bytes:' .. space, bytes)
     add(base .. ':groups', group, entries)
 end
+local function use(id, used, now, more)
+    local old, new = place(used) .. id, place(tonumber(now)) .. id
+    for name, extra in pairs({uses = more, size = 0}) do
+        local score = tonumber(redis.call('ZSCORE', base .. ':' .. name, old)) + extra
+        redis.call('ZREM', base .. ':' .. name, old)
+        redis.call('ZADD', base .. ':' .. name, score, new)
+    end
+    return redis.call('ZADD', base .. ':used', now, id)
+end
 local function remove(id)
     local key = at(current, id)
     local was = redis.call('HMGET', key, 'group', 'space', 'size', 'labels')
@@ -144,15 +154,17 @@ TOUCH = """
 local id, now = ARGV[1], ARGV[2]
 local used = redis.call('ZSCORE', base .. ':used', id)
 if not used then return 0 end
-local old = place(tonumber(used)) .. id
-if tonumber(now) <= tonumber(used) then return redis.call('ZINCRBY', base .. ':uses', 1, old) end
-local new = place(tonumber(now)) .. id
-for name, more in pairs({uses = 1, size = 0}) do
-    local score = tonumber(redis.call('ZSCORE', base .. ':' .. name, old)) + more
-    redis.call('ZREM', base .. ':' .. name, old)
-    redis.call('ZADD', base .. ':' .. name, score, new)
+used = tonumber(used)
+if tonumber(now) <= used then return redis.call('ZINCRBY', base .. ':uses', 1, place(used) .. id) end
+return use(id, used, now, 1)
+"""
+MOVE_BACK = """
+local shift, after = tonumber(ARGV[1]), tonumber(ARGV[2])
+for number = 3, #ARGV do
+    local id = ARGV[number]
+    local used = tonumber(redis.call('ZSCORE', base .. ':used', id) or after)
+    if used > after then use(id, used, string.format('%.17g', used - shift), 0) end
 end
-return redis.call('ZADD', base .. ':used', now, id)
 """
 # Ids that were listed a moment ago are removed only if they still are what was looked for ('' asks nothing).
 REMOVE = """
@@ -209,6 +221,7 @@ class RedisStore:
         self._client: Any = connect(self._address)  # the driver's types do not know that all it reads is bytes
         self._put = self._client.register_script(HEAD + PUT)
         self._touch = self._client.register_script(HEAD + TOUCH)
+        self._shift = self._client.register_script(HEAD + MOVE_BACK)
         self._remove = self._client.register_script(HEAD + REMOVE)
         self._evict = self._client.register_script(HEAD + EVICT)
         try:
@@ -349,8 +362,17 @@ class RedisStore:
 
     def expire(self, now: float) -> int:
         with self._calls():
-            ids = self._client.zrangebyscore(f"{self._base}:expires", "-inf", repr(float(now)))
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.zrangebyscore(f"{self._base}:expires", "-inf", repr(float(now)))
+                ids, last = pipe.zrange(f"{self._base}:used", -1, -1, withscores=True).execute()
+            if last and last[0][1] > now + AHEAD:
+                self._move_back(last[0][1] - now, now + AHEAD)
             return self._remove_all(ids, now=repr(float(now)))
+
+    def _move_back(self, shift: float, after: float) -> None:
+        ids = self._client.zrangebyscore(f"{self._base}:used", f"({after!r}", "inf")
+        for start in range(0, len(ids), BLOCK):
+            self._shift(keys=[self._base], args=[repr(shift), repr(after), *ids[start : start + BLOCK]])
 
     def _remove_all(
         self, ids: Sequence[bytes], *, space: str = "", under: str = "", label: str = "", now: str = ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache, partial
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from embedsmith.artifacts import write_ahead
-from embedsmith.cache.stores import Counts, Entry, Match, Order, StoreError, check_vector
+from embedsmith.cache.stores import AHEAD, Counts, Entry, Match, Order, StoreError, check_vector
 from embedsmith.cache.stores.columns import COLUMNS, ORDERS
 from embedsmith.cache.stores.index import VectorIndex
 from embedsmith.cache.stores.ranking import rank
@@ -37,7 +38,8 @@ from embedsmith.text import is_storable
 Row = tuple[str, int]  # partition, number
 WAIT = 30.0  # seconds a writer waits for another process
 MIGRATION = 600.0  # seconds an opening waits for another process, which may be migrating a large file
-TOUCHES = 256  # hits that are remembered before they are written
+TOUCHES = 256  # entries whose hits are remembered before they are written
+TOUCHED = 5.0  # seconds for which hits are remembered, so that the evictions of other processes know of them
 BLOCK = 8192  # rows read at once: when the index is built, and by number
 IDLE = 16  # readers that are kept open for the next lookups; more are open only while more threads read at once
 WIDER = 4  # times as many neighbours are looked at whenever some of the last ones were gone
@@ -49,6 +51,7 @@ PUT = """
 insert into entries (id, namespace, partition, text, answer, created, expires, tags, size, used)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+USE = "update entries set used = max(used, ?), uses = uses + ? where id = ?"
 
 
 class SQLiteStore:
@@ -70,7 +73,8 @@ class SQLiteStore:
         self._seen = 0  # highest number in the index
         self._fresh = 0  # numbers that the index has taken up since it was compared with the table
         self._version = 0  # of the file when the index was last up to date, as the watcher counts
-        self._touches: dict[str, tuple[float, int]] = {}
+        self._touches: dict[str, tuple[float, int]] = {}  # when each was last used, and how often
+        self._touched = 0.0  # when they were last written, or tried to be, on the monotonic clock
         self._idle: list[sqlite3.Connection] = []  # readers; append and pop need no lock
         self._closed = False
         try:
@@ -252,22 +256,25 @@ class SQLiteStore:
 
     def touch(self, id: str, now: float) -> None:
         with self._lock:
-            used, uses = self._touches.get(id, (now, 0))
-            self._touches[id] = (max(used, now), uses + 1)
-            due = len(self._touches) >= TOUCHES
+            self._note_use(id, now, 1)
+            due = len(self._touches) >= TOUCHES or time.monotonic() - self._touched >= TOUCHED
         if due:
             with self._calls():
                 self._write_touches_if_free()
 
+    def _note_use(self, id: str, now: float, more: int) -> None:
+        used, uses = self._touches.get(id, (now, 0))
+        self._touches[id] = (max(used, now), uses + more)
+
     def _write_touches_if_free(self) -> None:
-        """Write the hits, unless somebody is writing: no lookup waits for that, the next hit tries again."""
+        """Write the hits, unless somebody is writing: no lookup waits for that, a later hit tries again."""
         if not self._writing.acquire(blocking=False):
             return
         try:
             self._require_open()
             self._writer.execute("pragma busy_timeout = 0")
-            with transaction(self._writer):
-                self._write_touches(self._writer)
+            with self._write_touches():
+                pass
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
@@ -275,11 +282,26 @@ class SQLiteStore:
             self._writer.execute(f"pragma busy_timeout = {int(1000 * WAIT)}")
             self._writing.release()
 
-    def _write_touches(self, writer: sqlite3.Connection) -> None:
-        with self._lock:
-            touches, self._touches = self._touches, {}
-        rows = [(used, uses, id) for id, (used, uses) in touches.items()]
-        writer.executemany("update entries set used = max(used, ?), uses = uses + ? where id = ?", rows)
+    @contextmanager
+    def _write_touches(self) -> Iterator[sqlite3.Connection]:
+        """Hold a transaction that begins with the hits; where it fails, they are remembered on."""
+        with self._writing:
+            self._require_open()
+            with self._lock:
+                self._touched = time.monotonic()
+                touches, self._touches = self._touches, {}
+            try:
+                with transaction(self._writer):
+                    rows = [(used, uses, id) for id, (used, uses) in touches.items()]
+                    self._writer.executemany(
+                        "update entries set used = max(used, ?), uses = uses + ? where id = ?", rows
+                    )
+                    yield self._writer
+            except BaseException:
+                with self._lock:
+                    for id, (used, uses) in touches.items():
+                        self._note_use(id, used, uses)
+                raise
 
     def delete(self, ids: Sequence[str]) -> int:
         with self._write() as writer:
@@ -303,13 +325,15 @@ class SQLiteStore:
     def expire(self, now: float) -> int:
         with self._write() as writer:
             gone = self._delete(writer, "expires <= ?", (now,))
+            ((latest,),) = writer.execute("select max(used) from entries")
+            if latest is not None and latest > now + AHEAD:
+                writer.execute("update entries set used = used - ? where used > ?", (latest - now, now + AHEAD))
         self._forget(gone)
         return len(gone)
 
     def evict(self, *, entries: int | None = None, bytes: int | None = None, order: Order = "lru") -> int:
         gone: set[Row] = set()
-        with self._write() as writer:
-            self._write_touches(writer)
+        with self._calls(), self._write_touches() as writer:
             left = self._count(writer)
             rows = writer.execute(f"select number, size, partition from entries order by {ORDERS[order]}")
             while (entries is not None and left.entries > entries) or (bytes is not None and left.bytes > bytes):
@@ -346,14 +370,16 @@ class SQLiteStore:
         with self._writing:
             if self._closed:
                 return
-            with self._write() as writer:
-                self._write_touches(writer)
-            with self._lock:
-                self._closed = True
-                self._watcher.close()
-            self._writer.close()
-            while self._idle:
-                self._idle.pop().close()
+            try:
+                with self._calls(), self._write_touches():
+                    pass
+            finally:  # a full disk, or another process that writes, keeps no file open
+                with self._lock:
+                    self._closed = True
+                    self._watcher.close()
+                self._writer.close()
+                while self._idle:
+                    self._idle.pop().close()
 
     def _delete(self, writer: sqlite3.Connection, where: str, values: tuple[object, ...]) -> set[Row]:
         rows = writer.execute(f"delete from entries where {where} returning partition, number", values)
