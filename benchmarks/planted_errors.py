@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import common
 from embedsmith.corpus import Query
-from embedsmith.encoder import Embeddings, Encoder, pair_similarities
+from embedsmith.encoder import Encoder, Remembering, pair_similarities
 from embedsmith.examples import LabelledPair
 from embedsmith.facts import find_changes, says_the_same
 from embedsmith.leakage import LeakIndex
@@ -61,21 +60,6 @@ def is_copy(row: Row) -> bool:
 
 def is_leak(row: Row) -> bool:
     return LeakIndex([row["evaluation"]]).find(row["text"]) is not None
-
-
-class Remembering:
-    """An encoder that encodes each text once in this process."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-        self.known: dict[str, NDArray[np.float32]] = {}
-
-    def encode(self, texts: Sequence[str], /) -> Embeddings:
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        for start in range(0, len(new), 2000):
-            part = new[start : start + 2000]
-            self.known.update(zip(part, self.encoder.encode(part), strict=True))
-        return np.stack([self.known[text] for text in texts])
 
 
 def is_other_language(row: Row) -> bool:

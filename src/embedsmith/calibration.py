@@ -5,7 +5,7 @@ the procedure that chose the threshold keeps this with probability at least 1 âˆ
 labelled pairs. It holds for traffic like the validation pairs: same kind of questions, same share of
 duplicates. Pairs that share a question are no independent pairs: at each threshold the counts are divided by the
 design effect that the units of pairs show there (Rao & Scott 1992, Biometrics 48:577); where they depend on each
-other more than that can mend, `cache.rules.draw_sample` draws one of each unit.
+other more than that can mend, `cache.independence.draw_sample` draws one of each unit.
 
 Method: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). The thresholds to test are fixed
 by the similarities alone. At each, "the share of wrong answers exceeds Î´" is tested with the exact

@@ -156,43 +156,28 @@ def load_tables() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def load_lexicon() -> Lexicon:
+    """Return the tables of words.toml, indexed."""
     tables = load_tables()
-    signs, korean = tables["signs"], tables["korean"]
-    own = _index_korean(korean)
-    signed = _name_signs(signs)
-    longest = sorted(signed, key=len, reverse=True)
+    signs, korean, western = tables["signs"], tables["korean"], tables["western"]
+    families, relative = tables["families"], tables["relative"]
+    own, signed = _index_korean(korean), _name_signs(signs)
     units = _index_units(tables["units"])
     numbers = {word: float(value) for word, value in tables["numbers"].items()}
     money = {word: units[word][0] for word in tables["money"].split()}
-    families, relative, western = tables["families"], tables["relative"], tables["western"]
-    members = _index_members(families)
-    periods = [stem(period) for period in relative["of"].split()]
-    alike = {stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()}
+    members, seen = _index_members(families), _index_relative(relative, len(families))
+    small = (*signs["small"].split(), *HIRAGANA, *korean["small"].split(), *_name_small(western["small"]))
+    directions = (*tables["directions"], *signs["directions"].split(), *filter(None, own.particles.values()))
+    negators = (*tables["negators"], *signs["negators"].split(), *korean["negators"].split())
+    opposites = (*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own), *western["opposites"])
     return Lexicon(
-        small=frozenset(
-            [
-                *tables["small"],
-                *signs["small"].split(),
-                *HIRAGANA,
-                *korean["small"].split(),
-                *_name_small(western["small"]),
-            ]
-        ),
-        fillers=frozenset(stem(word) for word in tables["fillers"]),
+        small=frozenset((*tables["small"], *small)),
+        fillers=frozenset(map(stem, tables["fillers"])),
         framing=re.compile(rf"(?:(?:{'|'.join(tables['framing'])}) )+"),
-        directions=frozenset(
-            stem(word)
-            for word in [*tables["directions"], *signs["directions"].split(), *own.particles.values()]
-            if word
-        ),
-        negators=frozenset(
-            stem(word) for word in [*tables["negators"], *signs["negators"].split(), *korean["negators"].split()]
-        ),
+        directions=frozenset(map(stem, directions)),
+        negators=frozenset(map(stem, negators)),
         articles=frozenset(map(stem, tables["articles"].split())),
-        opposites=index_opposites(
-            [*tables["opposites"], *signs["opposites"], *_name_opposites(korean, own), *western["opposites"]]
-        ),
-        alike=alike,
+        opposites=index_opposites(opposites),
+        alike={stem(word): stem(group.split()[0]) for group in reversed(tables["alike"]) for word in group.split()},
         units=units,
         joined=frozenset(name.partition("_")[0] for name in units if "_" in name),
         cased=frozenset(stem(pair[0].split()[0].casefold()) for pair in tables["cased"]),
@@ -200,33 +185,12 @@ def load_lexicon() -> Lexicon:
         numbers=numbers,
         openers=frozenset({*numbers, *ARTICLES, *PARTS, *money}),
         members=members,
-        relative={
-            stem(word): {period: (len(families) + place, member) for place, period in enumerate(periods)}
-            for member, words in enumerate(relative["members"])
-            for word in words.split()
-        },
-        kin=frozenset(
-            {
-                *(word for head, rests in members.items() for rest, _ in rests for word in (head, *rest)),
-                *(stem(word) for words in relative["members"] for word in words.split()),
-            }
-        ),
-        kinds=(*(family["kind"] for family in families), *("time" for _ in periods)),
-        names=(
-            *(tuple(member.split()[0] for member in family["members"]) for family in families),
-            *(
-                tuple(f"{words.split()[0]}_{period}" for words in relative["members"])
-                for period in relative["of"].split()
-            ),
-        ),
-        calendar=frozenset(
-            word.casefold()
-            for family in families
-            if family["kind"] == "time"
-            for member in family["members"]
-            for word in member.split()
-        ),
-        signs=re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern])),
+        relative=seen,
+        kin=frozenset(seen) | {word for head, rests in members.items() for rest, _ in rests for word in (head, *rest)},
+        kinds=(*(family["kind"] for family in families), *("time" for _ in relative["of"].split())),
+        names=_name_members(families, relative),
+        calendar=_list_calendar(families),
+        signs=_match_signs(signed),
         signed=signed,
         korean=own,
         fingerprint=fingerprint(tables),
@@ -265,6 +229,36 @@ def _index_members(families: list[dict[str, Any]]) -> Phrases:
     for phrase in sorted(phrases, key=len, reverse=True):
         found.setdefault(phrase[0], []).append((phrase[1:], tuple(dict.fromkeys(phrases[phrase]))))
     return {word: tuple(rests) for word, rests in found.items()}
+
+
+def _index_relative(table: dict[str, Any], first: int) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return by word and period (family, member), the families from `first` on."""
+    periods = [stem(period) for period in table["of"].split()]
+    return {
+        stem(word): {period: (first + place, member) for place, period in enumerate(periods)}
+        for member, words in enumerate(table["members"])
+        for word in words.split()
+    }
+
+
+def _name_members(families: list[dict[str, Any]], relative: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Return by family the names of its members, those seen from now last ("next_week")."""
+    seen = [words.split()[0] for words in relative["members"]]
+    return (
+        *(tuple(member.split()[0] for member in family["members"]) for family in families),
+        *(tuple(f"{word}_{period}" for word in seen) for period in relative["of"].split()),
+    )
+
+
+def _list_calendar(families: list[dict[str, Any]]) -> frozenset[str]:
+    timed = (family["members"] for family in families if family["kind"] == "time")
+    return frozenset(word.casefold() for members in timed for member in members for word in member.split())
+
+
+def _match_signs(signed: Mapping[str, str]) -> re.Pattern[str]:
+    """Return what finds the words of more than one sign, the longest first, words in katakana, and single signs."""
+    longest = sorted(signed, key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, longest), KATAKANA, SIGN.pattern]))
 
 
 def _name_signs(signs: dict[str, Any]) -> dict[str, str]:

@@ -11,11 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from embedsmith.cache.guard import Veto
+from embedsmith.cache.independence import correlate_units, draw_sample
 from embedsmith.cache.rules import (
     calibrate_pairs,
     choose_rules,
-    correlate_units,
-    draw_sample,
     part_units,
     serve_pairs,
     served_similarities,

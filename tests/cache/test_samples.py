@@ -253,7 +253,7 @@ def test_replicas_count_each_others_verdicts_and_their_own_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each looked at the file at its start only: the alarm of a broken promise was late by the number of replicas."""
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     here, there = make(tmp_path, clock=lambda: 5.0), make(tmp_path, clock=lambda: 5.0)
     draw_and_judge(here, [1, 1, 0])
     draw_and_judge(there, [1])
@@ -272,7 +272,7 @@ def test_verdicts_of_a_file_that_is_put_in_the_place_of_another_count_from_the_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As editors save: whole, under another inode. What is in both would else count twice."""
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     cache, file = make(tmp_path), tmp_path / "feedback.jsonl"
     draw_and_judge(cache, [0, 1, 0])
     kept = tmp_path / "kept"
@@ -349,7 +349,7 @@ def test_a_model_judges_in_the_background(tmp_path: Path) -> None:
 )
 def test_a_judge_that_fails_is_asked_again(tmp_path: Path, act: Any) -> None:
     samples, judge = judged_by(tmp_path, Awkward(act, act), lookups=3)
-    wait_until(lambda: samples.counts.judged == 3)
+    wait_until(lambda: samples.estimate.judged == 3)
     judge.close()
     assert (samples.estimate.judged, samples.waiting, judge.trouble) == (3, 0, "")
 

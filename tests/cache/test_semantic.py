@@ -837,7 +837,7 @@ def test_servers_that_share_a_file_hear_of_each_others_marks_without_a_start(
         cache.add(ASKED, "one card")
     mark_wrong(here)
     assert there.lookup(CLOSE).hit  # it has looked at the file a moment ago
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     assert there.lookup(CLOSE).decision.reason == "marked wrong"
     here.mark_same(CLOSE, ASKED)
     assert there.lookup(CLOSE).hit
@@ -857,7 +857,7 @@ def test_a_feedback_file_is_read_once_at_the_start_and_then_only_what_was_added(
         return read_behind(self, seen)
 
     monkeypatch.setattr(Feedback, "_read_behind", note)
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     later = make(feedback=file, sample=SampleRule(0.1))
     size = file.stat().st_size
     for _ in range(3):
@@ -876,7 +876,7 @@ def test_a_feedback_file_that_cannot_be_read_any_more_costs_no_hit(
     cache = make(feedback=file)
     cache.add(ASKED, "one card")
     file.mkdir()
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     assert cache.lookup(CLOSE).hit
     assert "what was added is not heard of: Is a directory" in caplog.text
 

@@ -22,7 +22,7 @@ from places import Place, describe, entry, find_place, ids, same, serve, units
 from servers import start_redis
 from typer.testing import CliRunner
 
-from embedsmith.cache.semantic import ENDLESS
+from embedsmith.cache.options import ENDLESS
 from embedsmith.cache.stores import (
     SCHEMA,
     Counts,

@@ -18,8 +18,8 @@ import pytest
 from embedsmith.encoder import Embeddings
 from embedsmith.server import embeddings
 from embedsmith.server.batching import Batcher, Busy
+from embedsmith.server.bodies import SMALL
 from embedsmith.server.embeddings import Wanted, read_request
-from embedsmith.server.proxy import SMALL
 from embedsmith.testing import FakeEncoder
 
 from .test_proxy import Serve, connect

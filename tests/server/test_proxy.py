@@ -22,7 +22,7 @@ from embedsmith.cache.stores import StoreError
 from embedsmith.conversation import read_turns
 from embedsmith.encoder import Embeddings
 from embedsmith.examples import has_conversations, read_examples
-from embedsmith.server import proxy
+from embedsmith.server import bodies
 from embedsmith.server.control import read_control
 from embedsmith.testing import FakeEncoder
 
@@ -369,11 +369,11 @@ def test_a_large_request_is_read_and_looked_up_beside_the_event_loop(
         threads.append(threading.get_ident())
         return read_chat(*args, **options)
 
-    monkeypatch.setattr(proxy, "read_chat", note)
+    monkeypatch.setattr(bodies, "read_chat", note)
     encoder = Noting()
     served = serve(encoder=encoder)
     ask(served, "small")
-    ask(served, "large", extra_body={"numbers": [0] * proxy.SMALL})
+    ask(served, "large", extra_body={"numbers": [0] * bodies.SMALL})
     small, large = threads
     assert small == encoder.threads["small"]
     assert small not in (large, encoder.threads["large"])
@@ -489,7 +489,7 @@ def test_a_request_with_a_name_twice_is_passed_on_and_never_stored(serve: Serve,
     served = serve()
     kind = {"content-type": "application/json"}
     got = httpx.post(f"{served.url}/v1/chat/completions", content=twice % ASKED.encode(), headers=kind)
-    assert (got.headers["x-embedsmith-cache"], got.headers["x-embedsmith-reason"]) == ("pass", proxy.TWICE)
+    assert (got.headers["x-embedsmith-cache"], got.headers["x-embedsmith-reason"]) == ("pass", bodies.TWICE)
     assert served.cache.store.count().entries == 0
 
 

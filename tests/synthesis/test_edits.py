@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import islice, product
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedsmith.facts import find_changes
-from embedsmith.synthesis.edits import OTHERS, collect_names, edit_queries, list_edits
+from embedsmith.synthesis.edits import OTHERS, Edit, collect_names, draw_edits, list_edits
 
 QUERIES = [
     "Can I take 200 mg of ibuprofen before breakfast?",
@@ -24,6 +25,11 @@ QUERIES = [
 def edits_of(query: str, kind: str) -> set[str]:
     found = list_edits(query, {}, random.Random(0))
     return {edit.text for edit in found if edit.kind == kind}
+
+
+def edit_queries(queries: Sequence[str], *, each: int = 2, seed: int = 0) -> list[Edit]:
+    names = collect_names(queries)
+    return [edit for query in queries for edit in draw_edits(query, names, seed=seed)[:each]]
 
 
 def test_each_kind_changes_one_thing() -> None:
@@ -96,7 +102,7 @@ def test_of_many_names_each_gets_some_the_same_in_any_order() -> None:
 
 @pytest.mark.parametrize("query", ["", "Hallo, wie geht es dir?", "如何取消订阅", "What is love?"])
 def test_where_nothing_can_be_changed_safely_nothing_is(query: str) -> None:
-    assert list(edit_queries([query])) == []
+    assert edit_queries([query]) == []
 
 
 def test_nobody_of_another_age_is_put_into_an_intimate_question() -> None:

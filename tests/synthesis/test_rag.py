@@ -30,10 +30,9 @@ from embedsmith.llm.journal import Journal
 from embedsmith.synthesis.rag import (
     RagPlan,
     choose_passages,
-    count_documents,
     embed_passages,
     read_evidence,
-    render_prompts,
+    render_targets,
     synthesize_rag,
 )
 from embedsmith.synthesis.rag.answers import Asked, read_questions, read_verdicts
@@ -140,7 +139,7 @@ def test_the_quota_covers_documents_evenly(sizes: list[int], quota: int, seed: i
     plan = replace(SMALL, quota=quota, seed=seed)
     chosen = choose_passages(plan, passages)
     assert len(set(chosen)) == len(chosen) == min(-(-quota // plan.per_passage), len(passages))
-    counts = count_documents(passages, chosen)
+    counts = Counter(passages[place].document for place in chosen)
     most = max(counts.values())
     assert all(counts[str(d)] >= min(size, most - 1) for d, size in enumerate(sizes))
 
@@ -163,7 +162,7 @@ def test_one_percent_more_documents_and_quota_cost_one_percent_more_calls() -> N
     def prompts(documents: int, quota: int) -> set[str]:
         passages = make_passages(documents, 12)
         plan = replace(SMALL, quota=quota, multi_passage=0.2)
-        return {prompt.fingerprint for prompt in render_prompts(plan, passages)}
+        return {prompt.fingerprint for _, prompt in render_targets(plan, passages)}
 
     before, after = prompts(200, 3000), prompts(202, 3030)
     assert 0 < len(after - before) <= 0.02 * len(before)
@@ -672,7 +671,7 @@ def test_against_a_faulty_server_every_call_ends_as_questions_or_as_a_reason(tmp
         assert run(passages, llm, plan, tmp_path / "journal.sqlite", encoder=FakeEncoder()) == events
         assert len(server.calls) == sent
     assert len(faults & set(FAULTS)) >= 8
-    planned = {prompt.row for prompt in render_prompts(plan, passages)}
+    planned = {prompt.row for _, prompt in render_targets(plan, passages)}
     ended = {event.source for event in events if isinstance(event, Rejected)}
     ended |= {pair.provenance.source for pair in pairs_of(events) if pair.provenance is not None}
     assert ended == planned

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, TypeVar
 
@@ -68,6 +69,38 @@ class Reader:
             ) from None
         whole = {"function": self.name, "arguments": told} | ({"file": self.file} if self.file else {})
         return Call(text, {**whole, "narrowed": dict(scope)} if scope else whole, bound.args, bound.kwargs)
+
+
+def wrap_function(
+    function: Callable[..., Any],
+    *,
+    serve: Callable[..., str],
+    serve_async: Callable[..., Awaitable[str]],
+    scope: Mapping[str, Any],
+    told: bool,
+) -> Callable[..., Any]:
+    """Return a function whose calls are answered by `serve`, those of an `async def` by `serve_async`.
+
+    Args:
+        serve, serve_async: take a question, what computes its answer, and its scope. scope: narrows that of each call.
+        told: see `read_function`.
+    """
+    reader = read_function(function, told=told)
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def answer_async(*args: Any, **kwargs: Any) -> str:
+            call = reader.read(args, kwargs, scope)
+            return await serve_async(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope)
+
+        return answer_async
+
+    @wraps(function)
+    def answer(*args: Any, **kwargs: Any) -> str:
+        call = reader.read(args, kwargs, scope)
+        return serve(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope)
+
+    return answer
 
 
 def read_function(function: Callable[..., object], *, told: bool = False) -> Reader:

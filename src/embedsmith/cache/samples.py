@@ -13,12 +13,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from embedsmith.cache.decision import Decision, Policy, decide
 from embedsmith.cache.drift import PromiseWatch
 from embedsmith.cache.feedback import Feedback, Judged, settle_rows
-from embedsmith.cache.stores import is_within
+from embedsmith.cache.stores import Match, is_within
 from embedsmith.calibration import bound_rate
 from embedsmith.errors import ConfigurationError
 from embedsmith.settlement import PERSON, pair_of
@@ -179,6 +180,40 @@ class Samples:
     def draw(self) -> bool:
         """Say whether the lookup at hand is drawn; by chance alone."""
         return self.rule.share > 0 and self._random.random() < self.rule.share
+
+    def offer(
+        self,
+        asked: str,
+        namespace: str,
+        matches: Sequence[Match],
+        decision: Decision,
+        policy: Policy,
+        refused: Collection[str],
+    ) -> None:
+        """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin.
+
+        Args:
+            policy: the rules for the question in its namespace. decision: theirs on `matches`, closest first.
+            refused: see `decide`.
+        """
+        floor = policy.threshold - self.rule.margin
+        if not decision.hit:  # the nearest that the guard lets pass, as the verifier moves it
+            lower = replace(policy, threshold=floor - policy.reach, verifier=None)
+            decision = decide(asked, matches, lower, refused)
+        entry, cosine = decision.entry, decision.moved if decision.moved is not None else decision.similarity
+        if entry is None or cosine is None:
+            return
+        if decision.moved is None and policy.doubts(cosine):
+            cosine = policy.move(asked, entry.text, cosine)
+        if cosine >= floor:
+            self.put(
+                asked=asked,
+                stored=entry.text,
+                stored_id=entry.id,
+                cosine=cosine,
+                threshold=policy.threshold,
+                namespace=namespace,
+            )
 
     def put(self, *, asked: str, stored: str, stored_id: str, cosine: float, threshold: float, namespace: str) -> None:
         """Queue a drawn pair; it is dropped and counted when the queue is full or its texts are too long."""

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from contextvars import copy_context
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial, wraps
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, overload
+from typing import Any, get_args, overload
 
-from embedsmith.artifacts import require_file
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
-from embedsmith.cache.feedback import Feedback, Judged
-from embedsmith.cache.flights import Abandoned, Flights
-from embedsmith.cache.functions import Function, read_function
+from embedsmith.cache.flights import Errand, Flights
+from embedsmith.cache.functions import Function, wrap_function
 from embedsmith.cache.judge import Judge
+from embedsmith.cache.options import RuleOptions, read_tags, require_limits, require_text
 from embedsmith.cache.recent import Recent
-from embedsmith.cache.refusals import Refusals
-from embedsmith.cache.samples import SampleRule, Samples
-from embedsmith.cache.settings import Promised, count_taught, open_encoder, read_promises, require_cosine, settle_turns
+from embedsmith.cache.samples import SampleRule
+from embedsmith.cache.settings import open_encoder
 from embedsmith.cache.stores import Entry, Match, Order, Store, StoreError, mismatch, open_store, require_store
+from embedsmith.cache.verdicts import Verdicts, open_feedback
 from embedsmith.choices import Turns
 from embedsmith.conversation import ROLES
 from embedsmith.encoder import TOO_LONG, UNKNOWN, Embeddings, Encoder, dimension_of, find_unread
-from embedsmith.errors import ConfigurationError, InputError, Repeats, describe_failure, require_share
-from embedsmith.evaluation import similarities_of
-from embedsmith.examples import LabelledPair
+from embedsmith.errors import ConfigurationError, InputError, Repeats, describe_failure
 from embedsmith.llm import LanguageModel
-from embedsmith.text import is_storable
-from embedsmith.verifier import Verifier, read_report
+from embedsmith.verifier import Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
-Result = TypeVar("Result")
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or chat messages of which the last is the user's
-HEARING = 1.0  # seconds between two looks at the feedback file, which other processes may add to
-ENDLESS = 1 << 63  # of a limit: seconds, entries or bytes that no store counts to; nothing overflows below
 SHARE = 100  # limits are checked after every hundredth part of `max_entries` additions; the dead go at every hundredth
 
 
@@ -151,72 +139,32 @@ class SemanticCache:
         require_limits(ttl=ttl, max_entries=max_entries, max_bytes=max_bytes)
         if eviction not in get_args(Order):
             raise ConfigurationError(f"eviction by {eviction!r}", expected=" or ".join(get_args(Order)))
-        parts = {"threshold": threshold, "calibration": calibration, "namespaces": namespaces, "verifier": verifier}
-        given = [name for name, part in parts.items() if part is not None]
-        given += [name for name, changed in {"guard": not guard, "turns": turns != "auto"}.items() if changed]
-        if policy is not None and given:
-            raise ConfigurationError(
-                f"a policy together with {', '.join(given)}",
-                expected="a policy, or what one is made of",
-                action="put it into the policy, or leave the policy out",
-            )
-        require_cosine(threshold)
-        if delta is not None:
-            require_share("delta", delta)
-        for file in (calibration, namespaces):
-            if file is not None:
-                require_file(file)
-        if isinstance(verifier, (str, Path)):
-            read_report(Path(verifier))
+        rules = RuleOptions(
+            policy,
+            threshold=threshold,
+            calibration=calibration,
+            namespaces=namespaces,
+            verifier=verifier,
+            guard=guard,
+            turns=turns,
+            delta=delta,
+        )
         if isinstance(store, str):
             require_store(store)
-        _require_room_for_verdicts(sample, feedback, judge)
-        self._feedback = Feedback(feedback) if feedback is not None else None
-        if self._feedback is not None:
-            self._feedback.require_place()
+        file = open_feedback(feedback, sample, judge)
         self.encoder, self.fingerprint = open_encoder(model, fingerprint)
-        self._recent = Recent(self.encoder)
         self.name = str(model) if isinstance(model, (str, Path)) else type(model).__name__  # for people
-        if policy is None:
-            promise = read_promises(
-                model,
-                fingerprint=self.fingerprint,
-                threshold=threshold,
-                calibration=calibration,
-                namespaces=namespaces,
-                verifier=verifier,
-                encoder=self.encoder,
-                guard=guard,
-            )
-            taught = count_taught(model)
-            policy, self.turns = settle_turns(
-                promise.policy, turns, taught=taught, calibration=promise.calibration, model=model
-            )
-        else:
-            promise = Promised(policy)
-            by = "must be equal" if policy.conversations is None else "are compared by meaning"
-            self.turns = f"earlier turns {by}, as the rules given say"
-        self.calibration = promise.calibration
-        self.policy = policy
-        self._refusals, self._heard = Refusals(), time.monotonic()
-        judged = self._feedback.read() if self._feedback is not None else []
-        self._refusals.recall(judged, self.fingerprint)
-        if self._feedback is not None:
-            self._feedback.listen(lambda rows, _: self._refusals.recall(rows, self.fingerprint))
-        promised = promise.delta if delta is None else delta
-        self.samples = _open_samples(self, sample, self._feedback, judged, promised, promise.since, clock)
+        promised, self.turns = rules.settle(model, self.encoder, self.fingerprint)
+        self.policy, self.calibration = promised.policy, promised.calibration
+        self._verdicts = Verdicts(file, sample, promised, encoder=self.encoder, model=self.fingerprint, clock=clock)
+        self.samples = self._verdicts.samples
         if isinstance(store, str):
             store = open_store(store, dimension=dimension_of(self.encoder), model=self.fingerprint)
         _require_model(store, self.fingerprint)
         self.store = store
         self.ttl, self.max_entries, self.max_bytes, self.eviction = ttl, max_entries, max_bytes, eviction
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._flights = Flights()
-        # Its own, since threads of the loop may all wait, in `serve`, for a coroutine that needs one of them to land.
-        self._aside = ThreadPoolExecutor(thread_name_prefix="embedsmith-cache")
-        self._added = 0
-        self._told = Repeats()
+        self._recent, self._flights = Recent(self.encoder), Flights()
+        self._clock, self._lock, self._added, self._told = clock, threading.Lock(), 0, Repeats()
         self.judge = Judge(self.samples, judge) if judge is not None and self.samples is not None else None
 
     @property
@@ -243,7 +191,7 @@ class SemanticCache:
         text: Any = question
         if not isinstance(question, (str, Mapping)) and isinstance(question, Iterable):
             text, scope = self._read(question, scope)
-        _require_text(text, namespace)
+        require_text(text, namespace)
         partition = partition_of(namespace, scope) if scope else _whole_of(namespace)
         return Lookup(UNDECIDED, text, namespace, partition, entry_id(partition, text), None, None, 0.0)
 
@@ -286,12 +234,12 @@ class SemanticCache:
             policy = self.policy.within(asked.namespace, asked.text)
             matches = self._near(asked.partition, vector, policy, now)
             self.hear()
-            refused = self._refusals.among(asked.text, matches, asked.namespace)
+            refused = self._verdicts.refusals.among(asked.text, matches, asked.namespace)
             decision = decide(asked.text, matches, policy, refused)
             # A hit is drawn when it is found, a miss when it is first looked up: each lookup has one chance.
             chance = decision.hit or asked.decision is UNDECIDED
             if chance and self.samples is not None and self.samples.draw():
-                self._sample(self.samples, asked, matches, decision, refused)
+                self.samples.offer(asked.text, asked.namespace, matches, decision, policy, refused)
         age = max(now - decision.entry.created, 0.0) if decision.entry is not None else None
         seconds = asked.seconds + time.perf_counter() - began
         about = asked.text, asked.namespace, asked.partition, asked.id  # a `replace` costs three times as much
@@ -302,11 +250,7 @@ class SemanticCache:
 
         Lookups do that by themselves; who only shows what is known of the answers does it before.
         """
-        now = time.monotonic()
-        if self._feedback is None or now - self._heard < HEARING:
-            return
-        self._heard = now
-        self._feedback.hear()
+        self._verdicts.hear()
 
     def _find_unread(self, asked: Lookup) -> str:
         """Return why the question's vector says nothing, "" where it does; a question is read once for that."""
@@ -332,30 +276,6 @@ class SemanticCache:
             return None  # what was learnt is for pairs that the guard lets pass
         return self.calibration.probability(decision.moved if decision.moved is not None else decision.similarity)
 
-    def _sample(
-        self, samples: Samples, asked: Lookup, matches: Sequence[Match], decision: Decision, refused: Collection[str]
-    ) -> None:
-        """Queue what is served for a drawn lookup, or would be were the threshold lower by the margin."""
-        policy = self.policy.within(asked.namespace, asked.text)
-        floor = policy.threshold - samples.rule.margin
-        if not decision.hit:  # the nearest that the guard lets pass, as the verifier moves it
-            lower = replace(policy, threshold=floor - policy.reach, verifier=None)
-            decision = decide(asked.text, matches, lower, refused)
-        entry, cosine = decision.entry, decision.moved if decision.moved is not None else decision.similarity
-        if entry is None or cosine is None:
-            return
-        if decision.moved is None and policy.doubts(cosine):
-            cosine = policy.move(asked.text, entry.text, cosine)
-        if cosine >= floor:
-            samples.put(
-                asked=asked.text,
-                stored=entry.text,
-                stored_id=entry.id,
-                cosine=cosine,
-                threshold=policy.threshold,
-                namespace=asked.namespace,
-            )
-
     def add(
         self,
         question: Lookup | Asked,
@@ -377,7 +297,7 @@ class SemanticCache:
             InputError: a text that not every store can hold (NUL, half a character).
         """
         require_limits(ttl=ttl)
-        _require_text(answer)
+        require_text(answer)
         tags = read_tags(tags)
         now = self._clock()
         if not isinstance(question, Lookup):
@@ -430,20 +350,8 @@ class SemanticCache:
         found = self._find(asked)
         if found is not None and found.answer is not None:
             return found.answer
-        while (flight := self._flights.board(asked.id)) is not None:
-            if self._flights.is_own(flight):
-                return compute(text)
-            with suppress(Abandoned):
-                return flight.result()
-        with self._flights.lead(asked.id) as land:
-            answer = self._find_same(found)
-            if answer is None:
-                answer = compute(text)
-                land(answer)
-                self._keep(found, answer, ttl, tags)
-            else:
-                land(answer)
-        return answer
+        keep = partial(self._keep, found, ttl=ttl, tags=tags)
+        return self._flights.run(Errand(asked.id, partial(self._find_same, found), partial(compute, text), keep))
 
     async def serve_async(
         self,
@@ -459,28 +367,12 @@ class SemanticCache:
         require_limits(ttl=ttl)
         tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
-        found = await self._run_aside(self._find, asked)
+        found = await self._flights.aside(self._find, asked)
         if found is not None and found.answer is not None:
             return found.answer
-        while (flight := self._flights.board(asked.id)) is not None:
-            if self._flights.is_own(flight):
-                return await compute(text)
-            with suppress(Abandoned):
-                return await asyncio.shield(asyncio.wrap_future(flight))  # whoever stops waiting stops nobody else
-        with self._flights.lead(asked.id) as land:
-            answer = await self._run_aside(self._find_same, found)
-            if answer is None:
-                answer = await compute(text)
-                land(answer)
-                await self._run_aside(self._keep, found, answer, ttl, tags)
-            else:
-                land(answer)
-        return answer
-
-    async def _run_aside(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Return what `asyncio.to_thread` does, from a thread that never waits for a flight."""
-        run = partial(copy_context().run, work, *args)
-        return await asyncio.get_running_loop().run_in_executor(self._aside, run)
+        keep = partial(self._keep, found, ttl=ttl, tags=tags)
+        errand = Errand(asked.id, partial(self._find_same, found), partial(compute, text), keep)
+        return await self._flights.run_async(errand)
 
     def _find(self, asked: Lookup) -> Lookup | None:
         """Return what a question finds; None when the cache failed."""
@@ -504,7 +396,7 @@ class SemanticCache:
         self._count_use(entry)
         return entry.answer if entry is not None else None
 
-    def _keep(self, missed: Lookup | None, answer: str, ttl: float | None, tags: Sequence[str]) -> None:
+    def _keep(self, missed: Lookup | None, answer: str, *, ttl: float | None, tags: Sequence[str]) -> None:
         """Store an answer; where the lookup has failed already, the cache is not asked again."""
         if missed is None:
             return
@@ -553,37 +445,20 @@ class SemanticCache:
         ... async def answer(question: str, language: str = "en") -> str: ...
         """
         require_limits(ttl=ttl)
-        options = {"namespace": namespace, "ttl": ttl, "tags": read_tags(tags)}
-        told = scope is not None or namespace != "default"
-        wrap = partial(self._wrap, scope=scope or {}, options=options, told=told)
+        tags = read_tags(tags)
+        wrap = partial(
+            wrap_function,
+            serve=partial(self.serve, namespace=namespace, ttl=ttl, tags=tags),
+            serve_async=partial(self.serve_async, namespace=namespace, ttl=ttl, tags=tags),
+            scope=scope or {},
+            told=scope is not None or namespace != "default",
+        )
         return wrap if function is None else wrap(function)
-
-    def _wrap(
-        self, function: Callable[..., Any], scope: Mapping[str, Any], options: Mapping[str, Any], told: bool
-    ) -> Any:
-        reader = read_function(function, told=told)
-        if inspect.iscoroutinefunction(function):
-
-            @wraps(function)
-            async def answer_async(*args: Any, **kwargs: Any) -> str:
-                call = reader.read(args, kwargs, scope)
-                return await self.serve_async(
-                    call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options
-                )
-
-            return answer_async
-
-        @wraps(function)
-        def answer(*args: Any, **kwargs: Any) -> str:
-            call = reader.read(args, kwargs, scope)
-            return self.serve(call.text, lambda _: function(*call.args, **call.kwargs), scope=call.scope, **options)
-
-        return answer
 
     @property
     def keeps_marks(self) -> bool:
         """Say whether there is a file that marked pairs go into."""
-        return self._feedback is not None
+        return self._verdicts.kept
 
     def mark_wrong(self, asked: str, id: str, stored: str, *, namespace: str = "default") -> bool:
         """Say that entry `id`, for the question `stored`, did not answer `asked`: the entry goes.
@@ -591,7 +466,7 @@ class SemanticCache:
         Neither question is served the other's answer again, in this namespace and with this model (`cache.refusals`).
         Returns whether the pair is kept, which is so with a feedback file; it is kept before the entry goes.
         """
-        kept = self._remember(asked, stored, 0, namespace)
+        kept = self._verdicts.mark(asked, stored, 0, namespace)
         self.store.delete([id])
         return kept
 
@@ -603,41 +478,14 @@ class SemanticCache:
         Raises:
             OSError: the verdict cannot be written; the sample waits on.
         """
-        sample = self.samples.settle(number, label) if self.samples is not None else None
-        if sample is None:
-            return False
-        self._refusals.note(sample.asked, sample.stored, label, sample.namespace)
-        if label == 0 and sample.served:
+        sample = self._verdicts.settle(number, label)
+        if sample is not None and label == 0 and sample.served:
             self.store.delete([sample.stored_id])
-        return True
+        return sample is not None
 
     def mark_same(self, asked: str, stored: str, *, namespace: str = "default") -> bool:
         """Say that one answer serves both texts although the cache did not see it; return whether that is kept."""
-        return self._remember(asked, stored, 1, namespace)
-
-    def _remember(self, asked: str, stored: str, label: int, namespace: str) -> bool:
-        _require_text(asked, stored, namespace)
-        if self._feedback is None:
-            self._refusals.note(asked, stored, label, namespace)
-            return False
-        (cosine,) = similarities_of(self.encoder, [LabelledPair(asked, stored, label)])
-        vetoed = self.policy.guard is not None and self.policy.guard(asked, stored) is not None
-        vetoed = vetoed or any(find_unread(self.encoder, text) for text in (asked, stored))
-        self._feedback.append(
-            Judged(
-                sentence1=asked,
-                sentence2=stored,
-                label=label,
-                cosine=-1.0 if vetoed else float(cosine),
-                namespace=namespace,
-                marked=self._clock(),
-                model=self.fingerprint,
-            )
-        )
-        self._refusals.note(asked, stored, label, namespace)
-        if self.samples is not None:
-            self.samples.decide(asked, stored, label, namespace)
-        return True
+        return self._verdicts.mark(asked, stored, 1, namespace)
 
     def purge(self, *, namespace: str | None = None, tag: str | None = None) -> int:
         """Remove the entries that have this namespace, or one below it ("NAMESPACE/…"), and this tag (none given: all).
@@ -659,9 +507,7 @@ class SemanticCache:
             OSError: the file cannot be written.
         """
         self._recent.forget()
-        if self.samples is not None:
-            self.samples.forget(namespace)
-        return self._feedback.remove(namespace) if self._feedback is not None else 0
+        return self._verdicts.forget(namespace)
 
     def close(self) -> None:
         """Stop the judge and close the store; where its last uses cannot be written, the log says so."""
@@ -679,76 +525,9 @@ def _whole_of(namespace: str) -> str:
     return partition_of(namespace, {})
 
 
-def require_limits(**limits: float | None) -> None:
-    """Raise `ConfigurationError` unless each limit is None (there is none) or a number above 0 and below `ENDLESS`."""
-    for name, limit in limits.items():
-        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < ENDLESS):
-            raise ConfigurationError(
-                f"{name} is {limit!r:.80}",
-                expected="a number above 0, and below 2 to the 63rd",
-                action=f"leave {name} out for no limit; to keep nothing, do without the cache",
-            )
-
-
-def read_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """Return the tags of an entry, each once.
-
-    Raises:
-        InputError: they are one text, whose letters would be the tags, or one of them is none or empty.
-    """
-    if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in tags):
-        raise InputError(f"tags are {tags!r}", expected='a list of texts that are not empty, such as ["faq"]')
-    _require_text(*tags)
-    return tuple(dict.fromkeys(tags))
-
-
-def _require_text(*texts: str) -> None:
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"{text!r:.80} is a {type(text).__name__}", expected="a text (str)")
-        if not is_storable(text):
-            raise InputError(f"{text[:80]!r} holds NUL or half a character", expected="text that UTF-8 can hold")
-
-
 def _require_model(store: Store, fingerprint: str) -> None:
     """Raise `ModelMismatch` for a store that was opened for another model; one of the user's own need not tell."""
     found = getattr(store, "model", fingerprint)
     if found != fingerprint:
         dimension = getattr(store, "dimension", 0)
         raise mismatch(store.url, (found, dimension), (fingerprint, dimension))
-
-
-def _require_room_for_verdicts(
-    rule: SampleRule | None, feedback: Path | str | None, judge: LanguageModel | None
-) -> None:
-    """Raise `ConfigurationError` before a model is loaded, which takes seconds."""
-    if rule is not None and feedback is None:
-        raise ConfigurationError(
-            "samples are drawn, and there is no file for the verdicts", expected="a feedback file (--feedback FILE)"
-        )
-    if judge is not None and rule is None:
-        raise ConfigurationError("a judge, and nothing to judge", expected="a share of the lookups to sample")
-
-
-def _open_samples(
-    cache: SemanticCache,
-    rule: SampleRule | None,
-    feedback: Feedback | None,
-    judged: Sequence[Judged],
-    delta: float,
-    since: Mapping[str, float],
-    clock: Callable[[], float],
-) -> Samples | None:
-    if rule is None or feedback is None:
-        return None
-    return Samples(
-        rule,
-        feedback,
-        judged,
-        model=cache.fingerprint,
-        threshold_for=cache.policy.threshold_for,
-        delta=delta,
-        since=since,
-        clock=clock,
-    )

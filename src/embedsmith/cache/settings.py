@@ -16,8 +16,8 @@ from embedsmith.calibration import Calibration, read_calibration
 from embedsmith.choices import Turns
 from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.model import count_conversations
-from embedsmith.runtime import OnnxEncoder
+from embedsmith.model import count_conversations, fingerprint_model, load_encoder
+from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
 LOG = logging.getLogger("embedsmith.cache")
@@ -352,9 +352,6 @@ def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) ->
                 action="pass fingerprint='any name you change when the vectors change'",
             )
         return model, mark
-    from embedsmith.model import fingerprint_model, load_encoder
-    from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
-
     if (Path(model) / FOLDER / REPORT).is_file():
         exported = OnnxEncoder(model)
         return exported, fingerprint or exported.fingerprint

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from embedsmith.cache.chat import Allowances, Question
-from embedsmith.cache.semantic import SemanticCache, require_limits
+from embedsmith.cache.options import require_limits
+from embedsmith.cache.semantic import SemanticCache
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.integrations.prompts import open_prompted

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from embedsmith.cache.chat import Allowances
-from embedsmith.cache.semantic import Lookup, SemanticCache, require_limits
+from embedsmith.cache.options import require_limits
+from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.encoder import Encoder
 from embedsmith.errors import ConfigurationError, MissingPartError
 from embedsmith.integrations.prompts import PromptedEncoder, open_prompted

@@ -17,7 +17,8 @@ from typing import Any
 from embedsmith.artifacts import fingerprint, fingerprint_file, plain, read_json, read_jsonl, write_json, write_jsonl
 from embedsmith.cache.feedback import refuse_feedback
 from embedsmith.cache.guard import record_guard
-from embedsmith.cache.rules import calibrate_pairs, draw_sample, serve_pairs, served_similarities
+from embedsmith.cache.independence import draw_sample
+from embedsmith.cache.rules import calibrate_pairs, serve_pairs, served_similarities
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.config import TrainingConfig
 from embedsmith.corpus import Query, deduplicate, describe_twice_encoded, read_queries, require_queries, screen_queries

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from embedsmith.cache.chat import Allowances
 from embedsmith.cache.semantic import SemanticCache
 from embedsmith.server.batching import ROOM
+from embedsmith.server.bodies import LARGEST, read_object
 from embedsmith.server.dashboard import find_entries, page, render, state
 from embedsmith.server.edge import BODY_SECONDS, REFUSALS, Edge, read_limited, refuse, require_json
 from embedsmith.server.embeddings import Embedder
@@ -27,7 +28,7 @@ from embedsmith.server.hosts import Hosts
 from embedsmith.server.logs import RequestLog
 from embedsmith.server.openapi import describe_api
 from embedsmith.server.origins import Lending, Origins
-from embedsmith.server.proxy import LARGEST, Proxy, read_object
+from embedsmith.server.proxy import Proxy
 from embedsmith.server.spans import Spans
 from embedsmith.server.trail import trail_of
 from embedsmith.server.upstream import Upstream

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from embedsmith.cache.semantic import ENDLESS, Lookup
+from embedsmith.cache.options import ENDLESS
+from embedsmith.cache.semantic import Lookup
 from embedsmith.server.headers import ASKED, MOST_TOLD
 
 MOST_TAGS = 8  # of one request

@@ -17,8 +17,9 @@ from embedsmith.encoder import TOO_LONG, Embeddings, Encoder, find_unread, norma
 from embedsmith.errors import describe_failure
 from embedsmith.server.answers import parse
 from embedsmith.server.batching import Batcher, Busy, Encoded
+from embedsmith.server.bodies import is_encoded, read_aside, read_object
 from embedsmith.server.edge import refuse, require_json
-from embedsmith.server.proxy import Proxy, bar, is_encoded, read_aside, read_object
+from embedsmith.server.proxy import Proxy, bar
 from embedsmith.server.trail import Trail, trail_of
 
 MOST_TEXTS = 2048  # of one request

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from embedsmith import __version__
+from embedsmith.server.bodies import LARGEST
 from embedsmith.server.control import LONGEST_TAG, MOST_TAGS
 from embedsmith.server.dashboard import FOUND
 from embedsmith.server.embeddings import MOST_DIMENSIONS, MOST_TEXTS
-from embedsmith.server.proxy import LARGEST
 from embedsmith.server.trail import REQUEST_ID_FORM
 
 Json = dict[str, Any]
@@ -153,50 +153,46 @@ def _admin_paths() -> Json:
                 parameters=[search],
             )
         },
-        "/admin/mark": {
-            "post": _operation(
-                "Say that a hit was wrong (its entry goes), or that a miss was a duplicate; kept with a feedback file.",
-                {"200": _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}, removed=YES, kept=YES))}
-                | _refusals(400, 408, 409, 413, 415, 503),
-                body=_ref("Mark"),
-            )
-        },
-        "/admin/judge": {
-            "post": _operation(
-                "Record a person's verdict on a sample; the entry behind a wrong answer goes.",
-                {"200": _json("It is recorded.", _object(judged={"enum": ["same", "different"]}))}
-                | _refusals(400, 408, 409, 413, 415, 503),
-                body=_ref("Judge"),
-            )
-        },
-        "/admin/usual": {
-            "post": _operation(
-                "Take the questions from now on as the usual stream; the alarm that it has changed ends.",
-                {"200": _json("It is the usual one now.", _object(usual=TEXT))} | _refusals(408, 413, 415),
-            )
-        },
-        "/admin/tenant": {
-            "post": _operation(
-                "Tell the namespace of an API key, for /admin/purge; the key is kept nowhere.",
-                {"200": _json("It is this.", _object(namespace=TEXT))} | _refusals(400, 408, 413, 415),
-                body=_ref("Sender"),
-            )
-        },
-        "/admin/purge": {
-            "post": _operation(
-                "Remove one entry, those of a namespace and all below it, those with a tag, or all; of a namespace, if "
-                "asked for, the judged pairs in the feedback file, too: judged_removed is their number.",
-                {"200": _json("They are gone.", _object(removed=WHOLE, judged_removed=WHOLE))}
-                | _refusals(400, 408, 413, 415, 503),
-                body=_ref("Purge"),
-            )
-        },
-    }
+    } | _admin_commands()
     for path in paths.values():
         for operation in path.values():
             operation["security"] = [{"admin": []}]
             operation["responses"] |= _refusals(401)
     return paths
+
+
+def _admin_commands() -> Json:
+    return {
+        "/admin/mark": _command(
+            "Say that a hit was wrong (its entry goes), or that a miss was a duplicate; kept with a feedback file.",
+            _json("It is marked.", _object(marked={"enum": ["wrong", "same"]}, removed=YES, kept=YES)),
+            *(400, 409, 503),
+            body=_ref("Mark"),
+        ),
+        "/admin/judge": _command(
+            "Record a person's verdict on a sample; the entry behind a wrong answer goes.",
+            _json("It is recorded.", _object(judged={"enum": ["same", "different"]})),
+            *(400, 409, 503),
+            body=_ref("Judge"),
+        ),
+        "/admin/usual": _command(
+            "Take the questions from now on as the usual stream; the alarm that it has changed ends.",
+            _json("It is the usual one now.", _object(usual=TEXT)),
+        ),
+        "/admin/tenant": _command(
+            "Tell the namespace of an API key, for /admin/purge; the key is kept nowhere.",
+            _json("It is this.", _object(namespace=TEXT)),
+            400,
+            body=_ref("Sender"),
+        ),
+        "/admin/purge": _command(
+            "Remove one entry, those of a namespace and all below it, those with a tag, or all; of a namespace, if "
+            "asked for, the judged pairs in the feedback file, too: judged_removed is their number.",
+            _json("They are gone.", _object(removed=WHOLE, judged_removed=WHOLE)),
+            *(400, 503),
+            body=_ref("Purge"),
+        ),
+    }
 
 
 def _openai_paths(served: str) -> Json:
@@ -299,6 +295,12 @@ def _operation(summary: str, responses: Json, *, parameters: Sequence[Json] = ()
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return operation
+
+
+def _command(summary: str, done: Json, *refused: int, body: Json | None = None) -> Json:
+    """Return a path of the dashboard that changes something; what is wrong with a body refuses each of them."""
+    refusals = _refusals(*sorted((*refused, 408, 413, 415)))
+    return {"post": _operation(summary, {"200": done} | refusals, body=body)}
 
 
 def _identified() -> Json:

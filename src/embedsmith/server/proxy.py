@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
+from embedsmith.cache.chat import Allowances, Passed, Question
 from embedsmith.cache.semantic import Lookup, SemanticCache
 from embedsmith.cache.stores import Entry
 from embedsmith.encoder import Quick
@@ -29,6 +28,7 @@ from embedsmith.server.answers import (
     read_body,
     stream_events,
 )
+from embedsmith.server.bodies import ENCODED, LARGEST, SMALL, is_encoded, read_aside, read_question
 from embedsmith.server.control import Control, describe, read_control
 from embedsmith.server.edge import BODY_SECONDS, read_limited, read_pieces, refuse, require_json
 from embedsmith.server.flights import Failure, Flight, Flights, Landing
@@ -40,14 +40,10 @@ from embedsmith.server.upstream import Call, Upstream
 from embedsmith.server.watch import LOOKING, STORING, Watch
 
 LOG = logging.getLogger("embedsmith.server")
-LARGEST = 8 << 20  # bytes of a request that is read here
 HELD = 1 << 20  # bytes of a request that is only passed on, up to which it goes on whole
 GRACE = 1.0  # seconds beyond the upstream's timeout for which a waiting request waits for the one that asks
 SHORT = 400  # characters that an encoder in this process reads in a few milliseconds
-SMALL = 1 << 16  # bytes of a request that is read, and made a key of, in a few milliseconds; 8 MiB can take seconds
 OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an error that those who waited get, too
-ENCODED = "the body is encoded"
-TWICE = "a name stands twice in an object"  # of which the upstream may take the other one
 NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
@@ -400,58 +396,9 @@ class Proxy:
         return await read_limited(request, HELD, self.body_seconds)
 
 
-async def read_aside(raw: bytes, read: Callable[[bytes], Result]) -> Result:
-    """Return what `read` makes of a body; in a thread where it is large."""
-    return read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
-
-
-def read_object(raw: bytes, pairs: Callable[[Sequence[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
-    """Return the object that a body is; `pairs` makes each object in it of its names and values.
-
-    Raises:
-        ValueError, RecursionError: the body is none.
-    """
-    body = json.loads(raw, object_pairs_hook=pairs)
-    if not isinstance(body, dict):
-        raise ValueError("the body must be an object")
-    return body
-
-
 def read_answer(content: bytes, several: int) -> Answer | None:
     """Return the plain answer in a body, None where there is none that may be stored."""
     return read_body(parse(content), several)
-
-
-class NameTwice(Exception):
-    """An object of a request has a name twice."""
-
-
-def read_question(raw: bytes, allowed: Allowances, *, by_meaning: bool) -> Question | Passed:
-    """Return the question in the body of a chat request, or why it is none for the cache.
-
-    Raises:
-        ValueError, RecursionError: the body is no JSON object.
-    """
-    try:
-        body = read_object(raw, pairs=_join_pairs)
-    except NameTwice:
-        return Passed(TWICE)
-    try:
-        return read_chat(body, allowed, by_meaning=by_meaning)
-    except ValueError as error:
-        return Passed(str(error))
-
-
-def _join_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise NameTwice
-    return found
-
-
-def is_encoded(request: Request) -> bool:
-    """Say whether a request's body is compressed, or written in another way that only the upstream may know."""
-    return any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding"))
 
 
 def is_quick(cache: SemanticCache) -> bool:

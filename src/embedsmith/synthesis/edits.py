@@ -22,7 +22,6 @@ import numpy as np
 from embedsmith.facts import find_changes
 from embedsmith.text import normalize
 
-KINDS = ("number", "unit", "negation", "entity", "time", "direction", "population")
 NEAREST, NEAR, FAR = 3, 2, 1
 NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-zA-Z]+(?: [A-Z][a-zA-Z]+){0,2}\b")
 # Nobody of another age or sex is put into such a question.
@@ -43,7 +42,7 @@ class Edit:
     """A query with one fact changed.
 
     Attributes:
-        kind: one of `KINDS`. grade: 3 nearest (one step in a list or of 20%), 2 near, 1 far.
+        kind: one of `facts.KINDS`. grade: 3 nearest (one step in a list or of 20%), 2 near, 1 far.
         detail: "30 → 60".
     """
 
@@ -54,39 +53,14 @@ class Edit:
     detail: str
 
 
-def edit_queries(
-    queries: Sequence[str],
-    *,
-    each: int = 2,
-    kinds: Sequence[str] = KINDS,
-    grades: Sequence[int] = (FAR, NEAR, NEAREST),
-    seed: int = 0,
-) -> Iterator[Edit]:
-    """Yield at most `each` edits a query, of different kinds, in the order of the queries.
-
-    What is drawn depends on the seed, the query and the names in all queries (names are swapped with names that stand
-    behind the same word elsewhere), not on the order of the queries.
-    """
-    pool = collect_names(queries)
-    for query in queries:
-        yield from draw_edits(query, pool, kinds=kinds, grades=grades, seed=seed)[:each]
-
-
-def draw_edits(
-    query: str,
-    names: Mapping[str, Sequence[str]],
-    *,
-    kinds: Sequence[str] = KINDS,
-    grades: Sequence[int] = (FAR, NEAR, NEAREST),
-    seed: int = 0,
-) -> list[Edit]:
+def draw_edits(query: str, names: Mapping[str, Sequence[str]], *, seed: int = 0) -> list[Edit]:
     """Return one edit of each kind that the query allows, in an order that the seed and the query decide.
 
     Args:
         names: see `collect_names`.
     """
     generator = random.Random(hashlib.sha256(f"{seed}\n{query}".encode("utf-8", "replace")).digest())
-    found = [edit for edit in list_edits(query, names, generator) if edit.kind in kinds and edit.grade in grades]
+    found = list_edits(query, names, generator)
     generator.shuffle(found)
     taken: dict[str, Edit] = {}
     for edit in found:

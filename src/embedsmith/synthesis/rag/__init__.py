@@ -17,12 +17,12 @@ from embedsmith.encoder import Encoder
 from embedsmith.errors import InputError
 from embedsmith.examples import Example, Rejected
 from embedsmith.llm.calls import Calls
-from embedsmith.synthesis.rag.asking import ask, render_prompts, render_targets
+from embedsmith.synthesis.rag.asking import ask, render_targets
 from embedsmith.synthesis.rag.candidates import candidate_from, read_evidence, to_examples
 from embedsmith.synthesis.rag.checks import sum_up
 from embedsmith.synthesis.rag.judging import judge_candidates
 from embedsmith.synthesis.rag.placing import gather_repeats, place_candidates
-from embedsmith.synthesis.rag.plan import RagPlan, choose_passages, count_documents
+from embedsmith.synthesis.rag.plan import RagPlan, choose_passages
 from embedsmith.synthesis.rag.prompts import load_prompts
 from embedsmith.synthesis.rag.search import PassageSearch, embed_passages
 
@@ -30,10 +30,8 @@ __all__ = [
     "PassageSearch",
     "RagPlan",
     "choose_passages",
-    "count_documents",
     "embed_passages",
     "read_evidence",
-    "render_prompts",
     "render_targets",
     "synthesize_rag",
 ]

@@ -34,13 +34,8 @@ from embedsmith.synthesis.rag.prompts import (
 SURPLUS = 2  # times as many questions as asked for are read; a model that loops writes more
 
 
-def render_prompts(plan: RagPlan, passages: Sequence[Passage]) -> Iterator[Prompt]:
-    """Yield the prompts of the first step, exactly as they are sent and in their order: single passages, then sets."""
-    return (prompt for _, prompt in render_targets(plan, passages))
-
-
 def render_targets(plan: RagPlan, passages: Sequence[Passage]) -> Iterator[tuple[list[Passage], Prompt]]:
-    """Yield the prompts of the first step, each with the passages that it asks about."""
+    """Yield the prompts of the first step, as they are sent, each with the passages that it asks about."""
     prompts = load_prompts(plan.prompts)
     for places in _targets(plan, passages):
         own = [passages[place] for place in places]

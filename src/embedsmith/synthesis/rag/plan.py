@@ -7,7 +7,7 @@ passages of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -222,11 +222,3 @@ def name_set(passages: Sequence[Passage], places: Sequence[int]) -> str:
 
 def _draw(seed: int, purpose: str, name: str) -> float:
     return int(fingerprint([seed, purpose, name]), 16) / 16**16
-
-
-def count_documents(passages: Sequence[Passage], chosen: Sequence[int]) -> Mapping[str, int]:
-    """Return the number of chosen passages of every document, also of those with none."""
-    counts = dict.fromkeys((passage.document for passage in passages), 0)
-    for place in chosen:
-        counts[passages[place].document] += 1
-    return counts
