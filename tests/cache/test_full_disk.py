@@ -15,6 +15,7 @@ resource = pytest.importorskip("resource")
 # The process may write into no file, as on a full disk, until it is allowed to again.
 CHILD = """
 import logging, resource, sys, time
+from pathlib import Path
 from embedsmith.cache.judge import Judge
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import SemanticCache
@@ -41,7 +42,7 @@ def ask(number):
 llm = FakeLLM(answer=lambda prompt: '{"same_answer": "yes"}')
 cache = SemanticCache(FakeEncoder(64), store=sys.argv[1], threshold=0.8, guard=False, fingerprint="fake",
                       feedback=sys.argv[2], sample=SampleRule(1.0))
-samples, file = cache.samples, cache._feedback.path
+samples, file = cache.samples, Path(sys.argv[2])
 for number in range(300):
     cache.add(ask(number), "in the app")
 cache.mark_wrong("what does it cost", "nothing", "what is it made of")
