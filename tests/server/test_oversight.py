@@ -196,7 +196,7 @@ def test_a_verdict_that_cannot_be_written_is_told_and_the_sample_waits(serve: Se
 def test_a_server_that_nobody_asks_shows_the_verdicts_of_the_others(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedsmith.cache.semantic.HEARING", 0.0)
+    monkeypatch.setattr("embedsmith.cache.verdicts.HEARING", 0.0)
     served, verdict = serve(cache=sampling()), Judged(CLOSE, ASKED, 0, 0.99, "n", "sample", "openai:x", 5.0, "fake")
     Feedback(served.feedback).append(verdict)
     assert (metric(served, "samples_judged"), metric(served, "samples_wrong")) == (1, 1)
