@@ -293,9 +293,7 @@ class SQLiteStore:
             try:
                 with transaction(self._writer):
                     rows = [(used, uses, id) for id, (used, uses) in touches.items()]
-                    self._writer.executemany(
-                        "update entries set used = max(used, ?), uses = uses + ? where id = ?", rows
-                    )
+                    self._writer.executemany(USE, rows)
                     yield self._writer
             except BaseException:
                 with self._lock:
