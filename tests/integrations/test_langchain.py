@@ -208,7 +208,7 @@ class OwnMessage(HumanMessage):
 @pytest.mark.parametrize(
     ("asked", "bound", "reason"),
     [
-        ([HumanMessage(PICTURE)], {}, "the last message is not text"),
+        ([HumanMessage(PICTURE)], {}, "the last message holds an image"),
         ([HumanMessage(ASKED), AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="call_1")], {}, "user"),
         ([OwnMessage(ASKED)], {}, "none of LangChain's own"),
         ([HumanMessage(ASKED)], {"n": 2}, "more than one answer"),

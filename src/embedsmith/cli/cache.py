@@ -173,9 +173,15 @@ def serve(
             "until the store answers again.",
         ),
     ] = 1.0,
-    threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
-    guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine from which on answers are served; default: the calibration's.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Another calibration of this model; default: the file in or beside its folder.")
+    ] = None,
+    guard: Annotated[
+        bool, typer.Option(help="Veto stored questions that differ in a fact: a number, a name, a negation, …")
+    ] = True,
     turns: Annotated[
         Turns,
         typer.Option(
@@ -183,16 +189,22 @@ def serve(
         ),
     ] = "auto",
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
-    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
-    max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
+    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives; default: for ever.")] = None,
+    max_entries: Annotated[
+        int | None, typer.Option(min=1, help="Most entries; --eviction says what goes; default: no limit.")
+    ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes.")
+        int | None,
+        typer.Option(
+            min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes; default: no limit."
+        ),
     ] = None,
     eviction: Annotated[
         Eviction, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
     ] = "lru",
     feedback: Annotated[
-        Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
+        Path | None,
+        typer.Option(help="File for judged pairs (marked on the dashboard, sampled); made if missing, else added to."),
     ] = None,
     namespaces: Annotated[
         Path | None, typer.Option(help="Thresholds of single tenants; default: the file beside the calibration.")
@@ -263,7 +275,12 @@ def serve(
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
 ) -> None:
-    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
+    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard.
+
+    From the environment: EMBEDSMITH_ADMIN_TOKEN, the token of the dashboard and of /admin (else a new one is printed);
+    EMBEDSMITH_UPSTREAM_KEY, sent upstream for clients that bring no key; EMBEDSMITH_SECRET, 64 hex digits that make
+    tenants of API keys, the same on all servers that share a store.
+    """
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
