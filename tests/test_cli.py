@@ -152,7 +152,7 @@ def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path,
     shown = with_torch("recalibrate", tmp_path / "feedback.jsonl", *options)
     assert shown.returncode == 0, shown.stderr
     assert "line 122" in shown.stderr
-    assert "by itself, not all of them at once" in " ".join(shown.stderr.split())
+    assert f"next     start the servers again, with --namespaces {tmp_path / 'own.json'}" in shown.stderr
     assert "too few: 1 samples can be used" in " ".join(shown.stdout.split())
     busy, quiet = json.loads(with_torch("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
         "outcomes"
