@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from commands import run_command
 from embedsmith import cli
 from embedsmith.cache.stores import Entry, ModelMismatch, open_store
 from embedsmith.calibration import Calibration, write_calibration
+from embedsmith.cli.measuring import tell_terms
 from embedsmith.model import fingerprint_model
 from embedsmith.testing import FaultyServer
 
@@ -132,6 +134,13 @@ def test_calibrate_writes_down_what_made_the_similarities(tmp_path: Path, tiny_m
     assert "and the guard is" in " ".join(refused.stderr.split())
 
 
+def test_calibrate_says_for_what_traffic_it_promises() -> None:
+    plain = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "model")
+    assert tell_terms(plain) == ""
+    other = replace(plain, duplicate_rate=0.2, traffic=5000)
+    assert tell_terms(other) == ", in traffic with 20% duplicates, in the answers to the next 5,000 pairs"
+
+
 def test_an_export_says_that_the_threshold_is_of_other_vectors(tmp_path: Path, tiny_model: Path) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     made = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, fingerprint_model(model), precision="int8")
@@ -152,7 +161,7 @@ def test_recalibrate_gives_tenants_their_thresholds_and_says_why(tmp_path: Path,
     shown = with_torch("recalibrate", tmp_path / "feedback.jsonl", *options)
     assert shown.returncode == 0, shown.stderr
     assert "line 122" in shown.stderr
-    assert "by itself, not all of them at once" in " ".join(shown.stderr.split())
+    assert f"next     start the servers again, with --namespaces {tmp_path / 'own.json'}" in shown.stderr
     assert "too few: 1 samples can be used" in " ".join(shown.stdout.split())
     busy, quiet = json.loads(with_torch("recalibrate", tmp_path / "feedback.jsonl", *options, "--json").stdout)[
         "outcomes"

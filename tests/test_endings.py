@@ -154,6 +154,20 @@ def test_what_looks_like_a_path_is_not_asked_for_on_the_hub(tmp_path: Path, monk
         assert words in refused.value.action
 
 
+def test_a_mistyped_path_costs_no_import_of_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from embedsmith.model import load_encoder
+try:
+    load_encoder({str(tmp_path / "nowhere")!r})
+except Exception as error:
+    print(error, sorted({{"torch", "transformers"}} & sys.modules.keys()))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "is not a folder" in told
+    assert told.endswith("[]\n")
+
+
 def test_a_hub_that_has_no_address_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -183,6 +183,7 @@ def load_network(spec: str | Path, options: BaseOptions = AS_IT_IS) -> SentenceT
         ConfigurationError: an option that contradicts the folder or that the model cannot have.
         MissingPartError: torch, sentence-transformers, peft (adapters) or gguf is not installed.
     """
+    require_place(spec)  # first: torch takes seconds to import
     try:
         import sentence_transformers  # noqa: F401
     except ImportError:
@@ -215,6 +216,7 @@ def load_pair_network(spec: str | Path, *, seed: int | None = None, attention: s
         ModelError: it cannot be loaded, or has more than one output.
         MissingPartError: torch or sentence-transformers is not installed.
     """
+    require_place(spec)  # first: torch takes seconds to import
     try:
         import torch
         from sentence_transformers import CrossEncoder
@@ -342,10 +344,10 @@ def resolve_model(spec: str | Path) -> str:
             raise ConfigurationError(
                 f"{name} is not a known model package", expected=", ".join((DEMO_MODEL, *GGUF_WHEELS))
             )
+        require_place(name)
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return str(_inside(folder))
-        _require_hub_id(name)
+            return str(model_inside(folder))
         _spare_retries()
         return name
     try:
@@ -365,9 +367,12 @@ def resolve_model(spec: str | Path) -> str:
     return str(folder)
 
 
-def _require_hub_id(name: str) -> None:
-    """Raise `ModelError` if a name that is no folder was meant as one: nobody is asked for it."""
+def require_place(spec: str | Path) -> None:
+    """Raise `ModelError` if a name that is no folder was meant as one: nobody is asked for it, and nothing imported."""
+    name = str(spec)
     path = Path(name).expanduser()
+    if path.is_dir() or name.startswith("wheel:") or find_gguf(name) is not None:
+        return
     in_a_folder, action = path.parent != Path(".") and path.parent.is_dir(), "check the path"
     if not (in_a_folder or name.startswith((".", "/", "~")) or name.count("/") > 1):
         return
@@ -394,8 +399,8 @@ def _spare_retries() -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def _inside(folder: Path) -> Path:
-    """Return the model in the folder of a run, which is called `model`; any other folder is returned as it is."""
+def model_inside(folder: Path) -> Path:
+    """Return the model in the folder of a run, which is called `model`; any other path is returned as it is."""
     named = (folder / "modules.json", folder / "config.json", folder / "adapter_config.json")
     run = not any(file.is_file() for file in named) and (folder / "model" / "modules.json").is_file()
     return folder / "model" if run else folder

@@ -124,6 +124,29 @@ def test_without_the_guard_near_misses_are_served() -> None:
     assert cache.lookup("How do I unfreeze my card?").hit
 
 
+def test_a_lookup_can_be_printed_and_fits_a_screen() -> None:
+    cache = make()
+    cache.add(ASKED, "in the app")
+    assert "in the app" in repr(cache.lookup(ASKED))
+    assert "vector" not in repr(cache.lookup(ASKED)) + repr(cache.lookup("something else"))
+
+
+def test_what_cannot_be_an_answer_is_told_by_its_type(caplog: pytest.LogCaptureFixture) -> None:
+    cache = make()
+    record: Any = {"a": 1}
+    assert cache.serve(ASKED, lambda _: record) == record
+    assert "it is a dict, and only texts (str) are" in caplog.text
+    assert not cache.lookup(ASKED).hit
+
+    async def compute(text: str) -> Any:
+        return text
+
+    later: Any = compute
+    with pytest.raises(ConfigurationError, match="async def") as refused:
+        cache.serve(ASKED, later)
+    assert "serve_async" in refused.value.action
+
+
 def test_serve_computes_once_and_caches() -> None:
     cache, calls = make(), list[str]()
 

@@ -16,11 +16,13 @@ from embedsmith.cache.guard import fingerprint_rules
 from embedsmith.cache.recalibration import FILE, recalibrate, write_recalibration
 from embedsmith.cache.rules import choose_rules
 from embedsmith.cache.semantic import SemanticCache
-from embedsmith.cache.settings import TAUGHT, settle_turns
+from embedsmith.cache.settings import TAUGHT, place_calibration, settle_turns
 from embedsmith.calibration import Calibration, Conversations, read_calibration, write_calibration
 from embedsmith.errors import ConfigurationError
 from embedsmith.examples import LabelledPair
 from embedsmith.export import export_model
+from embedsmith.model import RECORD
+from embedsmith.runtime import OnnxEncoder
 from embedsmith.testing import FakeEncoder
 
 MADE = Calibration(0.9, 0.05, 0.05, 100, 1, 0.04, 0.3, 0.6, 400, "fake", precision="fp32", guard=True)
@@ -139,6 +141,18 @@ def test_an_export_is_served_at_once_and_its_warning_names_the_distance(
     assert cache.policy.threshold == 0.9
     close = report.precisions["int8"].mean_cosine
     assert f"int8 ones are served (mean cosine {close:.4f} to fp32)" in " ".join(caplog.messages)
+
+
+def test_the_folder_of_a_run_is_served_as_the_model_in_it(tiny_model: Path, tmp_path: Path) -> None:
+    """`--model runs/support` is what the hurried type: its export, its calibration, its conversations."""
+    folder = tmp_path / "run" / "model"
+    report = export_model(tiny_model, folder, precision="int8", least_cosine=-1.0, max_loss=2.0)
+    (folder / RECORD).write_text(f"[[sources]]\nconversations = {TAUGHT}\n")
+    write(folder.parent, model=report.fingerprint, precision="int8", conversations=PROVEN)
+    caches = [SemanticCache(place) for place in (folder.parent, folder)]
+    assert [type(cache.encoder) for cache in caches] == [OnnxEncoder] * 2
+    assert caches[0].policy.conversations == caches[1].policy.conversations == PROVEN.threshold
+    assert place_calibration(folder.parent) == place_calibration(folder) == folder / "calibration.json"
 
 
 PROVEN = Conversations(400, 0.85, 90, 0)

@@ -64,6 +64,13 @@ def test_a_question_in_other_words_is_a_hit_and_says_why() -> None:
     assert said(model, "What is the weather like?") == "answer 1"
 
 
+def test_a_folder_is_no_cache_and_would_else_fail_at_every_request_in_silence() -> None:
+    folder: Any = "runs/support/model"  # what EmbedsmithEmbeddings takes
+    with pytest.raises(ConfigurationError, match="the cache is 'runs/support/model'") as refused:
+        EmbedsmithCache(folder)
+    assert refused.value.action == "pass SemanticCache('runs/support/model')"
+
+
 def test_a_trap_is_vetoed_by_the_guard() -> None:
     model = chat_model(make())
     assert [said(model, ASKED), said(model, TRAP), said(model, ASKED)] == ["answer 0", "answer 1", "answer 0"]
@@ -208,7 +215,7 @@ class OwnMessage(HumanMessage):
 @pytest.mark.parametrize(
     ("asked", "bound", "reason"),
     [
-        ([HumanMessage(PICTURE)], {}, "the last message is not text"),
+        ([HumanMessage(PICTURE)], {}, "the last message holds an image"),
         ([HumanMessage(ASKED), AIMessage("", tool_calls=[CALL]), ToolMessage("3", tool_call_id="call_1")], {}, "user"),
         ([OwnMessage(ASKED)], {}, "none of LangChain's own"),
         ([HumanMessage(ASKED)], {"n": 2}, "more than one answer"),

@@ -189,6 +189,7 @@ def test_the_dashboard_names_the_model_and_says_that_nothing_is_judged_yet(serve
     found = state(served)
     assert (found["folder"], found["model"]) == ("FakeEncoder", "fake")
     assert found["drift"]["promise"]["judged"] == 0
+    assert not found["drift"]["promise"]["made"]  # the threshold was given by hand: the page must speak of no promise
     assert "Nothing judged yet" in httpx.get(f"{served.url}/dashboard").text
 
 

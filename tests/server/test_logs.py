@@ -95,6 +95,15 @@ def test_text_is_a_summary_a_minute_and_every_kind_of_failure_once() -> None:
     assert "14 requests" in stream.getvalue().splitlines()[-1]
 
 
+def test_what_an_upstream_refuses_is_counted_or_a_wrong_key_would_look_like_a_quiet_day() -> None:
+    stream = io.StringIO()
+    log = TextLog(stream)
+    for status in (401, 404, 200):
+        log.finish(Trail("id", "POST", "/v1/x", status=status, outcome="miss"))
+    log.close()
+    assert "3 requests, 0 hit, 3 miss, 0 pass, 0 failed, 2 refused (4xx) in" in stream.getvalue()
+
+
 def test_a_miss_that_only_if_cached_asked_for_is_no_failure(serve: Serve) -> None:
     stream = io.StringIO()
     log = TextLog(stream)

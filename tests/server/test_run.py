@@ -25,7 +25,16 @@ from embedsmith.cli import app
 from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.hosted import HostedEncoder
-from embedsmith.server.run import Service, address_of, describe_lost_secret, names_of, read_secret, read_token, warm_up
+from embedsmith.server.run import (
+    Service,
+    address_of,
+    describe_lost_secret,
+    describe_upstream,
+    names_of,
+    read_secret,
+    read_token,
+    warm_up,
+)
 from embedsmith.testing import FakeEncoder, FaultyServer
 
 COMMAND = [sys.executable, "-m", "embedsmith", "serve", "--threshold", "0.8"]
@@ -40,6 +49,12 @@ def test_wrong_addresses_are_errors_without_a_traceback(lean_model: Path) -> Non
     done = serve("--upstream", "nonsense", *model)
     assert (done.returncode, "is no address" in done.stderr + done.stdout) == (2, True)
     assert "Traceback" not in done.stderr
+
+
+def test_an_upstream_without_a_path_is_used_and_said() -> None:
+    assert describe_upstream("https://api.openai.com/v1") == "https://api.openai.com/v1"
+    assert describe_upstream("simulator:") == "simulator:"
+    assert "/v1 at the end" in describe_upstream("https://api.openai.com/")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ def read_chat(
         messages, images = _take_images(messages)
     text, about = read_messages(messages, by_meaning=by_meaning)
     if not text:
-        return Passed("the last message is not text")
+        parts = messages[-1].get("content")
+        image = isinstance(parts, list) and any(map(_is_image, parts))  # only where they are not allowed
+        return Passed("the last message holds an image" if image else "the last message is not text")
     rest = {name: value for name, value in body.items() if name not in HARMLESS and value is not None}
     several = body.get("n") or 1
     scope: dict[str, Any] = {"rest": rest, "turns": [], **about}

@@ -22,6 +22,7 @@ from embedsmith.calibration import read_calibration
 from embedsmith.encoder import precision_of
 from embedsmith.errors import ConfigurationError, require_share
 from embedsmith.examples import LabelledPair
+from embedsmith.model import model_inside
 from embedsmith.verifier import OnnxVerifier, adjust, pairs_of
 
 
@@ -121,4 +122,4 @@ def recalibrate_model(
 def place_recalibration(model: str, calibration: Path | None = None) -> Path:
     """Return where thresholds of namespaces are written, and looked for: beside the calibration, else the model."""
     path = find_calibration(model, calibration)
-    return path.with_name(FILE) if path is not None else Path(model).parent / FILE
+    return path.with_name(FILE) if path is not None else model_inside(Path(model)).parent / FILE

@@ -223,18 +223,18 @@ def _calibrate(
     alone = test(np.empty(0))
     if not len(reported):
         return alone, ""
+    told = f"{len(reported)} {'mistake' if len(reported) == 1 else 'mistakes'} reported by people"
     try:
         found = test(reported)
     except CalibrationRefused:
         if terms.common is None or alone.threshold <= terms.common:
             raise CalibrationRefused(
-                f"with {len(reported)} mistakes reported by people no threshold passes (the samples alone would allow "
-                f"{alone.threshold:.4f})",
+                f"with {told} no threshold passes (the samples alone would allow {alone.threshold:.4f})",
                 expected="more samples: they say how often such mistakes happen",
             ) from None
-        return alone, f"; {len(reported)} mistakes reported by people would ask for more than any threshold gives"
+        return alone, f"; {told} would ask for more than any threshold gives"
     if found.threshold > alone.threshold:
-        return found, f"; raised from {alone.threshold:.4f} by {len(reported)} mistakes reported by people"
+        return found, f"; raised from {alone.threshold:.4f} by {told}"
     return found, ""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args, overload
@@ -53,7 +54,7 @@ class Lookup:
     namespace: str
     partition: str
     id: str
-    vector: Embeddings | None
+    vector: Embeddings | None = field(repr=False)
     age: float | None
     seconds: float
     encoding: float = 0.0
@@ -343,7 +344,16 @@ class SemanticCache:
         all of them get its error, and nothing is stored; when it is interrupted, one of them computes. Where `compute`
         itself asks the same question again, that is computed: it would wait for itself.
         A cache that fails takes nothing away: what `compute` returns is returned, and the log says what failed.
+
+        Raises:
+            ConfigurationError: `compute` is an `async def`, whose answer there is only once it is awaited.
         """
+        if inspect.iscoroutinefunction(compute):
+            raise ConfigurationError(
+                "compute is an async def, and serve awaits nothing",
+                expected="a function that returns the answer, a str",
+                action="await cache.serve_async(...)",
+            )
         require_limits(ttl=ttl)
         tags = read_tags(tags)
         asked = self._ask(text, namespace, scope)
@@ -399,6 +409,9 @@ class SemanticCache:
     def _keep(self, missed: Lookup | None, answer: str, *, ttl: float | None, tags: Sequence[str]) -> None:
         """Store an answer; where the lookup has failed already, the cache is not asked again."""
         if missed is None:
+            return
+        if not isinstance(answer, str):
+            LOG.warning("an answer is not stored: it is a %s, and only texts (str) are", type(answer).__name__)
             return
         try:
             self.add(missed, answer, ttl=ttl, tags=tags)

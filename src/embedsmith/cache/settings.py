@@ -16,7 +16,7 @@ from embedsmith.calibration import Calibration, read_calibration
 from embedsmith.choices import Turns
 from embedsmith.encoder import Encoder, precision_of
 from embedsmith.errors import ConfigurationError, InputError
-from embedsmith.model import count_conversations, fingerprint_model, load_encoder
+from embedsmith.model import count_conversations, fingerprint_model, load_encoder, model_inside
 from embedsmith.runtime import FOLDER, REPORT, OnnxEncoder
 from embedsmith.verifier import Adjustment, OnnxVerifier, Verifier
 
@@ -147,7 +147,7 @@ def settle_turns(
 def count_taught(model: Encoder | Path | str) -> int:
     """Return how many rows of conversations a model was trained on; one in memory tells by `conversations`."""
     if isinstance(model, (str, Path)):
-        return count_conversations(model)
+        return count_conversations(model_inside(Path(model)))
     found = getattr(model, "conversations", 0)
     return found if isinstance(found, int) else 0
 
@@ -239,7 +239,7 @@ def tell_shadow(model: Encoder | Path | str, *, guard: bool = True) -> str:
 
 def place_calibration(model: Encoder | Path | str) -> Path:
     """Return where a calibration of the model is written, and looked for first: with a folder, in it."""
-    folder = Path(model) if isinstance(model, (str, Path)) else Path()
+    folder = model_inside(Path(model)) if isinstance(model, (str, Path)) else Path()
     return (folder if folder.is_dir() else Path()) / "calibration.json"
 
 
@@ -337,12 +337,16 @@ def find_calibration(model: Encoder | Path | str, calibration: Path | str | None
         return Path(calibration)
     if not isinstance(model, (str, Path)):
         return None
-    places = Path(model) / "calibration.json", Path(model).parent / "calibration.json"  # `run` writes the second
+    folder = model_inside(Path(model))
+    places = folder / "calibration.json", folder.parent / "calibration.json"  # `run` writes the second
     return next((at for at in places if at.is_file()), None)
 
 
 def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) -> tuple[Encoder, str]:
-    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch."""
+    """Return the encoder and its fingerprint; a model folder with an ONNX export runs without torch.
+
+    The folder of a run stands for the model in it, here as wherever a model is named.
+    """
     if not isinstance(model, (str, Path)):
         mark = fingerprint or getattr(model, "fingerprint", None)
         if not isinstance(mark, str) or not mark:
@@ -352,7 +356,8 @@ def open_encoder(model: Encoder | Path | str, fingerprint: str | None = None) ->
                 action="pass fingerprint='any name you change when the vectors change'",
             )
         return model, mark
-    if (Path(model) / FOLDER / REPORT).is_file():
-        exported = OnnxEncoder(model)
+    folder = model_inside(Path(model))
+    if (folder / FOLDER / REPORT).is_file():
+        exported = OnnxEncoder(folder)
         return exported, fingerprint or exported.fingerprint
     return load_encoder(model), fingerprint or fingerprint_model(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,7 @@ def recalibrate(
     from embedsmith.cache.feedback import read_all_feedback
     from embedsmith.cache.promises import place_recalibration, recalibrate_model
     from embedsmith.cache.recalibration import write_recalibration
+    from embedsmith.cache.settings import find_calibration
 
     rows, rejected = read_all_feedback(feedback)
     for file in feedback:
@@ -82,6 +84,10 @@ def recalibrate(
         return
     _print_recalibration(found)
     say(f"written  {out}")
+    if found.thresholds:  # a server reads them when it starts, and by itself only beside the calibration that it uses
+        common = find_calibration(model, calibration) if threshold is None else None
+        beside = common is not None and out == place_recalibration(model, calibration)
+        say(f"next     start the servers again{'' if beside else f', with --namespaces {shlex.quote(str(out))}'}")
 
 
 def _print_recalibration(found: Recalibration) -> None:
@@ -93,14 +99,15 @@ def _print_recalibration(found: Recalibration) -> None:
             f"{item.samples} of {item.judged}",
             item.reported,
             f"{item.common_wrong} of {item.common_hits}",
-            item.reason,
         ]
         for item in found.outcomes
     ]
-    headers = ["namespace", "threshold", "samples used", "reported", "wrong at common", "why"]
-    print_table(f"{len(rows)} namespaces; the common threshold is {common}", headers, rows, texts=True)
+    headers = ["namespace", "threshold", "samples used", "reported", "wrong at common"]
+    many = "namespace" if len(rows) == 1 else "namespaces"
+    print_table(f"{len(rows)} {many}; the common threshold is {common}", headers, rows)
+    print_table("", ["namespace", "why"], [[item.namespace, item.reason] for item in found.outcomes], texts=True)
     granted = len(found.thresholds)
-    if granted:
+    if granted > 1:
         say(
             f"Each of the {granted} promises is kept with confidence {1 - found.alpha:.0%} by itself, not all of them "
             f"at once: expect up to {found.alpha * granted:.2g} of {granted} to be broken."
@@ -173,9 +180,15 @@ def serve(
             "until the store answers again.",
         ),
     ] = 1.0,
-    threshold: Annotated[float | None, typer.Option(help="Cosine from which on answers are served.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Another calibration of this model.")] = None,
-    guard: Annotated[bool, typer.Option(help="Veto stored questions that differ in a fact.")] = True,
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine from which on answers are served; default: the calibration's.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Another calibration of this model; default: the file in or beside its folder.")
+    ] = None,
+    guard: Annotated[
+        bool, typer.Option(help="Veto stored questions that differ in a fact: a number, a name, a negation, …")
+    ] = True,
     turns: Annotated[
         Turns,
         typer.Option(
@@ -183,16 +196,22 @@ def serve(
         ),
     ] = "auto",
     verifier: Annotated[Path | None, typer.Option(help="The verifier that the calibration was made with.")] = None,
-    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives.")] = None,
-    max_entries: Annotated[int | None, typer.Option(min=1, help="Most entries; --eviction says what goes.")] = None,
+    ttl: Annotated[float | None, typer.Option(help="Seconds an answer lives; default: for ever.")] = None,
+    max_entries: Annotated[
+        int | None, typer.Option(min=1, help="Most entries; --eviction says what goes; default: no limit.")
+    ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes.")
+        int | None,
+        typer.Option(
+            min=1, help="Most bytes of texts, answers and vectors; --eviction says what goes; default: no limit."
+        ),
     ] = None,
     eviction: Annotated[
         Eviction, typer.Option(help="What goes first: the least recently used, the least often used, or the largest.")
     ] = "lru",
     feedback: Annotated[
-        Path | None, typer.Option(help="File for judged pairs: marked on the dashboard, sampled.")
+        Path | None,
+        typer.Option(help="File for judged pairs (marked on the dashboard, sampled); made if missing, else added to."),
     ] = None,
     namespaces: Annotated[
         Path | None, typer.Option(help="Thresholds of single tenants; default: the file beside the calibration.")
@@ -271,7 +290,12 @@ def serve(
         LogMode, typer.Option(help="text: failures and a summary a minute; json: a line a request, to stdout; off.")
     ] = "text",
 ) -> None:
-    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard."""
+    """Serve the model: a caching proxy in front of an LLM, an embeddings endpoint, a dashboard.
+
+    From the environment: EMBEDSMITH_ADMIN_TOKEN, the token of the dashboard and of /admin (else a new one is printed);
+    EMBEDSMITH_UPSTREAM_KEY, sent upstream for clients that bring no key; EMBEDSMITH_SECRET, 64 hex digits that make
+    tenants of API keys, the same on all servers that share a store.
+    """
     from embedsmith.cache.chat import Allowances
     from embedsmith.cache.samples import SampleRule
     from embedsmith.cache.semantic import SemanticCache
@@ -357,7 +381,8 @@ def _open_judge(spec: str, base_url: str | None) -> LanguageModel:
 
 def _say_sampling(cache: SemanticCache) -> None:
     if cache.policy.thresholds:
-        say(f"{len(cache.policy.thresholds)} tenants have a threshold of their own")
+        own = len(cache.policy.thresholds)
+        say("1 tenant has a threshold of its own" if own == 1 else f"{own} tenants have a threshold of their own")
     if cache.samples is not None:
         judge = f"{cache.judge.name}, which is sent both questions" if cache.judge else "people, on the dashboard"
         say(f"samples {cache.samples.rule.share:.1%} of the lookups, judged by {judge}")

@@ -335,7 +335,7 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
     of = "" if found.guard else ", without the guard" if cached else ", of the model by itself, without a cache"
     say(
         f"threshold {found.threshold:.4f}: at most {percent(found.delta)} of the answers served are wrong, with "
-        f"confidence {percent(1 - found.alpha)}{of}\n"
+        f"confidence {percent(1 - found.alpha)}{tell_terms(found)}{of}\n"
         f"{found.hits} of {found.pairs} pairs served, {found.false_hits} wrong, "
         f"{found.recall:.0%} of the duplicates caught"
     )
@@ -347,6 +347,14 @@ def _print_calibration(rules: Rules, out: Path, *, cached: bool) -> None:
     if found.conversations is not None:
         say(_tell_conversations(found.conversations))
     say(f"written  {out}")
+
+
+def tell_terms(found: Calibration) -> str:
+    """Return for what traffic a promise was made, "" where it is that of the pairs, in the long run."""
+    from embedsmith.metrics import percent
+
+    rate = f", in traffic with {percent(found.duplicate_rate)} duplicates" if found.duplicate_rate is not None else ""
+    return rate + (f", in the answers to the next {found.traffic:,} pairs" if found.traffic is not None else "")
 
 
 def _tell_conversations(own: Conversations) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from embedsmith.cache.chat import Allowances, Passed, Question, read_chat
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.errors import Repeats, describe_failure
+from embedsmith.errors import ConfigurationError, Repeats, describe_failure
 
 LOG = logging.getLogger("embedsmith.integrations")
 Namespace = str | Callable[[], str]
@@ -52,6 +53,14 @@ class Shelf:
     ttl: float | None = None
     allowed: Allowances = field(default_factory=Allowances)
     _told: Repeats = field(default_factory=Repeats, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cache, (str, Path)):  # which the embeddings of the same library take
+            raise ConfigurationError(
+                f"the cache is {str(self.cache)!r}, a text",
+                expected="a SemanticCache",
+                action=f"pass SemanticCache({str(self.cache)!r})",
+            )
 
     @property
     def tenant(self) -> str:

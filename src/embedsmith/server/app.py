@@ -35,6 +35,7 @@ from embedsmith.server.upstream import Upstream
 from embedsmith.server.watch import Prices, Seen, Watch, explain
 from embedsmith.text import is_storable
 
+SERVED_MODEL = "embedsmith"  # the name under which /v1/embeddings answers with the cache's own encoder
 TIMEOUT = 600.0  # seconds the upstream may take for an answer
 NO_PAIR = "there is nothing to mark: no two different questions; a wrong answer is removed by /admin/purge"
 OF_PAGE = {  # nothing but what the page brings along, in no other page's frame
@@ -55,7 +56,7 @@ def create_app(
     secret: bytes,
     upstream_key: str | None = None,
     allowed: Allowances | None = None,
-    served_model: str = "embedsmith",
+    served_model: str = SERVED_MODEL,
     largest: int = LARGEST,
     timeout: float = TIMEOUT,
     shadow: bool = False,

@@ -192,7 +192,8 @@ def _kind_of(status: int) -> str:
 async def refuse_route(_: Request, error: Exception) -> Response:
     """Answer an unknown path, a method that a path does not have, and a type of body it does not take."""
     assert isinstance(error, HTTPException)
-    told = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    nothing = "there is nothing at this path; what OpenAI clients take as base_url ends in /v1 here"
+    told = {404: nothing, 405: "this path does not take this method"}
     return refuse(error.status_code, told.get(error.status_code, error.detail), error.headers)
 
 

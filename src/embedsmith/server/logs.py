@@ -88,6 +88,8 @@ class TextLog:
         self._seen.update(["requests", trail.outcome])
         if trail.lookup is not None:
             self._lookups.append(trail.lookup)
+        if 400 <= trail.status < 500:
+            self._seen["refused"] += 1
         if trail.failed:
             self._seen["failed"] += 1
             if self._held.is_new((trail.status, trail.failure)):
@@ -106,6 +108,8 @@ class TextLog:
             times = sorted(self._lookups)
             median = f", lookup p50 {1000 * times[len(times) // 2]:.1f} ms" if times else ""
             parts = [f"{self._seen[name]:,} {name}" for name in ("requests", "hit", "miss", "pass", "failed")]
+            if self._seen["refused"]:  # all of them, when key or address of the upstream are wrong
+                parts.append(f"{self._seen['refused']:,} refused (4xx)")
             _write(self._stream, f"{_now()} info {', '.join(parts)}{median} in {self._clock() - self._since:.0f} s")
         self._seen.clear()
         self._lookups.clear()

@@ -524,13 +524,15 @@ SCHEMAS: Json = {
     "Promise": {
         **_object(
             delta=NUMBER,
+            made=YES,
             judged=WHOLE,
             wrong=WHOLE,
             evidence=NUMBER,
             alarm_at=NUMBER,
             alarm=_null_or(_object(**ALARM)),
         ),
-        "description": "The evidence that more than a share delta of the answers served is wrong.",
+        "description": "The evidence that more than a share delta of the answers served is wrong; `made`: whether a "
+        "calibration promised that (a threshold given by hand promises nothing).",
     },
     "Stream": {
         **_object(

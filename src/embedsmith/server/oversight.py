@@ -105,6 +105,7 @@ class Oversight:
         watch = samples.promise
         return {
             "delta": watch.delta,
+            "made": self._cache.calibration is not None,  # a threshold given by hand promises nothing
             "judged": watch.judged,
             "wrong": watch.wrong,
             "evidence": watch.evidence,

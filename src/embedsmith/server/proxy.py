@@ -47,6 +47,7 @@ OF_ERRORS = ("content-type", "retry-after", "www-authenticate")  # headers of an
 NO_WEBSOCKETS = "websockets are not passed on; connect to the upstream itself for what needs them (/v1/realtime)"
 Result = TypeVar("Result")
 NOT_CACHED = "the answer is not in the cache, and only-if-cached was asked for"
+ONCE = {"x-should-retry": "false"}  # OpenAI's libraries send any other 504 three times
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Proxy:
             return self._serve(ask, found, answer)
         if control.only_cached:
             self._note(ask, found, served=entry)
-            return refuse(504, NOT_CACHED, ask.told(found), kind="not_cached")
+            return refuse(504, NOT_CACHED, ask.told(found) | ONCE, kind="not_cached")
         if self.shadow or not control.read or not control.write:  # an own answer, for which nobody else can wait
             return await self._fetch(ask, found, served=entry)
         return await self._share(ask, found)
@@ -415,7 +416,7 @@ def bar(request: Request, told: Mapping[str, str] | None = None) -> Response | N
         control = read_control(request.headers.getlist(ASKED))
     except ValueError as error:
         return refuse(400, str(error))
-    return refuse(504, NOT_CACHED, told, kind="not_cached") if control.only_cached else None
+    return refuse(504, NOT_CACHED, {**(told or {}), **ONCE}, kind="not_cached") if control.only_cached else None
 
 
 def missed(found: Lookup, reason: str) -> Lookup:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from embedsmith.artifacts import sync_folder
 from embedsmith.cache.chat import Allowances
@@ -78,7 +79,7 @@ class Service:
 def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]) -> None:
     """Serve until the process is told to stop; the store is closed on the way out. For the main thread."""
     try:
-        from embedsmith.server.app import create_app
+        from embedsmith.server.app import SERVED_MODEL, create_app
         from embedsmith.server.logs import open_log
         from embedsmith.server.spans import spans_from_environment
         from embedsmith.server.watch import Prices
@@ -124,7 +125,9 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
             spans=spans,
         )
         address = address_of(service.host, listener)
+        say(f"upstream          {describe_upstream(service.upstream)}")
         say(f"OpenAI clients    base_url={address}/v1")
+        say(f'embeddings        model="{SERVED_MODEL}" is this model; any other name goes to the upstream')
         # What is printed ends up in logs: a token that outlives the process does not belong there.
         asked = "   it asks for the token, that of EMBEDSMITH_ADMIN_TOKEN" if given else f"#{token}"
         say(f"dashboard         {address}/dashboard{asked}")
@@ -132,6 +135,12 @@ def listen(cache: SemanticCache, service: Service, *, say: Callable[[str], None]
         gc.collect()
         gc.freeze()  # what is there now stays: no collection need look through it while requests wait
         make_server(app, graceful=service.grace).run(sockets=[listener])
+
+
+def describe_upstream(url: str) -> str:
+    """Return the base address as it is used; one without a path is the most common slip, and right for few servers."""
+    bare = url != SIMULATOR and not urlsplit(url).path.strip("/")
+    return f"{url} (it is asked for /chat/completions: most take /v1 at the end)" if bare else url
 
 
 def warm_up(cache: SemanticCache) -> None:

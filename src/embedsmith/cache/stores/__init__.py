@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -58,7 +58,7 @@ class Entry:
     partition: str
     text: str
     answer: str
-    vector: Embeddings
+    vector: Embeddings = field(repr=False)  # pages of numbers, to whoever prints a lookup
     created: float
     expires: float | None = None
     tags: tuple[str, ...] = ()
