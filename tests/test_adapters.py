@@ -83,6 +83,13 @@ def test_a_merged_network_is_saved_as_a_plain_folder(base: Path, tmp_path: Path)
     np.testing.assert_allclose(theirs, vectors(network), atol=1e-5)
 
 
+def test_whoever_may_read_a_model_folder_may_read_its_weights(base: Path, tmp_path: Path) -> None:
+    """safetensors writes files that their owner alone may read; a server often runs as another user."""
+    save_network(load_network(base), tmp_path / "model", card="")
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "model").iterdir() if file.is_file()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_an_adapter_folder_loads_in_both_libraries_and_names_its_base(base: Path, tmp_path: Path) -> None:
     network = trained(add_lora(load_network(base)))
     save_network(network, tmp_path / "adapter", card="")

@@ -28,7 +28,7 @@ from embedsmith.examples import LabelledPair
 from embedsmith.guards import shipped_guards
 from embedsmith.machine import count_cores
 from embedsmith.metrics import Ranking
-from embedsmith.model import TorchEncoder, fingerprint_model, load_network, resolve_model
+from embedsmith.model import TorchEncoder, fingerprint_model, load_network, resolve_model, share_weights
 from embedsmith.networks import default_prompt, max_length_of, pools_prompts
 from embedsmith.noise import only_errors, quiet_transformers
 from embedsmith.quantization import quantize
@@ -135,6 +135,7 @@ def prepare_folder(model: str | Path, out: Path | str | None) -> Path:
         network = load_network(model)
         with quiet_transformers():
             network.save_pretrained(str(target), create_model_card=False)
+        share_weights(target)
     return target
 
 

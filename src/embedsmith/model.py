@@ -535,12 +535,19 @@ def save_network(
             network.save_pretrained(str(temporary), create_model_card=False, safe_serialization=True)
         if has_lora(network):
             complete_adapter(network, temporary)
+        share_weights(temporary)
         for name, text in {"README.md": card, **(files or {})}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def share_weights(folder: Path) -> None:
+    """Let whoever may read the folder read the weights in it: safetensors writes them for their owner alone."""
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(folder.stat().st_mode & 0o666)
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

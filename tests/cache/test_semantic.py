@@ -29,7 +29,7 @@ from embedsmith.cache.refusals import Refusals
 from embedsmith.cache.rules import served_similarities, veto_pairs
 from embedsmith.cache.samples import SampleRule
 from embedsmith.cache.semantic import Lookup, SemanticCache
-from embedsmith.cache.stores import Entry, Match, ModelMismatch, open_store
+from embedsmith.cache.stores import Entry, Match, ModelMismatch, StoreError, open_store
 from embedsmith.calibration import Calibration, write_calibration
 from embedsmith.conversation import parse_messages, read_turns, render
 from embedsmith.encoder import TOO_LONG, Embeddings, Remembering
@@ -418,6 +418,14 @@ def test_a_store_whose_processes_are_short_is_rid_of_the_expired(tmp_path: Path)
         cache.add(f"question {number}", "x", ttl=1)
         assert cache.store.count().entries == 1
         cache.close()
+
+
+def test_a_cache_is_closed_when_its_block_is_left(tmp_path: Path) -> None:
+    with make(store=f"sqlite:///{tmp_path / 'c.db'}") as cache:
+        cache.add("what is the limit", "five")
+        assert cache.lookup("what is the limit").hit
+    with pytest.raises(StoreError, match="is closed"):
+        cache.lookup("what is the limit")
 
 
 def test_a_store_whose_processes_are_short_keeps_its_limits(tmp_path: Path) -> None:

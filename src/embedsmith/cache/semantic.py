@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, Self, get_args, overload
 
 from embedsmith.cache.chat import read_messages
 from embedsmith.cache.decision import Decision, Policy, decide, decide_exact, entry_id, partition_of
@@ -521,6 +521,13 @@ class SemanticCache:
         """
         self._recent.forget()
         return self._verdicts.forget(namespace)
+
+    def __enter__(self) -> Self:
+        """Return the cache; it is closed on leaving."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the judge and close the store; where its last uses cannot be written, the log says so."""
