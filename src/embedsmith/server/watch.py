@@ -60,7 +60,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What the upstream asks for a million tokens, in whatever currency."""
+    """What the upstream asks for a million tokens, US dollars."""
 
     prompt: float = 0.0
     completion: float = 0.0
@@ -146,7 +146,7 @@ class Watch:
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
         for name, text, read in (
-            ("saved_money", "What hits did not cost, in the currency of the prices", lambda: self.savings.money),
+            ("saved_money", "What hits did not cost, in US dollars", lambda: self.savings.money),
             ("saved_seconds", "What users did not wait for the upstream", lambda: self.savings.seconds),
             ("entries", "Entries in the store", lambda: cache.store.count().entries),
             ("store_silent", "1 while the store does not answer and is left alone", self._is_silent),
