@@ -21,7 +21,7 @@ from places import Place
 
 from embedsmith.cache.stores import Counts
 
-KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "1"))
 PROCESSES, WRITERS = 4, 4
 PATIENCE = 60.0  # seconds until a process must have done what it does in milliseconds
 DIMENSION = 64

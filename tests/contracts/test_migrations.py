@@ -20,7 +20,7 @@ from version_one import read_schema, write_version_one
 
 from embedsmith.cache.stores import SCHEMA, Counts, Entry, Order, StoreError
 
-KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))
 USES = {"a": (9.0, 2), "b": (7.0, 5), "c": (8.0, 1)}
 CHILD = """
 import logging, sys

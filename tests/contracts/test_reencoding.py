@@ -30,7 +30,7 @@ from embedsmith.encoder import Embeddings
 from embedsmith.errors import ConfigurationError, EmbedsmithError
 from embedsmith.testing import FakeEncoder
 
-KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))
 NEW = FakeEncoder(8)
 ORDERS: tuple[Order, ...] = ("lru", "lfu", "size")
 

@@ -24,7 +24,7 @@ from embedsmith.testing import FaultyServer, write_answer
 FILINGS = Path(__file__).resolve().parents[2] / "examples" / "filings"
 FAULTS = {"rate_limit": 0.05, "server_error": 0.04, "drop": 0.04, "thinking": 0.1, "fenced": 0.1, "refusal": 0.02}
 FAULTS |= {"truncated": 0.02, "null": 0.02}
-KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "3"))
+KILLS = int(os.environ.get("EMBEDSMITH_KILLS", "2"))
 
 
 def answer(prompt: str) -> str:
