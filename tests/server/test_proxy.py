@@ -56,7 +56,7 @@ def test_a_repeat_is_served_and_a_near_miss_is_not(serve: Serve) -> None:
     assert ask(served) == ("miss", "nothing stored", f"the answer to {ASKED}")
     assert ask(served, "how do i freeze my card")[:2] == ("hit", "same text")
     assert ask(served, "How do I freeze my cards?") == ("hit", "similar", f"the answer to {ASKED}")
-    assert ask(served, "How do I unfreeze my card?")[:2] == ("miss", "guard: opposite (unfreez / freez)")
+    assert ask(served, "How do I unfreeze my card?")[:2] == ("miss", "guard: opposite (unfreeze / freeze)")
     assert served.calls == 2
 
 
@@ -329,7 +329,7 @@ def test_in_shadow_everything_comes_from_the_upstream_and_hits_are_only_told(ser
         "shadow: similar",
         "the answer to How do I freeze my cards?",
     )
-    assert ask(served, "How do I unfreeze my card?")[1] == "guard: opposite (unfreez / freez)"
+    assert ask(served, "How do I unfreeze my card?")[1] == "guard: opposite (unfreeze / freeze)"
     assert served.calls == 4
     assert served.cache.store.count().entries == 2  # what would have been served is not stored a second time
 

@@ -93,6 +93,7 @@ VOWELS = frozenset("aàeéèiìoòóuùy")
 FRAMED = 24  # words of a question among which its framing is looked for
 MANY = 4  # exchanged words, both sides together, up to which they are an exchange and not another sentence
 TABLES = 1024  # comparisons of two quantities, about 1 ms
+SPELLED = frozenset(("opposite", "order", "word"))  # vetoes whose details are words
 MANY_SIGNS = 6  # the same for Chinese and Japanese, where most signs are a word each
 
 
@@ -175,11 +176,16 @@ def find_veto(query: str, candidate: str) -> Veto | None:
     """Return why an answer to `candidate` must not be served to `query`, or None.
 
     >>> find_veto("how do I raise my limit", "how do I lower my limit")
-    Veto(kind='opposite', detail='rais / lower')
+    Veto(kind='opposite', detail='raise / lower')
     """
     query, candidate = read_asked(query), read_asked(candidate)
-    if query == candidate:
-        return None
+    veto = _find_difference(query, candidate) if query != candidate else None
+    if veto is None or veto.kind not in SPELLED:
+        return veto
+    return Veto(veto.kind, _spell(veto.detail, query, candidate))
+
+
+def _find_difference(query: str, candidate: str) -> Veto | None:
     left, right = view_both(query, candidate)
     if left.silent or right.silent:
         return Veto("word", "none to compare")
@@ -398,6 +404,31 @@ def _name(quantities: Sequence[Quantity]) -> str:
     return (
         " ".join(f"{value:g}{'' if kind == 'plain' else f' ({kind})'}" for kind, value in sorted(quantities)) or "none"
     )
+
+
+def _spell(detail: str, query: str, candidate: str) -> str:
+    """Return what stands against what in the words of the questions, where it is told by their stems."""
+    left, right = view_both(query, candidate)
+    ours, theirs = _read_spellings(query, left.language), _read_spellings(candidate, right.language)
+    one, _, other = detail.partition(" / ")
+    return " / ".join(
+        " ".join(known.get(word, word) for word in side.split())
+        for side, known in ((one, theirs | ours), (other, ours | theirs))
+    )
+
+
+def _read_spellings(text: str, language: str) -> dict[str, str]:
+    """Return the words of a question by the names under which they are compared, the first of each."""
+    found, alike = TOKEN.findall(normalize(spell_digits(text))), load_lexicon().alike
+    if language:
+        named = [(stem(name), word) for word in split_words(found) for name in read_names([word], language)]
+    else:
+        named = [(stem(word), word) for word in expand_contractions(found)]
+    spelled: dict[str, str] = {}
+    for name, word in named:
+        spelled.setdefault(alike.get(name, name), word)
+        spelled.setdefault(name, word)
+    return spelled
 
 
 @lru_cache(maxsize=1 << 14)
